@@ -1,0 +1,123 @@
+"""Named registries of parts, and discovery of third-party parts by entry points.
+
+A part is a class (or factory) under a short name. Built-in parts register themselves with a decorator in
+their own file; other distributions declare an entry point in the group `simflow_plugin.<kind>`. Nothing is
+imported before a name is asked for.
+
+Every factory is called as `factory(options, context)`, where `options` is an instance of `factory.Options`
+(a subclass of `simflow_plugin.options.Options`) and `context` is what the harness knows: see
+`simflow_plugin.contracts`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any, TypeVar
+
+from simflow_plugin.errors import RegistryError
+from simflow_plugin.options import did_you_mean
+
+T = TypeVar("T")
+
+OWN_DISTRIBUTION = "simflow-plugin"
+
+
+class Registry:
+    """Parts of one kind by name.
+
+    Args:
+        kind: for example `models`; the entry-point group is `simflow_plugin.<kind>`.
+        package: the package (or module) whose files hold the built-in parts.
+    """
+
+    def __init__(self, kind: str, package: str) -> None:
+        self.kind = kind
+        self.group = f"simflow_plugin.{kind}"
+        self._package = package
+        self._builtin: dict[str, Any] = {}
+        self._builtins_imported = False
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorate a built-in part to register it under `name`.
+
+        Raises:
+            RegistryError: if another built-in part has that name.
+        """
+
+        def decorate(part: T) -> T:
+            known = self._builtin.get(name)
+            if known is not None and known is not part:
+                raise RegistryError(
+                    f"{self.kind}: `{name}` is registered twice in {OWN_DISTRIBUTION}: "
+                    f"{known.__module__}.{known.__qualname__} and {part.__module__}.{part.__qualname__}"  # type: ignore[attr-defined]
+                )
+            self._builtin[name] = part
+            return part
+
+        return decorate
+
+    def names(self) -> list[str]:
+        """Return all names, sorted. Imports the built-in parts and no third-party one."""
+        self._import_builtins()
+        return sorted({*self._builtin, *(entry.name for entry in self._entry_points())})
+
+    def get(self, name: str) -> Any:
+        """Return the factory registered as `name`; a third-party part is imported now.
+
+        Raises:
+            RegistryError: if the name is unknown (with the nearest match and the known names), claimed by two
+                distributions, or if its entry point does not import.
+        """
+        self._import_builtins()
+        claims = [entry for entry in self._entry_points() if entry.name == name]
+        owners = [_owner(entry) for entry in claims]
+        if name in self._builtin:
+            owners.insert(0, OWN_DISTRIBUTION)
+        if len(owners) > 1:
+            raise RegistryError(
+                f"{self.kind}: `{name}` is declared by more than one distribution: {', '.join(owners)}. "
+                f"Uninstall one of them, or ask its authors to rename their entry point in `{self.group}`."
+            )
+        if name in self._builtin:
+            return self._builtin[name]
+        if not claims:
+            raise RegistryError(f"{self.kind}: unknown name `{name}`.{did_you_mean(name, self.names())}")
+        return self._load(claims[0])
+
+    def _load(self, entry: metadata.EntryPoint) -> Any:
+        try:
+            return entry.load()
+        except Exception as error:  # a third-party module may fail in any way; we only name it
+            raise RegistryError(
+                f"{self.kind}: entry point `{entry.name}` of distribution {_owner(entry)} ({entry.value}) does "
+                f"not import: {type(error).__name__}: {error}. Mend or uninstall that distribution."
+            ) from error
+
+    def _entry_points(self) -> list[metadata.EntryPoint]:
+        # A distribution can be found twice (an editable install and its source folder): count it once.
+        found = {(entry.name, entry.value, _owner(entry)): entry for entry in metadata.entry_points(group=self.group)}
+        return list(found.values())
+
+    def _import_builtins(self) -> None:
+        if self._builtins_imported:
+            return
+        self._builtins_imported = True
+        package = importlib.import_module(self._package)
+        for module in pkgutil.iter_modules(getattr(package, "__path__", [])):
+            importlib.import_module(f"{self._package}.{module.name}")
+
+
+def _owner(entry: metadata.EntryPoint) -> str:
+    return entry.dist.name if entry.dist is not None else "an unknown distribution"
+
+
+MODELS = Registry("models", "simflow_plugin.models")
+AUTOENCODERS = Registry("autoencoders", "simflow_plugin.autoencoders")
+ENCODERS = Registry("encoders", "simflow_plugin.alignment")
+DATASETS = Registry("datasets", "simflow_plugin.data")
+RECONSTRUCTION_LOSSES = Registry("reconstruction_losses", "simflow_plugin.losses")
+GUIDANCE = Registry("guidance", "simflow_plugin.flow.guidance")
+ATTENTION = Registry("attention", "simflow_plugin.flow.attention")
