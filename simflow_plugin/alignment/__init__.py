@@ -1,0 +1,1 @@
+"""REPA / REPA-E: frozen encoders, projector, loss."""

@@ -1,0 +1,1 @@
+"""Posterior heads and the autoencoders that carry them."""

@@ -1,0 +1,1 @@
+"""Data sets of images, and the loader that orders them."""

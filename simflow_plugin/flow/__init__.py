@@ -1,0 +1,1 @@
+"""The transformer autoregressive flow: usable without the rest of the package."""

@@ -1,0 +1,1 @@
+"""Adapters that make a part speak a host's own interface."""

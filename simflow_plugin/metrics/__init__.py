@@ -1,0 +1,1 @@
+"""Generation, reconstruction, likelihood and latent-space metrics."""

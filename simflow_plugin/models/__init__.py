@@ -1,0 +1,1 @@
+"""One file per generative model in the harness."""
