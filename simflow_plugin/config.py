@@ -1,0 +1,338 @@
+"""The configuration of a run: YAML -> validated, typed, resolved; errors name the file, the line and the key.
+
+A part (`data`, `autoencoder`, `model`, ...) is a name or a mapping with a name: `model: simflow`, or
+`model: {name: simflow, flow: {...}}`. Resolving looks every part up in its registry and validates its options,
+then checks that the values fit together, before anything is built.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_serializer, model_validator
+
+from simflow_plugin import registry
+from simflow_plugin.contracts import AlignmentContext, ModelContext
+from simflow_plugin.errors import ConfigError, RegistryError
+from simflow_plugin.options import Options, did_you_mean
+from simflow_plugin.yaml_source import KeyPath, YamlSource, read_yaml_source
+
+
+class Part(Options):
+    """A part by name, with its options; written as `name` or as `{name: ..., option: ...}`."""
+
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name_or_mapping(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"name": value}
+        if isinstance(value, dict):
+            return {"name": value.get("name"), "options": {k: v for k, v in value.items() if k != "name"}}
+        return value
+
+    @model_serializer
+    def _to_mapping(self) -> Any:
+        return {"name": self.name, **self.options} if self.options else self.name
+
+    def build(self, parts: registry.Registry, context: Any) -> Any:
+        """Build the part: `factory(options, context)`."""
+        factory = parts.get(self.name)
+        return factory(factory.Options.model_validate(self.options), context)
+
+
+def _weighted(value: Any) -> Any:
+    return {"weight": value} if isinstance(value, (int, float)) else value
+
+
+class WeightedLoss(Options):
+    """A reconstruction loss with its weight; written as a number, or as `{weight: ..., options: {...}}`."""
+
+    weight: float = Field(gt=0)
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class Objective(Options):
+    """L = sum of reconstruction terms + beta * model terms (+ KL) (+ adversarial); alignment has its own section."""
+
+    reconstruction: dict[str, Annotated[WeightedLoss, BeforeValidator(_weighted)]] = Field(
+        default_factory=lambda: {"l2": WeightedLoss(weight=1.0)}, description="loss name -> weight"
+    )
+    beta: float = Field(1.0, ge=0, description="weight of the model's own terms (NLL in nats per latent dimension)")
+    kl_weight: float = Field(
+        1e-6, ge=0, description="weight of KL(q || N(0, I)) in nats per image; learnable-variance posteriors only"
+    )
+    adversarial: dict[str, Any] | None = Field(None, description="options of the adversarial loss; null: none")
+
+
+class Alignment(Options):
+    """REPA / REPA-E: align hidden tokens of the model with a frozen encoder's patch features."""
+
+    encoder: Part
+    mode: Literal["repa", "repa_e"] = Field("repa_e", description="repa_e: the gradient reaches the autoencoder")
+    layer: int = Field(1, ge=1, description="hidden layer of the model, counted from 1")
+    weight: float = Field(0.5, ge=0, description="for the model's parameters")
+    autoencoder_weight: float | None = Field(None, ge=0, description="for the autoencoder's; null: as `weight`")
+    projector_dim: int = Field(2048, ge=1)
+
+
+class Optimizer(Options):
+    """AdamW on all trained parts; norms, biases and embeddings are not decayed."""
+
+    lr: float = Field(1e-4, gt=0)
+    autoencoder_lr: float | None = Field(None, gt=0, description="null: as `lr`")
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float | None = Field(1.0, gt=0, description="global norm over all trained parts; null: no clipping")
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = Field(0, ge=0)
+    final_lr_ratio: float = Field(0.0, ge=0, le=1, description="of the cosine schedule's end to `lr`")
+
+
+class Training(Options):
+    """How long, how large, how often."""
+
+    steps: int = Field(gt=0, description="optimizer steps")
+    batch_size: int = Field(64, gt=0, description="global: over all processes and accumulation steps")
+    accumulation: int = Field(1, ge=1, description="micro-batches per optimizer step")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto: bfloat16 on a GPU that has it, float32 on CPU"
+    )
+    tf32: bool = Field(True, description="allow TF32 matrix products on CUDA")
+    compile: bool = Field(False, description="torch.compile the joint forward pass")
+    horizontal_flip: bool = False
+    num_workers: int = Field(0, ge=0)
+    ema_decay: float = Field(0.9999, ge=0, lt=1, description="per optimizer step, over all trained parts")
+    log_every: int = Field(50, gt=0)
+    sample_every: int = Field(1000, gt=0)
+    checkpoint_every: int = Field(1000, gt=0)
+    keep_checkpoints: int = Field(2, ge=1, description="the newest K are kept ...")
+    keep_every: int | None = Field(None, gt=0, description="... and every one whose step is a multiple of this")
+    max_bad_steps: int = Field(20, ge=1, description="stop after this many non-finite steps in a row")
+
+
+class Sampling(Options):
+    """How samples are drawn, during training and after it."""
+
+    guidance: float = Field(0.0, ge=0, description="weight w; 0 is the conditional model itself")
+    batch_size: int = Field(100, gt=0)
+    grid_per_class: int = Field(8, gt=0, description="samples per class in the grids")
+
+
+class Evaluation(Options):
+    """What is measured when training ends."""
+
+    num_samples: int = Field(1000, ge=0)
+    num_likelihood: int = Field(1000, ge=0, description="held-out images for bits per dimension and PSNR")
+    judge: Literal["none", "digits"] = Field("none", description="digits: scikit-learn's SVC on real digits")
+
+
+class RunConfig(Options):
+    """Everything that decides a run."""
+
+    name: str = "run"
+    seed: int = Field(0, ge=0)
+    image_size: int = Field(gt=0, description="pixels; images are square")
+    data: Part
+    autoencoder: Part
+    model: Part | None = Field(None, description="null: train the autoencoder alone")
+    objective: Objective = Objective()
+    alignment: Alignment | None = None
+    optimizer: Optimizer = Optimizer()
+    training: Training
+    sampling: Sampling = Sampling()
+    evaluation: Evaluation = Evaluation()
+    tracker: Literal["none", "wandb"] = "none"
+
+    def to_yaml(self) -> str:
+        """Return the configuration as YAML, every default written out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def load_config(name: str, overrides: list[str] | None = None) -> RunConfig:
+    """Read, validate, resolve and check a configuration.
+
+    Args:
+        name: a path, or the name of a shipped configuration.
+        overrides: `key.sub=value` assignments, applied last.
+    Raises:
+        ConfigError: naming the file, the line, the key, what was expected and what to do.
+    """
+    source = read_yaml_source(name)
+    for assignment in overrides or []:
+        source.override(assignment)
+    return config_from_source(source)
+
+
+def config_from_source(source: YamlSource) -> RunConfig:
+    """Validate a raw mapping, resolve its parts and check that the values fit together."""
+    config = _validate(RunConfig, source.values, source, ())
+    resolved = _resolve_parts(config, source)
+    check_config(resolved, source)
+    return resolved
+
+
+def check_config(config: RunConfig, source: YamlSource | None = None) -> None:
+    """Refuse values that clash, before anything is built.
+
+    Raises:
+        ConfigError: with the values that clash.
+    """
+    where = source or YamlSource({}, {}, config.name)
+    training, size = config.training, config.image_size
+    if training.batch_size % training.accumulation:
+        raise ConfigError(
+            f"{where.place(('training', 'batch_size'))}: training.batch_size {training.batch_size} is not divisible "
+            f"by training.accumulation {training.accumulation}."
+        )
+    autoencoder = _options(registry.AUTOENCODERS, config.autoencoder)
+    factor = getattr(autoencoder, "factor", None)
+    if factor and size % factor:
+        below = max(factor, size - size % factor)
+        raise ConfigError(
+            f"{where.place(('image_size',))}: image_size {size} is not divisible by the autoencoder's factor {factor} "
+            f"(autoencoder `{config.autoencoder.name}`). Use {below} or {below + factor}."
+        )
+    trainable = getattr(autoencoder, "trainable", "full")
+    if config.model is None:
+        if trainable == "none":
+            raise ConfigError(
+                f"{where.place(('autoencoder',))}: autoencoder.trainable is none and model is null: nothing to train."
+            )
+        return
+    _check_coupling(config, trainable, where)
+    channels = getattr(autoencoder, "latent_channels", None)
+    factory = registry.MODELS.get(config.model.name)
+    check = getattr(factory, "check", None)
+    if check is not None and factor and channels:
+        alignment = config.alignment and AlignmentContext(1, config.alignment.layer, config.alignment.projector_dim)
+        context = ModelContext((channels, size // factor, size // factor), None, alignment)
+        try:
+            check(factory.Options.model_validate(config.model.options), context, config.sampling.guidance)
+        except ConfigError as error:
+            raise ConfigError(f"{where.place(('model',))}: {error}") from error
+
+
+def _check_coupling(config: RunConfig, trainable: str, where: YamlSource) -> None:
+    """A trained encoder must get a gradient from the model: reconstruction alone would ignore it."""
+    assert config.model is not None
+    factory = registry.MODELS.get(config.model.name)
+    coupled = set(getattr(factory, "coupled_terms", frozenset()))
+    alignment = config.alignment
+    if alignment is not None and alignment.mode == "repa_e" and trainable != "full":
+        raise ConfigError(
+            f"{where.place(('alignment', 'mode'))}: alignment.mode repa_e sends its gradient into the encoder, but "
+            f"autoencoder.trainable is {trainable}. Use alignment.mode: repa, or autoencoder.trainable: full."
+        )
+    if alignment is None or alignment.mode == "repa":
+        coupled.discard("alignment")
+    if trainable == "full" and not coupled:
+        raise ConfigError(
+            f"{where.place(('autoencoder',))}: autoencoder.trainable is full, but model `{config.model.name}` detaches "
+            "the latents, so the encoder would never hear of it. Train the autoencoder first (model: null) and use "
+            "trainable: none or decoder, or couple them by alignment.mode: repa_e."
+        )
+
+
+def _resolve_parts(config: RunConfig, source: YamlSource) -> RunConfig:
+    """Validate every part's options against its factory, and write out the defaults."""
+    update: dict[str, Any] = {
+        "data": _resolve_part(config.data, registry.DATASETS, source, ("data",)),
+        "autoencoder": _resolve_part(config.autoencoder, registry.AUTOENCODERS, source, ("autoencoder",)),
+    }
+    if config.model is not None:
+        update["model"] = _resolve_part(config.model, registry.MODELS, source, ("model",))
+    if config.alignment is not None:
+        encoder = _resolve_part(config.alignment.encoder, registry.ENCODERS, source, ("alignment", "encoder"))
+        update["alignment"] = config.alignment.model_copy(update={"encoder": encoder})
+    losses = {}
+    for name, loss in config.objective.reconstruction.items():
+        path = ("objective", "reconstruction", name)
+        part = _resolve_part(Part.model_validate({"name": name, **loss.options}), registry.RECONSTRUCTION_LOSSES, source, path)
+        losses[name] = loss.model_copy(update={"options": part.options})
+    adversarial = config.objective.adversarial
+    if adversarial is not None:
+        from simflow_plugin.losses.adversarial import AdversarialLoss
+
+        options = _validate(AdversarialLoss.Options, adversarial, source, ("objective", "adversarial"))
+        adversarial = options.model_dump(mode="json")
+    objective = {"reconstruction": losses, "adversarial": adversarial}
+    update["objective"] = config.objective.model_copy(update=objective)
+    return config.model_copy(update=update)
+
+
+def _resolve_part(part: Part, parts: registry.Registry, source: YamlSource, path: KeyPath) -> Part:
+    try:
+        factory = parts.get(part.name)
+    except RegistryError as error:
+        raise ConfigError(f"{source.place((*path, 'name'))}: {'.'.join(path)}: {error}") from error
+    options = _validate(factory.Options, part.options, source, path)
+    return part.model_copy(update={"options": options.model_dump(mode="json")})
+
+
+def _options(parts: registry.Registry, part: Part) -> Any:
+    return parts.get(part.name).Options.model_validate(part.options)
+
+
+def _validate(model: type[BaseModel], values: Any, source: YamlSource, prefix: KeyPath) -> Any:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(item, model, source, prefix) for item in error.errors()]
+        raise ConfigError("\n".join(dict.fromkeys(lines))) from error
+
+
+def _explain(item: Any, model: type[BaseModel], source: YamlSource, prefix: KeyPath) -> str:
+    """Turn one pydantic error into 'file:line: key: what is wrong. What to do.'"""
+    # pydantic puts the names of validators and union members into the location: keep what the file has.
+    location = tuple(str(key) for key in item["loc"])
+    path = (*prefix, *_written(location, item))
+    where, key = source.place(path), ".".join(path)
+    if item["type"] == "extra_forbidden":
+        return f"{where}: {key}: unknown key.{did_you_mean(path[-1], _known_keys(model, location[:-1]))}"
+    if item["type"] == "missing":
+        return f"{where}: {key}: required, but not given."
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{where}: {key}: {message}; found {item['input']!r}."
+
+
+def _written(location: KeyPath, item: Any) -> KeyPath:
+    return tuple(key for key in location if not key.startswith("function-") and "[" not in key) or location
+
+
+def _known_keys(model: type[BaseModel], path: KeyPath) -> list[str]:
+    """Return the keys of the nested model at `path`."""
+    current: Any = model
+    for key in path:
+        field = current.model_fields.get(key) if hasattr(current, "model_fields") else None
+        if field is None:
+            continue
+        nested = [t for t in (field.annotation, *getattr(field.annotation, "__args__", ())) if _is_model(t)]
+        nested += [
+            t
+            for outer in getattr(field.annotation, "__args__", ())
+            for t in getattr(outer, "__args__", ())
+            if _is_model(t)
+        ]
+        current = nested[0] if nested else current
+    return list(current.model_fields)
+
+
+def _is_model(candidate: Any) -> bool:
+    return isinstance(candidate, type) and issubclass(candidate, BaseModel)
+
+
+def read_run_config(path: Path) -> RunConfig:
+    """Read the resolved configuration that a run directory holds.
+
+    Raises:
+        ConfigError: if the file is missing or was edited into something invalid.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path}: no resolved configuration; is {path.parent} a run directory?")
+    return config_from_source(read_yaml_source(str(path)))

@@ -1,0 +1,190 @@
+"""The joint objective: one forward of encoder, model and decoder, one loss, gradients sent where they belong.
+
+L = sum_r w_r L_r(decode(z), x) + beta * sum_t L_t(z) + w_a L_align(z) (+ KL or entropy) (+ adversarial), z ~ q(z given x).
+
+A model declares which of its terms may move the autoencoder (`coupled_terms`); the others see the latents detached.
+Where both kinds meet, or where the alignment weighs differently for model and autoencoder (REPA-E), the model runs
+once on a leaf copy of z, and the gradient of the coupled terms at that leaf is handed to z by the linear surrogate
+<z, dL/dz>, whose gradient at z is that very vector. So the model still runs once, and there is one backward.
+
+Reference: SimFlow, arXiv:2512.04084; REPA-E, arXiv:2504.10483, section 3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from simflow_plugin.contracts import Autoencoder, GenerativeModel, Posterior
+from simflow_plugin.losses.adversarial import AdversarialLoss
+from simflow_plugin.losses.reconstruction import ReconstructionLoss
+from simflow_plugin.randomness import Random
+
+DEAD_CHANNEL_RATIO = 0.1
+"""A latent channel is dead when its mean varies over the data by less than this share of the posterior's std."""
+
+
+@dataclass(frozen=True)
+class ObjectiveWeights:
+    """Weights of the joint objective.
+
+    Args:
+        beta: of the model's own terms.
+        kl: of KL(q || N(0, I)) in nats per image; used with a learnable-variance posterior whose latents the model's
+            likelihood does not reach.
+        alignment: of the alignment term for the model's parameters.
+        alignment_autoencoder: of the same term for the autoencoder's; 0 is REPA, more is REPA-E.
+    """
+
+    beta: float = 1.0
+    kl: float = 0.0
+    alignment: float = 0.0
+    alignment_autoencoder: float = 0.0
+
+    def of_model(self, term: str) -> float:
+        return self.alignment if term == "alignment" else self.beta
+
+    def of_autoencoder(self, term: str) -> float:
+        return self.alignment_autoencoder if term == "alignment" else self.beta
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one forward of the joint objective sees: a micro-batch of one process.
+
+    Args:
+        images: (B, 3, H, W), [-1, 1].
+        labels: (B,) int64, or None.
+        features: (B, N, F) of the frozen encoder, or None.
+        random: named draws for these rows.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    features: Tensor | None
+    random: Random
+
+
+class JointObjective(nn.Module):
+    """Autoencoder, model and reconstruction losses as one module, so that DDP and FSDP see one forward.
+
+    Args:
+        autoencoder: its `trainable` decides what runs: `none` skips decoder and reconstruction altogether.
+        model: None trains the autoencoder alone.
+        reconstruction: weighted reconstruction terms.
+        weights: of the objective.
+    """
+
+    def __init__(
+        self,
+        autoencoder: Autoencoder,
+        model: GenerativeModel | None,
+        reconstruction: ReconstructionLoss,
+        weights: ObjectiveWeights,
+    ) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+        self.model = model
+        self.reconstruction = reconstruction
+        self.weights = weights
+
+    def forward(self, batch: Batch, adversary: AdversarialLoss | None = None) -> dict[str, Tensor | None]:
+        """Compute the loss of one micro-batch.
+
+        Args:
+            batch: the micro-batch.
+            adversary: its generator term joins the loss; None before its start step.
+        Returns:
+            `loss` (scalar, to call backward on), `reconstruction` (B, 3, H, W) or None, and every scalar for the
+            log under its own name.
+        """
+        posterior, latents = self._encode(batch)
+        log = latent_statistics(posterior)
+        loss = torch.zeros((), device=batch.images.device)
+        images_out = None
+        if self.autoencoder.trainable != "none":
+            images_out = self.autoencoder.decode(latents)
+            rec_terms = self.reconstruction(images_out, batch.images)
+            rec_loss = self.reconstruction.total(rec_terms)
+            loss = loss + rec_loss
+            log |= {name: term.detach() for name, term in rec_terms.items()}
+            if adversary is not None:
+                generator_terms = adversary.generator_terms(images_out, rec_loss, self.autoencoder.last_layer())
+                loss = loss + generator_terms["adversarial"]
+                log |= {name: term.detach() for name, term in generator_terms.items()}
+        if self.model is not None:
+            model_loss, model_terms = self._model_loss(latents, batch)
+            loss = loss + model_loss
+            log |= {name: term.detach() for name, term in model_terms.items()}
+        regulariser = self._posterior_regulariser(posterior)
+        if regulariser is not None:
+            name, value, weight = regulariser
+            loss = loss + weight * value
+            log[name] = value.detach()
+        return {"loss": loss, "reconstruction": images_out, **log}
+
+    def _encode(self, batch: Batch) -> tuple[Posterior, Tensor]:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.autoencoder.trainable == "full"):
+            posterior = self.autoencoder.encode(batch.images)
+            noise = batch.random.normal("posterior", posterior.mean.shape, posterior.mean.device)
+            return posterior, posterior.sample(noise=noise)
+
+    def _model_loss(self, latents: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weigh the model's terms; send to `latents` the gradient of the coupled ones only."""
+        assert self.model is not None
+        coupled = self._coupled_terms() if latents.requires_grad else frozenset()
+        shares_all = bool(coupled - {"alignment"}) and (
+            batch.features is None
+            or ("alignment" in coupled and self.weights.alignment == self.weights.alignment_autoencoder)
+        )
+        if shares_all:
+            terms = self.model.training_losses(latents, batch.labels, batch.features, batch.random)
+            uncoupled = set(terms) - coupled
+            if uncoupled:
+                raise RuntimeError(f"{type(self.model).__name__}: terms {sorted(uncoupled)} are not in coupled_terms")
+            return self._weigh(terms), terms
+        leaf = latents.detach().requires_grad_(bool(coupled))
+        terms = self.model.training_losses(leaf, batch.labels, batch.features, batch.random)
+        loss = self._weigh(terms)
+        moving = [self.weights.of_autoencoder(name) * terms[name] for name in sorted(coupled & set(terms))]
+        if moving:
+            (gradient,) = torch.autograd.grad(torch.stack(moving).sum(), leaf, retain_graph=True)
+            surrogate = (latents * gradient).sum()
+            loss = loss + surrogate - surrogate.detach()
+        return loss, terms
+
+    def _coupled_terms(self) -> frozenset[str]:
+        assert self.model is not None
+        removed = {"alignment"} if self.weights.alignment_autoencoder == 0 else set()
+        return self.model.coupled_terms - removed
+
+    def _weigh(self, terms: dict[str, Tensor]) -> Tensor:
+        return torch.stack([self.weights.of_model(name) * term for name, term in terms.items()]).sum()
+
+    def _posterior_regulariser(self, posterior: Posterior) -> tuple[str, Tensor, float] | None:
+        """Return (name, value, weight) of the term that keeps a learnable variance from collapsing.
+
+        With a likelihood that reaches the encoder the negative ELBO asks for minus the entropy, per dimension as the
+        NLL is; otherwise the usual small KL to N(0, I). A fixed variance has neither: its entropy is constant.
+        """
+        if not getattr(posterior, "learns_variance", False) or self.autoencoder.trainable != "full":
+            return None
+        if self.model is not None and "nll" in self._coupled_terms():
+            dims = posterior.mean[0].numel()
+            return "negative_entropy", -posterior.entropy().mean() / dims, self.weights.beta
+        return "kl", posterior.kl().mean(), self.weights.kl
+
+
+@torch.no_grad()
+def latent_statistics(posterior: Posterior) -> dict[str, Tensor]:
+    """Return what warns of a collapse of the mean: its average, its spread, and the share of dead channels.
+
+    The spread of a channel is the standard deviation of its mean over batch and positions.
+    """
+    mean = posterior.mean.float()
+    spread = mean.std(dim=(0, 2, 3), unbiased=False)  # (C,)
+    noise = posterior.std.float().expand_as(mean).mean(dim=(0, 2, 3))
+    dead = (spread < DEAD_CHANNEL_RATIO * noise).float().mean()
+    return {"latent_mean": mean.mean(), "latent_std": spread.mean(), "latent_dead": dead}

@@ -1,0 +1,78 @@
+"""AdamW over the trained parts, its schedule, and a step that skips itself when gradients are not finite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from simflow_plugin.config import Optimizer as OptimizerConfig
+
+
+def parameter_groups(parts: dict[str, nn.Module], config: OptimizerConfig) -> list[dict]:
+    """Group the trained parameters by part and by whether they are decayed.
+
+    Matrices and kernels are decayed; vectors (norms, biases) and embeddings are not.
+    """
+    groups = []
+    for name, part in parts.items():
+        lr = config.autoencoder_lr if name == "autoencoder" and config.autoencoder_lr is not None else config.lr
+        embeddings = {id(m.weight) for m in part.modules() if isinstance(m, nn.Embedding)}
+        trained = [p for p in part.parameters() if p.requires_grad]
+        decayed = [p for p in trained if p.ndim > 1 and id(p) not in embeddings]
+        plain = [p for p in trained if p.ndim <= 1 or id(p) in embeddings]
+        for params, decay in ((decayed, config.weight_decay), (plain, 0.0)):
+            if params:
+                groups.append({"params": params, "lr": lr, "base_lr": lr, "weight_decay": decay})
+    return groups
+
+
+def make_optimizer(groups: list[dict], config: OptimizerConfig, device: torch.device) -> torch.optim.AdamW:
+    """Build AdamW; the fused kernel (CPU and CUDA) can skip a step on the device, without a synchronisation."""
+    fused = device.type in ("cpu", "cuda")
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+
+
+def learning_rate_ratio(step: int, total_steps: int, config: OptimizerConfig) -> float:
+    """Return the schedule's factor in [0, 1] for optimizer step `step` (from 0)."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return 1.0
+    progress = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return config.final_lr_ratio + (1 - config.final_lr_ratio) * cosine
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, ratio: float) -> None:
+    """Scale every group's base learning rate by `ratio`."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * ratio
+
+
+def clip_and_check(parameters: Iterable[nn.Parameter], max_norm: float | None) -> tuple[Tensor, Tensor]:
+    """Clip gradients by their global norm, on the device.
+
+    Returns:
+        The norm before clipping, and whether it is finite; both scalar tensors, never read here.
+    """
+    with_gradient = [p for p in parameters if p.grad is not None]
+    norm = nn.utils.get_total_norm([p.grad for p in with_gradient if p.grad is not None])
+    if hasattr(norm, "full_tensor"):  # FSDP2: gradients are sharded
+        norm = norm.full_tensor()
+    finite = torch.isfinite(norm)
+    if max_norm is not None and with_gradient:
+        nn.utils.clip_grads_with_norm_(with_gradient, max_norm, norm)
+    return norm, finite
+
+
+def step_if_finite(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:
+    """Take the step unless `finite` is false; the fused optimizer decides on the device."""
+    if optimizer.param_groups[0].get("fused"):
+        optimizer.grad_scale = None  # type: ignore[attr-defined]
+        optimizer.found_inf = (~finite).to(torch.float32)  # type: ignore[attr-defined]
+        optimizer.step()
+    elif bool(finite):
+        optimizer.step()

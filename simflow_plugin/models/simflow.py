@@ -1,0 +1,143 @@
+"""SimFlow: an exact-likelihood flow of latents, trained together with the autoencoder that makes them.
+
+The model is the flow; what makes it SimFlow is that the gradient of its likelihood reaches the encoder, which a
+fixed posterior variance keeps stable (arXiv:2512.04084).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from simflow_plugin import options
+from simflow_plugin.alignment.head import AlignmentHead
+from simflow_plugin.contracts import GenerativeModel, ModelContext
+from simflow_plugin.errors import ConfigError
+from simflow_plugin.flow import FlowArchitecture, FlowConfig, TransformerFlow, drop_labels, patchify, unpatchify
+from simflow_plugin.randomness import Random
+from simflow_plugin.registry import MODELS
+
+
+class FlowSampling(options.Options):
+    """How the flow is inverted."""
+
+    method: str = Field("cached", description="naive, cached, jacobi or auto")
+    guidance_rule: str | dict[str, Any] = Field("starflow", description="a name of the guidance registry, or a mapping")
+
+
+class SimFlowOptions(options.Options):
+    """Options of `model: simflow`."""
+
+    flow: FlowArchitecture = FlowArchitecture()
+    label_dropout: float = Field(0.1, ge=0, lt=1, description="share of rows trained without their label")
+    sampling: FlowSampling = FlowSampling()
+
+
+@MODELS.register("simflow")
+class SimFlow(GenerativeModel):
+    """Transformer autoregressive flow p(z given y) on the latent grid.
+
+    Args:
+        options: of the model.
+        context: shape of the latents, number of classes, alignment.
+    Raises:
+        ConfigError: if the latent grid is not divisible by the patch size.
+    """
+
+    Options = SimFlowOptions
+    coupled_terms: ClassVar[frozenset[str]] = frozenset({"nll", "alignment"})
+
+    def __init__(self, options: SimFlowOptions, context: ModelContext) -> None:
+        super().__init__()
+        self.check(options, context, guidance=0.0)
+        channels, height, width = context.latent_shape
+        patch = options.flow.patch_size
+        self.options = options
+        self.latent_shape = context.latent_shape
+        self.grid_size = (height // patch, width // patch)
+        self.flow = TransformerFlow(
+            FlowConfig(
+                **options.flow.model_dump(),
+                token_dim=channels * patch * patch,
+                grid_size=self.grid_size,
+                num_classes=context.num_classes,
+            )
+        )
+        self.supports_guidance = context.num_classes is not None and options.label_dropout > 0
+        self.alignment_layer = context.alignment.layer if context.alignment is not None else None
+        self.alignment = (
+            AlignmentHead(self.flow.hidden_dim(context.alignment.layer), context.alignment)
+            if context.alignment is not None
+            else None
+        )
+
+    @staticmethod
+    def check(options: SimFlowOptions, context: ModelContext, guidance: float) -> None:
+        """Refuse values that clash; called before anything is built."""
+        _, height, width = context.latent_shape
+        patch = options.flow.patch_size
+        if height % patch or width % patch:
+            raise ConfigError(
+                f"model.flow.patch_size {patch} does not divide the latent grid {height} x {width}. "
+                "Change the patch size, image_size or the autoencoder's factor."
+            )
+        if guidance > 0 and options.label_dropout == 0:
+            raise ConfigError(
+                f"sampling.guidance {guidance} needs an unconditional model, but model.label_dropout is 0. "
+                "Set model.label_dropout (0.1, say) or sampling.guidance: 0."
+            )
+
+    def training_losses(
+        self, latents: Tensor, labels: Tensor | None, features: Tensor | None, random: Random
+    ) -> dict[str, Tensor]:
+        labels = self._drop_labels(labels, random, latents.device)
+        layer = self.alignment_layer if features is not None else None
+        output = self.flow(self.tokens(latents), labels, hidden_layer=layer)
+        terms = {"nll": -output.log_prob.mean() / latents[0].numel()}
+        if self.alignment is not None and features is not None:
+            terms["alignment"] = self.alignment(output.hidden, self.grid_size, features)
+        return terms
+
+    @torch.no_grad()
+    def sample(self, labels: Tensor | None, shape: Sequence[int], guidance: float, random: Random) -> Tensor:
+        channels, height, width = self.latent_shape
+        grid_noise = random.normal("latent", (shape[0], channels, height, width), self.device)
+        tokens = self.flow.inverse(
+            self.tokens(grid_noise),
+            self._known(labels),
+            guidance=guidance,
+            guidance_rule=self.options.sampling.guidance_rule,
+            method=self.options.sampling.method,
+        )
+        return self.latents(tokens)
+
+    def log_prob(self, latents: Tensor, labels: Tensor | None) -> Tensor:
+        return self.flow.log_prob(self.tokens(latents), self._known(labels))
+
+    def tokens(self, latents: Tensor) -> Tensor:
+        """Cut latents (B, C, h, w) into tokens (B, T, D)."""
+        return patchify(latents, self.options.flow.patch_size)
+
+    def latents(self, tokens: Tensor) -> Tensor:
+        """Put tokens (B, T, D) back onto the latent grid (B, C, h, w)."""
+        return unpatchify(tokens, self.options.flow.patch_size, self.grid_size)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def _known(self, labels: Tensor | None) -> Tensor | None:
+        return labels if self.flow.config.num_classes is not None else None
+
+    def _drop_labels(self, labels: Tensor | None, random: Random, device: torch.device) -> Tensor | None:
+        labels = self._known(labels)
+        if labels is None or self.options.label_dropout == 0:
+            return labels
+        uniform = random.uniform("label_dropout", (labels.shape[0],), device)
+        return drop_labels(labels, uniform, self.options.label_dropout)
+
+
