@@ -51,7 +51,7 @@ class ObjectiveWeights:
 
 
 @dataclass(frozen=True)
-class Batch:
+class JointInputs:
     """What one forward of the joint objective sees: a micro-batch of one process.
 
     Args:
@@ -90,7 +90,7 @@ class JointObjective(nn.Module):
         self.reconstruction = reconstruction
         self.weights = weights
 
-    def forward(self, batch: Batch, adversary: AdversarialLoss | None = None) -> dict[str, Tensor | None]:
+    def forward(self, batch: JointInputs, adversary: AdversarialLoss | None = None) -> dict[str, Tensor | None]:
         """Compute the loss of one micro-batch.
 
         Args:
@@ -125,13 +125,13 @@ class JointObjective(nn.Module):
             log[name] = value.detach()
         return {"loss": loss, "reconstruction": images_out, **log}
 
-    def _encode(self, batch: Batch) -> tuple[Posterior, Tensor]:
+    def _encode(self, batch: JointInputs) -> tuple[Posterior, Tensor]:
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.autoencoder.trainable == "full"):
             posterior = self.autoencoder.encode(batch.images)
             noise = batch.random.normal("posterior", posterior.mean.shape, posterior.mean.device)
             return posterior, posterior.sample(noise=noise)
 
-    def _model_loss(self, latents: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def _model_loss(self, latents: Tensor, batch: JointInputs) -> tuple[Tensor, dict[str, Tensor]]:
         """Weigh the model's terms; send to `latents` the gradient of the coupled ones only."""
         assert self.model is not None
         coupled = self._coupled_terms() if latents.requires_grad else frozenset()

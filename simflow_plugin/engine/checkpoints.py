@@ -1,0 +1,185 @@
+"""Checkpoints that survive what happens on clusters: written aside, synced, checksummed, renamed; verified when read.
+
+One folder a step: `step_00001000/` with `*.safetensors` for tensors, `state.json` for the rest and `manifest.json` with
+the size and SHA-256 of each file. Nothing is pickled. A folder that does not match its manifest is reported and
+passed over for the one before it.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from simflow_plugin.errors import CheckpointError, TrainingError
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+STATE = "state.json"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint on disk.
+
+    Args:
+        path: its folder.
+        step: optimizer steps done.
+        state: the content of `state.json`.
+    """
+
+    path: Path
+    step: int
+    state: dict[str, Any]
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """Read `<name>.safetensors`."""
+        return load_file(self.path / f"{name}.safetensors")
+
+    def has(self, name: str) -> bool:
+        """Return whether the checkpoint holds `<name>.safetensors`."""
+        return (self.path / f"{name}.safetensors").is_file()
+
+
+def save_checkpoint(
+    folder: Path, step: int, tensors_by_name: dict[str, dict[str, Tensor]], state: dict[str, Any]
+) -> Path:
+    """Write a checkpoint so that it is there whole, or not at all.
+
+    Raises:
+        TrainingError: if the disk is full; the checkpoints that were there stay untouched.
+    """
+    final = folder / f"step_{step:08d}"
+    aside = folder / f".writing_{final.name}"
+    try:
+        _remove(aside)
+        aside.mkdir(parents=True)
+        for name, tensors in tensors_by_name.items():
+            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, aside / f"{name}.safetensors")
+        document = {"format_version": FORMAT_VERSION, "step": step, **state}
+        (aside / STATE).write_text(json.dumps(document, indent=1))
+        manifest = {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(aside.iterdir())}
+        (aside / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        for path in [*aside.iterdir(), aside]:
+            _sync(path)
+        if final.exists():
+            _remove(final)
+        os.replace(aside, final)
+        _sync(folder)
+    except (OSError, safetensors.SafetensorError) as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        if _is_disk_full(error):
+            raise TrainingError(
+                f"{folder}: the disk is full; the checkpoint of step {step} was not written. The last good one is "
+                f"{_last_name(folder)}. Free some space and run the same command again."
+            ) from error
+        raise
+    return final
+
+
+def latest_checkpoint(folder: Path) -> Checkpoint | None:
+    """Return the newest checkpoint that is whole, or None; torn ones are logged and passed over.
+
+    Raises:
+        CheckpointError: if checkpoints are there but none is whole, or the newest is of a newer format.
+    """
+    paths = checkpoint_folders(folder)
+    for path in reversed(paths):
+        problem = verify_checkpoint(path)
+        if problem is None:
+            state = json.loads((path / STATE).read_text())
+            return Checkpoint(path, int(state["step"]), state)
+        log.warning("%s: %s. Passing over it for the one before.", path, problem)
+    if paths:
+        raise CheckpointError(
+            f"{folder}: none of the {len(paths)} checkpoints is whole. Restore one from a copy, or start a new run."
+        )
+    return None
+
+
+def checkpoint_folders(folder: Path) -> list[Path]:
+    """Return the checkpoint folders, oldest first."""
+    return sorted(p for p in folder.glob("step_*") if p.is_dir())
+
+
+def verify_checkpoint(path: Path) -> str | None:
+    """Return what is wrong with a checkpoint, or None if every file matches the manifest.
+
+    Raises:
+        CheckpointError: if it was written by a newer version of this package.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        return f"its manifest cannot be read ({error})"
+    for name, expected in manifest.items():
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != expected["bytes"]:
+            return f"{name} has {file.stat().st_size} bytes, the manifest says {expected['bytes']}"
+        if _sha256(file) != expected["sha256"]:
+            return f"{name} does not match its checksum"
+    version = json.loads((path / STATE).read_text()).get("format_version", 0)
+    if version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: written in format {version}, this version of simflow-plugin reads up to {FORMAT_VERSION}. "
+            "Upgrade simflow-plugin."
+        )
+    return None
+
+
+def prune_checkpoints(folder: Path, keep: int, keep_every: int | None) -> None:
+    """Delete all but the newest `keep` checkpoints and those whose step is a multiple of `keep_every`."""
+    for path in checkpoint_folders(folder)[:-keep]:
+        step = int(path.name.removeprefix("step_"))
+        if keep_every is None or step % keep_every:
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Delete a folder; the manifest goes first, so that a half-deleted checkpoint is never taken for a whole one."""
+    if path.exists():
+        (path / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(path)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _digest(file: Any) -> str:
+    digest = hashlib.sha256()  # Python 3.10 has no hashlib.file_digest
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_disk_full(error: Exception) -> bool:
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+
+
+def _last_name(folder: Path) -> str:
+    folders = checkpoint_folders(folder)
+    return folders[-1].name if folders else "(none yet)"

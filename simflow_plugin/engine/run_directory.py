@@ -1,0 +1,154 @@
+"""The run directory: everything of one run, and nothing outside it.
+
+    config.yaml  metrics.jsonl  samples/step_*.png  checkpoints/step_*/  report.html  summary.json
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from simflow_plugin.config import RunConfig, read_run_config
+from simflow_plugin.errors import RunDirectoryError
+
+SAFE_TO_CHANGE = (
+    "name",
+    "tracker",
+    "sampling",
+    "evaluation",
+    "training.steps",
+    "training.num_workers",
+    "training.compile",
+    "training.log_every",
+    "training.sample_every",
+    "training.checkpoint_every",
+    "training.keep_checkpoints",
+    "training.keep_every",
+    "training.max_bad_steps",
+)
+"""Keys (and sections) that may change on resume with --allow-changed: none of them changes what a step computes,
+except `training.steps`, which moves the end of a cosine schedule."""
+
+
+class RunDirectory:
+    """Paths of a run directory, and what may be done with it."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.config_file = self.path / "config.yaml"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.summary_file = self.path / "summary.json"
+        self.report_file = self.path / "report.html"
+        self.samples = self.path / "samples"
+        self.checkpoints = self.path / "checkpoints"
+
+    def prepare(self, config: RunConfig, allow_changed: list[str]) -> None:
+        """Create the directory, or check that the one that is there belongs to `config`.
+
+        Args:
+            config: resolved.
+            allow_changed: dotted keys that may differ from the run's own configuration.
+        Raises:
+            RunDirectoryError: if it holds another configuration, other files, or cannot be written.
+        """
+        if self.config_file.exists():
+            self._check_same(config, allow_changed)
+        elif self.path.is_dir() and any(p.name != ".lock" for p in self.path.iterdir()):
+            raise RunDirectoryError(
+                f"{self.path}: holds other files but no config.yaml, so it is no run directory. Name another with --out."
+            )
+        try:
+            for folder in (self.path, self.samples, self.checkpoints):
+                folder.mkdir(parents=True, exist_ok=True)
+            write_text_atomically(self.config_file, config.to_yaml())
+        except OSError as error:
+            raise RunDirectoryError(
+                f"{self.path}: cannot be written ({error.strerror}). Name another with --out."
+            ) from error
+
+    def _check_same(self, config: RunConfig, allow_changed: list[str]) -> None:
+        for key in allow_changed:
+            if not _is_below(key, SAFE_TO_CHANGE):
+                raise RunDirectoryError(
+                    f"--allow-changed {key}: not a key that may change within a run. These may: {', '.join(SAFE_TO_CHANGE)}."
+                )
+        old = read_run_config(self.config_file)
+        changed = differing_keys(old.model_dump(mode="json"), config.model_dump(mode="json"))
+        refused = {key: values for key, values in changed.items() if not _is_below(key, allow_changed)}
+        if refused:
+            listing = "; ".join(f"{key}: {was!r} there, {now!r} now" for key, (was, now) in refused.items())
+            raise RunDirectoryError(
+                f"{self.path}: holds a run with another configuration ({listing}). Name another directory with --out, "
+                "or allow keys that may change with --allow-changed KEY."
+            )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the directory's lock; the kernel drops it when the process ends, however it ends.
+
+        Raises:
+            RunDirectoryError: if another process holds it, or the directory cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = (self.path / ".lock").open("a+")
+        except OSError as error:
+            raise RunDirectoryError(
+                f"{self.path}: cannot be written ({error.strerror}). Name another with --out."
+            ) from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                file.seek(0)
+                raise RunDirectoryError(
+                    f"{self.path}: another process is writing it ({file.read().strip() or 'unknown'}). "
+                    "Wait for it, stop it, or name another directory with --out."
+                ) from error
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+            yield
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Return the rows of metrics.jsonl; a line torn by a crash is left out."""
+        rows = []
+        if self.metrics_file.exists():
+            for line in self.metrics_file.read_text().splitlines():
+                try:
+                    rows.append(json.loads(line))
+                except ValueError:
+                    continue  # only a line that a killed process was writing can be torn; its step is run again
+        return rows
+
+    def forget_metrics_after(self, step: int) -> None:
+        """Drop rows of steps that will be run again."""
+        rows = [row for row in self.read_metrics() if row["step"] <= step]
+        write_text_atomically(self.metrics_file, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Replace a file's content so that readers see the old one or the new one, never a part."""
+    aside = path.with_name(f".{path.name}.writing")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
+def differing_keys(old: Any, new: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
+    """Return {dotted key: (old, new)} of the leaves that differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found: dict[str, tuple[Any, Any]] = {}
+        for key in sorted({*old, *new}):
+            found |= differing_keys(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+        return found
+    return {} if old == new else {path: (old, new)}
+
+
+def _is_below(key: str, allowed: Any) -> bool:
+    return any(key == root or key.startswith(root + ".") for root in allowed)
