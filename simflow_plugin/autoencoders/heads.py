@@ -39,8 +39,8 @@ class PosteriorOptions(Options):
     )
     std: PositiveFloat | list[PositiveFloat] | None = Field(
         None,
-        description="sigma > 0 of a fixed posterior, one number or one per channel, in the encoder's own latent "
-        f"space (before scale and shift); {DEFAULT_STD} if not given.",
+        description="sigma > 0 of a fixed posterior, one number or one per channel, in the encoder's own "
+        f"latent space (before scale and shift); {DEFAULT_STD} if not given.",
     )
 
     @model_validator(mode="after")
@@ -77,10 +77,10 @@ class PosteriorHead(nn.Module, ABC):
         """
         if moments.dim() != 4 or moments.shape[1] != self.num_moments:
             raise ShapeError(
-                f"moments have shape {tuple(moments.shape)}, but {type(self).__name__} with {self.latent_channels} "
-                f"latent channels expects (B, {self.num_moments}, h, w)"
+                f"moments have shape {tuple(moments.shape)}, but {type(self).__name__} with "
+                f"{self.latent_channels} latent channels expects (B, {self.num_moments}, h, w)"
             )
-        # Half precision has too few digits for a likelihood: 1e-3 relative error of z is one of the log-density too.
+        # Half precision has too few digits for a likelihood, which sums over all dimensions.
         return self._posterior(moments.to(torch.promote_types(moments.dtype, torch.float32)))
 
     @abstractmethod
@@ -105,13 +105,13 @@ class FixedVarianceHead(PosteriorHead):
         values = torch.as_tensor(std, dtype=torch.float32).reshape(-1)
         if values.numel() not in (1, latent_channels):
             raise ConfigError(
-                f"posterior.std: {values.numel()} numbers for {latent_channels} latent channels; give one number, "
-                "or one per channel"
+                f"posterior.std: {values.numel()} numbers for {latent_channels} latent channels; give one "
+                "number, or one per channel"
             )
         if not bool((values > 0).all() and values.isfinite().all()):
             raise ConfigError(
-                f"posterior.std: {std} is not a positive number; a posterior needs sigma > 0 (0.5, say), since at "
-                "sigma = 0 the likelihood of a latent is unbounded"
+                f"posterior.std: {std} is not a positive number; a posterior needs sigma > 0 (0.5, say), "
+                "since at sigma = 0 the likelihood of a latent is unbounded"
             )
         # Not persistent: the configuration states sigma, a checkpoint does not override it.
         self.register_buffer("std", values.expand(latent_channels).clone()[:, None, None], persistent=False)
@@ -123,19 +123,19 @@ class FixedVarianceHead(PosteriorHead):
 class FixedVarianceLayerNormHead(FixedVarianceHead):
     """A fixed variance, with layer norm (without affine parameters) on the mean.
 
-    Normalised per position over its C channels, so that each latent pixel's mean has squared norm C: the mean can
-    neither collapse to zero nor grow, and its size relative to sigma is set by sigma alone.
+    Normalised per position over its C channels, so that each latent pixel's mean has squared norm C: the
+    mean can neither collapse to zero nor grow, and its size relative to sigma is set by sigma alone.
 
     Raises:
-        ConfigError: with fewer than 3 channels; with 1 the mean would be constant, with 2 only a sign would remain.
+        ConfigError: with fewer than 3 channels; 1 would leave a constant mean, 2 only a sign.
     """
 
     def __init__(self, latent_channels: int, std: float | Sequence[float] = DEFAULT_STD) -> None:
         super().__init__(latent_channels, std)
         if latent_channels < 3:
             raise ConfigError(
-                f"posterior.kind: `fixed_layernorm` needs at least 3 latent channels, found {latent_channels}; use "
-                "kind `fixed`, or raise latent_channels"
+                f"posterior.kind: `fixed_layernorm` needs at least 3 latent channels, found "
+                f"{latent_channels}; use kind `fixed`, or raise latent_channels"
             )
 
     def _posterior(self, moments: Tensor) -> GaussianPosterior:

@@ -6,62 +6,21 @@ latents / scale + shift -> decoder                                        = reco
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import torch
-from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from simflow_plugin.autoencoders.heads import PosteriorHead, PosteriorOptions, build_head
-from simflow_plugin.autoencoders.network import DEFAULT_WIDTHS, Architecture, default_norm_groups
+from simflow_plugin.autoencoders.heads import PosteriorHead, build_head
+from simflow_plugin.autoencoders.kl_options import KLOptions, Numbers, resolve_architecture
+from simflow_plugin.autoencoders.network import select_moments
 from simflow_plugin.autoencoders.posterior import GaussianPosterior
+from simflow_plugin.autoencoders.weights import AutoencoderWeights, load_strictly, read_autoencoder
 from simflow_plugin.contracts import Autoencoder
-from simflow_plugin.errors import ConfigError, ShapeError
-from simflow_plugin.options import Options
+from simflow_plugin.errors import ConfigError, ShapeError, WeightsError
 from simflow_plugin.registry import AUTOENCODERS
-
-Numbers = float | list[float]
-
-
-class KLOptions(Options):
-    """Options of the `kl` autoencoder. The network's own ones may stay unset when `pretrained` is given."""
-
-    posterior: PosteriorOptions = Field(default_factory=PosteriorOptions)
-    factor: PositiveInt | None = Field(
-        None, description="pixels per latent pixel, a power of two; default 8."
-    )
-    latent_channels: PositiveInt | None = Field(None, description="C; default 4.")
-    widths: list[PositiveInt] | None = Field(
-        None, description="channels by level, finest first, log2(factor) + 1 of them."
-    )
-    layers_per_block: PositiveInt | None = Field(None, description="residual layers by level; default 2.")
-    norm_num_groups: PositiveInt | None = Field(
-        None, description="groups of the group norms; default by widths."
-    )
-    uses_mid_attention: bool | None = Field(
-        None, description="attention at the coarsest level; default true."
-    )
-    attention_levels: list[int] | None = Field(
-        None, description="levels with attention, 0 = finest; default none."
-    )
-    uses_quant_conv: bool | None = Field(
-        None, description="1x1 convolutions around the latent; default false."
-    )
-    pretrained: str | None = Field(None, description="a diffusers folder, a hub name, or a checkpoint file.")
-    pretrained_format: Literal["auto", "diffusers", "ldm", "simflow"] = Field(
-        "auto", description="layout of the pretrained weights; `auto` goes by the names of the tensors."
-    )
-    subfolder: str | None = Field(
-        None, description="of `pretrained`, when it is a folder or hub name (`vae`)."
-    )
-    trainable: Literal["full", "decoder", "none"] = Field(
-        "full", description="what the optimiser may change."
-    )
-    scale: Numbers | None = Field(
-        None, description="latents = (raw - shift) * scale, > 0, one number or one per channel; default from "
-        "`pretrained`, else 1."
-    )  # fmt: skip
-    shift: Numbers | None = Field(None, description="see scale; default from `pretrained`, else 0.")
 
 
 @AUTOENCODERS.register("kl")
@@ -82,19 +41,20 @@ class KLAutoencoder(Autoencoder):
 
     def __init__(self, options: KLOptions, context: Any = None) -> None:
         super().__init__()
-        architecture = architecture_from_options(options)
-        self.architecture = architecture
-        self.factor = architecture.factor
-        self.latent_channels = architecture.latent_channels
+        self.options = options
+        self.architecture, weights = resolve_architecture(options)
+        self.factor = self.architecture.factor
+        self.latent_channels = self.architecture.latent_channels
         self.trainable = options.trainable
         self.head: PosteriorHead = build_head(options.posterior, self.latent_channels)
-        self.network = architecture.build(self.head.num_moments)
+        self.network = self.architecture.build(self.head.num_moments)
         # Buffers, so that statistics which were fitted during a run travel with its checkpoints.
         self.register_buffer("latent_scale", torch.ones(self.latent_channels, 1, 1))
         self.register_buffer("latent_shift", torch.zeros(self.latent_channels, 1, 1))
-        self._set_normalization(
-            0.0 if options.shift is None else options.shift, 1.0 if options.scale is None else options.scale
-        )
+        if weights is not None:
+            self._load(weights)
+        self._set_normalization("shift", self.latent_shift, options.shift)
+        self._set_normalization("scale", self.latent_scale, options.scale)
         for module in self._frozen_modules():
             module.requires_grad_(False)
         self.train()
@@ -114,8 +74,8 @@ class KLAutoencoder(Autoencoder):
             or images.shape[3] % self.factor
         ):
             raise ShapeError(
-                f"images have shape {tuple(images.shape)}; expected (B, 3, H, W) with H and W multiples of the "
-                f"autoencoder's factor {self.factor}. Choose an image size that {self.factor} divides"
+                f"images have shape {tuple(images.shape)}; expected (B, 3, H, W) with H and W multiples "
+                f"of the autoencoder's factor {self.factor}. Choose an image size that {self.factor} divides"
             )
         moments = self.network.encoder(images)
         if self.network.quant_conv is not None:
@@ -140,11 +100,23 @@ class KLAutoencoder(Autoencoder):
         """Return the weight of the decoder's last convolution."""
         return self.network.decoder.conv_out.weight
 
+    def rebuild_options(self) -> KLOptions:
+        """Return options that build this network without pretrained weights, for a run's own checkpoints."""
+        fields = {**asdict(self.architecture), "factor": self.factor}
+        unset = {
+            "pretrained": None,
+            "pretrained_format": "auto",
+            "subfolder": None,
+            "scale": None,
+            "shift": None,
+        }
+        return KLOptions.model_validate({**self.options.model_dump(), **fields, **unset})
+
     def fit_normalization(self, mean: Tensor, std: Tensor) -> None:
         """Make latents zero-mean and unit-variance, from statistics of latents as `encode` returns them now.
 
-        The decoder's answer to a given raw latent does not change, nor does the posterior but for the change of
-        variables: shift' = shift + mean / scale, scale' = scale / std.
+        A change of variables: decode(encode(images).mode()) stays as it is.
+        shift' = shift + mean / scale, scale' = scale / std.
 
         Args:
             mean: (C,), of the current latents.
@@ -155,13 +127,13 @@ class KLAutoencoder(Autoencoder):
         mean, std = mean.to(self.latent_shift).reshape(-1, 1, 1), std.to(self.latent_scale).reshape(-1, 1, 1)
         if not mean.shape == std.shape == self.latent_shift.shape:
             raise ShapeError(
-                f"mean and std have {mean.numel()} and {std.numel()} numbers; expected one per latent channel, "
-                f"{self.latent_channels}"
+                f"mean and std have {mean.numel()} and {std.numel()} numbers; expected one per latent "
+                f"channel, {self.latent_channels}"
             )
         if not bool((mean.isfinite() & std.isfinite() & (std > 0)).all()):
             raise ShapeError(
-                f"latent statistics must be finite with std > 0, found mean {mean.flatten().tolist()} and std "
-                f"{std.flatten().tolist()}; a channel with std 0 is dead"
+                f"latent statistics must be finite with std > 0, found mean {mean.flatten().tolist()} and "
+                f"std {std.flatten().tolist()}; a channel with std 0 is dead"
             )
         self.latent_shift += mean / self.latent_scale
         self.latent_scale /= std
@@ -177,52 +149,45 @@ class KLAutoencoder(Autoencoder):
         if self.trainable == "none":
             return [self]
         if self.trainable == "decoder":
-            parts = (self.head, self.network.encoder, self.network.quant_conv)
+            parts = (self.network.encoder, self.network.quant_conv)
             return [part for part in parts if part is not None]
         return []
 
-    def _set_normalization(self, shift: Numbers, scale: Numbers) -> None:
-        for key, buffer, numbers in (
-            ("shift", self.latent_shift, shift),
-            ("scale", self.latent_scale, scale),
+    def _load(self, weights: AutoencoderWeights) -> None:
+        """Copy weights, and the normalisation that came with them."""
+        load_strictly(self.network, select_moments(weights.state, self.head.num_moments), weights.source)
+        for name, buffer, values in (
+            ("shift", self.latent_shift, weights.shift),
+            ("scale", self.latent_scale, weights.scale),
         ):
-            values = torch.as_tensor(numbers, dtype=torch.float32).reshape(-1)
-            if values.numel() not in (1, self.latent_channels) or not bool(values.isfinite().all()):
-                raise ConfigError(
-                    f"{key}: {numbers}; expected one finite number, or one per latent channel ({self.latent_channels})"
+            if values is None:
+                continue
+            if values.numel() not in (1, self.latent_channels):
+                raise WeightsError(
+                    f"{weights.source}: {name} has {values.numel()} numbers for {self.latent_channels} "
+                    "latent channels"
                 )
-            if key == "scale" and not bool((values > 0).all()):
-                raise ConfigError(f"scale: {numbers}; expected positive numbers")
-            buffer.copy_(values.expand(self.latent_channels)[:, None, None])
+            buffer.copy_(values.reshape(-1, 1, 1))
+
+    def _set_normalization(self, key: str, buffer: Tensor, numbers: Numbers | None) -> None:
+        if numbers is None:
+            return
+        values = torch.as_tensor(numbers, dtype=torch.float32).reshape(-1, 1, 1)
+        is_valid = values.isfinite().all() and (key == "shift" or (values > 0).all())
+        if values.numel() not in (1, self.latent_channels) or not bool(is_valid):
+            raise ConfigError(
+                f"{key}: {numbers}; expected one finite {'positive ' if key == 'scale' else ''}number, or "
+                f"one per latent channel ({self.latent_channels})"
+            )
+        buffer.copy_(values)
 
 
-def architecture_from_options(options: KLOptions) -> Architecture:
-    """Return the architecture of a network from scratch.
+def load_autoencoder_weights(autoencoder: KLAutoencoder, path: Path) -> None:
+    """Copy into `autoencoder` the weights, and the normalisation if any, of a file of any known layout.
+
+    A file with (mean, log-variance) outputs can be loaded into an autoencoder with fixed variance.
 
     Raises:
-        ConfigError: if factor is not a power of two, or does not fit widths.
+        WeightsError: if the file is missing, torn or of another architecture.
     """
-    factor = options.factor
-    if factor is None:
-        factor = 8 if options.widths is None else 2 ** (len(options.widths) - 1)
-    if factor & (factor - 1):
-        raise ConfigError(f"factor: {factor} is not a power of two; choose one of 2, 4, 8, 16")
-    if options.widths is None and factor not in DEFAULT_WIDTHS:
-        raise ConfigError(
-            f"factor: there are no default widths for {factor}; give `widths`, finest level first"
-        )
-    widths = tuple(options.widths or DEFAULT_WIDTHS[factor])
-    if 2 ** (len(widths) - 1) != factor:
-        raise ConfigError(
-            f"widths: {len(widths)} levels {list(widths)} make factor {2 ** (len(widths) - 1)}, but factor is {factor};"
-            f" give {factor.bit_length()} widths, or leave one of the two out"
-        )
-    return Architecture(
-        widths=widths,
-        latent_channels=options.latent_channels or 4,
-        layers_per_block=options.layers_per_block or 2,
-        norm_num_groups=options.norm_num_groups or default_norm_groups(widths),
-        uses_mid_attention=options.uses_mid_attention is not False,
-        attention_levels=tuple(options.attention_levels or ()),
-        uses_quant_conv=bool(options.uses_quant_conv),
-    )
+    autoencoder._load(read_autoencoder(path))

@@ -1,7 +1,7 @@
 """The shape of a convolutional autoencoder, and diffusers' AutoencoderKL built from it.
 
-`Architecture` is what an option, a diffusers config and the tensor shapes of a checkpoint have in common, so that
-each of them can be the source of the same network.
+`Architecture` is what an option, a diffusers config and the tensor shapes of a checkpoint have in common, so
+that each of them can be the source of the same network.
 """
 
 from __future__ import annotations
@@ -9,14 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
 from simflow_plugin.errors import ConfigError, WeightsError
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
 
 DEFAULT_WIDTHS = {
     1: (64,),
@@ -63,8 +60,8 @@ class Architecture:
         outside = [level for level in self.attention_levels if not 0 <= level < len(self.widths)]
         if outside:
             raise ConfigError(
-                f"attention_levels: there is no level {outside[0]}; with widths {list(self.widths)} levels are "
-                f"0 to {len(self.widths) - 1}"
+                f"attention_levels: there is no level {outside[0]}; with widths {list(self.widths)} levels "
+                f"are 0 to {len(self.widths) - 1}"
             )
 
     @property
@@ -72,11 +69,9 @@ class Architecture:
         """Pixels per latent pixel, along one side."""
         return 2 ** (len(self.widths) - 1)
 
-    def build(self, num_moments: int) -> AutoencoderKL:
-        """Return a randomly initialised network whose encoder ends in `num_moments` channels (C or 2C)."""
-        from diffusers import (
-            AutoencoderKL,
-        )  # imported here: it takes seconds, and a mere listing needs none of it
+    def build(self, num_moments: int) -> Any:
+        """Return a new AutoencoderKL whose encoder ends in `num_moments` channels (C or 2C)."""
+        from diffusers import AutoencoderKL  # imported here: it takes seconds, and listing names needs none
 
         levels = range(len(self.widths))
         network = AutoencoderKL(
@@ -164,8 +159,9 @@ def architecture_from_state(
     num_levels = count("encoder.down_blocks.{}.resnets.0.conv1.weight")
     if not num_levels or "decoder.conv_in.weight" not in state:
         raise WeightsError(
-            f"{source}: not a convolutional autoencoder; expected encoder.down_blocks.0.resnets.0.conv1.weight and "
-            f"decoder.conv_in.weight, found {', '.join(sorted(state)[:4]) or 'no tensor'}, ..."
+            f"{source}: not a convolutional autoencoder; expected "
+            f"encoder.down_blocks.0.resnets.0.conv1.weight and decoder.conv_in.weight, found "
+            f"{', '.join(sorted(state)[:4]) or 'no tensor'}, ..."
         )
     resnets = [state[f"encoder.down_blocks.{level}.resnets.0.conv1.weight"] for level in range(num_levels)]
     widths = tuple(int(weight.shape[0]) for weight in resnets)
@@ -192,15 +188,15 @@ def moments_prefix(state: Mapping[str, Tensor]) -> str:
 def select_moments(state: Mapping[str, Tensor], num_moments: int) -> dict[str, Tensor]:
     """Return `state` with the first `num_moments` output channels of the moments' convolution.
 
-    From (mean, log-variance) this keeps the mean: the encoder of a fixed-variance posterior, equal in every bit to the
-    mean of the encoder it came from.
+    From (mean, log-variance) this keeps the mean: the encoder of a fixed-variance posterior, whose mean is
+    that of the encoder it came from.
     """
     prefix = moments_prefix(state)
     kept = {f"{prefix}.weight", f"{prefix}.bias"}
     return {name: value[:num_moments] if name in kept else value for name, value in state.items()}
 
 
-def _narrow_moments(network: AutoencoderKL, num_moments: int) -> None:
+def _narrow_moments(network: Any, num_moments: int) -> None:
     """Put a fresh convolution with `num_moments` outputs in place of the one that returns the moments."""
     if network.quant_conv is not None:
         network.quant_conv = nn.Conv2d(network.quant_conv.in_channels, num_moments, 1)

@@ -84,7 +84,8 @@ class GaussianPosterior(ABC):
         """
         if latents.shape != self.mean.shape:
             raise ShapeError(
-                f"latents have shape {tuple(latents.shape)}, but the posterior's mean has {tuple(self.mean.shape)}"
+                f"latents have shape {tuple(latents.shape)}, but the posterior's mean has "
+                f"{tuple(self.mean.shape)}"
             )
         squared = (latents - self.mean).square() * torch.exp(-self.log_variance)
         return -0.5 * self._sum(LOG_2PI + self.log_variance + squared)

@@ -1,7 +1,7 @@
 """Pixel losses: mean absolute and mean squared difference.
 
-With images in [-1, 1], `l2` is 4 times the squared error in [0, 1]. A Gaussian decoder of standard deviation s has
--log p(x|z) = l2 * dims / (2 s^2) + const.
+With images in [-1, 1], `l2` is 4 times the squared error in [0, 1]. A Gaussian decoder of standard
+deviation s has -log p(x|z) = l2 * dims / (2 s^2) + const.
 """
 
 from __future__ import annotations

@@ -42,7 +42,8 @@ class ReconstructionLoss(nn.Module):
         """
         if reconstruction.shape != images.shape:
             raise ShapeError(
-                f"reconstruction has shape {tuple(reconstruction.shape)}, images {tuple(images.shape)}; expected equal"
+                f"reconstruction has shape {tuple(reconstruction.shape)}, images {tuple(images.shape)}; "
+                "expected equal shapes"
             )
         return {
             name: weight * self.terms[name](reconstruction, images) for name, weight in self.weights.items()

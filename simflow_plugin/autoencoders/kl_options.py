@@ -1,0 +1,127 @@
+"""Options of the `kl` autoencoder, and the architecture that they and pretrained weights resolve to."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Literal
+
+from pydantic import Field, PositiveInt
+
+from simflow_plugin.autoencoders.heads import PosteriorOptions
+from simflow_plugin.autoencoders.network import DEFAULT_WIDTHS, Architecture, default_norm_groups
+from simflow_plugin.autoencoders.pretrained import load_pretrained
+from simflow_plugin.autoencoders.weights import AutoencoderWeights
+from simflow_plugin.errors import ConfigError, WeightsError
+from simflow_plugin.options import Options
+
+Numbers = float | list[float]
+NETWORK_OPTIONS = (
+    "factor",
+    "latent_channels",
+    "widths",
+    "layers_per_block",
+    "norm_num_groups",
+    "uses_mid_attention",
+    "attention_levels",
+    "uses_quant_conv",
+)
+
+
+class KLOptions(Options):
+    """Options of the `kl` autoencoder. The network's own ones may stay unset when `pretrained` is given."""
+
+    posterior: PosteriorOptions = PosteriorOptions.model_validate({})
+    factor: PositiveInt | None = Field(
+        None, description="pixels per latent pixel, a power of two; default 8."
+    )
+    latent_channels: PositiveInt | None = Field(None, description="C; default 4.")
+    widths: list[PositiveInt] | None = Field(
+        None, description="channels by level, finest first, log2(factor) + 1 of them."
+    )
+    layers_per_block: PositiveInt | None = Field(None, description="residual layers by level; default 2.")
+    norm_num_groups: PositiveInt | None = Field(
+        None, description="groups of the group norms; default by widths."
+    )
+    uses_mid_attention: bool | None = Field(
+        None, description="attention at the coarsest level; default true."
+    )
+    attention_levels: list[int] | None = Field(
+        None, description="levels with attention, 0 = finest; default none."
+    )
+    uses_quant_conv: bool | None = Field(
+        None, description="1x1 convolutions around the latent; default false."
+    )
+    pretrained: str | None = Field(None, description="a diffusers folder, a hub name, or a checkpoint file.")
+    pretrained_format: Literal["auto", "diffusers", "ldm", "simflow"] = Field(
+        "auto", description="layout of the pretrained weights; `auto` goes by the names of the tensors."
+    )
+    subfolder: str | None = Field(
+        None, description="of `pretrained`, when it is a folder or hub name (`vae`)."
+    )
+    trainable: Literal["full", "decoder", "none"] = Field(
+        "full", description="what the optimiser may change."
+    )
+    scale: Numbers | None = Field(
+        None, description="latents = (raw - shift) * scale, > 0, one number or one per channel; default from "
+        "`pretrained`, else 1."
+    )  # fmt: skip
+    shift: Numbers | None = Field(None, description="see scale; default from `pretrained`, else 0.")
+
+
+def resolve_architecture(options: KLOptions) -> tuple[Architecture, AutoencoderWeights | None]:
+    """Return the architecture, from the options or from pretrained weights, and those weights.
+
+    Raises:
+        ConfigError: if options clash.
+        WeightsError: if pretrained weights are missing, torn, or not of the shape that the options ask for.
+    """
+    if options.pretrained is None:
+        if options.pretrained_format != "auto" or options.subfolder is not None:
+            raise ConfigError(
+                "pretrained_format and subfolder have no effect without `pretrained`: remove them"
+            )
+        return architecture_from_options(options), None
+    architecture, weights = load_pretrained(
+        options.pretrained, options.subfolder, options.pretrained_format, options.norm_num_groups
+    )
+    found = {**asdict(architecture), "factor": architecture.factor}
+    for name in NETWORK_OPTIONS:
+        asked = getattr(options, name)
+        if asked is not None and (tuple(asked) if isinstance(asked, list) else asked) != found[name]:
+            raise WeightsError(
+                f"{weights.source}: its {name} is {found[name]}, but the option {name} is {asked}; leave "
+                "the option out, or name other weights"
+            )
+    return architecture, weights
+
+
+def architecture_from_options(options: KLOptions) -> Architecture:
+    """Return the architecture of a network from scratch.
+
+    Raises:
+        ConfigError: if factor is not a power of two, or does not fit widths.
+    """
+    factor = options.factor
+    if factor is None:
+        factor = 8 if options.widths is None else 2 ** (len(options.widths) - 1)
+    if factor & (factor - 1):
+        raise ConfigError(f"factor: {factor} is not a power of two; choose one of 2, 4, 8, 16")
+    if options.widths is None and factor not in DEFAULT_WIDTHS:
+        raise ConfigError(
+            f"factor: there are no default widths for {factor}; give `widths`, finest level first"
+        )
+    widths = tuple(options.widths or DEFAULT_WIDTHS[factor])
+    if 2 ** (len(widths) - 1) != factor:
+        raise ConfigError(
+            f"widths: {len(widths)} levels {list(widths)} make factor {2 ** (len(widths) - 1)}, but "
+            f"factor is {factor}; give {factor.bit_length()} widths, or leave one of the two out"
+        )
+    return Architecture(
+        widths=widths,
+        latent_channels=options.latent_channels or 4,
+        layers_per_block=options.layers_per_block or 2,
+        norm_num_groups=options.norm_num_groups or default_norm_groups(widths),
+        uses_mid_attention=options.uses_mid_attention is not False,
+        attention_levels=tuple(options.attention_levels or ()),
+        uses_quant_conv=bool(options.uses_quant_conv),
+    )
