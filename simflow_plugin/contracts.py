@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -141,6 +141,14 @@ class Autoencoder(nn.Module, ABC):
     @abstractmethod
     def last_layer(self) -> nn.Parameter:
         """The decoder's last weight, where the adaptive adversarial weight measures gradient norms."""
+
+    def self_contained_options(self) -> dict[str, Any] | None:
+        """Return options that build the same architecture without fetching pretrained weights.
+
+        A run directory keeps them beside its weights, so that it needs nothing else. None: the configuration's own
+        options already do.
+        """
+        return None
 
     def latent_shape(self, image_size: int) -> tuple[int, int, int]:
         """Return (C, h, w) for square images of `image_size` pixels."""

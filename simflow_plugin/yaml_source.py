@@ -89,11 +89,17 @@ def find_config(name: str, relative_to: Path | None = None) -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    names = sorted(str(p.relative_to(shipped).with_suffix("")) for p in shipped.rglob("*.yaml"))
-    names = [n for n in names if not n.startswith("accelerate")]
     raise ConfigError(
-        f"{name}: no such configuration: neither a file nor the name of a shipped one.{did_you_mean(name, names)}"
+        f"{name}: no such configuration: neither a file nor the name of a shipped one."
+        f"{did_you_mean(name, shipped_configs())}"
     )
+
+
+def shipped_configs() -> list[str]:
+    """Return the names of the configurations that ship with the package."""
+    root = resource_dir("configs")
+    names = sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
+    return [name for name in names if not name.startswith("accelerate/")]
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> YamlSource:

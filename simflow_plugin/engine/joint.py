@@ -107,7 +107,7 @@ class JointObjective(nn.Module):
         if self.autoencoder.trainable != "none":
             images_out = self.autoencoder.decode(latents)
             rec_terms = self.reconstruction(images_out, batch.images)
-            rec_loss = self.reconstruction.total(rec_terms)
+            rec_loss = torch.stack(list(rec_terms.values())).sum()
             loss = loss + rec_loss
             log |= {name: term.detach() for name, term in rec_terms.items()}
             if adversary is not None:

@@ -33,7 +33,6 @@ class SimFlowOptions(options.Options):
     """Options of `model: simflow`."""
 
     flow: FlowArchitecture = FlowArchitecture()
-    label_dropout: float = Field(0.1, ge=0, lt=1, description="share of rows trained without their label")
     sampling: FlowSampling = FlowSampling()
 
 
@@ -53,21 +52,12 @@ class SimFlow(GenerativeModel):
 
     def __init__(self, options: SimFlowOptions, context: ModelContext) -> None:
         super().__init__()
-        self.check(options, context, guidance=0.0)
-        channels, height, width = context.latent_shape
-        patch = options.flow.patch_size
         self.options = options
         self.latent_shape = context.latent_shape
-        self.grid_size = (height // patch, width // patch)
-        self.flow = TransformerFlow(
-            FlowConfig(
-                **options.flow.model_dump(),
-                token_dim=channels * patch * patch,
-                grid_size=self.grid_size,
-                num_classes=context.num_classes,
-            )
-        )
-        self.supports_guidance = context.num_classes is not None and options.label_dropout > 0
+        config = FlowConfig.for_latents(options.flow, context.latent_shape, num_classes=context.num_classes)
+        self.grid_size = config.grid_size
+        self.flow = TransformerFlow(config)
+        self.supports_guidance = context.num_classes is not None and options.flow.class_dropout > 0
         self.alignment_layer = context.alignment.layer if context.alignment is not None else None
         self.alignment = (
             AlignmentHead(self.flow.hidden_dim(context.alignment.layer), context.alignment)
@@ -78,17 +68,11 @@ class SimFlow(GenerativeModel):
     @staticmethod
     def check(options: SimFlowOptions, context: ModelContext, guidance: float) -> None:
         """Refuse values that clash; called before anything is built."""
-        _, height, width = context.latent_shape
-        patch = options.flow.patch_size
-        if height % patch or width % patch:
+        FlowConfig.for_latents(options.flow, context.latent_shape)
+        if guidance > 0 and options.flow.class_dropout == 0:
             raise ConfigError(
-                f"model.flow.patch_size {patch} does not divide the latent grid {height} x {width}. "
-                "Change the patch size, image_size or the autoencoder's factor."
-            )
-        if guidance > 0 and options.label_dropout == 0:
-            raise ConfigError(
-                f"sampling.guidance {guidance} needs an unconditional model, but model.label_dropout is 0. "
-                "Set model.label_dropout (0.1, say) or sampling.guidance: 0."
+                f"sampling.guidance {guidance} needs an unconditional model, but model.flow.class_dropout is 0. "
+                "Set model.flow.class_dropout (0.1, say) or sampling.guidance: 0."
             )
 
     def training_losses(
@@ -135,9 +119,9 @@ class SimFlow(GenerativeModel):
 
     def _drop_labels(self, labels: Tensor | None, random: Random, device: torch.device) -> Tensor | None:
         labels = self._known(labels)
-        if labels is None or self.options.label_dropout == 0:
+        if labels is None or self.options.flow.class_dropout == 0:
             return labels
         uniform = random.uniform("label_dropout", (labels.shape[0],), device)
-        return drop_labels(labels, uniform, self.options.label_dropout)
+        return drop_labels(labels, uniform, self.options.flow.class_dropout)
 
 

@@ -1,0 +1,36 @@
+"""The console script `simflow`. Each command is a file in `simflow_plugin/commands/`; none imports torch before it runs."""
+
+from __future__ import annotations
+
+import typer
+
+from simflow_plugin import __version__
+from simflow_plugin.commands import config, sample, train
+
+app = typer.Typer(
+    help="SimFlow: train a VAE and a latent normalizing flow end to end, and compare them fairly.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(config.app, name="config")
+app.command("train")(train.train)
+app.command("sample")(sample.sample)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Options that stand before the command."""
+
+
+def main() -> None:
+    """Run the console script."""
+    app()

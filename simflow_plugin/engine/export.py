@@ -1,0 +1,72 @@
+"""Samples of a run to a file: `.npz` in the layout of the ADM evaluation suite, or a folder of PNG files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from simflow_plugin.engine.loaded_run import load_run
+from simflow_plugin.engine.sampling import balanced_labels, draw_many
+from simflow_plugin.errors import ConfigError
+from simflow_plugin.progress_bar import count_progress
+
+
+def sample_run(
+    path: Path, num: int, guidance: float | None, seed: int, batch_size: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Draw class-balanced samples from the averaged weights of a run.
+
+    Args:
+        path: run directory.
+        num: of samples.
+        guidance: weight w >= 0; None takes the run's own.
+        seed: of the noise.
+        batch_size: None takes the run's own; it does not change the samples.
+    Returns:
+        Images uint8 (num, H, W, 3) and labels (num,) int64, `NO_LABEL` where the data has none.
+    Raises:
+        ConfigError: if guidance is asked of a model that has no unconditional half.
+    """
+    loaded = load_run(path)
+    model = loaded.require_model()
+    weight = loaded.config.sampling.guidance if guidance is None else guidance
+    if weight > 0 and not model.supports_guidance:
+        raise ConfigError(f"{path}: guidance {weight} needs a model trained with labels and label dropout; use --guidance 0.")
+    labels = balanced_labels(num, loaded.num_classes)
+    with count_progress("sampling", num) as advance:
+        images = draw_many(
+            loaded.autoencoder,
+            model,
+            labels,
+            weight,
+            seed,
+            loaded.config.image_size,
+            batch_size or loaded.config.sampling.batch_size,
+            advance,
+        )
+    return images, labels
+
+
+def save_samples(out: Path, images: Tensor, labels: Tensor) -> None:
+    """Write samples to `out`: one `.npz` file, or PNG files named by index and class in a folder.
+
+    Raises:
+        ConfigError: if `out` is neither a `.npz` name nor a folder that can be made.
+    """
+    if out.suffix == ".npz":
+        out.parent.mkdir(parents=True, exist_ok=True)
+        aside = out.with_name(f".{out.name}.writing")
+        with aside.open("wb") as file:
+            np.savez(file, arr_0=images.numpy(), labels=labels.numpy())
+        os.replace(aside, out)
+        return
+    if out.suffix or out.is_file():
+        raise ConfigError(f"--out {out}: expected a name that ends in .npz, or a folder for PNG files.")
+    out.mkdir(parents=True, exist_ok=True)
+    for index, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+        name = f"{index:06d}.png" if label < 0 else f"{index:06d}_class{label}.png"
+        Image.fromarray(image.numpy()).save(out / name)

@@ -1,0 +1,56 @@
+"""The progress bar of training, with its losses; plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+SHOWN = ("l1", "l2", "lpips", "nll", "denoising", "alignment", "adversarial", "kl", "images_per_second")
+
+
+class TrainingProgress:
+    """Shows steps, losses and remaining time.
+
+    Args:
+        total: steps of the run.
+        done: steps done before, on resume.
+        enabled: only the main process shows anything.
+    """
+
+    def __init__(self, total: int, done: int, enabled: bool) -> None:
+        self._console = Console(stderr=True)
+        self._enabled = enabled
+        self._total = total
+        self._progress = Progress(
+            TextColumn("training"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[losses]}"),
+            console=self._console,
+            disable=not (enabled and self._console.is_terminal),
+        )
+        self._task = self._progress.add_task("training", total=total, completed=done, losses="")
+
+    def __enter__(self) -> TrainingProgress:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def advance(self) -> None:
+        """One step is done."""
+        self._progress.advance(self._task)
+
+    def show(self, row: dict[str, float]) -> None:
+        """Show the losses of a logged row."""
+        losses = "  ".join(f"{name} {row[name]:.3g}" for name in SHOWN if name in row)
+        self._progress.update(self._task, losses=losses)
+        if self._enabled and not self._console.is_terminal:
+            self._console.print(f"step {row['step']:g}/{self._total}  {row['seconds']:.0f} s  {losses}", soft_wrap=True)

@@ -1,0 +1,122 @@
+"""`python -m simflow_plugin.train --config FILE`: wire the parts together and run the loop.
+
+The same under `accelerate launch -m simflow_plugin.train ...`, and behind `simflow train`.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from simflow_plugin.config import RunConfig, load_config
+from simflow_plugin.engine.interrupts import RESUME_EXIT_STATUS, Interrupted, stop_on_signals
+from simflow_plugin.engine.run_directory import RunDirectory
+from simflow_plugin.errors import ConfigError
+from simflow_plugin.exits import exit_on_user_error
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def train_command(
+    config: Annotated[str, typer.Option("--config", "-c", help="A YAML file, or the name of a shipped one.")],
+    out: Annotated[Path | None, typer.Option(help="Run directory; default runs/<name of the configuration>.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="key.sub=value, as often as needed.")] = None,
+    allow_changed: Annotated[
+        list[str] | None, typer.Option(help="A key that may differ from the run that is resumed.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")] = False,
+    no_report: Annotated[bool, typer.Option("--no-report", help="Train only: no summary, no report.")] = False,
+) -> None:
+    """Train, from the start or from the run's last checkpoint; then measure, and write the report."""
+    with exit_on_user_error():
+        resolved = load_config(config, set_)
+        if dry_run:
+            print(resolved.to_yaml(), end="")
+            return
+        run = RunDirectory(out if out is not None else Path("runs") / resolved.name)
+        try:
+            train(resolved, run, allow_changed or [], report=not no_report)
+        except Interrupted as interruption:
+            typer.echo(f"{interruption}. Saved: run the same command again to go on.", err=True)
+            raise typer.Exit(RESUME_EXIT_STATUS) from interruption
+
+
+def train(config: RunConfig, run: RunDirectory, allow_changed: list[str], report: bool = True) -> None:
+    """Train `config` in `run`, resuming if it was begun.
+
+    Raises:
+        SimflowError: before anything is written, if parts do not fit or the directory is another run's.
+        Interrupted: after a signal, when the state was saved.
+    """
+    from simflow_plugin.engine.loop import Trainer
+    from simflow_plugin.engine.parts import build_dataset, build_parts
+
+    accelerator = make_accelerator(config)
+    logging.basicConfig(level=logging.INFO if accelerator.is_main_process else logging.ERROR, format="%(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    check_processes(config, accelerator.num_processes)
+    # Everything that can be refused is built before the directory is touched.
+    dataset = build_dataset(config, "train")
+    parts = build_parts(config, dataset.num_classes)
+    with ExitStack() as stack:
+        if accelerator.is_main_process:
+            stack.enter_context(run.locked())
+            run.prepare(config, allow_changed)
+            if not run.metrics_file.exists():
+                print(config.to_yaml(), end="", flush=True)
+        accelerator.wait_for_everyone()
+        with stop_on_signals() as stop:
+            trainer = Trainer(config, run, parts, dataset, accelerator, stop)
+            trainer.train()
+        if accelerator.is_main_process and report and config.model is not None:
+            from simflow_plugin.report.run_report import summarize_and_report
+
+            summarize_and_report(run, trainer.device)
+        accelerator.wait_for_everyone()
+    if accelerator.num_processes > 1:
+        accelerator.end_training()
+
+
+def make_accelerator(config: RunConfig) -> Accelerator:
+    """Build the Accelerator: device, processes and precision.
+
+    Raises:
+        ConfigError: if float16 is asked for without a GPU.
+    """
+    import torch
+    from accelerate import Accelerator
+
+    has_gpu = torch.cuda.is_available()
+    precision = config.training.precision
+    if precision == "auto":
+        precision = "bfloat16" if has_gpu and torch.cuda.is_bf16_supported() else "float32"
+    if precision == "float16" and not has_gpu:
+        raise ConfigError("training.precision: float16 needs a GPU. Use float32 (or auto) on a CPU.")
+    if has_gpu:
+        torch.backends.cuda.matmul.allow_tf32 = config.training.tf32
+        torch.backends.cudnn.allow_tf32 = config.training.tf32
+    mixed = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[precision]
+    return Accelerator(mixed_precision=mixed, cpu=not has_gpu)
+
+
+def check_processes(config: RunConfig, num_processes: int) -> None:
+    """Refuse a batch that the processes cannot share evenly.
+
+    Raises:
+        ConfigError: with the numbers that clash.
+    """
+    training = config.training
+    if training.batch_size % (training.accumulation * num_processes):
+        raise ConfigError(
+            f"training.batch_size {training.batch_size} is not divisible by {num_processes} processes x "
+            f"{training.accumulation} accumulation steps."
+        )
+
+
+if __name__ == "__main__":
+    typer.run(train_command)

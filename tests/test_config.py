@@ -1,0 +1,141 @@
+"""Configuration: what is refused, and that the message says where, what and what to do."""
+
+import pytest
+
+from simflow_plugin.config import load_config
+from simflow_plugin.errors import ConfigError
+
+MINIMAL = """\
+image_size: 16
+data: digits
+autoencoder: {name: kl, factor: 2, widths: [8, 16], norm_num_groups: 4, layers_per_block: 1}
+model:
+  name: simflow
+  flow: {width: 32, layers_per_block: [1, 1], head_dim: 16}
+training: {steps: 10}
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def make(text: str, name: str = "a.yaml") -> str:
+        path = tmp_path / name
+        path.write_text(text)
+        return str(path)
+
+    return make
+
+
+def test_model_is_a_name_or_a_mapping(write):
+    mapping = load_config(write(MINIMAL))
+    name = load_config(write(MINIMAL.replace("  name: simflow\n  flow: {width: 32, layers_per_block: [1, 1], head_dim: 16}\n", "").replace("model:", "model: simflow")))
+    assert mapping.model.name == name.model.name == "simflow"
+    assert mapping.model.options["flow"]["width"] == 32
+
+
+def test_resolved_config_reads_back_equal(write):
+    config = load_config(write(MINIMAL))
+    assert load_config(write(config.to_yaml(), "b.yaml")) == config
+
+
+def test_unknown_key_names_file_line_and_nearest_match(write):
+    text = MINIMAL.replace("width: 32", "widht: 32")
+    with pytest.raises(ConfigError, match=r"a\.yaml:6: model\.flow\.widht: unknown key\. Did you mean `width`\?"):
+        load_config(write(text))
+
+
+def test_unknown_top_level_key_lists_known_keys(write):
+    with pytest.raises(ConfigError, match=r"a\.yaml:8: trainig: unknown key\. Did you mean `training`\? Known: .*autoencoder"):
+        load_config(write(MINIMAL + "trainig: 3\n"))
+
+
+def test_unknown_model_lists_choices(write):
+    with pytest.raises(ConfigError, match=r"a\.yaml:5: model: .*unknown name `simfloww`.*Did you mean `simflow`"):
+        load_config(write(MINIMAL.replace("simflow", "simfloww")))
+
+
+def test_override_wins_over_the_file(write):
+    config = load_config(write(MINIMAL), ["training.steps=7", "optimizer.lr=2e-3", "model.flow.width=64"])
+    assert (config.training.steps, config.optimizer.lr, config.model.options["flow"]["width"]) == (7, 2e-3, 64)
+
+
+def test_bad_override_names_itself(write):
+    with pytest.raises(ConfigError, match=r"--set training\.steps: training\.steps: .*greater than 0.*found -1"):
+        load_config(write(MINIMAL), ["training.steps=-1"])
+
+
+def test_override_without_value_is_refused(write):
+    with pytest.raises(ConfigError, match=r"--set training\.steps: expected key\.sub=value"):
+        load_config(write(MINIMAL), ["training.steps"])
+
+
+@pytest.mark.parametrize("text", ["a: [1\n", "a:\n- b\n c: d\n", "\tx: 1\n"])
+def test_not_yaml_names_file_and_line(write, text):
+    with pytest.raises(ConfigError, match=r"a\.yaml:\d+: not YAML"):
+        load_config(write(text))
+
+
+def test_list_at_top_level_is_refused(write):
+    with pytest.raises(ConfigError, match="expected a mapping"):
+        load_config(write("- a\n- b\n"))
+
+
+def test_key_that_stands_twice_is_refused(write):
+    with pytest.raises(ConfigError, match=r"a\.yaml:8: image_size: stands twice"):
+        load_config(write(MINIMAL + "image_size: 32\n"))
+
+
+def test_missing_file_lists_shipped_configs():
+    with pytest.raises(ConfigError, match="quickstar: no such configuration.*Did you mean `quickstart`"):
+        load_config("quickstar")
+
+
+def test_required_key_is_named(write):
+    with pytest.raises(ConfigError, match="image_size: required"):
+        load_config(write(MINIMAL.replace("image_size: 16\n", "")))
+
+
+def test_extended_file_is_merged_key_by_key(write):
+    write(MINIMAL, "base.yaml")
+    config = load_config(write("extends: base.yaml\nmodel: {flow: {width: 48}}\n", "child.yaml"))
+    assert config.model.options["flow"]["width"] == 48
+    assert config.training.steps == 10
+
+
+def test_extending_in_a_circle_is_refused(write):
+    write("extends: b.yaml\n", "a.yaml")
+    with pytest.raises(ConfigError, match="circle"):
+        load_config(write("extends: a.yaml\n", "b.yaml"))
+
+
+def test_another_part_drops_the_options_of_the_one_it_replaces(write):
+    write(MINIMAL, "base.yaml")
+    config = load_config(write("extends: base.yaml\nmodel: null\n", "child.yaml"))
+    assert config.model is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("image_size=30", r"--set image_size: image_size 30 is not divisible by the autoencoder's factor 4.*28 or 32"),
+        ("model.flow.patch_size=3", r"patch_size 3 does not divide the latent grid 4 x 4"),
+        ("autoencoder.posterior.std=-1", r"autoencoder\.posterior\.std"),
+        ("autoencoder.posterior.std=0", r"autoencoder\.posterior\.std"),
+        ("training.accumulation=3", r"batch_size 64 is not divisible by training\.accumulation 3"),
+        ("autoencoder.factor=3", r"factor"),
+    ],
+)
+def test_clashing_values_are_refused_before_anything_is_built(write, change, message):
+    text = MINIMAL.replace("factor: 2, widths: [8, 16]", "factor: 4, widths: [8, 16, 16]")
+    with pytest.raises(ConfigError, match=message):
+        load_config(write(text), [change])
+
+
+def test_guidance_without_label_dropout_is_refused(write):
+    with pytest.raises(ConfigError, match=r"guidance 1\.0 needs an unconditional model, but model\.flow\.class_dropout is 0"):
+        load_config(write(MINIMAL), ["sampling.guidance=1.0", "model.flow.class_dropout=0"])
+
+
+def test_nothing_to_train_is_refused(write):
+    with pytest.raises(ConfigError, match="nothing to train"):
+        load_config(write(MINIMAL), ["model=null", "autoencoder.trainable=none"])

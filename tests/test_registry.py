@@ -1,0 +1,111 @@
+"""Registries: built-in parts by name, third-party parts by entry point, errors that name who is at fault."""
+
+import subprocess
+import sys
+
+import pytest
+
+from simflow_plugin.errors import RegistryError
+from simflow_plugin.registry import ATTENTION, AUTOENCODERS, DATASETS, ENCODERS, GUIDANCE, MODELS, RECONSTRUCTION_LOSSES
+
+ALL = [MODELS, AUTOENCODERS, ENCODERS, DATASETS, RECONSTRUCTION_LOSSES, GUIDANCE, ATTENTION]
+
+MODEL_SOURCE = '''
+import torch
+from simflow_plugin.contracts import GenerativeModel
+from simflow_plugin.options import Options
+
+
+class GaussianOptions(Options):
+    std: float = 1.0
+
+
+class Gaussian(GenerativeModel):
+    """p(z) = N(b, std^2): the smallest model there is."""
+
+    Options = GaussianOptions
+
+    def __init__(self, options, context):
+        super().__init__()
+        self.std = options.std
+        self.bias = torch.nn.Parameter(torch.zeros(context.latent_shape))
+
+    def training_losses(self, latents, labels, features, random):
+        return {"denoising": ((latents - self.bias) ** 2).mean()}
+
+    def sample(self, labels, shape, guidance, random):
+        return self.bias + self.std * random.normal("noise", shape)
+'''
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Put a tiny third-party distribution onto the path, as pip would."""
+
+    def make(distribution: str, module: str, source: str, name: str, attribute: str, kind: str = "models"):
+        site = tmp_path / distribution
+        site.mkdir()
+        (site / f"{module}.py").write_text(source)
+        info = site / f"{distribution.replace('-', '_')}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[simflow_plugin.{kind}]\n{name} = {module}:{attribute}\n")
+        monkeypatch.syspath_prepend(str(site))
+
+    return make
+
+
+@pytest.mark.parametrize("registry", ALL, ids=lambda r: r.kind)
+def test_every_registry_has_builtin_parts_that_load(registry):
+    assert registry.names()
+    for name in registry.names():
+        assert callable(registry.get(name))
+
+
+@pytest.mark.parametrize("registry", [MODELS, AUTOENCODERS, ENCODERS, DATASETS, RECONSTRUCTION_LOSSES], ids=lambda r: r.kind)
+def test_every_builtin_part_declares_its_options(registry):
+    for name in registry.names():
+        assert registry.get(name).Options.model_config["extra"] == "forbid"
+
+
+def test_unknown_name_lists_choices_and_nearest_match():
+    with pytest.raises(RegistryError, match=r"unknown name `simflo`\. Did you mean `simflow`\? Known: .*simflow"):
+        MODELS.get("simflo")
+
+
+def test_third_party_model_is_found_by_name(install):
+    install("tiny-models", "tiny_models_a", MODEL_SOURCE, "gaussian", "Gaussian")
+    assert "gaussian" in MODELS.names()
+    assert MODELS.get("gaussian").__module__ == "tiny_models_a"
+
+
+def test_listing_names_imports_no_third_party_part(install):
+    install("tiny-models", "tiny_models_b", MODEL_SOURCE, "gaussian", "Gaussian")
+    assert "gaussian" in MODELS.names()
+    assert "tiny_models_b" not in sys.modules
+
+
+def test_broken_entry_point_is_named_and_breaks_no_other(install):
+    install("broken-models", "broken_models", "raise ValueError('no luck')", "unlucky", "Model")
+    with pytest.raises(RegistryError, match=r"`unlucky` of distribution broken-models .*ValueError: no luck"):
+        MODELS.get("unlucky")
+    assert MODELS.get("simflow").__name__ == "SimFlow"
+
+
+def test_name_of_two_distributions_names_both(install):
+    install("one-models", "one_models", MODEL_SOURCE, "twin", "Gaussian")
+    install("two-models", "two_models", MODEL_SOURCE, "twin", "Gaussian")
+    with pytest.raises(RegistryError, match="one-models") as error:
+        MODELS.get("twin")
+    assert "two-models" in str(error.value)
+
+
+def test_third_party_name_of_a_builtin_part_names_both(install):
+    install("rival-models", "rival_models", MODEL_SOURCE, "simflow", "Gaussian")
+    with pytest.raises(RegistryError, match=r"simflow-plugin, rival-models"):
+        MODELS.get("simflow")
+
+
+def test_importing_the_package_imports_neither_torch_nor_third_party_parts():
+    code = "import sys, simflow_plugin, simflow_plugin.registry; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
