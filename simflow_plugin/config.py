@@ -190,8 +190,13 @@ def check_config(config: RunConfig, source: YamlSource | None = None) -> None:
             f"{where.place(('training', 'batch_size'))}: training.batch_size {training.batch_size} is not divisible "
             f"by training.accumulation {training.accumulation}."
         )
-    autoencoder = _options(registry.AUTOENCODERS, config.autoencoder)
-    factor = getattr(autoencoder, "factor", None)
+    factory = registry.AUTOENCODERS.get(config.autoencoder.name)
+    autoencoder = factory.Options.model_validate(config.autoencoder.options)
+    try:
+        geometry = factory.geometry(autoencoder)
+    except ConfigError as error:
+        raise ConfigError(f"{where.place(('autoencoder',))}: autoencoder: {error}") from error
+    factor, channels = geometry if geometry is not None else (None, None)
     if factor and size % factor:
         below = max(factor, size - size % factor)
         raise ConfigError(
@@ -206,7 +211,6 @@ def check_config(config: RunConfig, source: YamlSource | None = None) -> None:
             )
         return
     _check_coupling(config, trainable, where)
-    channels = getattr(autoencoder, "latent_channels", None)
     factory = registry.MODELS.get(config.model.name)
     check = getattr(factory, "check", None)
     if check is not None and factor and channels:
@@ -273,10 +277,6 @@ def _resolve_part(part: Part, parts: registry.Registry, source: YamlSource, path
         raise ConfigError(f"{source.place((*path, 'name'))}: {'.'.join(path)}: {error}") from error
     options = _validate(factory.Options, part.options, source, path)
     return part.model_copy(update={"options": options.model_dump(mode="json")})
-
-
-def _options(parts: registry.Registry, part: Part) -> Any:
-    return parts.get(part.name).Options.model_validate(part.options)
 
 
 def _validate(model: type[BaseModel], values: Any, source: YamlSource, prefix: KeyPath) -> Any:

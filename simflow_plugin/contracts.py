@@ -142,11 +142,20 @@ class Autoencoder(nn.Module, ABC):
     def last_layer(self) -> nn.Parameter:
         """The decoder's last weight, where the adaptive adversarial weight measures gradient norms."""
 
-    def self_contained_options(self) -> dict[str, Any] | None:
+    def rebuild_options(self) -> Options | None:
         """Return options that build the same architecture without fetching pretrained weights.
 
         A run directory keeps them beside its weights, so that it needs nothing else. None: the configuration's own
         options already do.
+        """
+        return None
+
+    @classmethod
+    def geometry(cls, options: Any) -> tuple[int, int] | None:
+        """Return (factor, latent_channels) as far as the options alone tell, for checks before anything is built.
+
+        Raises:
+            ConfigError: if the options clash.
         """
         return None
 

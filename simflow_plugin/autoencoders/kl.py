@@ -100,6 +100,14 @@ class KLAutoencoder(Autoencoder):
         """Return the weight of the decoder's last convolution."""
         return self.network.decoder.conv_out.weight
 
+    @classmethod
+    def geometry(cls, options: KLOptions) -> tuple[int, int] | None:
+        """Return (factor, latent_channels), or None where only the pretrained weights tell."""
+        if options.pretrained is not None:
+            return None
+        architecture, _ = resolve_architecture(options)
+        return architecture.factor, architecture.latent_channels
+
     def rebuild_options(self) -> KLOptions:
         """Return options that build this network without pretrained weights, for a run's own checkpoints."""
         fields = {**asdict(self.architecture), "factor": self.factor}

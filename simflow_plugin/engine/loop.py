@@ -85,10 +85,11 @@ class Trainer:
         self.wrapped, prepared = accelerator.prepare(self.joint, optimizer)
         self.optimizer: torch.optim.Optimizer = getattr(prepared, "optimizer", prepared)
         self.adversary_optimizer = self._make_adversary_optimizer()
+        rebuild = self.joint.autoencoder.rebuild_options()
         self._description = {
             "num_classes": dataset.num_classes,
             "feature_dim": getattr(self.encoder, "feature_dim", None),
-            "autoencoder_options": self.joint.autoencoder.self_contained_options(),
+            "autoencoder_options": rebuild.model_dump(mode="json") if rebuild is not None else None,
         }
         self.step = 0
         self.seconds = 0.0
