@@ -1,0 +1,1 @@
+"""Weights of other codebases turned into ours, key by key, shapes checked."""

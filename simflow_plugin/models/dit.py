@@ -1,0 +1,78 @@
+"""DiT: a discrete diffusion of latents, its noise predicted by an adaLN-zero transformer, sampled by DDIM.
+
+x_n = sqrt(abar_n) z + sqrt(1 - abar_n) eps for n = 0 .. 999, beta linear from 1e-4 to 0.02; the loss is
+E || e(x_n, n, y) - eps ||^2. Schedule and DDIM step are in `diffusion/ddim.py`.
+References: DiT, arXiv:2212.09748; DDPM, arXiv:2006.11239; DDIM, arXiv:2010.02502.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from simflow_plugin.contracts import ModelContext
+from simflow_plugin.diffusion.base import DiffusionModel, DiffusionOptions, SamplingOptions
+from simflow_plugin.diffusion.ddim import NUM_TRAIN_STEPS, ddim, ddim_schedule
+from simflow_plugin.diffusion.interpolants import expand_like
+from simflow_plugin.randomness import Random
+from simflow_plugin.registry import MODELS
+
+
+class DiTSampling(SamplingOptions):
+    """How DiT samples."""
+
+    num_steps: int = Field(default=250, ge=1, le=NUM_TRAIN_STEPS, description="DDIM steps from noise to data")
+    eta: float = Field(
+        default=0.0, ge=0, le=1, description="0: deterministic DDIM; 1: as much noise a step as DDPM"
+    )
+
+
+class DiTOptions(DiffusionOptions):
+    """Options of `model: dit`."""
+
+    sampling: DiTSampling = DiTSampling()
+
+
+@MODELS.register("dit")
+class DiT(DiffusionModel):
+    """Noise model of latents.
+
+    Args:
+        options: of the model.
+        context: shape of the latents, number of classes, alignment.
+    """
+
+    Options = DiTOptions
+
+    def __init__(self, options: DiTOptions, context: ModelContext) -> None:
+        super().__init__(options, context)
+        self.options = options
+        self.alphas_cumprod: Tensor
+        self.register_buffer("alphas_cumprod", ddim_schedule().alphas_cumprod, persistent=False)
+
+    def sample_times(self, batch_size: int, random: Random, device: torch.device) -> Tensor:
+        """Draw steps (B,) int64, uniform over 0 .. 999."""
+        steps = (random.uniform("time", (batch_size,), device) * NUM_TRAIN_STEPS).long()
+        return steps.clamp(max=NUM_TRAIN_STEPS - 1)  # float32 may round the product up to 1000
+
+    def losses_at(
+        self, latents: Tensor, labels: Tensor | None, features: Tensor | None, t: Tensor, noise: Tensor
+    ) -> dict[str, Tensor]:
+        alpha_bar = expand_like(self.alphas_cumprod[t], latents)
+        noised = alpha_bar.sqrt() * latents + (1 - alpha_bar).sqrt() * noise
+        return self._terms(self._forward(noised, t, labels, features), noise, features)
+
+    @torch.no_grad()
+    def sample(self, labels: Tensor | None, shape: Sequence[int], guidance: float, random: Random) -> Tensor:
+        sampling = self.options.sampling
+        guide = self._guidance(guidance, sampling.guidance_interval)
+
+        def predict_noise(x: Tensor, step: int) -> Tensor:
+            t = torch.full((x.shape[0],), step, device=x.device, dtype=torch.int64)
+            return guide(self.predict, x, t, step / (NUM_TRAIN_STEPS - 1), labels)
+
+        noise = random.normal("latent", shape, next(self.parameters()).device)
+        return ddim(predict_noise, noise, sampling.num_steps, sampling.eta, random)

@@ -1,0 +1,111 @@
+"""SiT: an interpolant between latents and noise, its velocity predicted by an adaLN-zero transformer.
+
+Loss: E || v(x_t, t, y) - (alpha_t' z + sigma_t' eps) ||^2, x_t = alpha_t z + sigma_t eps; t = 0 is data.
+With REPA-E the latents pass a batch norm without affine parameters first: the autoencoder moves under the
+alignment, and the scale of its latents must not drift away under the noise.
+References: SiT, arXiv:2401.08740; REPA-E, arXiv:2504.10483.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from simflow_plugin.contracts import ModelContext
+from simflow_plugin.diffusion.base import DiffusionModel, DiffusionOptions, SamplingOptions
+from simflow_plugin.diffusion.interpolants import Interpolant
+from simflow_plugin.diffusion.samplers import Sampler
+from simflow_plugin.diffusion.time_sampling import sample_times
+from simflow_plugin.randomness import Random
+from simflow_plugin.registry import MODELS
+
+LATENT_NORM_EPS = 1e-4
+
+
+class SiTSampling(SamplingOptions):
+    """How SiT samples."""
+
+    method: Literal["euler", "heun", "euler_maruyama"] = Field(
+        default="euler", description="ODE (first two) or SDE"
+    )
+
+
+class SiTOptions(DiffusionOptions):
+    """Options of `model: sit`."""
+
+    interpolant: Literal["linear", "cosine"] = Field(
+        default="linear", description="cosine is variance preserving (GVP)"
+    )
+    time_sampling: Literal["uniform", "log_normal"] = "uniform"
+    normalizes_latents: bool = Field(
+        default=False, description="batch norm without affine parameters on latents (REPA-E)"
+    )
+    norm_momentum: float = Field(
+        default=0.1, gt=0, le=1, description="of the running statistics of that batch norm"
+    )
+    sampling: SiTSampling = SiTSampling()
+
+
+@MODELS.register("sit")
+class SiT(DiffusionModel):
+    """Velocity model of latents.
+
+    Args:
+        options: of the model.
+        context: shape of the latents, number of classes, alignment.
+    """
+
+    Options = SiTOptions
+
+    def __init__(self, options: SiTOptions, context: ModelContext) -> None:
+        super().__init__(options, context)
+        self.options = options
+        self.interpolant = Interpolant(options.interpolant)
+        self.latent_norm = (
+            nn.BatchNorm2d(
+                context.latent_shape[0], eps=LATENT_NORM_EPS, momentum=options.norm_momentum, affine=False
+            )
+            if options.normalizes_latents
+            else None
+        )
+
+    def sample_times(self, batch_size: int, random: Random, device: torch.device) -> Tensor:
+        return sample_times(self.options.time_sampling, self.interpolant, batch_size, random, device)
+
+    def losses_at(
+        self, latents: Tensor, labels: Tensor | None, features: Tensor | None, t: Tensor, noise: Tensor
+    ) -> dict[str, Tensor]:
+        noised, velocity = self.interpolant.interpolate(self.normalize(latents), noise, t)
+        output = self._forward(noised, t, labels, features)
+        return self._terms(output, velocity, features)
+
+    @torch.no_grad()
+    def sample(self, labels: Tensor | None, shape: Sequence[int], guidance: float, random: Random) -> Tensor:
+        sampling = self.options.sampling
+        guide = self._guidance(guidance, sampling.guidance_interval)
+
+        def velocity(x: Tensor, time: float) -> Tensor:
+            t = torch.full((x.shape[0],), time, device=x.device, dtype=x.dtype)
+            return guide(self.predict, x, t, time, labels)
+
+        noise = random.normal("latent", shape, next(self.parameters()).device)
+        sampler = Sampler(sampling.method, sampling.num_steps)
+        return self.denormalize(sampler(velocity, noise, self.interpolant, random))
+
+    def normalize(self, latents: Tensor) -> Tensor:
+        """Apply the batch norm: by batch statistics in training (the running ones move), else by running ones."""
+        return latents if self.latent_norm is None else self.latent_norm(latents)
+
+    def denormalize(self, normalized_latents: Tensor) -> Tensor:
+        """Undo `normalize` in evaluation mode, exactly: the inverse keeps the norm's epsilon."""
+        if self.latent_norm is None:
+            return normalized_latents
+        mean, var = self.latent_norm.running_mean, self.latent_norm.running_var
+        assert mean is not None
+        assert var is not None
+        std = (var + self.latent_norm.eps).sqrt()
+        return normalized_latents * std.view(1, -1, 1, 1) + mean.view(1, -1, 1, 1)
