@@ -1,0 +1,148 @@
+"""What a guidance rule is, and its weight at every token of every block: annealing and intervals."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from pydantic import Field, ValidationError, field_validator
+from torch import Tensor
+
+from simflow_plugin.errors import ConfigError, ShapeError
+from simflow_plugin.flow.affine import Affine
+from simflow_plugin.options import Options
+from simflow_plugin.registry import GUIDANCE
+
+
+class GuidanceOptions(Options):
+    """Where guidance applies; shared by all rules."""
+
+    annealed: bool = Field(
+        False, description="Grow the weight from 0 at the first generated token to w at the last."
+    )
+    token_interval: tuple[float, float] = Field(
+        (0.0, 1.0),
+        description="Part of the sequence, in generation order, that is guided; fractions [from, to).",
+    )
+    block_interval: tuple[int, int] | None = Field(
+        None,
+        description="First and last guided block, from 1 in training order; all conditional blocks if None.",
+    )
+
+    @field_validator("token_interval")
+    @classmethod
+    def _fractions(cls, interval: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= interval[0] <= interval[1] <= 1:
+            raise ValueError(f"expected 0 <= from <= to <= 1, found {list(interval)}")
+        return interval
+
+    @field_validator("block_interval")
+    @classmethod
+    def _blocks(cls, interval: tuple[int, int] | None) -> tuple[int, int] | None:
+        if interval is not None and not 1 <= interval[0] <= interval[1]:
+            raise ValueError(f"expected 1 <= first <= last, found {list(interval)}")
+        return interval
+
+
+@dataclass(frozen=True)
+class GuidanceContext:
+    """What a flow tells a guidance rule: `num_blocks`, its number of blocks."""
+
+    num_blocks: int
+
+
+class GuidanceRule(ABC):
+    """Combines the affine parameters of the conditional and the unconditional model.
+
+    Raises:
+        ConfigError: if `block_interval` ends after the last block.
+    """
+
+    Options: type[GuidanceOptions] = GuidanceOptions
+
+    def __init__(self, options: GuidanceOptions, context: GuidanceContext) -> None:
+        self.options = options
+        interval = options.block_interval
+        if interval is not None and interval[1] > context.num_blocks:
+            raise ConfigError(
+                f"guidance_rule.block_interval: found {list(interval)}, but the flow has {context.num_blocks} blocks"
+            )
+
+    @abstractmethod
+    def combine(self, conditional: Affine, unconditional: Affine, weight: Tensor) -> Affine:
+        """Return guided parameters.
+
+        Args:
+            conditional: (B, n, D).
+            unconditional: (B, n, D).
+            weight: (n, 1), w >= 0 of each token; where w = 0 the conditional parameters come back.
+        """
+
+    def weights(self, guidance: float, block: int, num_tokens: int, like: Tensor) -> Tensor | None:
+        """Return w of every target of a block, (T, 1) in generation order, or None where all are zero.
+
+        Args:
+            guidance: w >= 0.
+            block: from 0, in training order.
+            num_tokens: T.
+            like: its device and dtype are the result's.
+        """
+        interval = self.options.block_interval
+        if guidance == 0 or (interval is not None and not interval[0] <= block + 1 <= interval[1]):
+            return None
+        position = torch.arange(num_tokens)
+        weights = torch.full((num_tokens,), float(guidance))
+        if self.options.annealed:
+            weights = weights * position / max(num_tokens - 1, 1)
+        first, last = (fraction * num_tokens for fraction in self.options.token_interval)
+        weights[(position < first) | (position >= last)] = 0.0
+        if not bool(weights.any()):
+            return None
+        return weights[:, None].to(device=like.device, dtype=like.dtype)
+
+
+@dataclass(frozen=True)
+class GuidanceWeights:
+    """Guidance of one block: `rule`, and `weights` (T, 1) of its targets in generation order."""
+
+    rule: GuidanceRule
+    weights: Tensor
+
+    def combine(self, both: Affine, first: int, stop: int) -> Affine:
+        """Return guided parameters (B, n, D) of targets first : stop from those of 2 B rows, conditional first."""
+        halves = [part.chunk(2, dim=0) for part in both]
+        conditional, unconditional = (
+            Affine(shift, log_scale) for shift, log_scale in zip(*halves, strict=True)
+        )
+        return self.rule.combine(conditional, unconditional, self.weights[first:stop])
+
+
+def build_guidance(rule: str | Mapping | GuidanceRule, context: GuidanceContext) -> GuidanceRule:
+    """Return a guidance rule from its name, or from a mapping with `name` and options.
+
+    Raises:
+        RegistryError: for an unknown name.
+        ConfigError: for an unknown or invalid option, or a mapping without `name`.
+    """
+    if isinstance(rule, GuidanceRule):
+        return rule
+    values = {"name": rule} if isinstance(rule, str) else dict(rule)
+    if "name" not in values:
+        raise ConfigError(
+            f"guidance_rule: `name` is missing in {values}. Known: {', '.join(GUIDANCE.names())}."
+        )
+    factory = GUIDANCE.get(str(values.pop("name")))
+    try:
+        options = factory.Options(**values)
+    except ValidationError as error:
+        raise ConfigError(f"guidance_rule: {error}") from error
+    return factory(options, context)
+
+
+def check_guidance(guidance: float) -> None:
+    """Raise ShapeError unless the weight is a finite number >= 0."""
+    if not (math.isfinite(guidance) and guidance >= 0):
+        raise ShapeError(f"guidance: found {guidance}, expected a finite weight >= 0 (0 is no guidance)")

@@ -1,0 +1,63 @@
+"""`jacobi`: all tokens of a segment at once, from a guess, until none changes; then the next segment.
+
+Token t depends on earlier tokens only, so after k iterations the first k tokens of a segment are exact whatever
+the guess. Tokens that have settled, and all before them have too, leave the iteration: the passes get shorter.
+Reference: Song et al., arXiv:2002.03629 (Jacobi and Gauss-Seidel for feed-forward computation).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from simflow_plugin.flow.sampling.methods import Jacobi
+from simflow_plugin.flow.sampling.state import BlockState
+
+GUESS_LIMIT = 1e4
+"""Far beyond any token; only guesses are bounded, never a final token."""
+
+
+def solve_jacobi(state: BlockState, method: Jacobi, first: int, stop: int) -> None:
+    """Fill in the targets of steps first : stop, segment by segment."""
+    for begin in range(first, stop, method.segment):
+        solve_segment(state, method, begin, min(begin + method.segment, stop))
+
+
+def solve_segment(state: BlockState, method: Jacobi, first: int, stop: int) -> None:
+    """Iterate on one segment. The first guess is what is in `state.tokens`: the noise, the identity's answer."""
+    limit = method.max_iterations or stop - first
+    lag = state.block.lag
+    iterations = 0
+    while first < stop:
+        old = state.tokens[:, first + lag + 1 : stop + lag + 1]
+        new = state.solve(first, stop)
+        iterations += 1
+        change = token_change(old, new)
+        # A token is final if its inputs were: the first one's always are, the next one's if the first did not
+        # change, and so on. Its own change does not matter.
+        num_final = 1 + _leading(change[:-1] <= method.tolerance)
+        is_last = iterations >= limit
+        accepted = change[:-1] if is_last else change[: num_final - 1]
+        if accepted.numel():
+            state.statistics.residual = max(state.statistics.residual, float(accepted.max()))
+        state.store(new[:, :num_final], first)
+        if num_final < stop - first:
+            state.store(_tame(new[:, num_final:]), first + num_final)
+        first = stop if is_last else first + num_final
+    state.statistics.iterations.append(iterations)
+
+
+def _tame(guesses: Tensor) -> Tensor:
+    """Bound guesses: one that overflows would turn the keys behind the mask into NaN, and 0 NaN is NaN."""
+    return guesses.nan_to_num(nan=0.0).clamp(-GUESS_LIMIT, GUESS_LIMIT)
+
+
+def token_change(old: Tensor, new: Tensor) -> Tensor:
+    """Return the change (n,) of each token, the largest over rows and channels, relative to max(1, its size)."""
+    size = new.abs().amax(dim=(0, 2)).clamp(min=1.0)
+    return (new - old).abs().amax(dim=(0, 2)) / size
+
+
+def _leading(flags: Tensor) -> int:
+    """Return how many flags (n,) are True before the first False."""
+    return int(torch.cumprod(flags.to(torch.int32), dim=0).sum())

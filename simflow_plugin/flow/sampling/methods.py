@@ -1,0 +1,88 @@
+"""The sampling methods and their options, and how a user names them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from simflow_plugin.errors import ConfigError
+from simflow_plugin.options import Options, did_you_mean
+
+
+class Naive(Options):
+    """Run the block on the whole sequence for every token: the oracle that the others are tested against."""
+
+    name: Literal["naive"] = "naive"
+
+
+class Cached(Options):
+    """One token after the other, over a KV cache."""
+
+    name: Literal["cached"] = "cached"
+
+
+class Jacobi(Options):
+    """Fixed-point iteration on segments of the sequence, one segment after the other.
+
+    A token leaves the iteration when it and all before it change by at most `tolerance`. After k iterations the
+    first k tokens of a segment are exact, so `max_iterations` >= `segment` with `tolerance` 0 is exact.
+    """
+
+    name: Literal["jacobi"] = "jacobi"
+    segment: int = Field(32, gt=0, description="Tokens that are iterated together.")
+    tolerance: float = Field(
+        1e-5,
+        ge=0,
+        description="Largest change of a token that counts as converged, relative to max(1, its size).",
+    )
+    max_iterations: int | None = Field(None, gt=0, description="Per segment; as many as tokens if None.")
+
+
+class Auto(Options):
+    """Measure on the first segments of a block what `jacobi` and `cached` cost, and go on with the cheaper."""
+
+    name: Literal["auto"] = "auto"
+    segment: int = Field(32, gt=0, description="Of the Jacobi iteration.")
+    tolerance: float = Field(1e-5, ge=0, description="Of the Jacobi iteration.")
+
+
+Method = Naive | Cached | Jacobi | Auto
+METHODS: dict[str, type[Naive] | type[Cached] | type[Jacobi] | type[Auto]] = {
+    "naive": Naive,
+    "cached": Cached,
+    "jacobi": Jacobi,
+    "auto": Auto,
+}
+
+
+def parse_methods(method: Any, num_blocks: int) -> list[Method]:
+    """Return the method of every block, in training order.
+
+    Args:
+        method: a name, a mapping with `name` and options, one of the classes above, or a list with one of these
+            per block in training order.
+        num_blocks: of the flow.
+
+    Raises:
+        ConfigError: for an unknown name or option, or a list of another length.
+    """
+    if isinstance(method, Sequence) and not isinstance(method, str):
+        if len(method) != num_blocks:
+            raise ConfigError(f"method: found a list of {len(method)}, but the flow has {num_blocks} blocks")
+        return [_parse(one) for one in method]
+    return [_parse(method)] * num_blocks
+
+
+def _parse(method: Any) -> Method:
+    if isinstance(method, Naive | Cached | Jacobi | Auto):
+        return method
+    values: dict[str, Any] = dict(method) if isinstance(method, Mapping) else {"name": method}
+    name = values.get("name")
+    if name not in METHODS:
+        raise ConfigError(f"method: unknown `{name}`.{did_you_mean(str(name), METHODS)}")
+    try:
+        return METHODS[name](**values)
+    except ValidationError as error:
+        raise ConfigError(f"method: {error}") from error

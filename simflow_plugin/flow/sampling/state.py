@@ -1,0 +1,112 @@
+"""One block being inverted: its noise, condition rows, cache and guidance; and one evaluation of some of its steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from simflow_plugin.flow.affine import Affine, affine_inverse
+from simflow_plugin.flow.block import FlowBlock
+from simflow_plugin.flow.cache import LayerCache, allocate_cache
+from simflow_plugin.flow.conditioning import Embedding
+from simflow_plugin.flow.guidance import GuidanceWeights
+from simflow_plugin.flow.sampling.statistics import BlockStatistics
+
+
+@dataclass
+class BlockState:
+    """What all methods share. Rows are B, or 2 B with guidance: the conditional ones first.
+
+    Args:
+        block: the block; its weights may be packed for this run.
+        noise: (B, T, D) in the block's own order, at least float32.
+        tokens: (B, T + 1, D), filled in by the method: tokens[:, t + 1] is x_t, and tokens[:, 0] is the start
+            token, so that the input of step i is tokens[:, i + lag] for both kinds of block.
+        embedding: of the rows' condition.
+        rotation: of prefix and steps, or None.
+        guidance: None without.
+        statistics: filled in by the method.
+    """
+
+    block: FlowBlock
+    noise: Tensor
+    tokens: Tensor
+    embedding: Embedding
+    rotation: Tensor | None
+    guidance: GuidanceWeights | None
+    statistics: BlockStatistics
+    cache: list[LayerCache] = field(default_factory=list)
+
+    @classmethod
+    def begin(
+        cls,
+        block: FlowBlock,
+        noise: Tensor,
+        condition: Tensor | None,
+        rotation: Tensor | None,
+        guidance: GuidanceWeights | None,
+        statistics: BlockStatistics,
+    ) -> BlockState:
+        """Set up the inversion of `block` from noise (B, T, D) in raster order."""
+        ordered = block.reorder(noise)
+        start = ordered.new_zeros(1, 1, 1) if block.start is None else block.start.to(ordered.dtype)
+        tokens = torch.cat([start.expand(len(ordered), 1, ordered.shape[2]), ordered], dim=1)
+        embedding = block.embed_condition(condition)
+        num_prefix = 0 if embedding.prefix is None else embedding.prefix.shape[1]
+        turn = block.rotation_of(rotation, 0, num_prefix + ordered.shape[1], num_prefix)
+        return cls(block, ordered, tokens, embedding, turn, guidance, statistics)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps that give a target: T - lag."""
+        return self.noise.shape[1] - self.block.lag
+
+    @property
+    def num_prefix(self) -> int:
+        return 0 if self.embedding.prefix is None else self.embedding.prefix.shape[1]
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.noise) * (1 if self.guidance is None else 2)
+
+    def prefill(self) -> None:
+        """Allocate the cache and run the prefix through it."""
+        like = self.block.proj_in.weight
+        like = like if self.embedding.prefix is None else self.embedding.prefix
+        length = self.num_prefix + self.num_steps
+        self.cache = allocate_cache(self.block.config, len(self.block.layers), self.num_rows, length, like)
+        if self.embedding.prefix is not None:
+            turn = None if self.rotation is None else self.rotation[: self.num_prefix]
+            self.block.run_layers(self.embedding.prefix, turn, self.cache, 0)
+
+    def solve(self, first: int, stop: int) -> Tensor:
+        """Return the targets (B, n, D) of steps first : stop, given the inputs now in `tokens`; write the cache."""
+        block = self.block
+        inputs = self.tokens[:, first + block.lag : stop + block.lag]
+        if self.guidance is not None:
+            inputs = torch.cat([inputs, inputs])
+        hidden = block.embed_inputs(inputs, first, self.embedding)
+        position = self.num_prefix + first
+        turn = None if self.rotation is None else self.rotation[position : self.num_prefix + stop]
+        hidden = block.run_layers(hidden, turn, self.cache, position)
+        self.statistics.passes += 1
+        self.statistics.steps += stop - first
+        return self.targets(block.head(hidden), first, stop)
+
+    def targets(self, affine: Affine, first: int, stop: int) -> Tensor:
+        """Return the targets (B, n, D) of steps first : stop from the parameters of all rows."""
+        lag = self.block.lag
+        if self.guidance is not None:
+            affine = self.guidance.combine(affine, first + lag, stop + lag)
+        return affine_inverse(self.noise[:, first + lag : stop + lag], affine)
+
+    def store(self, targets: Tensor, first: int) -> None:
+        """Write targets (B, n, D) of the steps from `first` on to `tokens`."""
+        begin = first + self.block.lag + 1
+        self.tokens[:, begin : begin + targets.shape[1]] = targets
+
+    def result(self) -> Tensor:
+        """Return the tokens (B, T, D) in raster order."""
+        return self.block.reorder(self.tokens[:, 1:])
