@@ -1,0 +1,63 @@
+"""The alignment loss: mean negative cosine similarity of two grids of tokens.
+
+    L = -1 / (B T) sum_{b, t} <p_bt, f_bt> / (|p_bt| |f_bt|), in [-1, 1]
+
+Reference: REPA, arXiv:2410.06940, equation 8.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from simflow_plugin.errors import ShapeError
+
+Grid = tuple[int, int]
+
+
+def negative_cosine(projected: Tensor, features: Tensor) -> Tensor:
+    """Return the mean negative cosine similarity of two token grids, a float32 scalar in [-1, 1].
+
+    Args:
+        projected: (B, T, F).
+        features: (B, T, F).
+    Raises:
+        ShapeError: if the shapes differ.
+    """
+    if projected.shape != features.shape:
+        raise ShapeError(
+            f"features {tuple(features.shape)} do not match projected tokens {tuple(projected.shape)}"
+        )
+    # Under autocast the norms of bfloat16 tokens would lose three digits.
+    with torch.autocast(projected.device.type, enabled=False):
+        return -F.cosine_similarity(projected.float(), features.float(), dim=-1).mean()
+
+
+def resample_tokens(features: Tensor, from_grid: Grid, to_grid: Grid) -> Tensor:
+    """Bring tokens (B, h w, F) in raster order onto another grid: (B, h' w', F).
+
+    Bilinear, antialiased, so that where the grid shrinks by a whole factor every feature has its say.
+
+    Raises:
+        ShapeError: if the number of tokens is not that of `from_grid`.
+    """
+    if features.shape[1] != from_grid[0] * from_grid[1]:
+        raise ShapeError(f"{features.shape[1]} tokens do not fill a grid of {from_grid[0]} x {from_grid[1]}")
+    if from_grid == to_grid:
+        return features
+    maps = features.transpose(1, 2).unflatten(2, from_grid)  # (B, F, h, w)
+    resampled = F.interpolate(maps.float(), to_grid, mode="bilinear", antialias=True, align_corners=False)
+    return resampled.flatten(2).transpose(1, 2).to(features.dtype)
+
+
+def square_grid(num_tokens: int) -> Grid:
+    """Return (n, n) for n * n tokens: encoders here see square images.
+
+    Raises:
+        ShapeError: if the number is not a square.
+    """
+    side = round(num_tokens**0.5)
+    if side * side != num_tokens:
+        raise ShapeError(f"{num_tokens} features are not a square grid. Were prefix tokens left in?")
+    return side, side

@@ -1,0 +1,50 @@
+"""A data set that fits into memory: one uint8 tensor, indexed by whole batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from simflow_plugin.contracts import Example
+from simflow_plugin.errors import ShapeError
+
+
+class InMemoryDataset:
+    """Images and labels as two tensors.
+
+    Args:
+        images: (N, 1 or 3, H, W), uint8; grey images stay one channel here and leave with three.
+        labels: (N,), int64.
+        class_names: one per class, in the order of the labels.
+        name: of the data set, for messages and cache keys.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, class_names: list[str], name: str) -> None:
+        if images.ndim != 4 or images.dtype != torch.uint8 or images.shape[1] not in (1, 3):
+            raise ShapeError(
+                f"{name}: images must be uint8 (N, 1 or 3, H, W); got {images.dtype} {tuple(images.shape)}"
+            )
+        if labels.shape != images.shape[:1]:
+            raise ShapeError(f"{name}: {images.shape[0]} images but labels of shape {tuple(labels.shape)}")
+        self.name = name
+        self.labels = labels.to(torch.int64)
+        self.class_names: list[str] | None = class_names
+        self.num_classes: int | None = len(class_names)
+        self._images = images
+
+    def __len__(self) -> int:
+        return self._images.shape[0]
+
+    def __getitem__(self, index: int) -> Example:
+        return Example(self._images[index].expand(3, -1, -1), int(self.labels[index]))
+
+    def read_batch(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        """Return uint8 images (B, 3, H, W) and int64 labels (B,) in one indexing operation."""
+        rows = torch.as_tensor(indices, dtype=torch.int64)
+        return self._images[rows].expand(-1, 3, -1, -1), self.labels[rows]
+
+    def describe(self, index: int) -> str:
+        """Name one image for a message."""
+        return f"{self.name}[{index}]"
