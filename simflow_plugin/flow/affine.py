@@ -67,7 +67,7 @@ def _soft_clip(values: Tensor, bound: float) -> Tensor:
 
 
 def _log_softplus(values: Tensor) -> Tensor:
-    # softplus(v) = exp(v) (1 - exp(v) / 2 + ...): below -30 its logarithm is v to more digits than float64 has
-    # room for in sums of order one, and softplus itself would underflow in float32 below -103.
+    # softplus(v) = exp(v) (1 - exp(v) / 2 + ...): below -30 its logarithm is v, to more digits than float64
+    # has room for in sums of order one, and softplus itself would underflow in float32 below -103.
     safe = values.clamp(min=-30.0)  # keeps the gradient of the branch not taken finite
     return torch.where(values > -30.0, functional.softplus(safe).log(), values)

@@ -1,8 +1,8 @@
-"""One block of the flow: reorder, run a causal transformer, apply its affine map; the same forward and in steps.
+"""One block of the flow: reorder, run a causal transformer, apply its affine map; whole or in steps.
 
 Step i of a block reads input i and gives the parameters of target i + `lag`:
-with a start token, input 0 is that token, input i is x_{i-1}, and lag = 0; with an output shift, input i is x_i,
-and lag = 1, so target 0 passes unchanged. Steps and targets count in the block's own order.
+with a start token, input 0 is that token, input i is x_{i-1}, and lag = 0; with an output shift, input i is
+x_i, and lag = 1, so target 0 passes unchanged. Steps and targets count in the block's own order.
 """
 
 from __future__ import annotations

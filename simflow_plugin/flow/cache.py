@@ -10,7 +10,7 @@ from simflow_plugin.flow.config import FlowConfig
 
 
 class LayerCache(NamedTuple):
-    """Keys (already rotated) and values of one layer, (B, H, S, d); the first `length` positions are valid."""
+    """Keys (already rotated) and values of one layer, (B, H, S, d); what was written is valid."""
 
     keys: Tensor
     values: Tensor

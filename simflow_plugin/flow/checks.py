@@ -30,7 +30,7 @@ def check_tokens(tokens: Tensor, config: FlowConfig, name: str, reads_values: bo
 
 
 def check_labels(labels: Tensor, num_rows: int, config: FlowConfig, reads_values: bool) -> None:
-    """Raise ShapeError unless `labels` is int64 (B,) in [0, num_classes) or NO_LABEL, and the model has labels."""
+    """Raise ShapeError unless `labels` is int64 (B,) in [0, num_classes) or NO_LABEL and the flow has any."""
     if config.num_classes is None:
         raise ShapeError("labels: this flow has no labels (num_classes is None); leave them out")
     if labels.shape != (num_rows,) or labels.dtype != torch.int64:
@@ -61,5 +61,6 @@ def check_condition(features: Tensor, num_rows: int, config: FlowConfig, name: s
     )
     if not is_right:
         raise ShapeError(
-            f"{name}: found {tuple(features.shape)}, expected ({num_rows}, {length or 'L'}, {config.condition_dim})"
+            f"{name}: found {tuple(features.shape)}, expected ({num_rows}, {length or 'L'}, "
+            f"{config.condition_dim})"
         )

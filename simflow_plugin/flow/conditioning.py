@@ -1,4 +1,4 @@
-"""How a block sees labels or condition features: as prefix tokens, or as an embedding added to every token."""
+"""How a block sees labels or condition features: as prefix tokens, or added to every token."""
 
 from __future__ import annotations
 
@@ -30,10 +30,8 @@ class LabelEmbedding(nn.Module):
     def forward(self, labels: Tensor) -> Tensor:
         # torch.where instead of a test: no branch that depends on data, so no wait for a GPU.
         is_null = (labels == NO_LABEL)[:, None]
-        if len(self.table) > self.num_classes:
-            null = self.table[-1]
-        else:
-            null = self.table.mean(dim=0)
+        has_null_row = len(self.table) > self.num_classes
+        null = self.table[-1] if has_null_row else self.table.mean(dim=0)
         rows = torch.where(is_null, null, self.table[labels.clamp(min=0)])
         return rows[:, None]
 

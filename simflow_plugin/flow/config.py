@@ -1,4 +1,4 @@
-"""What a flow is made of: the options a user writes (`FlowArchitecture`), and with its geometry (`FlowConfig`)."""
+"""What a flow is made of: a user's options (`FlowArchitecture`), and these with geometry (`FlowConfig`)."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class FlowArchitecture(Options):
         description="2-D rotary or learned additive positions (family)."
     )
     start_token: bool = Field(
-        description="True: the input is shifted behind a learned start token. False: the output is shifted, the "
-        "first token of every block passes unchanged (family)."
+        description="True: the input is shifted behind a learned start token. False: the output is shifted, "
+        "the first token of every block passes unchanged (family)."
     )
     scale: Literal["softplus", "exp", "unit"] = Field(
-        description="s = softplus(a + ln(e - 1)), s = exp(a), or s = 1 with a learned diagonal prior (family)."
+        description="s = softplus(a + ln(e - 1)), s = exp(a), or s = 1 and a learned diagonal prior (family)."
     )
     soft_clip: float | None = Field(None, gt=0, description="c in a <- c tanh(a / c); None for no clip.")
     soft_clips_shift: bool = Field(False, description="Whether the soft clip also bounds the shift b.")

@@ -30,8 +30,8 @@ from simflow_plugin.flow.sampling.run import SamplingRequest, invert
 class FlowOutput(NamedTuple):
     """What a forward pass gives.
 
-    `noise` (B, T, D), in the dtype of the tokens; `logdet` (B,), nats, at least float32; `hidden` (B, T, width)
-    in raster order, or None; `block_logdets` (K, B), nats, the parts of `logdet` in training order.
+    `noise` (B, T, D), in the dtype of the tokens; `logdet` (B,), nats, at least float32; `hidden` (B, T,
+    width) in raster order, or None; `block_logdets` (K, B), nats, the parts of `logdet` in training order.
     """
 
     noise: Tensor
@@ -43,8 +43,8 @@ class FlowOutput(NamedTuple):
 class TransformerFlow(nn.Module):
     """A transformer autoregressive flow on tokens (B, T, D) in raster order.
 
-    A forward pass changes nothing in the module, draws nothing at random, and never branches on values for GPU
-    tensors: label dropout is the caller's (`drop_labels`), caches live in the sampler.
+    A forward pass changes nothing in the module, draws nothing at random, and never branches on values for
+    GPU tensors: label dropout is the caller's (`drop_labels`), caches live in the sampler.
 
     Args:
         config: architecture and geometry.
@@ -85,9 +85,10 @@ class TransformerFlow(nn.Module):
             tokens: (B, T, D), raster order.
             labels: (B,) int64 in [0, num_classes), `NO_LABEL` for unconditional rows; None for all of them.
             condition: (B, L, condition_dim), in place of labels, for a flow with condition features.
-            hidden_layer: counted from 1 inside a block: the hidden tokens after that layer are returned. Hidden
-                token t is that of step t, moved to raster order. With a start token it has read the tokens before
-                t (in the block's order) and predicts token t; with an output shift it has read token t as well.
+            hidden_layer: counted from 1 inside a block: the hidden tokens after that layer are returned.
+                Hidden token t is that of step t, moved to raster order. With a start token it has read the
+                tokens before t (in the block's order) and predicts token t; with an output shift it has
+                read token t as well.
             hidden_block: counted from 1 in training order; the deep block if None.
 
         Raises:
@@ -144,8 +145,8 @@ class TransformerFlow(nn.Module):
             null_condition: (1 or B, L, condition_dim), what the unconditional half sees; with guidance only.
             guidance: w >= 0; 0 is the conditional model itself and costs one pass.
             guidance_rule: a name, or a mapping with `name` and the rule's options.
-            method: `cached`, `naive`, `jacobi` or `auto`; a mapping with `name` and options; or a list of these,
-                one per block in training order.
+            method: `cached`, `naive`, `jacobi` or `auto`; a mapping with `name` and options; or a list of
+                these, one per block in training order.
             return_statistics: also return a `SamplingStatistics`.
 
         Returns:
@@ -198,8 +199,8 @@ class TransformerFlow(nn.Module):
             known |= {num_samples} if num_samples is not None else set()
             if len(known) != 1:
                 raise ShapeError(
-                    f"num_samples: found {sorted(known) or 'nothing'}; give labels, condition, noise or num_samples, "
-                    "of one size"
+                    f"num_samples: found {sorted(known) or 'nothing'}; give labels, condition, noise or "
+                    "num_samples, of one size"
                 )
             weight = self.deep_block.proj_in.weight
             dtype = torch.promote_types(weight.dtype, torch.float32)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -52,7 +50,7 @@ class CausalAttention(nn.Module):
             attended = attended * torch.sigmoid(gate)
         return self.proj(attended)
 
-    def _heads(self, hidden: Tensor, rotation: Tensor | None) -> Sequence[Tensor]:
+    def _heads(self, hidden: Tensor, rotation: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Return queries, keys and values (B, heads, n, d), and the gate (B, n, H d) or None."""
         num_turned = self.query_heads + self.key_heads
         heads = self.qkv(hidden).unflatten(-1, (-1, self.head_dim))  # (B, n, heads, d)
@@ -71,7 +69,7 @@ class CausalAttention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear maps around an activation; `swiglu` and `geglu` gate the hidden channels (gate half first)."""
+    """Two linear maps around an activation; `swiglu` and `geglu` gate the channels (gate half first)."""
 
     def __init__(self, config: FlowConfig) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Latents (B, C, H, W) <-> tokens (B, T, D): T in raster order, D in the order (row, column, channel) of a patch."""
+"""Latents (B, C, H, W) <-> tokens (B, T, D): T in raster order, D as (row, column, channel) of a patch."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def patchify(latents: Tensor, patch_size: int) -> Tensor:
     """
     if latents.dim() != 4 or latents.shape[-1] % patch_size or latents.shape[-2] % patch_size:
         raise ShapeError(
-            f"latents: found shape {tuple(latents.shape)}, expected (B, C, H, W) with H and W multiples of the "
-            f"patch size {patch_size}"
+            f"latents: found shape {tuple(latents.shape)}, expected (B, C, H, W) with H and W multiples of "
+            f"the patch size {patch_size}"
         )
     return rearrange(latents, "b c (h p) (w q) -> b (h w) (p q c)", p=patch_size, q=patch_size)
 
@@ -31,8 +31,8 @@ def unpatchify(tokens: Tensor, grid_size: tuple[int, int], patch_size: int) -> T
     height, width = grid_size
     if tokens.dim() != 3 or tokens.shape[1] != height * width or tokens.shape[2] % patch_size**2:
         raise ShapeError(
-            f"tokens: found shape {tuple(tokens.shape)}, expected (B, {height * width}, D) with D a multiple of "
-            f"{patch_size**2}"
+            f"tokens: found shape {tuple(tokens.shape)}, expected (B, {height * width}, D) with D a multiple "
+            f"of {patch_size**2}"
         )
     return rearrange(
         tokens, "b (h w) (p q c) -> b c (h p) (w q)", h=height, w=width, p=patch_size, q=patch_size

@@ -27,22 +27,21 @@ def rotation_table(config: FlowConfig, num_prefix: int, like: Tensor) -> Tensor 
     if config.positions != "rope":
         return None
     # Angles in float64: a table is small, and float32 products of positions lose digits.
-    options = {"dtype": torch.float64, "device": like.device if like.device.type != "mps" else "cpu"}
     height, width = config.grid_size
     own_side = (height * width) ** 0.5
     side = config.rope_side if config.rope_side is not None else own_side
     num_condition = config.condition_frequencies if config.condition_dim is not None else 0
     pairs_per_axis = (config.head_dim // 2 - num_condition) // 2
 
-    exponents = torch.arange(pairs_per_axis, **options) / max(pairs_per_axis, 1)
+    exponents = torch.arange(pairs_per_axis, dtype=torch.float64) / max(pairs_per_axis, 1)
     frequencies = config.rope_theta**-exponents
-    rows = (torch.arange(height, **options) * (side / own_side)).repeat_interleave(width)
-    columns = (torch.arange(width, **options) * (side / own_side)).repeat(height)
+    rows = (torch.arange(height, dtype=torch.float64) * (side / own_side)).repeat_interleave(width)
+    columns = (torch.arange(width, dtype=torch.float64) * (side / own_side)).repeat(height)
     angles = torch.cat([rows[:, None] * frequencies, columns[:, None] * frequencies], dim=1)  # (T, pairs)
     angles = torch.nn.functional.pad(angles, (0, num_condition, num_prefix, 0))
     if num_condition and num_prefix:
-        sequence = torch.arange(num_prefix, **options) * (side / num_prefix)
-        exponents = torch.arange(num_condition, **options) / num_condition
+        sequence = torch.arange(num_prefix, dtype=torch.float64) * (side / num_prefix)
+        exponents = torch.arange(num_condition, dtype=torch.float64) / num_condition
         angles[:num_prefix, -num_condition:] = sequence[:, None] * config.rope_theta**-exponents
     table = torch.polar(torch.ones_like(angles), angles)
     return table.to(
@@ -51,7 +50,7 @@ def rotation_table(config: FlowConfig, num_prefix: int, like: Tensor) -> Tensor 
 
 
 def rotate(heads: Tensor, rotation: Tensor) -> Tensor:
-    """Turn the channel pairs of `heads` (B, n, H, d) by `rotation`, complex (n, d / 2), one row a position."""
+    """Turn the channel pairs of `heads` (B, n, H, d) by `rotation`, complex (n, d / 2), a row a position."""
     turn = rotation[:, None]  # (n, 1, d / 2)
     if heads.dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling():
         pairs = torch.view_as_complex(heads.unflatten(-1, (-1, 2)))

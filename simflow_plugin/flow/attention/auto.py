@@ -1,4 +1,4 @@
-"""Picks the attention backend: xformers on CUDA when its build works, else sdpa; one log line says which and why."""
+"""Picks the backend: xformers on CUDA when its build works, else sdpa; one log line says which and why."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Attention by xformers' memory_efficient_attention, imported when the backend is built.
 
 Training uses `LowerTriangularMask`; decoding over a cache uses no bias for one query and
-`LowerTriangularFromBottomRightMask` for several. Grouped queries use the 5-dimensional form (B, S, G, H / G, d).
+`LowerTriangularFromBottomRightMask` for several. Grouped queries use the form (B, S, G, H / G, d).
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def load_xformers() -> Any:
         from xformers.ops import fmha
     except Exception as error:  # a build for another torch fails with ImportError, OSError or RuntimeError
         raise ConfigError(
-            f"flow.attention: xformers does not load ({type(error).__name__}: {error}). Install the build for this "
-            "torch (`pip install simflow-plugin[xformers]`), or use `attention: sdpa`."
+            f"flow.attention: xformers does not load ({type(error).__name__}: {error}). Install the build "
+            "for this torch (`pip install simflow-plugin[xformers]`), or use `attention: sdpa`."
         ) from error
     return _Ops(
         ops.memory_efficient_attention,

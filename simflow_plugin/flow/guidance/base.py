@@ -68,7 +68,8 @@ class GuidanceRule(ABC):
         interval = options.block_interval
         if interval is not None and interval[1] > context.num_blocks:
             raise ConfigError(
-                f"guidance_rule.block_interval: found {list(interval)}, but the flow has {context.num_blocks} blocks"
+                f"guidance_rule.block_interval: found {list(interval)}, but the flow has "
+                f"{context.num_blocks} blocks"
             )
 
     @abstractmethod
@@ -112,7 +113,7 @@ class GuidanceWeights:
     weights: Tensor
 
     def combine(self, both: Affine, first: int, stop: int) -> Affine:
-        """Return guided parameters (B, n, D) of targets first : stop from those of 2 B rows, conditional first."""
+        """Return guided parameters (B, n, D) of targets first : stop, from 2 B rows, conditional first."""
         halves = [part.chunk(2, dim=0) for part in both]
         conditional, unconditional = (
             Affine(shift, log_scale) for shift, log_scale in zip(*halves, strict=True)

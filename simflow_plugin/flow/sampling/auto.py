@@ -18,7 +18,7 @@ from simflow_plugin.flow.sampling.state import BlockState
 
 def solve_auto(state: BlockState, method: Auto) -> None:
     """Fill in `state.tokens`; say what was picked in `state.statistics`."""
-    jacobi = Jacobi(segment=method.segment, tolerance=method.tolerance)
+    jacobi = Jacobi(segment=method.segment, tolerance=method.tolerance, max_iterations=None)
     total, first = state.num_steps, min(method.segment, state.num_steps)
     jacobi_seconds = _seconds(lambda: solve_jacobi(state, jacobi, 0, first), state)
     second = min(2 * first, total)

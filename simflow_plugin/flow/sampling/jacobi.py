@@ -1,7 +1,8 @@
 """`jacobi`: all tokens of a segment at once, from a guess, until none changes; then the next segment.
 
-Token t depends on earlier tokens only, so after k iterations the first k tokens of a segment are exact whatever
-the guess. Tokens that have settled, and all before them have too, leave the iteration: the passes get shorter.
+Token t depends on earlier tokens only, so after k iterations the first k tokens of a segment are exact
+whatever the guess. Tokens that have settled, and all before them have too, leave the iteration: the passes
+get shorter.
 Reference: Song et al., arXiv:2002.03629 (Jacobi and Gauss-Seidel for feed-forward computation).
 """
 
@@ -24,7 +25,7 @@ def solve_jacobi(state: BlockState, method: Jacobi, first: int, stop: int) -> No
 
 
 def solve_segment(state: BlockState, method: Jacobi, first: int, stop: int) -> None:
-    """Iterate on one segment. The first guess is what is in `state.tokens`: the noise, the identity's answer."""
+    """Iterate on one segment. The first guess is what `state.tokens` holds: noise, the identity's answer."""
     limit = method.max_iterations or stop - first
     lag = state.block.lag
     iterations = 0
@@ -53,7 +54,7 @@ def _tame(guesses: Tensor) -> Tensor:
 
 
 def token_change(old: Tensor, new: Tensor) -> Tensor:
-    """Return the change (n,) of each token, the largest over rows and channels, relative to max(1, its size)."""
+    """Return the change (n,) of each token, the largest over rows and channels, over max(1, its size)."""
     size = new.abs().amax(dim=(0, 2)).clamp(min=1.0)
     return (new - old).abs().amax(dim=(0, 2)) / size
 

@@ -26,8 +26,8 @@ class Cached(Options):
 class Jacobi(Options):
     """Fixed-point iteration on segments of the sequence, one segment after the other.
 
-    A token leaves the iteration when it and all before it change by at most `tolerance`. After k iterations the
-    first k tokens of a segment are exact, so `max_iterations` >= `segment` with `tolerance` 0 is exact.
+    A token leaves the iteration when it and all before it change by at most `tolerance`. After k iterations
+    the first k tokens of a segment are exact, so `max_iterations` >= `segment` with `tolerance` 0 is exact.
     """
 
     name: Literal["jacobi"] = "jacobi"
@@ -41,7 +41,7 @@ class Jacobi(Options):
 
 
 class Auto(Options):
-    """Measure on the first segments of a block what `jacobi` and `cached` cost, and go on with the cheaper."""
+    """Measure on the first segments of a block what `jacobi` and `cached` cost; go on with the cheaper."""
 
     name: Literal["auto"] = "auto"
     segment: int = Field(32, gt=0, description="Of the Jacobi iteration.")
@@ -61,8 +61,8 @@ def parse_methods(method: Any, num_blocks: int) -> list[Method]:
     """Return the method of every block, in training order.
 
     Args:
-        method: a name, a mapping with `name` and options, one of the classes above, or a list with one of these
-            per block in training order.
+        method: a name, a mapping with `name` and options, one of the classes above, or a list with one of
+            these per block in training order.
         num_blocks: of the flow.
 
     Raises:

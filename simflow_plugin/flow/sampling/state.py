@@ -1,4 +1,4 @@
-"""One block being inverted: its noise, condition rows, cache and guidance; and one evaluation of some of its steps."""
+"""One block being inverted: noise, condition rows, cache, guidance; and one evaluation of some steps."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class BlockState:
             self.block.run_layers(self.embedding.prefix, turn, self.cache, 0)
 
     def solve(self, first: int, stop: int) -> Tensor:
-        """Return the targets (B, n, D) of steps first : stop, given the inputs now in `tokens`; write the cache."""
+        """Return the targets (B, n, D) of steps first : stop from the inputs in `tokens`; write the cache."""
         block = self.block
         inputs = self.tokens[:, first + block.lag : stop + block.lag]
         if self.guidance is not None:
