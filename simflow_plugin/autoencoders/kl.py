@@ -108,17 +108,12 @@ class KLAutoencoder(Autoencoder):
         architecture, _ = resolve_architecture(options)
         return architecture.factor, architecture.latent_channels
 
-    def rebuild_options(self) -> KLOptions:
-        """Return options that build this network without pretrained weights, for a run's own checkpoints."""
-        fields = {**asdict(self.architecture), "factor": self.factor}
-        unset = {
-            "pretrained": None,
-            "pretrained_format": "auto",
-            "subfolder": None,
-            "scale": None,
-            "shift": None,
-        }
-        return KLOptions.model_validate({**self.options.model_dump(), **fields, **unset})
+    def self_contained_options(self) -> dict[str, Any]:
+        """Return options that build this network without pretrained weights; its state has the statistics."""
+        network = {**asdict(self.architecture), "factor": self.factor}
+        origin = dict.fromkeys(("pretrained", "subfolder", "scale", "shift"))
+        options = {**self.options.model_dump(), **network, **origin, "pretrained_format": "auto"}
+        return KLOptions.model_validate(options).model_dump(mode="json")
 
     def fit_normalization(self, mean: Tensor, std: Tensor) -> None:
         """Make latents zero-mean and unit-variance, from statistics of latents as `encode` returns them now.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,11 +25,13 @@ class GaussianPosterior(ABC):
     """A diagonal Gaussian over latents; its subclasses differ in where the variance comes from.
 
     Attributes:
+        learns_variance: whether the encoder predicts the variance, so that it needs a KL or an entropy term.
         mean: (B, C, h, w), float32 or wider.
         std: (B, C, h, w), > 0; a view without own memory where the variance is constant.
         log_variance: broadcasts to (B, C, h, w).
     """
 
+    learns_variance: ClassVar[bool]
     mean: Tensor
     std: Tensor
     log_variance: Tensor
@@ -104,6 +107,8 @@ class FixedVariancePosterior(GaussianPosterior):
         SimFlow, arXiv:2512.04084.
     """
 
+    learns_variance = False
+
     def __init__(self, mean: Tensor, std: Tensor) -> None:
         self._sigma = std.to(mean)
         self.mean = mean
@@ -123,6 +128,8 @@ class LearnedVariancePosterior(GaussianPosterior):
     Reference:
         Auto-Encoding Variational Bayes, arXiv:1312.6114.
     """
+
+    learns_variance = True
 
     def __init__(self, mean: Tensor, log_variance: Tensor) -> None:
         self.mean = mean
