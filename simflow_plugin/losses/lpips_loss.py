@@ -1,0 +1,109 @@
+"""LPIPS, the learned perceptual distance, from the `lpips` package with a backbone from a local file.
+
+The package brings the calibrated layers; the ImageNet backbone is published elsewhere and found here through
+`backbone_path`, or else in torch's hub cache. There is no fallback: LPIPS on random features is not LPIPS.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from simflow_plugin.autoencoders.weights import load_strictly, read_tensors
+from simflow_plugin.errors import ShapeError, WeightsError
+from simflow_plugin.losses.perceptual import PerceptualLoss, freeze
+from simflow_plugin.options import Options
+from simflow_plugin.registry import RECONSTRUCTION_LOSSES
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """Where the weights of a backbone are published, and the smallest image that it accepts, in pixels."""
+
+    file_name: str
+    min_image_size: int
+
+    @property
+    def address(self) -> str:
+        return f"https://download.pytorch.org/models/{self.file_name}"
+
+
+BACKBONES = {"vgg": Backbone("vgg16-397923af.pth", 16), "alex": Backbone("alexnet-owt-7be5be79.pth", 31)}
+
+
+class LPIPSOptions(Options):
+    """Options of the LPIPS loss."""
+
+    net: Literal["vgg", "alex"] = Field("vgg", description="backbone; `vgg` is the usual one for training.")
+    backbone_path: str | None = Field(
+        None, description="torchvision's weights of the backbone; default: torch's hub cache."
+    )
+
+
+@RECONSTRUCTION_LOSSES.register("lpips")
+class LPIPSLoss(PerceptualLoss):
+    """Calibrated distance of backbone features.
+
+    Args:
+        options: see `LPIPSOptions`.
+        context: what the harness knows; its `image_size`, if any, is checked.
+    Raises:
+        WeightsError: if the backbone's weights are missing or torn; before anything is built.
+        ShapeError: if images are smaller than the backbone can see.
+    Reference:
+        The unreasonable effectiveness of deep features as a perceptual metric, arXiv:1801.03924.
+    """
+
+    Options = LPIPSOptions
+
+    def __init__(self, options: LPIPSOptions, context: Any = None) -> None:
+        super().__init__()
+        self._backbone, self._net = BACKBONES[options.net], options.net
+        path = find_backbone(options)
+        if getattr(context, "image_size", None) is not None:
+            self._check_size(context.image_size)
+        tensors = read_tensors(path)
+        import lpips  # imported here: it takes seconds, and most runs name another loss
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # lpips calls torchvision by deprecated names
+            network = lpips.LPIPS(net=options.net, pnet_rand=True, verbose=False)
+        # lpips cuts torchvision's `features` into slices, and keeps the index of each layer.
+        wanted = {name: f"features.{name.partition('.')[2]}" for name in network.net.state_dict()}
+        found = {name: tensors[source] for name, source in wanted.items() if source in tensors}
+        load_strictly(network.net, found, str(path))
+        self.network = freeze(network)
+
+    def _distance(self, reconstruction: Tensor, images: Tensor) -> Tensor:
+        self._check_size(min(images.shape[-2:]))
+        return self.network(reconstruction, images).mean()
+
+    def _check_size(self, image_size: int) -> None:
+        if image_size < self._backbone.min_image_size:
+            raise ShapeError(
+                f"lpips: images of {image_size} pixels are too small for `{self._net}`, which needs "
+                f"{self._backbone.min_image_size}; use larger images or another reconstruction loss"
+            )
+
+
+def find_backbone(options: LPIPSOptions) -> Path:
+    """Return the file of the backbone's weights.
+
+    Raises:
+        WeightsError: if there is none; names the file, the option and the published address.
+    """
+    backbone = BACKBONES[options.net]
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / backbone.file_name
+    path = cached if options.backbone_path is None else Path(options.backbone_path).expanduser()
+    if not path.is_file():
+        raise WeightsError(
+            f"lpips: the backbone's weights {path} are missing. Download {backbone.address} and set "
+            f"`backbone_path` of the loss `lpips` to the file, or copy it to {cached}"
+        )
+    return path
