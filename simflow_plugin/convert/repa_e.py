@@ -11,7 +11,7 @@ Key map, host -> ours (`{i}` counts layers from 0; w/b: `.weight` and `.bias`):
     blocks.{i}.adaLN_modulation.1 w/b      -> backbone.layers.{i}.modulation (shift, scale, gate; twice)
     final_layer.adaLN_modulation.1 w/b     -> backbone.head.modulation
     final_layer.linear w/b                 -> backbone.head.linear
-    projectors.0.0 / .2 / .4 w/b           -> alignment.projector.0 / .2 / .4
+    projectors.0.0 / .2 / .4 w/b           -> alignment.projector.layers.0 / .2 / .4
     bn.running_mean / .running_var / .num_batches_tracked -> latent_norm
     pos_embed                              -> none: computed; compared with ours
 
@@ -22,13 +22,16 @@ inverse; its `cfg_scale` is our 1 + guidance.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from simflow_plugin.contracts import ModelContext
+from simflow_plugin.contracts import AlignmentContext, ModelContext
+from simflow_plugin.diffusion.transformer import PUBLISHED_SIZES, BackboneOptions
 from simflow_plugin.errors import WeightsError
 from simflow_plugin.models.sit import SiT, SiTOptions
 
@@ -44,7 +47,7 @@ RENAMED = (
     (r"blocks\.(\d+)\.adaLN_modulation\.1\.", r"backbone.layers.\1.modulation."),
     (r"final_layer\.adaLN_modulation\.1\.", "backbone.head.modulation."),
     (r"final_layer\.linear\.", "backbone.head.linear."),
-    (r"projectors\.0\.", "alignment.projector."),
+    (r"projectors\.0\.", "alignment.projector.layers."),
     (r"bn\.", "latent_norm."),
 )
 POSITIONS_KEY = "pos_embed"
@@ -55,7 +58,7 @@ def from_repa_e(state_dict: Mapping[str, Tensor], options: SiTOptions, context: 
     """Build our SiT with the weights of the host's.
 
     Args:
-        state_dict: of the host's `SiT` (of a checkpoint, its entry `ema` or `model`); a leading `module.` is cut.
+        state_dict: of the host's `SiT` (in a checkpoint: `ema` or `model`); a leading `module.` is cut.
         options: of the same size, patch and interpolant; `normalizes_latents` and `context.alignment` decide
             whether the host's batch norm and projector are taken over or left out.
         context: the host's latent shape, its number of classes, and its projector's size.
@@ -92,11 +95,64 @@ def from_repa_e(state_dict: Mapping[str, Tensor], options: SiTOptions, context: 
     missing = sorted(set(expected) - set(converted))
     if missing:
         raise WeightsError(
-            f"repa-e: the weights lack {len(missing)} of {len(expected)} tensors of this SiT, first `{missing[0]}`. "
-            "Check backbone.depth and uses_qk_norm, and that the file holds the model, not the autoencoder."
+            f"repa-e: the weights lack {len(missing)} of {len(expected)} tensors of this SiT, first "
+            f"`{missing[0]}`. Check backbone.depth and uses_qk_norm, and that this is not the autoencoder."
         )
     model.load_state_dict(converted)
     return model.eval()
+
+
+def describe_repa_e(
+    state_dict: Mapping[str, Tensor],
+    num_heads: int | None = None,
+    interpolant: Literal["linear", "cosine"] = "linear",
+    alignment_layer: int = 8,
+) -> tuple[SiTOptions, ModelContext]:
+    """Read options and context for `from_repa_e` off the shapes of the host's weights.
+
+    Args:
+        state_dict: as in `from_repa_e`; trained with label dropout, so that its table has a null row.
+        num_heads: which no shape tells; None takes those of the published size with that width.
+        interpolant: the host's `path_type`, which is not in the weights either.
+        alignment_layer: the host's `encoder_depth`.
+    Raises:
+        WeightsError: if a tensor is missing, or `num_heads` is needed.
+    """
+    host = {key.removeprefix("module."): tensor for key, tensor in state_dict.items()}
+    needed = (
+        "x_embedder.proj.weight",
+        POSITIONS_KEY,
+        "y_embedder.embedding_table.weight",
+        "blocks.0.mlp.fc1.weight",
+    )
+    for key in needed:
+        if key not in host:
+            raise WeightsError(
+                f"repa-e: the weights have no `{key}`. Is this the `ema` or `model` of a checkpoint?"
+            )
+    width, channels, patch, _ = host["x_embedder.proj.weight"].shape
+    depth = 1 + max(int(key.split(".")[1]) for key in host if key.startswith("blocks."))
+    side = math.isqrt(host[POSITIONS_KEY].shape[1]) * patch
+    heads = num_heads or {size[0]: size[2] for size in PUBLISHED_SIZES.values()}.get(width)
+    if heads is None:
+        raise WeightsError(f"repa-e: width {width} is no published size, so num_heads must be given.")
+    backbone = BackboneOptions(
+        patch_size=patch,
+        width=width,
+        depth=depth,
+        num_heads=heads,
+        mlp_ratio=host["blocks.0.mlp.fc1.weight"].shape[0] / width,
+        uses_qk_norm="blocks.0.attn.q_norm.weight" in host,
+    )
+    alignment = None
+    if "projectors.0.0.weight" in host:
+        feature_dim, projector_dim = host["projectors.0.4.weight"].shape
+        alignment = AlignmentContext(feature_dim, alignment_layer, projector_dim)
+    num_classes = host["y_embedder.embedding_table.weight"].shape[0] - 1
+    options = SiTOptions(
+        backbone=backbone, interpolant=interpolant, normalizes_latents="bn.running_mean" in host
+    )
+    return options, ModelContext((channels, side, side), num_classes, alignment)
 
 
 def rename(host_key: str) -> str:
@@ -130,6 +186,6 @@ def _with_null_label(key: str, tensor: Tensor, expected: Tensor) -> Tensor:
 def _check_positions(host: Tensor, ours: Tensor) -> None:
     if host.shape != ours.shape or (host - ours).abs().max() > POSITIONS_TOLERANCE:
         raise WeightsError(
-            f"repa-e: `{POSITIONS_KEY}` {tuple(host.shape)} is not the sine-cosine table {tuple(ours.shape)} of this "
-            "grid. Check the latent shape and patch_size; learned or interpolated positions are not supported."
+            f"repa-e: `{POSITIONS_KEY}` {tuple(host.shape)} is not the sine-cosine table {tuple(ours.shape)} "
+            "of this grid. Check the latent shape and patch_size; other positions are not supported."
         )

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from simflow_plugin.alignment.head import AlignmentHead
 from simflow_plugin.contracts import NO_LABEL, GenerativeModel, ModelContext
 from simflow_plugin.diffusion.guidance import Guidance, check_interval
 from simflow_plugin.diffusion.transformer import AdaLNTransformer, BackboneOptions, BackboneOutput
@@ -66,8 +67,6 @@ class DiffusionModel(GenerativeModel):
         self.label_dropout = options.label_dropout
         self.backbone = AdaLNTransformer(options.backbone, context.latent_shape, context.num_classes)
         self.alignment_layer = context.alignment.layer if context.alignment is not None else None
-        from simflow_plugin.alignment.head import AlignmentHead
-
         self.alignment = (
             AlignmentHead(self.backbone.width, context.alignment) if context.alignment is not None else None
         )
@@ -120,7 +119,7 @@ class DiffusionModel(GenerativeModel):
         if features is not None and self.alignment is None:
             raise ConfigError(
                 f"{type(self).__name__} was given features to align with, but it was built without "
-                "alignment, so it keeps no hidden tokens. Build it with ModelContext(alignment=...), or pass none."
+                "alignment, so it keeps no hidden tokens. Set ModelContext.alignment, or pass no features."
             )
         return self.backbone(noised, t, labels, self.alignment_layer if features is not None else None)
 

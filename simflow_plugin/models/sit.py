@@ -97,7 +97,7 @@ class SiT(DiffusionModel):
         return self.denormalize(sampler(velocity, noise, self.interpolant, random))
 
     def normalize(self, latents: Tensor) -> Tensor:
-        """Apply the batch norm: by batch statistics in training (the running ones move), else by running ones."""
+        """Apply the batch norm: by batch statistics in training, while running ones move, else by those."""
         return latents if self.latent_norm is None else self.latent_norm(latents)
 
     def denormalize(self, normalized_latents: Tensor) -> Tensor:

@@ -1,0 +1,178 @@
+"""Parity with the REPA-E host's SiT: prediction, losses, batch norm, on its numbers and on its code."""
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from simflow_plugin.contracts import NO_LABEL, AlignmentContext, ModelContext
+from simflow_plugin.convert.repa_e import describe_repa_e, from_repa_e
+from simflow_plugin.errors import WeightsError
+from simflow_plugin.models.sit import SiT, SiTOptions
+
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "repa_e_sit.safetensors"
+TOLERANCE = 1e-4
+NUM_CLASSES = 5
+OPTIONS = {
+    "backbone": {"width": 32, "depth": 2, "num_heads": 4, "patch_size": 2},
+    "normalizes_latents": True,
+}
+CONTEXT = ModelContext((4, 8, 8), NUM_CLASSES, AlignmentContext(feature_dim=12, layer=1, projector_dim=16))
+
+
+@pytest.fixture(scope="module")
+def numbers() -> dict[str, Tensor]:
+    return load_file(FIXTURE)
+
+
+def part(numbers: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in numbers.items() if key.startswith(prefix)}
+
+
+def convert(host: dict[str, Tensor], interpolant: str = "linear", context: ModelContext = CONTEXT) -> SiT:
+    return from_repa_e(host, SiTOptions.model_validate({**OPTIONS, "interpolant": interpolant}), context)
+
+
+def our_labels(host_labels: Tensor) -> Tensor:
+    return torch.where(host_labels == NUM_CLASSES, NO_LABEL, host_labels)
+
+
+def test_prediction_equals_the_hosts(numbers: dict[str, Tensor]) -> None:
+    inputs = part(numbers, "inputs.")
+    with torch.no_grad():
+        ours = convert(part(numbers, "host.")).predict(
+            inputs["latents"], inputs["t"], our_labels(inputs["labels"])
+        )
+    torch.testing.assert_close(ours, numbers["outputs.prediction"], rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("term", ["denoising", "alignment"])
+@pytest.mark.parametrize("interpolant", ["linear", "cosine"])
+@pytest.mark.parametrize("mode", ["evaluation", "training"])
+def test_losses_at_given_time_and_noise_equal_the_hosts(
+    numbers: dict[str, Tensor], mode: str, interpolant: str, term: str
+) -> None:
+    inputs = part(numbers, "inputs.")
+    model = convert(part(numbers, "host."), interpolant).train(mode == "training")
+    ours = model.losses_at(
+        inputs["latents"], our_labels(inputs["labels"]), inputs["features"], inputs["t"], inputs["noise"]
+    )
+    expected = numbers[f"outputs.{mode}.{interpolant}.{term}"].mean()
+    torch.testing.assert_close(ours[term], expected, rtol=0, atol=TOLERANCE)
+
+
+def test_running_statistics_move_as_the_hosts(numbers: dict[str, Tensor]) -> None:
+    model = convert(part(numbers, "host.")).train()
+    model.normalize(numbers["inputs.latents"])
+    assert model.latent_norm is not None
+    for name in ("running_mean", "running_var"):
+        ours, host = getattr(model.latent_norm, name), numbers[f"outputs.training.{name}"]
+        torch.testing.assert_close(ours, host, rtol=0, atol=1e-5)
+
+
+def test_shapes_tell_options_and_context(numbers: dict[str, Tensor]) -> None:
+    options, context = describe_repa_e(part(numbers, "host."), num_heads=4, alignment_layer=1)
+    assert context == CONTEXT
+    assert options == SiTOptions.model_validate(OPTIONS)
+
+
+def test_projector_and_batch_norm_can_be_left_out(numbers: dict[str, Tensor]) -> None:
+    options = SiTOptions.model_validate({**OPTIONS, "normalizes_latents": False})
+    model = from_repa_e(part(numbers, "host."), options, ModelContext((4, 8, 8), NUM_CLASSES))
+    assert model.alignment is None
+    assert model.latent_norm is None
+
+
+def test_table_without_null_row_gets_a_zero_one(numbers: dict[str, Tensor]) -> None:
+    host = part(numbers, "host.")
+    host["y_embedder.embedding_table.weight"] = host["y_embedder.embedding_table.weight"][:-1]
+    label_embed = convert(host).backbone.label_embed
+    assert label_embed is not None
+    assert label_embed.table.weight[-1].abs().max() == 0
+
+
+def test_ddp_prefix_is_cut(numbers: dict[str, Tensor]) -> None:
+    host = {f"module.{key}": value for key, value in part(numbers, "host.").items()}
+    assert isinstance(convert(host), SiT)
+
+
+def test_unknown_tensor_is_named(numbers: dict[str, Tensor]) -> None:
+    with pytest.raises(WeightsError, match=r"`decoder.conv_in.weight` is no tensor"):
+        convert({**part(numbers, "host."), "decoder.conv_in.weight": torch.zeros(1)})
+
+
+def test_missing_tensor_is_named(numbers: dict[str, Tensor]) -> None:
+    host = part(numbers, "host.")
+    del host["final_layer.linear.bias"]
+    with pytest.raises(
+        WeightsError, match=r"lack 1 of \d+ tensors of this SiT, first `backbone.head.linear.bias`"
+    ):
+        convert(host)
+
+
+def test_too_deep_a_host_is_named(numbers: dict[str, Tensor]) -> None:
+    host = part(numbers, "host.")
+    host["blocks.2.attn.qkv.weight"] = host["blocks.1.attn.qkv.weight"]
+    with pytest.raises(
+        WeightsError, match=r"becomes `backbone.layers.2.attention.qkv.weight`, which .* not have"
+    ):
+        convert(host)
+
+
+def test_wrong_shape_is_named(numbers: dict[str, Tensor]) -> None:
+    host = part(numbers, "host.")
+    host["blocks.0.mlp.fc1.bias"] = torch.zeros(64)
+    with pytest.raises(WeightsError, match=r"has shape \(64,\), but .* needs \(128,\)"):
+        convert(host)
+
+
+def test_other_positions_are_refused(numbers: dict[str, Tensor]) -> None:
+    host = part(numbers, "host.")
+    host["pos_embed"] = host["pos_embed"] + 0.01
+    with pytest.raises(WeightsError, match="is not the sine-cosine table"):
+        convert(host)
+
+
+@pytest.mark.skipif(
+    "REPA_E_DIR" not in os.environ, reason="set REPA_E_DIR to a checkout of REPA-E at 3ad8046"
+)
+@pytest.mark.parametrize("interpolant", ["linear", "cosine"])
+def test_random_weights_of_a_real_checkout_agree(
+    interpolant: Literal["linear", "cosine"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(os.environ["REPA_E_DIR"])
+    for name in [name for name in sys.modules if name.split(".")[0] == "models"]:
+        monkeypatch.delitem(sys.modules, name)
+    host_module = importlib.import_module("models.sit")
+    host = host_module.SiT_B_2(
+        path_type=interpolant,
+        input_size=16,
+        num_classes=10,
+        z_dims=[24],
+        projector_dim=32,
+        encoder_depth=4,
+        qk_norm=False,
+    )
+    with torch.no_grad():
+        for name, parameter in host.named_parameters():
+            if name != "pos_embed":
+                parameter.normal_(std=0.05)
+    host.eval()
+    options, context = describe_repa_e(host.state_dict(), interpolant=interpolant, alignment_layer=4)
+    ours = from_repa_e(host.state_dict(), options, context)
+    latents, noise = torch.randn(2, 3, 4, 16, 16)
+    t, labels, features = torch.tensor([0.1, 0.5, 0.9]), torch.tensor([0, 5, 9]), torch.randn(3, 64, 24)
+    settings = {"weighting": "uniform", "path_type": interpolant, "prediction": "v", "align_only": False}
+    with torch.no_grad():
+        theirs = host(latents, labels, [features], settings, time_input=t.view(-1, 1, 1, 1), noises=noise)
+        terms = ours.losses_at(latents, labels, features, t, noise)
+        prediction = ours.predict(latents, t, labels)
+        torch.testing.assert_close(prediction, host.inference(latents, t, labels), rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(terms["denoising"], theirs["denoising_loss"].mean(), rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(terms["alignment"], theirs["proj_loss"], rtol=0, atol=TOLERANCE)
