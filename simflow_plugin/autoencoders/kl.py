@@ -150,7 +150,7 @@ class KLAutoencoder(Autoencoder):
 
     def _frozen_modules(self) -> list[nn.Module]:
         if self.trainable == "none":
-            return [self]
+            return [self.network]
         if self.trainable == "decoder":
             parts = (self.network.encoder, self.network.quant_conv)
             return [part for part in parts if part is not None]

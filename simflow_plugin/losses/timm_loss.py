@@ -57,8 +57,9 @@ class TimmLoss(PerceptualLoss):
     def __init__(self, options: TimmLossOptions, context: Any = None) -> None:
         super().__init__()
         self.options = options
-        self.network: Any = freeze(load_backbone(options))
-        config = self.network.pretrained_cfg
+        network = load_backbone(options)
+        self.network: Any = freeze(network)
+        config: dict[str, Any] = network.pretrained_cfg
         for name, given in (("mean", options.mean), ("std", options.std)):
             numbers = torch.tensor(given or config[name]).reshape(3, 1, 1)
             self.register_buffer(name, numbers, persistent=False)
