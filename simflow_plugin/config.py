@@ -214,7 +214,9 @@ def check_config(config: RunConfig, source: YamlSource | None = None) -> None:
     factory = registry.MODELS.get(config.model.name)
     check = getattr(factory, "check", None)
     if check is not None and factor and channels:
-        alignment = config.alignment and AlignmentContext(1, config.alignment.layer, config.alignment.projector_dim)
+        alignment = None
+        if config.alignment is not None:
+            alignment = AlignmentContext(1, config.alignment.layer, config.alignment.projector_dim)
         context = ModelContext((channels, size // factor, size // factor), None, alignment)
         try:
             check(factory.Options.model_validate(config.model.options), context, config.sampling.guidance)

@@ -146,7 +146,8 @@ def _construct(node: yaml.Node, file: Path, path: KeyPath, places: dict[KeyPath,
         return [_construct(child, file, (*path, str(i)), places) for i, child in enumerate(node.value)]
     loader = yaml.SafeLoader("")
     value = loader.construct_object(node, deep=True)
-    return _number(value) if isinstance(value, str) and node.style is None else value
+    is_plain = getattr(node, "style", None) is None
+    return _number(value) if isinstance(value, str) and is_plain else value
 
 
 def _number(text: str) -> Any:

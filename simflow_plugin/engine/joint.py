@@ -13,15 +13,18 @@ Reference: SimFlow, arXiv:2512.04084; REPA-E, arXiv:2504.10483, section 3.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from simflow_plugin.autoencoders.posterior import LearnedVariancePosterior
 from simflow_plugin.contracts import Autoencoder, GenerativeModel, Posterior
-from simflow_plugin.losses.adversarial import AdversarialLoss
 from simflow_plugin.losses.reconstruction import ReconstructionLoss
 from simflow_plugin.randomness import Random
+
+if TYPE_CHECKING:
+    from simflow_plugin.losses.adversarial import AdversarialLoss
 
 DEAD_CHANNEL_RATIO = 0.1
 """A latent channel is dead when its mean varies over the data by less than this share of the posterior's std."""

@@ -78,7 +78,7 @@ class Trainer:
         self.ema = ExponentialMovingAverage(self.joint, config.training.ema_decay)
         if config.training.compile:
             self.joint.compile()
-        trained = {"autoencoder": self.joint.autoencoder}
+        trained: dict[str, torch.nn.Module] = {"autoencoder": self.joint.autoencoder}
         if self.joint.model is not None:
             trained["model"] = self.joint.model
         optimizer = make_optimizer(parameter_groups(trained, config.optimizer), config.optimizer, self.device)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from simflow_plugin import registry
@@ -12,9 +13,11 @@ from simflow_plugin.config import Part, RunConfig
 from simflow_plugin.contracts import AlignmentContext, Autoencoder, DataContext, GenerativeModel, ImageDataset, ModelContext
 from simflow_plugin.engine.joint import JointObjective, ObjectiveWeights
 from simflow_plugin.errors import ConfigError
-from simflow_plugin.losses.adversarial import AdversarialLoss
 from simflow_plugin.losses.reconstruction import ReconstructionLoss
 from simflow_plugin.randomness import derive_seed
+
+if TYPE_CHECKING:
+    from simflow_plugin.losses.adversarial import AdversarialLoss
 
 
 @dataclass(frozen=True)
@@ -86,8 +89,6 @@ def build_model(
 
 def build_parts(config: RunConfig, num_classes: int | None) -> Parts:
     """Build everything that trains, with initial weights that depend on `config.seed` only."""
-    import torch
-
     context = DataContext(config.image_size, "train", config.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, "initialisation"))
@@ -99,6 +100,8 @@ def build_parts(config: RunConfig, num_classes: int | None) -> Parts:
         joint = JointObjective(autoencoder, model, build_reconstruction(config), objective_weights(config))
         adversary = None
         if config.objective.adversarial is not None:
+            from simflow_plugin.losses.adversarial import AdversarialLoss
+
             adversary = AdversarialLoss(AdversarialLoss.Options.model_validate(config.objective.adversarial))
     return Parts(joint, encoder, adversary)
 

@@ -17,7 +17,15 @@ from simflow_plugin import options
 from simflow_plugin.alignment.head import AlignmentHead
 from simflow_plugin.contracts import GenerativeModel, ModelContext
 from simflow_plugin.errors import ConfigError
-from simflow_plugin.flow import FlowArchitecture, FlowConfig, TransformerFlow, drop_labels, patchify, unpatchify
+from simflow_plugin.flow import (
+    FlowArchitecture,
+    FlowConfig,
+    TransformerFlow,
+    drop_labels,
+    patchify,
+    standard_normal_log_prob,
+    unpatchify,
+)
 from simflow_plugin.randomness import Random
 from simflow_plugin.registry import MODELS
 
@@ -60,7 +68,7 @@ class SimFlow(GenerativeModel):
         self.supports_guidance = context.num_classes is not None and options.flow.class_dropout > 0
         self.alignment_layer = context.alignment.layer if context.alignment is not None else None
         self.alignment = (
-            AlignmentHead(self.flow.hidden_dim(context.alignment.layer), context.alignment)
+            AlignmentHead(config.width, context.alignment)
             if context.alignment is not None
             else None
         )
@@ -69,6 +77,12 @@ class SimFlow(GenerativeModel):
     def check(options: SimFlowOptions, context: ModelContext, guidance: float) -> None:
         """Refuse values that clash; called before anything is built."""
         FlowConfig.for_latents(options.flow, context.latent_shape)
+        deep_layers = options.flow.layers_per_block[-1]
+        if context.alignment is not None and context.alignment.layer > deep_layers:
+            raise ConfigError(
+                f"alignment.layer {context.alignment.layer} is beyond the deep block's {deep_layers} layers "
+                f"(model.flow.layers_per_block {list(options.flow.layers_per_block)})."
+            )
         if guidance > 0 and options.flow.class_dropout == 0:
             raise ConfigError(
                 f"sampling.guidance {guidance} needs an unconditional model, but model.flow.class_dropout is 0. "
@@ -81,7 +95,8 @@ class SimFlow(GenerativeModel):
         labels = self._drop_labels(labels, random, latents.device)
         layer = self.alignment_layer if features is not None else None
         output = self.flow(self.tokens(latents), labels, hidden_layer=layer)
-        terms = {"nll": -output.log_prob.mean() / latents[0].numel()}
+        log_prob = standard_normal_log_prob(output.noise) + output.logdet
+        terms = {"nll": -log_prob.mean() / latents[0].numel()}
         if self.alignment is not None and features is not None:
             terms["alignment"] = self.alignment(output.hidden, self.grid_size, features)
         return terms
@@ -108,7 +123,7 @@ class SimFlow(GenerativeModel):
 
     def latents(self, tokens: Tensor) -> Tensor:
         """Put tokens (B, T, D) back onto the latent grid (B, C, h, w)."""
-        return unpatchify(tokens, self.options.flow.patch_size, self.grid_size)
+        return unpatchify(tokens, self.grid_size, self.options.flow.patch_size)
 
     @property
     def device(self) -> torch.device:
