@@ -1,4 +1,4 @@
-"""The projector of REPA: hidden tokens of the generative model -> the space of the frozen encoder's features."""
+"""The projector of REPA: hidden tokens of the generative model -> the space of the encoder's features."""
 
 from __future__ import annotations
 

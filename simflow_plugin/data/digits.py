@@ -57,8 +57,8 @@ class Digits(InMemoryDataset):
 def enlarge(raw: Tensor, size: int) -> Tensor:
     """Resize raw digits to smooth images whose area average is the raw digit again.
 
-    Bicubic interpolation alone blurs under the average; a few steps of back-projection (add the enlarged residual) undo
-    that within the limits of [0, 255].
+    Bicubic interpolation alone blurs under the average; a few steps of back-projection (add the enlarged
+    residual) undo that within the limits of [0, 255].
 
     Args:
         raw: (N, 8, 8), [0, 16].

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from simflow_plugin import options, registry
 from simflow_plugin.contracts import DataContext
+from simflow_plugin.data.cache import cache_folder
 from simflow_plugin.data.idx import read_idx
 from simflow_plugin.data.images import resize_batch
 from simflow_plugin.data.memory import InMemoryDataset
@@ -71,8 +72,9 @@ def fit(images: Tensor, size: int) -> Tensor:
 def find_fashion_mnist(root: str | None, download: bool) -> Path:
     """Return the folder that holds the four files.
 
-    Tried in this order: `root`, $SIMFLOW_DATA/fashion-mnist, the folder of the Debian package, torchvision's own folder in
-    the cache. With `root` only that folder counts: a typing error must not be answered with other data.
+    Tried in this order: `root`, $SIMFLOW_DATA/fashion-mnist, the folder of the Debian package, torchvision's
+    own folder in the cache. With `root` only that folder counts: a typing error must not be answered with
+    other data.
 
     Raises:
         DataError: naming the places tried and the ways to get the files.
@@ -88,8 +90,9 @@ def find_fashion_mnist(root: str | None, download: bool) -> Path:
         return downloaded
     raise DataError(
         f"fashion-mnist: no folder with the files {', '.join(file_names())} (.gz or not). Tried: "
-        f"{', '.join(map(str, places))}. Install the Debian package {DEBIAN_PACKAGE} (apt install {DEBIAN_PACKAGE}), set "
-        "data.download: true to fetch them by torchvision, or set data.root to the folder you have them in."
+        f"{', '.join(map(str, places))}. Install the Debian package {DEBIAN_PACKAGE} (apt install "
+        f"{DEBIAN_PACKAGE}), set data.download: true to fetch them by torchvision, or set data.root to the "
+        "folder you have them in."
     )
 
 
@@ -112,11 +115,6 @@ def find_file(folder: Path, name: str, missing_ok: bool = False) -> Path | None:
     raise DataError(f"{folder}: {name} (.gz or not) is missing.")
 
 
-def cache_folder() -> Path:
-    """Return where downloaded data goes: $SIMFLOW_DATA, else ~/.cache/simflow/data."""
-    return Path(os.environ.get("SIMFLOW_DATA") or Path.home() / ".cache" / "simflow" / "data")
-
-
 def _environment_folder() -> list[Path]:
     root = os.environ.get("SIMFLOW_DATA")
     return [Path(root) / "fashion-mnist"] if root else []
@@ -129,6 +127,6 @@ def _download(cache: Path) -> None:
         FashionMNIST(str(cache), download=True)
     except (OSError, RuntimeError) as error:
         raise DataError(
-            f"fashion-mnist: the download into {cache} failed: {error}. Install the Debian package {DEBIAN_PACKAGE}, or "
-            "copy the four idx files into a folder and set data.root to it."
+            f"fashion-mnist: the download into {cache} failed: {error}. Install the Debian package "
+            f"{DEBIAN_PACKAGE}, or copy the four idx files into a folder and set data.root to it."
         ) from error

@@ -40,8 +40,8 @@ class FileOptions(options.Options):
 class PackedStrings(Sequence[str]):
     """A list of strings as two arrays.
 
-    Worker processes share the pages of an array; a list of a million strings they would copy one by one, because
-    reading a Python object writes its reference count.
+    Worker processes share the pages of an array; a list of a million strings they would copy one by one,
+    because reading a Python object writes its reference count.
     """
 
     def __init__(self, strings: Sequence[str]) -> None:
@@ -125,8 +125,8 @@ def choose_labels(where: str, labels: Sequence[int] | None, wanted: bool | str) 
     found = torch.as_tensor(labels, dtype=torch.int64)
     if len(found.unique()) < 2:
         raise DataError(
-            f"{where}: all {len(found)} images are of one class: there is nothing to condition on. Add another class, or "
-            "train without labels: data.labels: false."
+            f"{where}: all {len(found)} images are of one class: there is nothing to condition on. Add "
+            "another class, or train without labels: data.labels: false."
         )
     return found
 
@@ -145,7 +145,28 @@ def take_split(
     rows = split_indices(targets, split, options.test_share, options.split_seed)
     if not len(rows):
         raise DataError(
-            f"{where}: {num_images} images leave none for the {split} split at data.test_share {options.test_share}. "
-            "Add images, or change data.test_share."
+            f"{where}: {num_images} images leave none for the {split} split at data.test_share "
+            f"{options.test_share}. Add images, or change data.test_share."
         )
     return rows, targets[rows]
+
+
+def own_or_held_out(
+    where: object,
+    num_images: int,
+    labels: Tensor | None,
+    split: str,
+    options: FileOptions,
+    has_own_split: bool,
+) -> tuple[list[int], Tensor]:
+    """Return the rows of one split and their labels: all rows of a data set that brings its own split."""
+    if not has_own_split:
+        rows, targets = take_split(str(where), num_images, labels, split, options)
+        return rows.tolist(), targets
+    unlabelled = torch.full((num_images,), NO_LABEL, dtype=torch.int64)
+    return list(range(num_images)), labels if labels is not None else unlabelled
+
+
+def numbered_classes(num_classes: int | None) -> list[str] | None:
+    """Name classes by their numbers, where the data has no better names."""
+    return [str(number) for number in range(num_classes)] if num_classes is not None else None

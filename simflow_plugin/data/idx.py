@@ -36,8 +36,8 @@ def read_idx(path: Path | None, shape: Sequence[int | None]) -> Tensor:
     expected = bytes((0, 0, UNSIGNED_BYTE, len(shape)))
     if content[:4] != expected:
         raise DataError(
-            f"{path}: not an idx file of unsigned bytes with {len(shape)} axes: it starts with {content[:4].hex() or '(nothing)'}, "
-            f"expected {expected.hex()}. Fetch the file again."
+            f"{path}: not an idx file of unsigned bytes with {len(shape)} axes: it starts with "
+            f"{content[:4].hex() or '(nothing)'}, expected {expected.hex()}. Fetch the file again."
         )
     header = 4 + 4 * len(shape)
     if len(content) < header:

@@ -1,4 +1,4 @@
-"""A folder of images, with one subfolder per class or none, with `train/` and `val/` (or `test/`) or one for all.
+"""A folder of images: one subfolder per class or none, `train/` and `val/` (or `test/`) or one for all.
 
 root/cat/1.jpg           labelled, split by share
 root/1.jpg               unlabelled, split by share
@@ -10,13 +10,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import torch
 from PIL import Image
 from pydantic import Field
 
 from simflow_plugin import registry
-from simflow_plugin.contracts import NO_LABEL, DataContext
-from simflow_plugin.data.files import FileDataset, FileOptions, choose_labels, take_split
+from simflow_plugin.contracts import DataContext
+from simflow_plugin.data.files import FileDataset, FileOptions, choose_labels, own_or_held_out
 from simflow_plugin.data.images import IMAGE_SUFFIXES, decode_image
 from simflow_plugin.data.split import check_split
 from simflow_plugin.errors import DataError
@@ -44,15 +43,10 @@ class ImageFolder(FileDataset):
         # Numbered by the training folder, so that a class without test images does not shift the others.
         class_names = _class_names(paths if base == train else list_images(train))
         labels = choose_labels(str(base), _numbers(base, paths, class_names, options.labels), options.labels)
-        if test is None:
-            rows, targets = take_split(str(root), len(paths), labels, context.split, options)
-            paths = [paths[row] for row in rows.tolist()]
-        else:
-            targets = labels if labels is not None else torch.full((len(paths),), NO_LABEL, dtype=torch.int64)
+        rows, targets = own_or_held_out(root, len(paths), labels, context.split, options, test is not None)
         self.root = base
-        super().__init__(
-            paths, targets, class_names if labels is not None else None, context.image_size, options
-        )
+        names = class_names if labels is not None else None
+        super().__init__([paths[row] for row in rows], targets, names, context.image_size, options)
 
     def read_image(self, index: int) -> Image.Image:
         path = self.root / self.names[index]
@@ -115,8 +109,8 @@ def _numbers(base: Path, paths: list[str], class_names: list[str], wanted: bool 
         return None
     if loose:
         raise DataError(
-            f"{base}: {len(loose)} images lie beside class folders, such as {loose[0]}. Move them into a class folder, "
-            "or set data.labels: false."
+            f"{base}: {len(loose)} images lie beside class folders, such as {loose[0]}. Move them into a "
+            "class folder, or set data.labels: false."
         )
     number_of = {name: number for number, name in enumerate(class_names)}
     unknown = sorted({_class_of(path) for path in paths} - set(number_of))

@@ -27,7 +27,8 @@ def decode_image(content: bytes | Path, name: str) -> Image.Image:
         content: the file's bytes, or where it is.
         name: for the message.
     Returns:
-        an RGB image; an alpha channel is dropped, 16-bit grey is scaled to 8 bits, of an animation the first frame.
+        an RGB image; an alpha channel is dropped, 16-bit grey is scaled to 8 bits, of an animation the first
+        frame.
     Raises:
         CorruptImage: if it is unreadable, truncated or missing.
     """
@@ -44,8 +45,8 @@ def decode_image(content: bytes | Path, name: str) -> Image.Image:
 def center_crop(image: Image.Image, size: int) -> Tensor:
     """Scale the shorter side to `size` and cut the central square, as ADM does.
 
-    Halving by box filters while the shorter side is at least twice too long, then one bicubic step: a single bicubic
-    step from a large photograph would alias. FID references are made so; another crop moves the FID.
+    Halving by box filters while the shorter side is at least twice too long, then one bicubic step: a single
+    bicubic step from a large photograph would alias. FID references are made so; another crop moves the FID.
 
     Args:
         image: RGB, any shape.

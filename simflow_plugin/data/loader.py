@@ -1,7 +1,7 @@
 """Batches for training and evaluation, each a function of (seed, step) and never of a worker's state.
 
-A worker builds whole micro-batches: the number of a micro-batch tells it which images, in which order, flipped or not.
-So the number of workers changes the speed and nothing else, and a run resumes at any step.
+A worker builds whole micro-batches: the number of a micro-batch tells it which images, in which order,
+flipped or not. So the number of workers changes the speed and nothing else, and a run resumes at any step.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ PREFETCHED_BATCHES = 4
 class Batch(NamedTuple):
     """A micro-batch of one process.
 
-    `images` (B, 3, H, W) float32 in [-1, 1]; `labels` (B,) int64, `NO_LABEL` for none; `indices` (B,) int64 into the
-    data set; `step` of the optimizer; `offset` of the first row in the global batch of that step.
+    `images` (B, 3, H, W) float32 in [-1, 1]; `labels` (B,) int64, `NO_LABEL` for none; `indices` (B,) int64
+    into the data set; `step` of the optimizer; `offset` of the first row in the global batch of that step;
+    `flipped` (B,) bool, which rows are mirrored (what a cache of features needs to know).
     """
 
     images: Tensor
@@ -40,10 +41,11 @@ class Batch(NamedTuple):
     indices: Tensor
     step: int
     offset: int
+    flipped: Tensor
 
 
 class Read(NamedTuple):
-    """What a reading process hands over: a micro-batch, or None after too many corrupt images, and their messages."""
+    """What a reading process hands over: a micro-batch (None: too many corrupt images), messages by index."""
 
     batch: Batch | None
     corrupt: dict[int, str]
@@ -107,12 +109,12 @@ class TrainingSource(Dataset):
         rows, corrupt = read_rows(self.dataset, self.order.indices(positions).tolist())
         if rows is None:
             return Read(None, corrupt)
-        images = to_float(rows.images)
+        images, flipped = to_float(rows.images), torch.zeros(len(positions), dtype=torch.bool)
         if self.horizontal_flip:
-            flips = coin_flips(self.order.seed, "flip", positions)
-            images = torch.where(flips[:, None, None, None], images.flip(-1), images)
+            flipped = coin_flips(self.order.seed, "flip", positions)
+            images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
         offset = self.batches.offset(micro, self.rank)
-        return Read(Batch(images, rows.labels, rows.indices, step, offset), corrupt)
+        return Read(Batch(images, rows.labels, rows.indices, step, offset, flipped), corrupt)
 
 
 @dataclass
@@ -174,7 +176,8 @@ def evaluation_batches(
         rows, corrupt = read_rows(dataset, wanted[start : start + batch_size], replace=False)
         watch_corrupt(dataset, corrupt, known)
         if rows is not None and len(rows.indices):
-            yield Batch(to_float(rows.images), rows.labels, rows.indices, 0, start)
+            unflipped = torch.zeros(len(rows.indices), dtype=torch.bool)
+            yield Batch(to_float(rows.images), rows.labels, rows.indices, 0, start, unflipped)
 
 
 class Rows(NamedTuple):
@@ -195,8 +198,8 @@ def read_rows(
         indices: of the images.
         replace: take the next readable image (training) or none (evaluation).
     Returns:
-        the rows, and the message of every corrupt image met, by index. No rows when more were met than allowed, or when
-        nothing is left.
+        the rows, and the message of every corrupt image met, by index. No rows when more were met than
+        allowed, or when nothing is left.
     """
     read_batch = getattr(dataset, "read_batch", None)
     if read_batch is not None:
@@ -253,8 +256,9 @@ def watch_corrupt(dataset: ImageDataset, corrupt: dict[int, str], known: set[int
     allowed = max_num_corrupt(dataset)
     if len(known) > allowed:
         raise DataError(
-            f"{len(known)} of {len(dataset)} images are corrupt, more than the {allowed} that data.max_corrupt_share allows, "
-            f"the last: {list(corrupt.values())[-1]}. Mend or remove them, or raise data.max_corrupt_share."
+            f"{len(known)} of {len(dataset)} images are corrupt, more than the {allowed} that "
+            f"data.max_corrupt_share allows, the last: {list(corrupt.values())[-1]}. Mend or remove them, or "
+            "raise data.max_corrupt_share."
         )
 
 

@@ -1,8 +1,8 @@
 """The order of the data as a function: which image is at position p of a run.
 
-Position p of the stream of images (p = 0, 1, 2, ... over the whole run, all processes together) lies in epoch p // N, and
-shows image permutation_{seed, epoch}[p mod N]. Nothing is remembered, so a run resumes at any step, with any number of
-processes and workers, and sees what it would have seen.
+Position p of the stream of images (p = 0, 1, 2, ... over the whole run, all processes together) lies in epoch
+p // N, and shows image permutation_{seed, epoch}[p mod N]. Nothing is remembered, so a run resumes at any
+step, with any number of processes and workers, and sees what it would have seen.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class DataOrder:
 class GlobalBatches:
     """How the rows of a global batch are dealt to processes and accumulation steps.
 
-    Micro-batch k of process r holds the contiguous rows (k W + r) B : (k W + r + 1) B, B = G / (A W). So the rows of a
-    step are the same in the same global order for every (W, A).
+    Micro-batch k of process r holds the contiguous rows (k W + r) B : (k W + r + 1) B, B = G / (A W). So the
+    rows of a step are the same in the same global order for every (W, A).
 
     Args:
         batch_size: G, of the global batch.
@@ -81,8 +81,8 @@ class GlobalBatches:
         if self.batch_size < 1 or self.batch_size % (self.world_size * self.accumulation):
             raise ConfigError(
                 f"training.batch_size {self.batch_size} is not divisible by {self.world_size} processes x "
-                f"{self.accumulation} accumulation steps = {self.world_size * self.accumulation}. The batch size is that "
-                "of the global batch; choose a multiple."
+                f"{self.accumulation} accumulation steps = {self.world_size * self.accumulation}. The batch "
+                "size is that of the global batch; choose a multiple."
             )
 
     @property

@@ -25,8 +25,8 @@ def check_split(split: str) -> str:
 def split_indices(labels: Tensor, split: str, test_share: float, split_seed: int) -> Tensor:
     """Return the indices of one split, class by class the same share (stratified), ascending.
 
-    The split depends on `split_seed` and not on the run's seed: runs with different seeds are compared on one test set,
-    and a checkpoint is never evaluated on what another seed trained it on.
+    The split depends on `split_seed` and not on the run's seed: runs with different seeds are compared on one
+    test set, and a checkpoint is never evaluated on what another seed trained it on.
 
     Args:
         labels: (N,), int64; unlabelled images count as one class.

@@ -1,0 +1,126 @@
+"""A small vision transformer trained here on labelled images: alignment target and judge, no download.
+
+It is a file of its own: safetensors whose metadata say how to build the network, how to normalise, what the
+classes are called and how often it is right on held-out images.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from simflow_plugin import options, registry
+from simflow_plugin.alignment.encoder import FrozenEncoder
+from simflow_plugin.contracts import DataContext
+from simflow_plugin.errors import WeightsError
+
+FORMAT = "simflow-classifier-1"
+
+
+@dataclass(frozen=True)
+class ClassifierCard:
+    """What a classifier's file says of itself.
+
+    Args:
+        architecture: arguments of timm's `VisionTransformer`.
+        mean, std: normalisation, per channel, for pixels in [0, 1].
+        class_names: in the order of the logits.
+        data: the data set it was trained on.
+        test_accuracy: share of held-out images given the right class, [0, 1].
+        num_test: how many those were.
+        steps: optimizer steps.
+    """
+
+    architecture: dict[str, Any]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    class_names: tuple[str, ...]
+    data: str
+    test_accuracy: float
+    num_test: int
+    steps: int
+
+
+def make_network(architecture: dict[str, Any]) -> nn.Module:
+    """Build the classifier; patch features are normalised tokens (no class token, no norm after pooling)."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    return VisionTransformer(global_pool="avg", class_token=False, fc_norm=False, **architecture)
+
+
+def save_classifier(path: Path, network: nn.Module, card: ClassifierCard) -> None:
+    """Write weights and card to one safetensors file, in one piece."""
+    from safetensors.torch import save_file
+
+    from simflow_plugin.data.cache import write_atomically
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    metadata = {"format": FORMAT, "card": json.dumps(asdict(card))}
+    write_atomically(path, lambda target: save_file(tensors, target, metadata))
+
+
+def load_classifier(path: Path) -> tuple[nn.Module, ClassifierCard]:
+    """Read a file that `save_classifier` wrote.
+
+    Raises:
+        WeightsError: if it is missing, damaged, or something else.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise WeightsError(
+            f"{path}: no such file. Make it with `simflow pretrain-encoder --data fashion-mnist --out "
+            f"{path}`."
+        )
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path}: not a readable safetensors file: {error}") from error
+    if metadata.get("format") != FORMAT:
+        raise WeightsError(
+            f"{path}: not made by `simflow pretrain-encoder` (format {metadata.get('format')!r}, expected "
+            f"{FORMAT!r}). For published weights use an encoder such as `dinov2-b` or `timm`."
+        )
+    card = ClassifierCard(**json.loads(metadata["card"]))
+    network = make_network(card.architecture)
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise WeightsError(f"{path}: its weights are not of its own architecture: {error}") from error
+    return network, card
+
+
+@registry.ENCODERS.register("pretrained")
+class ClassifierEncoder(FrozenEncoder):
+    """A classifier that `simflow pretrain-encoder` made: patch features, and class logits for an evaluation.
+
+    Args:
+        options: the file.
+        context: image size; images of another size than it was trained on are resized to that.
+    Attributes:
+        card: what the file says of itself.
+    Raises:
+        WeightsError: if the file is missing, damaged, or something else.
+    """
+
+    class Options(options.Options):
+        checkpoint: str = Field(description="file made by `simflow pretrain-encoder`")
+
+    def __init__(self, options: Options, context: DataContext) -> None:
+        network, card = load_classifier(Path(options.checkpoint).expanduser())
+        size, patch = card.architecture["img_size"], card.architecture["patch_size"]
+        super().__init__(network, context.image_size, size, patch, card.mean, card.std)
+        self.card = card
+
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        """Return class logits (B, num_classes), float32, of images (B, 3, H, W) in [-1, 1]."""
+        return self.network(self.preprocess(images)).float()

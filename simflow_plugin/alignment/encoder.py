@@ -1,0 +1,116 @@
+"""A frozen encoder: images -> patch features in raster order, no gradients, never in training mode."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from simflow_plugin.alignment.loss import Grid
+from simflow_plugin.errors import ConfigError, ShapeError
+
+
+class FrozenEncoder(nn.Module):
+    """A timm vision transformer whose patch features are alignment targets.
+
+    Args:
+        network: with `forward_features` (B, prefix + N, F), `num_prefix_tokens`, `num_features`, built for
+            square images of `input_size`.
+        image_size: of the images it will be given, in pixels.
+        input_size: of the images the network sees; images are resized to it.
+        patch_size: of the network, in pixels of its input.
+        mean, std: of the network's training images, per channel, for pixels in [0, 1].
+    Attributes:
+        feature_dim: F.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        image_size: int,
+        input_size: int,
+        patch_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
+        super().__init__()
+        self.network = network.requires_grad_(False)
+        self.image_size, self.input_size, self.patch_size = image_size, input_size, patch_size
+        self.feature_dim = int(network.num_features)  # type: ignore[arg-type]
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> FrozenEncoder:
+        """Stay in evaluation mode, whatever the module around asks for: dropout would move the targets."""
+        return super().train(False)
+
+    def grid_size(self, image_size: int) -> Grid:
+        """Return (rows, columns) of the features.
+
+        Raises:
+            ConfigError: for images of another size than it was built for.
+        """
+        if image_size != self.image_size:
+            raise ConfigError(f"the encoder was built for image_size {self.image_size}, not {image_size}")
+        side = self.input_size // self.patch_size
+        return side, side
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Return patch features (B, N, F) in raster order, of images (B, 3, H, W) in [-1, 1].
+
+        Raises:
+            ShapeError: if the images are not of the size it was built for.
+        """
+        tokens = self.network.forward_features(self.preprocess(images))  # type: ignore[operator]
+        return tokens[:, self.network.num_prefix_tokens :]  # (B, N, F)
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """Bring images (B, 3, H, W) in [-1, 1] to the network's size and normalisation."""
+        if images.shape[1:] != (3, self.image_size, self.image_size):
+            raise ShapeError(
+                f"images are {tuple(images.shape)}, expected (B, 3, {self.image_size}, {self.image_size})"
+            )
+        pixels = (images + 1) / 2
+        if self.input_size != self.image_size:
+            # Bicubic and not antialiased, as the REPA hosts do: other pixels would be other targets.
+            pixels = F.interpolate(
+                pixels, (self.input_size, self.input_size), mode="bicubic", align_corners=False
+            )
+        return (pixels - self.mean) / self.std
+
+
+def choose_input_size(
+    image_size: int, patch_size: int, input_size: int | None, pixels_per_feature: int
+) -> int:
+    """Return the size at which an encoder sees an image.
+
+    Args:
+        image_size: in pixels.
+        patch_size: of the encoder.
+        input_size: as configured; None for one feature per `pixels_per_feature` pixels of the image.
+        pixels_per_feature: 16 in REPA: 256 pixels become 224 for a patch of 14, so that the grid is 16 x 16.
+    Raises:
+        ConfigError: with the numbers, if something does not divide.
+    """
+    if input_size is not None:
+        if input_size % patch_size:
+            raise ConfigError(
+                f"alignment.encoder.input_size {input_size} is not divisible by the encoder's patch of "
+                f"{patch_size}. Use {max(1, input_size // patch_size) * patch_size}."
+            )
+        return input_size
+    if image_size % pixels_per_feature:
+        below = max(1, image_size // pixels_per_feature) * pixels_per_feature
+        raise ConfigError(
+            f"image_size {image_size} is not divisible by {pixels_per_feature}, the pixels per feature of an "
+            f"encoder with a patch of {patch_size}. Use image_size {below}, or set "
+            f"alignment.encoder.input_size to a multiple of {patch_size}."
+        )
+    return image_size // pixels_per_feature * patch_size

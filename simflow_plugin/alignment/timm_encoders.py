@@ -1,0 +1,112 @@
+"""Frozen encoders of timm as alignment targets: any vision transformer, or one of the usual by short name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from pydantic import Field
+from torch import nn
+
+from simflow_plugin import options, registry
+from simflow_plugin.alignment.encoder import FrozenEncoder, choose_input_size
+from simflow_plugin.alignment.weights import find_weights, load_weights
+from simflow_plugin.contracts import DataContext
+from simflow_plugin.errors import ConfigError
+
+MODEL_BY_PRESET = {
+    "dinov2-b": "vit_base_patch14_dinov2.lvd142m",
+    "dinov2-l": "vit_large_patch14_dinov2.lvd142m",
+    "dinov2-b-reg": "vit_base_patch14_reg4_dinov2.lvd142m",
+    "dinov2-l-reg": "vit_large_patch14_reg4_dinov2.lvd142m",
+    "dinov3-b": "vit_base_patch16_dinov3.lvd1689m",
+    "mae-b": "vit_base_patch16_224.mae",
+    "mae-l": "vit_large_patch16_224.mae",
+    "clip-l": "vit_large_patch14_clip_224.openai",
+}
+PIXELS_PER_FEATURE = {14: 16}
+"""Pixels of the image per feature, by patch size, where that is not the patch itself."""
+
+
+class WeightsOptions(options.Options):
+    """Options that all timm encoders share."""
+
+    checkpoint: str | None = Field(None, description="file of the weights; null: the local caches")
+    input_size: int | None = Field(
+        None,
+        gt=0,
+        description="pixels at which the encoder sees the image; null: 16 x 16 features for 256 pixels",
+    )
+
+
+@registry.ENCODERS.register("timm")
+class TimmEncoder(FrozenEncoder):
+    """Any timm vision transformer that accepts `img_size`, with normalisation from timm's data configuration.
+
+    Args:
+        options: model, weights, input size.
+        context: the image size counts.
+    Raises:
+        ConfigError: if timm has no such model, it is not a vision transformer, or the patch does not divide
+            the image.
+        WeightsError: if the weights are missing or of another architecture.
+    """
+
+    class Options(WeightsOptions):
+        model: str = Field(description="name in timm, with its tag: vit_base_patch14_dinov2.lvd142m")
+
+    def __init__(self, options: Options, context: DataContext) -> None:
+        import timm
+
+        patch_size = patch_size_of(options.model)
+        per_feature = PIXELS_PER_FEATURE.get(patch_size, patch_size)
+        input_size = choose_input_size(context.image_size, patch_size, options.input_size, per_feature)
+        path = find_weights(options.model, options.checkpoint, options.model)
+        network = timm.create_model(options.model, pretrained=False, num_classes=0, img_size=input_size)
+        load_weights(network, path)
+        config = timm.data.resolve_model_data_config(network)
+        super().__init__(network, context.image_size, input_size, patch_size, config["mean"], config["std"])
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A factory for one published encoder.
+
+    Args:
+        model: name in timm.
+    """
+
+    model: str
+    Options: ClassVar[type[options.Options]] = WeightsOptions
+
+    def __call__(self, options: Any, context: DataContext) -> TimmEncoder:
+        return TimmEncoder(TimmEncoder.Options(model=self.model, **options.model_dump()), context)
+
+
+for _name, _model in MODEL_BY_PRESET.items():
+    registry.ENCODERS.register(_name)(Preset(_model))
+
+
+def patch_size_of(model: str) -> int:
+    """Return the patch size of a timm vision transformer, without making its weights.
+
+    Raises:
+        ConfigError: if timm has no such model, with the nearest names, or it has no square patches.
+    """
+    import timm
+    import torch
+
+    architecture = model.split(".")[0]
+    if not timm.is_model(architecture):
+        hint = options.did_you_mean(architecture, timm.list_models("*vit*")).split(" Known:")[0]
+        raise ConfigError(
+            f"alignment.encoder.model: timm has no model `{model}`.{hint} See timm.list_models('*vit*')."
+        )
+    with torch.device("meta"):
+        network: nn.Module = timm.create_model(architecture, pretrained=False)
+    patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
+    if patch is None or patch[0] != patch[1] or not hasattr(network, "num_prefix_tokens"):
+        raise ConfigError(
+            f"alignment.encoder.model: `{model}` is not a vision transformer with square patches."
+        )
+    return int(patch[0])

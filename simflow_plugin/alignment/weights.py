@@ -1,0 +1,117 @@
+"""Pretrained weights of a timm encoder: from a path, else from a local cache, else an error within a second.
+
+A download is never started on its own: without a network it would end in minutes of retries.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from simflow_plugin.errors import WeightsError
+
+HUB_FILES = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
+UNUSED_PREFIXES = ("head", "fc_norm", "mask_token", "decoder", "attn_pool")
+"""Parts of a published checkpoint that patch features do not need: classifier, MAE's decoder, ..."""
+
+
+def find_weights(model: str, checkpoint: str | None, part: str) -> Path:
+    """Return the file that holds the weights of timm's `model`.
+
+    Args:
+        model: name in timm.
+        checkpoint: path as configured, or None to look into the caches of Hugging Face and torch.
+        part: name of the part, for the message.
+    Raises:
+        WeightsError: with the file, the option and the address.
+    """
+    import timm
+
+    config = timm.get_pretrained_cfg(model)
+    addresses = _addresses(config)
+    if checkpoint is not None:
+        path = Path(checkpoint).expanduser()
+        if path.is_file():
+            return path
+        raise WeightsError(f"{path}: no such file (alignment.encoder.checkpoint). {addresses}")
+    cached = _cached_file(config)
+    if cached is not None:
+        return cached
+    raise WeightsError(
+        f"encoder `{part}`: the weights of {model} are not on this machine. Set alignment.encoder.checkpoint "
+        f"to their file (safetensors or .pth), or put them into the local cache. {addresses}"
+    )
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Load a checkpoint into a timm network; position embeddings are resampled to the network's grid.
+
+    Raises:
+        WeightsError: if the file is damaged, or of another architecture, naming keys or shapes.
+    """
+    from timm.models import load_state_dict
+
+    try:
+        state = load_state_dict(str(path))
+        # Each timm family knows the layouts its weights were published in, and resamples position embeddings.
+        convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+        converted: dict[str, Tensor] = convert(state, network) if convert is not None else state
+    except Exception as error:  # torch, safetensors and pickle each fail in their own ways
+        raise WeightsError(
+            f"{path}: not a checkpoint that can be read without unpickling code: {type(error).__name__}: "
+            f"{error}"
+        ) from error
+    own = network.state_dict()
+    missing = sorted(set(own) - set(converted))
+    foreign = sorted(key for key in set(converted) - set(own) if not key.startswith(UNUSED_PREFIXES))
+    reshaped = sorted(key for key in set(own) & set(converted) if own[key].shape != converted[key].shape)
+    if missing or foreign or reshaped:
+        raise WeightsError(_mismatch(path, network, missing, foreign, reshaped))
+    network.load_state_dict({key: converted[key] for key in own})
+
+
+def _mismatch(
+    path: Path, network: nn.Module, missing: list[str], foreign: list[str], reshaped: list[str]
+) -> str:
+    kinds = (("lacks", missing), ("has foreign", foreign), ("has other shapes of", reshaped))
+    found = "; ".join(f"it {verb} {len(keys)} keys such as {keys[0]}" for verb, keys in kinds if keys)
+    return (
+        f"{path}: not the weights of {type(network).__name__} as configured: {found}. Choose the encoder "
+        "that the file belongs to, or another file (alignment.encoder.checkpoint)."
+    )
+
+
+def _addresses(config: Any) -> str:
+    places = []
+    if config is not None and config.hf_hub_id:
+        places.append(f"https://huggingface.co/{config.hf_hub_id}")
+    if config is not None and config.url:
+        places.append(config.url)
+    return f"Published at {' and at '.join(places)}." if places else "timm knows no published weights for it."
+
+
+def _cached_file(config: Any) -> Path | None:
+    """Look into the caches of Hugging Face and torch.hub, without a network."""
+    import torch
+    from huggingface_hub import try_to_load_from_cache
+
+    if config is None:
+        return None
+    names = ([config.hf_hub_filename] if config.hf_hub_filename else []) + list(HUB_FILES)
+    for name in names if config.hf_hub_id else []:
+        found = try_to_load_from_cache(config.hf_hub_id, name)
+        if isinstance(found, str):
+            return Path(found)
+    if config.url:
+        path = Path(torch.hub.get_dir()) / "checkpoints" / os.path.basename(config.url)
+        return path if path.is_file() else None
+    return None

@@ -1,0 +1,45 @@
+"""Files that can be made again: where they go, how they are keyed, how they appear in one piece."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from simflow_plugin.errors import DataError
+
+
+def cache_folder() -> Path:
+    """Return where fetched and derived data goes: $SIMFLOW_DATA, else ~/.cache/simflow/data."""
+    return Path(os.environ.get("SIMFLOW_DATA") or Path.home() / ".cache" / "simflow" / "data")
+
+
+def fingerprint(facts: Mapping[str, Any]) -> str:
+    """Return 16 hexadecimal digits that depend on every key and value of `facts`, not on their order."""
+    text = json.dumps(facts, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file, then give it its name: readers see all of it or nothing.
+
+    Processes that write the same file at once do no harm: each has its own temporary name, and the last one
+    wins.
+
+    Raises:
+        DataError: if it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)

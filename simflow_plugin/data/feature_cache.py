@@ -1,0 +1,170 @@
+"""One array per image, computed once, kept on disk: alignment features, moments of a frozen autoencoder.
+
+    folder/<key>/values.npy     (views, N, ...), memory-mapped; view 0 as it is, view 1 mirrored
+    folder/<key>/cache.json     the facts that the values depend on
+
+The key is a hash of the facts (data set, split, image size, encoder, ...). The folder gets its name when it
+is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from simflow_plugin.contracts import ImageDataset
+from simflow_plugin.data.cache import fingerprint
+from simflow_plugin.data.loader import evaluation_batches
+from simflow_plugin.errors import DataError
+
+VALUES, FACTS = "values.npy", "cache.json"
+
+
+@dataclass(frozen=True)
+class FeatureCache:
+    """Cached values, read by the index of the image.
+
+    Args:
+        values: (1 or 2, N, ...), float16 or float32, memory-mapped.
+    """
+
+    values: np.ndarray
+
+    def __len__(self) -> int:
+        return self.values.shape[1]
+
+    def read(self, indices: Tensor, flipped: Tensor | None = None) -> Tensor:
+        """Return float32 values (B, ...) of the images `indices` (B,), mirrored where `flipped` (B,) says so.
+
+        Raises:
+            DataError: if mirrored values are asked for and were not cached.
+        """
+        views = torch.zeros_like(indices) if flipped is None else flipped.to(torch.int64)
+        if int(views.max()) >= self.values.shape[0]:
+            raise DataError(
+                "the cache holds no values of mirrored images. Build it with flips, or train without."
+            )
+        return torch.from_numpy(self.values[views.numpy(), indices.numpy()].astype(np.float32))
+
+
+def dataset_facts(
+    name: str, options: Mapping[str, Any], dataset: ImageDataset, split: str, size: int
+) -> dict[str, Any]:
+    """Return what cached values depend on, as far as the data set goes.
+
+    The labels stand for the selection and order of the images: they change when files are added or moved.
+    """
+    labels = getattr(dataset, "labels", None)
+    digest = fingerprint({"labels": labels.tolist()}) if isinstance(labels, Tensor) else None
+    return {
+        "data": name,
+        "options": dict(options),
+        "split": split,
+        "size": size,
+        "num": len(dataset),
+        "labels": digest,
+    }
+
+
+def open_cache(folder: Path, facts: Mapping[str, Any]) -> FeatureCache | None:
+    """Return the cache for `facts`, or None if it was not built yet.
+
+    Raises:
+        DataError: if there is one that does not hold what its name says.
+    """
+    place = folder / fingerprint(facts)
+    if not place.is_dir():
+        return None
+    try:
+        stored = json.loads((place / FACTS).read_text())
+        values = np.load(place / VALUES, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{place}: a damaged cache: {error}. Delete the folder; it will be built again."
+        ) from error
+    expected = json.loads(json.dumps(dict(facts), default=str))
+    differing = sorted(key for key in {*stored, *expected} if stored.get(key) != expected.get(key))
+    if differing:
+        raise DataError(
+            f"{place / FACTS}: made for other {', '.join(differing)}. Delete the folder; it will be built "
+            "again."
+        )
+    if values.shape[1] != expected.get("num", values.shape[1]):
+        raise DataError(
+            f"{place / VALUES}: {values.shape[1]} rows, expected {expected['num']}. Delete the folder."
+        )
+    return FeatureCache(values)
+
+
+def build_cache(
+    folder: Path,
+    facts: Mapping[str, Any],
+    dataset: ImageDataset,
+    compute: Callable[[Tensor], Tensor],
+    batch_size: int = 64,
+    with_flips: bool = False,
+    dtype: str = "float16",
+) -> FeatureCache:
+    """Return the cache for `facts`, computing it first if need be.
+
+    Args:
+        folder: of all caches.
+        facts: what the values depend on; see `dataset_facts`.
+        dataset: every image of it is computed once; a corrupt one keeps zeros, and training never asks for
+            it.
+        compute: images (B, 3, H, W) in [-1, 1] -> (B, ...).
+        batch_size: images at a time.
+        with_flips: also compute the mirrored images.
+        dtype: 'float16' or 'float32', on disk.
+    Raises:
+        DataError: if the disk is full, or the cache that is there is damaged.
+    """
+    facts = {**facts, "num": len(dataset), "views": 1 + with_flips, "dtype": dtype}
+    known = open_cache(folder, facts)
+    if known is not None:
+        return known
+    place = folder / fingerprint(facts)
+    temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        _compute_all(temporary / VALUES, dataset, compute, batch_size, 1 + with_flips, dtype)
+        (temporary / FACTS).write_text(json.dumps(facts, default=str, indent=1))
+        if not place.is_dir():  # another process may have been faster
+            os.replace(temporary, place)
+    except OSError as error:
+        raise DataError(f"{place}: the cache cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    built = open_cache(folder, facts)
+    assert built is not None
+    return built
+
+
+@torch.no_grad()
+def _compute_all(
+    path: Path,
+    dataset: ImageDataset,
+    compute: Callable[[Tensor], Tensor],
+    batch_size: int,
+    num_views: int,
+    dtype: str,
+) -> None:
+    values = None
+    for batch in evaluation_batches(dataset, batch_size):
+        for view in range(num_views):
+            result = compute(batch.images.flip(-1) if view else batch.images).float().cpu().numpy()
+            if values is None:
+                shape = (num_views, len(dataset), *result.shape[1:])
+                values = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+            values[view, batch.indices.numpy()] = result
+    assert values is not None
+    values.flush()
