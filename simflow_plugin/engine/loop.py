@@ -208,7 +208,6 @@ class Trainer:
     def _adversary_step(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
         assert self.adversary is not None
         assert self.adversary_optimizer is not None
-        # The generator term ran through the discriminator: what that left in its gradients is not its own.
         self.adversary_optimizer.zero_grad(set_to_none=True)
         for reconstruction, images in pairs:
             with self.accelerator.autocast():
