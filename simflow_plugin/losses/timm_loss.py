@@ -7,6 +7,7 @@ distance is averaged over positions; the loss is the mean over layers.
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Any
 
@@ -135,5 +136,5 @@ def load_backbone(options: TimmLossOptions) -> Any:
 
 
 def _similar(timm: Any, name: str) -> list[str]:
-    """Return the backbones of the same family, so that an error does not list a thousand."""
-    return timm.list_models(f"{name.partition('_')[0][:4]}*")[:20]
+    """Return the nearest names, so that an error does not list a thousand."""
+    return difflib.get_close_matches(name, timm.list_models(), n=8, cutoff=0.5)
