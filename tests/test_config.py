@@ -118,7 +118,7 @@ def test_another_part_drops_the_options_of_the_one_it_replaces(write):
     ("change", "message"),
     [
         ("image_size=30", r"--set image_size: image_size 30 is not divisible by the autoencoder's factor 4.*28 or 32"),
-        ("model.flow.patch_size=3", r"patch_size 3 does not divide the latent grid 4 x 4"),
+        ("model.flow.patch_size=3", r"patch_size: 3 does not divide the latent grid 4 x 4"),
         ("autoencoder.posterior.std=-1", r"autoencoder\.posterior\.std"),
         ("autoencoder.posterior.std=0", r"autoencoder\.posterior\.std"),
         ("training.accumulation=3", r"batch_size 64 is not divisible by training\.accumulation 3"),
