@@ -8,6 +8,7 @@ distance is averaged over positions; the loss is the mean over layers.
 from __future__ import annotations
 
 import difflib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,17 @@ from simflow_plugin.losses.perceptual import PerceptualLoss, freeze
 from simflow_plugin.options import Options, did_you_mean
 from simflow_plugin.registry import RECONSTRUCTION_LOSSES
 
+Colour = tuple[float, float, float]
+
 
 class TimmLossOptions(Options):
     """Options of the timm perceptual loss."""
 
-    backbone: str = Field(description="timm's name of the backbone.")
+    backbone: str | None = Field(
+        None,
+        description="timm's name of the backbone; null: the checkpoint was made by `simflow pretrain-encoder`, and "
+        "says itself what it is.",
+    )
     checkpoint: str = Field(description="its weights, in timm's own layout: .safetensors, .pt or .bin.")
     layers: list[int] | None = Field(None, description="stages (blocks of a ViT) to compare; default all.")
     arguments: dict[str, Any] = Field(
@@ -34,8 +41,24 @@ class TimmLossOptions(Options):
     resize: PositiveInt | None = Field(
         None, description="image size in pixels that the backbone sees; default as is."
     )
-    mean: tuple[float, float, float] | None = Field(None, description="of images in [0, 1]; default timm's.")
-    std: tuple[float, float, float] | None = Field(None, description="of images in [0, 1]; default timm's.")
+    mean: Colour | None = Field(None, description="of images in [0, 1]; default the backbone's.")
+    std: Colour | None = Field(None, description="of images in [0, 1]; default the backbone's.")
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A network with the mean and standard deviation that it expects of images in [0, 1].
+
+    Args:
+        network: a timm model with `forward_intermediates`.
+        mean, std: by channel.
+        image_size: in pixels, if it accepts no other.
+    """
+
+    network: Any
+    mean: Colour
+    std: Colour
+    image_size: int | None = None
 
 
 @RECONSTRUCTION_LOSSES.register("timm")
@@ -58,13 +81,12 @@ class TimmLoss(PerceptualLoss):
     def __init__(self, options: TimmLossOptions, context: Any = None) -> None:
         super().__init__()
         self.options = options
-        network = load_backbone(options)
-        self.network: Any = freeze(network)
-        config: dict[str, Any] = network.pretrained_cfg
-        for name, given in (("mean", options.mean), ("std", options.std)):
-            numbers = torch.tensor(given or config[name]).reshape(3, 1, 1)
-            self.register_buffer(name, numbers, persistent=False)
-        size = options.resize or getattr(context, "image_size", None)
+        backbone = load_backbone(options)
+        self.resize = options.resize or backbone.image_size
+        self.network: Any = freeze(backbone.network)
+        for name, numbers in (("mean", options.mean or backbone.mean), ("std", options.std or backbone.std)):
+            self.register_buffer(name, torch.tensor(numbers).reshape(3, 1, 1), persistent=False)
+        size = self.resize or getattr(context, "image_size", None)
         if size is not None:
             self._try(size)
 
@@ -75,8 +97,8 @@ class TimmLoss(PerceptualLoss):
 
     def _features(self, images: Tensor) -> list[Tensor]:
         """Return unit-length features (B, F, h', w') by layer, for images (B, 3, H, W) in [-1, 1]."""
-        if self.options.resize is not None:
-            size = (self.options.resize, self.options.resize)
+        if self.resize is not None and tuple(images.shape[-2:]) != (self.resize, self.resize):
+            size = (self.resize, self.resize)
             images = nn.functional.interpolate(images, size, mode="bicubic", antialias=True)
         images = ((images + 1) / 2 - self.mean) / self.std
         layers = self.network.forward_intermediates(
@@ -90,27 +112,37 @@ class TimmLoss(PerceptualLoss):
                 self._features(torch.zeros(1, 3, image_size, image_size))
         except (AssertionError, RuntimeError, IndexError, ValueError) as error:  # what timm's models raise
             raise ConfigError(
-                f"timm loss: `{self.options.backbone}` does not accept images of {image_size} pixels with "
-                f"layers {self.options.layers}: {error}. Set resize, layers, or arguments "
-                "(`dynamic_img_size: true`)"
+                f"timm loss: `{self.options.backbone or self.options.checkpoint}` does not accept images "
+                f"of {image_size} pixels with layers {self.options.layers}: {error}. Set resize, layers, "
+                "or arguments (`dynamic_img_size: true`)"
             ) from error
 
 
-def load_backbone(options: TimmLossOptions) -> Any:
+def load_backbone(options: TimmLossOptions) -> Backbone:
     """Return the backbone with the weights of its checkpoint, without classifier.
 
     Raises:
         ConfigError: if timm has no such backbone, or it gives no intermediate features.
         WeightsError: if the checkpoint is missing, torn or of another architecture.
     """
+    path = Path(options.checkpoint).expanduser()
+    if options.backbone is not None:
+        return _load_by_name(options.backbone, path, options.arguments)
+    if options.arguments:
+        raise ConfigError("timm loss: arguments have no effect without `backbone`: remove them, or name one")
+    from simflow_plugin.alignment.classifier import load_classifier
+
+    network, card = load_classifier(path)
+    return Backbone(network, card.mean, card.std, card.architecture["img_size"])
+
+
+def _load_by_name(name: str, path: Path, arguments: dict[str, Any]) -> Backbone:
     import timm  # imported here: it takes seconds
 
-    name = options.backbone
     if not timm.is_model(name):
         raise ConfigError(
             f"timm loss: timm has no backbone `{name}`.{did_you_mean(name, _similar(timm, name))}"
         )
-    path = Path(options.checkpoint).expanduser()
     if not path.is_file():
         origin = getattr(timm.get_pretrained_cfg(name), "hf_hub_id", None)
         address = f" Weights are published at https://huggingface.co/{origin}." if origin else ""
@@ -118,11 +150,9 @@ def load_backbone(options: TimmLossOptions) -> Any:
             f"timm loss: {path}: no such file; set `checkpoint` to the weights of `{name}`.{address}"
         )
     try:
-        network: Any = timm.create_model(name, pretrained=False, num_classes=0, **options.arguments)
+        network: Any = timm.create_model(name, pretrained=False, num_classes=0, **arguments)
     except TypeError as error:
-        raise ConfigError(
-            f"timm loss: arguments {options.arguments} do not suit `{name}`: {error}"
-        ) from error
+        raise ConfigError(f"timm loss: arguments {arguments} do not suit `{name}`: {error}") from error
     if not hasattr(network, "forward_intermediates"):
         raise ConfigError(
             f"timm loss: `{name}` gives no intermediate features; name a ViT, ResNet or ConvNeXt"
@@ -132,7 +162,7 @@ def load_backbone(options: TimmLossOptions) -> Any:
     dropped = tuple(f"{head}." for head in heads)
     tensors = {key: value for key, value in read_tensors(path).items() if not key.startswith(dropped)}
     load_strictly(network, tensors, str(path))
-    return network
+    return Backbone(network, network.pretrained_cfg["mean"], network.pretrained_cfg["std"])
 
 
 def _similar(timm: Any, name: str) -> list[str]:

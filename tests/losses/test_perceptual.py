@@ -8,6 +8,7 @@ import torch
 import torchvision
 from safetensors.torch import load_file, save_file
 
+from simflow_plugin.alignment.classifier import ClassifierCard, make_network, save_classifier
 from simflow_plugin.contracts import DataContext
 from simflow_plugin.errors import ConfigError, ShapeError, WeightsError
 from simflow_plugin.losses.lpips_loss import LPIPSLoss
@@ -82,6 +83,30 @@ def test_timm_loss_sends_gradients_to_the_reconstruction(vit_checkpoint):
 
 def test_timm_loss_resizes_where_asked(vit_checkpoint):
     assert timm_loss(vit_checkpoint, image_size=32, resize=16)(images(32), images(32)).item() == 0
+
+
+def test_timm_loss_takes_a_classifier_trained_here_as_it_is(tmp_path):
+    torch.manual_seed(0)
+    architecture = {
+        "img_size": 16,
+        "patch_size": 4,
+        "embed_dim": 12,
+        "depth": 2,
+        "num_heads": 3,
+        "num_classes": 2,
+    }
+    card = ClassifierCard(architecture, (0.5,) * 3, (0.5,) * 3, ("a", "b"), "toy", 0.5, 2, 1)
+    save_classifier(tmp_path / "own.safetensors", make_network(architecture), card)
+    options = TimmLoss.Options(checkpoint=str(tmp_path / "own.safetensors"))
+    loss = TimmLoss(options, DataContext(32, "train"))
+    assert loss(images(32), images(32)).item() == 0
+    assert loss(images(32), images(32, seed=1)).item() > 0
+
+
+def test_timm_loss_refuses_arguments_without_a_backbone(tmp_path):
+    options = TimmLoss.Options(checkpoint=str(tmp_path / "own.safetensors"), arguments={"depth": 2})
+    with pytest.raises(ConfigError, match="no effect without `backbone`"):
+        TimmLoss(options)
 
 
 @pytest.mark.parametrize(
