@@ -112,7 +112,7 @@ def _samples(loaded: LoadedRun, measurement: RunMeasurement) -> list[Part]:
         num_rows = len(grid) // PER_CLASS
         picture = image_grid(grid, PER_CLASS, _class_names(loaded.config, num_rows))
         caption = f"A row is a class, guidance {guidance:g}. The first samples of each class, not chosen."
-    return [Figure(png_bytes(picture), caption, "pixels")]
+    return [Figure(png_bytes(picture), caption, "image")]
 
 
 def _class_names(config: RunConfig, count: int) -> list[str]:

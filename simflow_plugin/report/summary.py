@@ -50,8 +50,8 @@ class RunMeasurement:
 def measure_run(loaded: LoadedRun) -> RunMeasurement:
     """Measure reconstruction, likelihood and samples of a run.
 
-    PSNR is that of the decoded posterior mean. Bits per dimension are of the latent: -log2 p(z) / dims with z drawn from
-    the posterior, so they compare runs with the same autoencoder only.
+    PSNR is that of the decoded posterior mean. Bits per dimension are of the latent: -log2 p(z) / dims with
+    z drawn from the posterior, so they compare runs with the same autoencoder only.
     """
     numbers: dict[str, Any] = {
         "step": loaded.checkpoint.step,
@@ -68,7 +68,8 @@ def measure_run(loaded: LoadedRun) -> RunMeasurement:
 
 
 def training_numbers(loaded: LoadedRun) -> dict[str, Any]:
-    """Return what the run's own log says of its cost; the rate is over the whole run, sample grids included."""
+    """Return what the run's own log says of its cost; the rate is over the whole run, sample grids
+    included."""
     seconds = float(loaded.checkpoint.state["seconds"])
     images = loaded.checkpoint.step * loaded.config.training.batch_size
     parts = {"autoencoder": loaded.autoencoder, "model": loaded.model}

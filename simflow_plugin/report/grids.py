@@ -1,0 +1,127 @@
+"""Image grids as PNG: samples in class rows, reconstructions beside their originals, strips of an
+interpolation.
+
+Small images are enlarged by whole factors without smoothing, so that a pixel of the model stays a square.
+The background is transparent and labels are mid-grey: readable on white and on black.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from simflow_plugin.errors import ShapeError
+
+GAP = 2
+MIN_TILE = 48
+"""Tiles below this many pixels are enlarged."""
+LABEL_COLOUR = (128, 128, 128, 255)
+FONT_SIZE = 13
+
+
+def image_grid(
+    images: NDArray[np.uint8],
+    num_columns: int,
+    row_labels: Sequence[str] | None = None,
+    column_labels: Sequence[str] | None = None,
+) -> Image.Image:
+    """Lay images out row by row.
+
+    Args:
+        images: (N, H, W, 3) uint8, [0, 255]; a tensor is accepted too. The last row may be short.
+        num_columns: images a row.
+        row_labels: to the left of the rows.
+        column_labels: above the columns.
+    Returns:
+        An RGBA image.
+    Raises:
+        ShapeError: for another shape or type, no image, or a wrong number of labels.
+    """
+    images = np.asarray(images)
+    if (
+        images.ndim != 4
+        or images.shape[3] != 3
+        or images.dtype != np.uint8
+        or len(images) == 0
+        or num_columns < 1
+    ):
+        raise ShapeError(
+            f"image grid: expected uint8 (N, H, W, 3), N and num_columns > 0; got {images.dtype} "
+            f"{images.shape}, {num_columns} columns"
+        )
+    num_rows = -(-len(images) // num_columns)
+    for labels, count, what in ((row_labels, num_rows, "row"), (column_labels, num_columns, "column")):
+        if labels is not None and len(labels) != count:
+            raise ShapeError(f"image grid: {len(labels)} {what} labels for {count} {what}s")
+    factor = max(1, -(-MIN_TILE // max(images.shape[1:3])))
+    height, width = images.shape[1] * factor, images.shape[2] * factor
+    font = ImageFont.load_default(FONT_SIZE)
+    left = max((int(font.getlength(label)) + 10 for label in row_labels or ()), default=0)
+    top = FONT_SIZE + 8 if column_labels else 0
+    size = (left + num_columns * (width + GAP) - GAP, top + num_rows * (height + GAP) - GAP)
+    canvas = Image.new("RGBA", size, (0, 0, 0, 0))
+    draw = ImageDraw.Draw(canvas)
+    for index, pixels in enumerate(images):
+        row, column = divmod(index, num_columns)
+        tile = Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
+        canvas.paste(tile, (left + column * (width + GAP), top + row * (height + GAP)))
+    for row, label in enumerate(row_labels or ()):
+        middle = top + row * (height + GAP) + height // 2
+        draw.text((left - 8, middle), label, LABEL_COLOUR, font, anchor="rm")
+    for column, label in enumerate(column_labels or ()):
+        draw.text(
+            (left + column * (width + GAP) + width // 2, top // 2), label, LABEL_COLOUR, font, anchor="mm"
+        )
+    return canvas
+
+
+def save_image_grid(
+    images: NDArray[np.uint8], path: Path, num_columns: int, row_labels: Sequence[str] | None = None
+) -> None:
+    """Write `image_grid` to a PNG file, in place of an older one."""
+    path.write_bytes(png_bytes(image_grid(images, num_columns, row_labels)))
+
+
+def reconstruction_grid(
+    originals: NDArray[np.uint8], reconstructions: NDArray[np.uint8], num_columns: int = 10
+) -> Image.Image:
+    """Lay out pairs of rows: originals above, their reconstructions below.
+
+    Args:
+        originals: (N, H, W, 3) uint8; only whole rows are shown, or one short row.
+        reconstructions: likewise, in the same order.
+    """
+    originals, reconstructions = np.asarray(originals), np.asarray(reconstructions)
+    if originals.shape != reconstructions.shape:
+        raise ShapeError(
+            f"reconstruction grid: originals {originals.shape}, reconstructions {reconstructions.shape}"
+        )
+    num_columns = min(num_columns, len(originals))
+    starts = range(0, len(originals) - num_columns + 1, num_columns)
+    rows = [part[at : at + num_columns] for at in starts for part in (originals, reconstructions)]
+    return image_grid(np.concatenate(rows), num_columns, ["original", "reconstruction"] * len(starts))
+
+
+def class_rows(images: NDArray[np.uint8], labels: NDArray[np.integer], per_class: int) -> NDArray[np.uint8]:
+    """Return the first `per_class` images of each class, class by class; classes with fewer are left out.
+
+    Args:
+        images: (N, H, W, 3).
+        labels: (N,).
+    """
+    images, labels = np.asarray(images), np.asarray(labels)
+    members = [np.flatnonzero(labels == label)[:per_class] for label in np.unique(labels)]
+    rows = [indices for indices in members if len(indices) == per_class]
+    return images[np.concatenate(rows)] if rows else images[:0]
+
+
+def png_bytes(image: Image.Image) -> bytes:
+    """Return the image as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()

@@ -1,0 +1,167 @@
+"""A report as one self-contained HTML file: style and images inside it, no script, nothing fetched.
+
+Readable on a phone, in the dark and on paper; whatever text it shows is escaped.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import jinja2
+
+from simflow_plugin import __version__
+
+TEMPLATE_FOLDER = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class NumberTile:
+    """One key number: `label` what, `value` already formatted, `note` how it was measured or what to hold it
+    against."""
+
+    label: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """A row of key numbers."""
+
+    tiles: tuple[NumberTile, ...]
+    kind: str = field(default="tiles", init=False)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A table cell with more than text.
+
+    Args:
+        text: formatted.
+        note: small print below it, an interval or a warning.
+        emphasis: `best` in its row or column, or a `warning` that the number is not to be trusted.
+    """
+
+    text: str
+    note: str = ""
+    emphasis: Literal["none", "best", "warning"] = "none"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table whose first column names the rows; the others are numbers, aligned to the right.
+
+    Args:
+        columns: headings.
+        rows: each as long as `columns`; strings or `Cell`s.
+        caption: above the table.
+        notes: below the table, one paragraph each.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str | Cell, ...], ...]
+    caption: str = ""
+    notes: tuple[str, ...] = ()
+    kind: str = field(default="table", init=False)
+
+    def cells(self) -> list[list[Cell]]:
+        """Return the rows with every cell a `Cell`."""
+        return [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in self.rows]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """An image with its caption.
+
+    Args:
+        png: the file's bytes.
+        caption: what is shown and how to read it.
+        style: `plot` is recoloured in the dark and drawn at two pixels a point; `pixels` keeps hard pixel
+            edges.
+    """
+
+    png: bytes
+    caption: str
+    style: Literal["plot", "image"] = "plot"
+    kind: str = field(default="figure", init=False)
+
+    @property
+    def data_uri(self) -> str:
+        return "data:image/png;base64," + base64.b64encode(self.png).decode()
+
+    @property
+    def display_size(self) -> tuple[int, int]:
+        """Return (width, height) in CSS pixels."""
+        width, height = (int.from_bytes(self.png[at : at + 4], "big") for at in (16, 20))  # of the IHDR chunk
+        return (width // 2, height // 2) if self.style == "plot" else (width, height)
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph; a `warning` is set apart."""
+
+    text: str
+    is_warning: bool = False
+    kind: str = field(default="text", init=False)
+
+
+@dataclass(frozen=True)
+class Collapsible:
+    """Preformatted text behind a heading that opens it: the resolved configuration, say."""
+
+    heading: str
+    text: str
+    kind: str = field(default="collapsible", init=False)
+
+
+Part = Tiles | Table | Figure | Text | Collapsible
+
+
+@dataclass(frozen=True)
+class Section:
+    """Parts under one heading; an empty title has none."""
+
+    title: str
+    parts: tuple[Part, ...]
+
+    @property
+    def anchor(self) -> str:
+        return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
+
+
+def write_report(path: Path, title: str, sections: Sequence[Section], subtitle: str = "") -> None:
+    """Write the report, in place of an older one, all at once.
+
+    Args:
+        path: of the HTML file.
+        title: plain text.
+        sections: in order.
+        subtitle: one line below the title: what was run on what.
+    """
+    aside = path.with_name(f".{path.name}.writing")
+    aside.write_text(render_report(title, sections, subtitle), encoding="utf-8")
+    os.replace(aside, path)
+
+
+def render_report(title: str, sections: Sequence[Section], subtitle: str = "") -> str:
+    """Return the HTML text of a report; see `write_report`."""
+    return _template().render(title=title, subtitle=subtitle, sections=sections, version=__version__)
+
+
+@lru_cache(maxsize=1)
+def _template() -> Any:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATE_FOLDER),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template("template.html")
