@@ -26,7 +26,8 @@ def allocate_cache(
 
 def write(cache: LayerCache, keys: Tensor, values: Tensor, start: int) -> tuple[Tensor, Tensor]:
     """Write keys and values (B, H, n, d) at positions start : start + n; return all up to there as views."""
-    stop = start + keys.shape[2]
-    cache.keys[:, :, start:stop] = keys
-    cache.values[:, :, start:stop] = values
-    return cache.keys[:, :, :stop], cache.values[:, :, :stop]
+    num_new = keys.shape[2]
+    cache.keys.narrow(2, start, num_new).copy_(keys)
+    cache.values.narrow(2, start, num_new).copy_(values)
+    stop = start + num_new
+    return cache.keys.narrow(2, 0, stop), cache.values.narrow(2, 0, stop)

@@ -68,23 +68,33 @@ class CausalAttention(nn.Module):
         return queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2), gate
 
 
+class GatedActivation(nn.Module):
+    """Half of the channels (B, n, 2 C) gates the other: activation(gate) value, the gate's half first."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        gate, value = hidden.chunk(2, dim=-1)
+        if self.kind == "swiglu":
+            return functional.silu(gate) * value
+        return functional.gelu(gate, approximate="tanh") * value
+
+
 class Mlp(nn.Module):
-    """Two linear maps around an activation; `swiglu` and `geglu` gate the channels (gate half first)."""
+    """Two linear maps around an activation."""
 
     def __init__(self, config: FlowConfig) -> None:
         super().__init__()
-        self.kind = config.mlp
         inner = int(config.width * config.mlp_ratio)
-        self.up = nn.Linear(config.width, inner if self.kind == "gelu" else 2 * inner, bias=config.bias)
+        is_gated = config.mlp != "gelu"
+        self.up = nn.Linear(config.width, 2 * inner if is_gated else inner, bias=config.bias)
+        self.activation = GatedActivation(config.mlp) if is_gated else nn.GELU()
         self.down = nn.Linear(inner, config.width, bias=config.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        hidden = self.up(hidden)
-        if self.kind == "gelu":
-            return self.down(functional.gelu(hidden))
-        gate, value = hidden.chunk(2, dim=-1)
-        gate = functional.silu(gate) if self.kind == "swiglu" else functional.gelu(gate, approximate="tanh")
-        return self.down(gate * value)
+        return self.down(self.activation(self.up(hidden)))
 
 
 class Layer(nn.Module):

@@ -27,25 +27,33 @@ def solve_jacobi(state: BlockState, method: Jacobi, first: int, stop: int) -> No
 def solve_segment(state: BlockState, method: Jacobi, first: int, stop: int) -> None:
     """Iterate on one segment. The first guess is what `state.tokens` holds: noise, the identity's answer."""
     limit = method.max_iterations or stop - first
-    lag = state.block.lag
     iterations = 0
     while first < stop:
-        old = state.tokens[:, first + lag + 1 : stop + lag + 1]
-        new = state.solve(first, stop)
         iterations += 1
-        change = token_change(old, new)
-        # A token is final if its inputs were: the first one's always are, the next one's if the first did not
-        # change, and so on. Its own change does not matter.
-        num_final = 1 + _leading(change[:-1] <= method.tolerance)
-        is_last = iterations >= limit
-        accepted = change[:-1] if is_last else change[: num_final - 1]
-        if accepted.numel():
-            state.statistics.residual = max(state.statistics.residual, float(accepted.max()))
-        state.store(new[:, :num_final], first)
-        if num_final < stop - first:
-            state.store(_tame(new[:, num_final:]), first + num_final)
-        first = stop if is_last else first + num_final
+        first = iterate(state, method, first, stop, accepts_all=iterations >= limit)
     state.statistics.iterations.append(iterations)
+
+
+def iterate(state: BlockState, method: Jacobi, first: int, stop: int, accepts_all: bool = False) -> int:
+    """Run one pass over steps first : stop; return the first step whose target is not final yet.
+
+    Args:
+        accepts_all: take all targets as they are now, whatever their residual.
+    """
+    begin = first + state.block.lag + 1
+    old = state.tokens[:, begin : begin + stop - first]
+    new = state.solve(first, stop)
+    change = token_change(old, new)
+    # A token is final if its inputs were: the first one's always are, the next one's if the first did not
+    # change, and so on. Its own change does not matter.
+    num_final = stop - first if accepts_all else 1 + _leading(change[:-1] <= method.tolerance)
+    accepted = change[: num_final - 1]
+    if accepted.numel():
+        state.statistics.residual = max(state.statistics.residual, float(accepted.max()))
+    state.store(new[:, :num_final], first)
+    if num_final < stop - first:
+        state.store(_tame(new[:, num_final:]), first + num_final)
+    return first + num_final
 
 
 def _tame(guesses: Tensor) -> Tensor:

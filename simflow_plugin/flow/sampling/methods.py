@@ -41,11 +41,12 @@ class Jacobi(Options):
 
 
 class Auto(Options):
-    """Measure on the first segments of a block what `jacobi` and `cached` cost; go on with the cheaper."""
+    """Iterate on the first segment of a block as long as that beats `cached`; go on with the cheaper of both."""
 
     name: Literal["auto"] = "auto"
     segment: int = Field(32, gt=0, description="Of the Jacobi iteration.")
     tolerance: float = Field(1e-5, ge=0, description="Of the Jacobi iteration.")
+    patience: int = Field(2, gt=0, description="Passes before jacobi is given up.")
 
 
 Method = Naive | Cached | Jacobi | Auto

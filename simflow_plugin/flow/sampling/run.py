@@ -10,6 +10,7 @@ from torch import Tensor
 
 from simflow_plugin.flow.block import FlowBlock
 from simflow_plugin.flow.guidance import GuidanceRule, GuidanceWeights
+from simflow_plugin.flow.packing import can_pack, packed_copy
 from simflow_plugin.flow.sampling.auto import solve_auto
 from simflow_plugin.flow.sampling.cached import solve_cached
 from simflow_plugin.flow.sampling.jacobi import solve_jacobi
@@ -46,7 +47,10 @@ def invert(
     run = SamplingStatistics()
     for index in reversed(range(len(blocks))):
         statistics = BlockStatistics(index + 1, request.methods[index].name)
-        state = _begin(blocks[index], index, tokens, rotation, request, statistics)
+        block = blocks[index]
+        if can_pack(block.proj_in.weight):
+            block = packed_copy(block, len(noise))
+        state = _begin(block, index, tokens, rotation, request, statistics)
         _solve(state, request.methods[index])
         tokens = state.result()
         run.blocks.append(statistics)

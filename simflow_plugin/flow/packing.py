@@ -1,0 +1,66 @@
+"""Linear maps with weights packed for the CPU: a copy of a block for the length of one sampling run.
+
+A decode step multiplies a few rows by every weight of a block. The default float32 product lays the weight out
+anew each time; oneDNN takes a weight that was laid out once, and is also the faster library on many processors.
+Packing costs about one pass over the weights, so it pays from a few steps on.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from simflow_plugin.flow.layers import Mlp
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class PackedLinear(nn.Module):
+    """x W^T + b for inference in float32 on the CPU; no gradient, and the weight is not a parameter.
+
+    Args:
+        linear: the map to pack; it is not changed.
+        rows: the usual number of rows of x, for which the layout is chosen; any number works.
+        activation: oneDNN's name of what is applied to the result, `none` or `gelu`.
+    """
+
+    def __init__(self, linear: nn.Linear, rows: int, activation: str = "none") -> None:
+        super().__init__()
+        self.activation = activation
+        # Plain attributes through __dict__: nothing here belongs in a state dict, and look-ups stay cheap.
+        self.__dict__["weight"] = linear.weight.detach()
+        self.__dict__["bias"] = None if linear.bias is None else linear.bias.detach()
+        self.__dict__["packed"] = torch.ops.mkldnn._reorder_linear_weight(self.weight, rows)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(hidden, self.packed, self.bias, self.activation, [], "none")
+
+
+def can_pack(like: Tensor) -> bool:
+    """Return whether weights like this one can be packed: float32 on a CPU whose torch has oneDNN."""
+    return (
+        like.device.type == "cpu"
+        and like.dtype == torch.float32
+        and torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.enabled
+        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def packed_copy(module: M, rows: int) -> M:
+    """Return a copy of `module` that shares its parameters, with its linear maps packed for `rows` rows."""
+    if isinstance(module, nn.Linear):
+        return PackedLinear(module, rows)  # type: ignore[return-value]
+    if isinstance(module, Mlp) and isinstance(module.activation, nn.GELU):
+        return nn.Sequential(  # type: ignore[return-value]
+            PackedLinear(module.up, rows, activation="gelu"), PackedLinear(module.down, rows)
+        )
+    twin = copy.copy(module)
+    twin._modules = {
+        name: None if child is None else packed_copy(child, rows) for name, child in module._modules.items()
+    }
+    return twin
