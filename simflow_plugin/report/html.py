@@ -89,7 +89,7 @@ class Figure:
 
     png: bytes
     caption: str
-    style: Literal["plot", "image"] = "plot"
+    style: Literal["plot", "pixels"] = "plot"
     kind: str = field(default="figure", init=False)
 
     @property

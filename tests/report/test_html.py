@@ -32,7 +32,7 @@ def sections():
     )
     return [
         Section("", (Tiles((NumberTile("PSNR", "24.3 dB", "8 images"),)),)),
-        Section("A & B", (Text("few samples", is_warning=True), table, Figure(grid, "grid <1>", "image"))),
+        Section("A & B", (Text("few samples", is_warning=True), table, Figure(grid, "grid <1>", "pixels"))),
         Section("Configuration", (Collapsible("Resolved configuration", "name: <script>alert(1)</script>"),)),
     ]
 
@@ -83,7 +83,7 @@ def test_report_replaces_an_older_one(tmp_path):
 def test_plots_are_shown_at_half_their_pixels():
     grid = png_bytes(image_grid(np.zeros((1, 100, 60, 3), dtype=np.uint8), 1))
     assert Figure(grid, "").display_size == (30, 50)
-    assert Figure(grid, "", "image").display_size == (60, 100)
+    assert Figure(grid, "", "pixels").display_size == (60, 100)
 
 
 def test_browser_shows_table_and_images(tmp_path, browser):
@@ -91,7 +91,7 @@ def test_browser_shows_table_and_images(tmp_path, browser):
     write_report(path, "Run", sections())
     page = browser(path)
     assert '<td class="best">24.3' in page
-    assert re.search(r'<img class="image"[^>]*width="98"', page)
+    assert re.search(r'<img class="pixels"[^>]*width="98"', page)
 
 
 def test_browser_screenshot_is_not_blank(tmp_path, browser):
