@@ -62,7 +62,13 @@ def _read_hub(name: str, subfolder: str | None) -> tuple[Architecture, Autoencod
     except OSError:
         pass  # not in the local cache; the hub is asked next
     _check_hub(name)
-    return _read_diffusers(name, subfolder, is_local=False)
+    try:
+        return _read_diffusers(name, subfolder, is_local=False)
+    except OSError as error:
+        raise WeightsError(
+            f"pretrained: https://huggingface.co/{name} (subfolder {subfolder}) gave no diffusers "
+            f"autoencoder: {error}. Check the name and the option `subfolder` (often `vae`)"
+        ) from error
 
 
 def _check_hub(name: str) -> None:

@@ -30,8 +30,8 @@ class TimmLossOptions(Options):
 
     backbone: str | None = Field(
         None,
-        description="timm's name of the backbone; null: the checkpoint was made by `simflow pretrain-encoder`, and "
-        "says itself what it is.",
+        description="timm's name of the backbone; null: the checkpoint is one of `simflow pretrain-encoder`, "
+        "and says itself what it is.",
     )
     checkpoint: str = Field(description="its weights, in timm's own layout: .safetensors, .pt or .bin.")
     layers: list[int] | None = Field(None, description="stages (blocks of a ViT) to compare; default all.")
@@ -119,7 +119,7 @@ class TimmLoss(PerceptualLoss):
 
 
 def load_backbone(options: TimmLossOptions) -> Backbone:
-    """Return the backbone with the weights of its checkpoint, without classifier.
+    """Return the backbone with the weights of its checkpoint.
 
     Raises:
         ConfigError: if timm has no such backbone, or it gives no intermediate features.

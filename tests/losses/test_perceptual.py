@@ -87,14 +87,7 @@ def test_timm_loss_resizes_where_asked(vit_checkpoint):
 
 def test_timm_loss_takes_a_classifier_trained_here_as_it_is(tmp_path):
     torch.manual_seed(0)
-    architecture = {
-        "img_size": 16,
-        "patch_size": 4,
-        "embed_dim": 12,
-        "depth": 2,
-        "num_heads": 3,
-        "num_classes": 2,
-    }
+    architecture = {"model": VIT["backbone"], **VIT["arguments"], "num_heads": 3, "num_classes": 2}
     card = ClassifierCard(architecture, (0.5,) * 3, (0.5,) * 3, ("a", "b"), "toy", 0.5, 2, 1)
     save_classifier(tmp_path / "own.safetensors", make_network(architecture), card)
     options = TimmLoss.Options(checkpoint=str(tmp_path / "own.safetensors"))
@@ -138,6 +131,7 @@ def test_timm_loss_refuses_weights_of_another_architecture(vit_checkpoint):
         timm_loss(vit_checkpoint, arguments=arguments)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # lpips calls torchvision by deprecated names
 def test_lpips_equals_that_of_its_package(alexnet_checkpoint):
     import lpips
 
