@@ -1,4 +1,4 @@
-"""The console script `simflow`. Each command is a file in `simflow_plugin/commands/`; none imports torch before it runs."""
+"""The console script `simflow`: each command is a file of `simflow_plugin/commands`; torch waits until it runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ def _print_version(value: bool) -> None:
 
 @app.callback()
 def options(
-    version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Print the version."),
+    version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version."
+    ),
 ) -> None:
     """Options that stand before the command."""
 

@@ -62,21 +62,31 @@ class Objective(Options):
     reconstruction: dict[str, Annotated[WeightedLoss, BeforeValidator(_weighted)]] = Field(
         default_factory=lambda: {"l2": WeightedLoss(weight=1.0)}, description="loss name -> weight"
     )
-    beta: float = Field(1.0, ge=0, description="weight of the model's own terms (NLL in nats per latent dimension)")
-    kl_weight: float = Field(
-        1e-6, ge=0, description="weight of KL(q || N(0, I)) in nats per image; learnable-variance posteriors only"
+    beta: float = Field(
+        1.0, ge=0, description="weight of the model's own terms (NLL in nats per latent dimension)"
     )
-    adversarial: dict[str, Any] | None = Field(None, description="options of the adversarial loss; null: none")
+    kl_weight: float = Field(
+        1e-6,
+        ge=0,
+        description="weight of KL(q || N(0, I)) in nats per image; learnable-variance posteriors only",
+    )
+    adversarial: dict[str, Any] | None = Field(
+        None, description="options of the adversarial loss; null: none"
+    )
 
 
 class Alignment(Options):
     """REPA / REPA-E: align hidden tokens of the model with a frozen encoder's patch features."""
 
     encoder: Part
-    mode: Literal["repa", "repa_e"] = Field("repa_e", description="repa_e: the gradient reaches the autoencoder")
+    mode: Literal["repa", "repa_e"] = Field(
+        "repa_e", description="repa_e: the gradient reaches the autoencoder"
+    )
     layer: int = Field(1, ge=1, description="hidden layer of the model, counted from 1")
     weight: float = Field(0.5, ge=0, description="for the model's parameters")
-    autoencoder_weight: float | None = Field(None, ge=0, description="for the autoencoder's; null: as `weight`")
+    autoencoder_weight: float | None = Field(
+        None, ge=0, description="for the autoencoder's; null: as `weight`"
+    )
     projector_dim: int = Field(2048, ge=1)
 
 
@@ -88,7 +98,9 @@ class Optimizer(Options):
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float | None = Field(1.0, gt=0, description="global norm over all trained parts; null: no clipping")
+    max_grad_norm: float | None = Field(
+        1.0, gt=0, description="global norm over all trained parts; null: no clipping"
+    )
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: int = Field(0, ge=0)
     final_lr_ratio: float = Field(0.0, ge=0, le=1, description="of the cosine schedule's end to `lr`")
@@ -112,7 +124,9 @@ class Training(Options):
     sample_every: int = Field(1000, gt=0)
     checkpoint_every: int = Field(1000, gt=0)
     keep_checkpoints: int = Field(2, ge=1, description="the newest K are kept ...")
-    keep_every: int | None = Field(None, gt=0, description="... and every one whose step is a multiple of this")
+    keep_every: int | None = Field(
+        None, gt=0, description="... and every one whose step is a multiple of this"
+    )
     max_bad_steps: int = Field(20, ge=1, description="stop after this many non-finite steps in a row")
 
 
@@ -259,7 +273,9 @@ def _resolve_parts(config: RunConfig, source: YamlSource) -> RunConfig:
     losses = {}
     for name, loss in config.objective.reconstruction.items():
         path = ("objective", "reconstruction", name)
-        part = _resolve_part(Part.model_validate({"name": name, **loss.options}), registry.RECONSTRUCTION_LOSSES, source, path)
+        part = _resolve_part(
+            Part.model_validate({"name": name, **loss.options}), registry.RECONSTRUCTION_LOSSES, source, path
+        )
         losses[name] = loss.model_copy(update={"options": part.options})
     adversarial = config.objective.adversarial
     if adversarial is not None:

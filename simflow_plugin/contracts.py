@@ -83,9 +83,7 @@ class GenerativeModel(nn.Module, ABC):
         """
 
     @abstractmethod
-    def sample(
-        self, labels: Tensor | None, shape: Sequence[int], guidance: float, random: Random
-    ) -> Tensor:
+    def sample(self, labels: Tensor | None, shape: Sequence[int], guidance: float, random: Random) -> Tensor:
         """Draw latents of `shape` (B, C, h, w).
 
         Args:

@@ -86,6 +86,10 @@ class IndexedRandom:
 
     def _draw(self, draw, purpose: str, shape: Sequence[int], device: torch.device | str) -> Tensor:
         if shape[0] != len(self.indices):
-            raise ValueError(f"asked for {shape[0]} rows of `{purpose}`, but there are {len(self.indices)} indices")
-        rows = [draw(tuple(shape[1:]), generator=named_generator(self.seed, purpose, i)) for i in self.indices]
+            raise ValueError(
+                f"asked for {shape[0]} rows of `{purpose}`, but there are {len(self.indices)} indices"
+            )
+        rows = [
+            draw(tuple(shape[1:]), generator=named_generator(self.seed, purpose, i)) for i in self.indices
+        ]
         return torch.stack(rows).to(device)

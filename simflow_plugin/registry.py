@@ -98,7 +98,10 @@ class Registry:
 
     def _entry_points(self) -> list[metadata.EntryPoint]:
         # A distribution can be found twice (an editable install and its source folder): count it once.
-        found = {(entry.name, entry.value, _owner(entry)): entry for entry in metadata.entry_points(group=self.group)}
+        found = {
+            (entry.name, entry.value, _owner(entry)): entry
+            for entry in metadata.entry_points(group=self.group)
+        }
         return list(found.values())
 
     def _import_builtins(self) -> None:

@@ -24,13 +24,21 @@ if TYPE_CHECKING:
 
 def train_command(
     config: Annotated[str, typer.Option("--config", "-c", help="A YAML file, or the name of a shipped one.")],
-    out: Annotated[Path | None, typer.Option(help="Run directory; default runs/<name of the configuration>.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="key.sub=value, as often as needed.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run directory; default runs/<name of the configuration>.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="key.sub=value, as often as needed.")
+    ] = None,
     allow_changed: Annotated[
         list[str] | None, typer.Option(help="A key that may differ from the run that is resumed.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")] = False,
-    no_report: Annotated[bool, typer.Option("--no-report", help="Train only: no summary, no report.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")
+    ] = False,
+    no_report: Annotated[
+        bool, typer.Option("--no-report", help="Train only: no summary, no report.")
+    ] = False,
 ) -> None:
     """Train, from the start or from the run's last checkpoint; then measure, and write the report."""
     with exit_on_user_error():
@@ -57,7 +65,9 @@ def train(config: RunConfig, run: RunDirectory, allow_changed: list[str], report
     from simflow_plugin.engine.parts import build_dataset, build_parts
 
     accelerator = make_accelerator(config)
-    logging.basicConfig(level=logging.INFO if accelerator.is_main_process else logging.ERROR, format="%(message)s")
+    logging.basicConfig(
+        level=logging.INFO if accelerator.is_main_process else logging.ERROR, format="%(message)s"
+    )
     logging.getLogger("httpx").setLevel(logging.WARNING)
     check_processes(config, accelerator.num_processes)
     # Everything that can be refused is built before the directory is touched.

@@ -49,7 +49,9 @@ class YamlSource:
         """
         dotted, separator, text = assignment.partition("=")
         if not separator or not dotted:
-            raise ConfigError(f"--set {assignment}: expected key.sub=value, for example --set training.steps=100")
+            raise ConfigError(
+                f"--set {assignment}: expected key.sub=value, for example --set training.steps=100"
+            )
         path = tuple(dotted.strip().split("."))
         target = self.values
         for depth, key in enumerate(path[:-1]):
@@ -173,7 +175,11 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         old = merged.get(key)
         if isinstance(old, str) and isinstance(value, dict) and value.get("name", old) == old:
             old = {"name": old}
-        renamed = isinstance(value, dict) and isinstance(old, dict) and value.get("name", old.get("name")) != old.get("name")
+        renamed = (
+            isinstance(value, dict)
+            and isinstance(old, dict)
+            and value.get("name", old.get("name")) != old.get("name")
+        )
         if isinstance(value, dict) and isinstance(old, dict) and not renamed:
             merged[key] = _merge(old, value)
         else:

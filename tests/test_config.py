@@ -28,7 +28,13 @@ def write(tmp_path):
 
 def test_model_is_a_name_or_a_mapping(write):
     mapping = load_config(write(MINIMAL))
-    name = load_config(write(MINIMAL.replace("  name: simflow\n  flow: {width: 32, layers_per_block: [1, 1], head_dim: 16}\n", "").replace("model:", "model: simflow")))
+    name = load_config(
+        write(
+            MINIMAL.replace(
+                "  name: simflow\n  flow: {width: 32, layers_per_block: [1, 1], head_dim: 16}\n", ""
+            ).replace("model:", "model: simflow")
+        )
+    )
     assert mapping.model.name == name.model.name == "simflow"
     assert mapping.model.options["flow"]["width"] == 32
 
@@ -40,27 +46,39 @@ def test_resolved_config_reads_back_equal(write):
 
 def test_unknown_key_names_file_line_and_nearest_match(write):
     text = MINIMAL.replace("width: 32", "widht: 32")
-    with pytest.raises(ConfigError, match=r"a\.yaml:6: model\.flow\.widht: unknown key\. Did you mean `width`\?"):
+    with pytest.raises(
+        ConfigError, match=r"a\.yaml:6: model\.flow\.widht: unknown key\. Did you mean `width`\?"
+    ):
         load_config(write(text))
 
 
 def test_unknown_top_level_key_lists_known_keys(write):
-    with pytest.raises(ConfigError, match=r"a\.yaml:8: trainig: unknown key\. Did you mean `training`\? Known: .*autoencoder"):
+    with pytest.raises(
+        ConfigError, match=r"a\.yaml:8: trainig: unknown key\. Did you mean `training`\? Known: .*autoencoder"
+    ):
         load_config(write(MINIMAL + "trainig: 3\n"))
 
 
 def test_unknown_model_lists_choices(write):
-    with pytest.raises(ConfigError, match=r"a\.yaml:5: model: .*unknown name `simfloww`.*Did you mean `simflow`"):
+    with pytest.raises(
+        ConfigError, match=r"a\.yaml:5: model: .*unknown name `simfloww`.*Did you mean `simflow`"
+    ):
         load_config(write(MINIMAL.replace("simflow", "simfloww")))
 
 
 def test_override_wins_over_the_file(write):
     config = load_config(write(MINIMAL), ["training.steps=7", "optimizer.lr=2e-3", "model.flow.width=64"])
-    assert (config.training.steps, config.optimizer.lr, config.model.options["flow"]["width"]) == (7, 2e-3, 64)
+    assert (config.training.steps, config.optimizer.lr, config.model.options["flow"]["width"]) == (
+        7,
+        2e-3,
+        64,
+    )
 
 
 def test_bad_override_names_itself(write):
-    with pytest.raises(ConfigError, match=r"--set training\.steps: training\.steps: .*greater than 0.*found -1"):
+    with pytest.raises(
+        ConfigError, match=r"--set training\.steps: training\.steps: .*greater than 0.*found -1"
+    ):
         load_config(write(MINIMAL), ["training.steps=-1"])
 
 
@@ -117,7 +135,10 @@ def test_another_part_drops_the_options_of_the_one_it_replaces(write):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("image_size=30", r"--set image_size: image_size 30 is not divisible by the autoencoder's factor 4.*28 or 32"),
+        (
+            "image_size=30",
+            r"--set image_size: image_size 30 is not divisible by the autoencoder's factor 4.*28 or 32",
+        ),
         ("model.flow.patch_size=3", r"patch_size: 3 does not divide the latent grid 4 x 4"),
         ("autoencoder.posterior.std=-1", r"autoencoder\.posterior\.std"),
         ("autoencoder.posterior.std=0", r"autoencoder\.posterior\.std"),
@@ -132,7 +153,9 @@ def test_clashing_values_are_refused_before_anything_is_built(write, change, mes
 
 
 def test_guidance_without_label_dropout_is_refused(write):
-    with pytest.raises(ConfigError, match=r"guidance 1\.0 needs an unconditional model, but model\.flow\.class_dropout is 0"):
+    with pytest.raises(
+        ConfigError, match=r"guidance 1\.0 needs an unconditional model, but model\.flow\.class_dropout is 0"
+    ):
         load_config(write(MINIMAL), ["sampling.guidance=1.0", "model.flow.class_dropout=0"])
 
 

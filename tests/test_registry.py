@@ -6,7 +6,15 @@ import sys
 import pytest
 
 from simflow_plugin.errors import RegistryError
-from simflow_plugin.registry import ATTENTION, AUTOENCODERS, DATASETS, ENCODERS, GUIDANCE, MODELS, RECONSTRUCTION_LOSSES
+from simflow_plugin.registry import (
+    ATTENTION,
+    AUTOENCODERS,
+    DATASETS,
+    ENCODERS,
+    GUIDANCE,
+    MODELS,
+    RECONSTRUCTION_LOSSES,
+)
 
 ALL = [MODELS, AUTOENCODERS, ENCODERS, DATASETS, RECONSTRUCTION_LOSSES, GUIDANCE, ATTENTION]
 
@@ -62,14 +70,18 @@ def test_every_registry_has_builtin_parts_that_load(registry):
         assert callable(registry.get(name))
 
 
-@pytest.mark.parametrize("registry", [MODELS, AUTOENCODERS, ENCODERS, DATASETS, RECONSTRUCTION_LOSSES], ids=lambda r: r.kind)
+@pytest.mark.parametrize(
+    "registry", [MODELS, AUTOENCODERS, ENCODERS, DATASETS, RECONSTRUCTION_LOSSES], ids=lambda r: r.kind
+)
 def test_every_builtin_part_declares_its_options(registry):
     for name in registry.names():
         assert registry.get(name).Options.model_config["extra"] == "forbid"
 
 
 def test_unknown_name_lists_choices_and_nearest_match():
-    with pytest.raises(RegistryError, match=r"unknown name `simflo`\. Did you mean `simflow`\? Known: .*simflow"):
+    with pytest.raises(
+        RegistryError, match=r"unknown name `simflo`\. Did you mean `simflow`\? Known: .*simflow"
+    ):
         MODELS.get("simflo")
 
 
@@ -108,4 +120,9 @@ def test_third_party_name_of_a_builtin_part_names_both(install):
 
 def test_importing_the_package_imports_neither_torch_nor_third_party_parts():
     code = "import sys, simflow_plugin, simflow_plugin.registry; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "False"
+    )

@@ -14,7 +14,9 @@ app = typer.Typer(help="Look at configurations.", no_args_is_help=True)
 @app.command()
 def show(
     name: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped one.")],
-    set_: Annotated[list[str] | None, typer.Option("--set", help="key.sub=value, as often as needed.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="key.sub=value, as often as needed.")
+    ] = None,
 ) -> None:
     """Print the resolved configuration: every default written out, every part checked."""
     with exit_on_user_error():

@@ -12,7 +12,9 @@ from simflow_plugin.exits import exit_on_user_error
 
 def sample(
     run: Annotated[Path, typer.Argument(help="Run directory.")],
-    out: Annotated[Path, typer.Option(help="FILE.npz (arr_0 uint8 NHWC, labels), or a directory for PNG files.")],
+    out: Annotated[
+        Path, typer.Option(help="FILE.npz (arr_0 uint8 NHWC, labels), or a directory for PNG files.")
+    ],
     num: Annotated[int, typer.Option(min=1, help="Number of samples; classes in turn.")] = 100,
     guidance: Annotated[float | None, typer.Option(min=0, help="Weight w; default: the run's own.")] = None,
     seed: Annotated[int, typer.Option(help="Of the noise; sample i depends on the seed and i only.")] = 0,
@@ -20,7 +22,7 @@ def sample(
 ) -> None:
     """Draw class-balanced samples from the averaged (EMA) weights of a run."""
     with exit_on_user_error():
-        from simflow_plugin.engine.export import save_samples, sample_run
+        from simflow_plugin.engine.export import sample_run, save_samples
 
         images, labels = sample_run(run, num, guidance, seed, batch_size)
         save_samples(out, images, labels)

@@ -10,13 +10,21 @@ import typer
 
 def train(
     config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped one (quickstart).")],
-    out: Annotated[Path | None, typer.Option(help="Run directory; default runs/<name of the configuration>.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="key.sub=value, as often as needed.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run directory; default runs/<name of the configuration>.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="key.sub=value, as often as needed.")
+    ] = None,
     allow_changed: Annotated[
         list[str] | None, typer.Option(help="A key that may differ from the run that is resumed.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")] = False,
-    no_report: Annotated[bool, typer.Option("--no-report", help="Train only: no summary, no report.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")
+    ] = False,
+    no_report: Annotated[
+        bool, typer.Option("--no-report", help="Train only: no summary, no report.")
+    ] = False,
 ) -> None:
     """Train a model, or go on with a run that was interrupted; then measure it and write its report."""
     from simflow_plugin.train import train_command

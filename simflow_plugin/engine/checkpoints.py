@@ -67,10 +67,14 @@ def save_checkpoint(
         _remove(aside)
         aside.mkdir(parents=True)
         for name, tensors in tensors_by_name.items():
-            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, aside / f"{name}.safetensors")
+            save_file(
+                {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, aside / f"{name}.safetensors"
+            )
         document = {"format_version": FORMAT_VERSION, "step": step, **state}
         (aside / STATE).write_text(json.dumps(document, indent=1))
-        manifest = {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(aside.iterdir())}
+        manifest = {
+            p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(aside.iterdir())
+        }
         (aside / MANIFEST).write_text(json.dumps(manifest, indent=1))
         for path in [*aside.iterdir(), aside]:
             _sync(path)
@@ -158,7 +162,11 @@ def _remove(path: Path) -> None:
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else _digest(file)
+        )
 
 
 def _digest(file: Any) -> str:

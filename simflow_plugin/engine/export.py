@@ -35,7 +35,9 @@ def sample_run(
     model = loaded.require_model()
     weight = loaded.config.sampling.guidance if guidance is None else guidance
     if weight > 0 and not model.supports_guidance:
-        raise ConfigError(f"{path}: guidance {weight} needs a model trained with labels and label dropout; use --guidance 0.")
+        raise ConfigError(
+            f"{path}: guidance {weight} needs a model trained with labels and label dropout; use --guidance 0."
+        )
     labels = balanced_labels(num, loaded.num_classes)
     with count_progress("sampling", num) as advance:
         images = draw_many(

@@ -1,6 +1,6 @@
 """The joint objective: one forward of encoder, model and decoder, one loss, gradients sent where they belong.
 
-L = sum_r w_r L_r(decode(z), x) + beta * sum_t L_t(z) + w_a L_align(z) (+ KL or entropy) (+ adversarial), z ~ q(z given x).
+L = sum_r w_r L_r(decode(z), x) + beta * sum_t L_t(z) + w_a L_align(z) (+ KL or entropy) (+ adversarial), z ~ q(z|x).
 
 A model declares which of its terms may move the autoencoder (`coupled_terms`); the others see the latents detached.
 Where both kinds meet, or where the alignment weighs differently for model and autoencoder (REPA-E), the model runs
@@ -94,7 +94,9 @@ class JointObjective(nn.Module):
         self.reconstruction = reconstruction
         self.weights = weights
 
-    def forward(self, batch: JointInputs, adversary: AdversarialLoss | None = None) -> dict[str, Tensor | None]:
+    def forward(
+        self, batch: JointInputs, adversary: AdversarialLoss | None = None
+    ) -> dict[str, Tensor | None]:
         """Compute the loss of one micro-batch.
 
         Args:
@@ -115,7 +117,9 @@ class JointObjective(nn.Module):
             loss = loss + rec_loss
             log |= {name: term.detach() for name, term in rec_terms.items()}
             if adversary is not None:
-                generator_terms = adversary.generator_terms(images_out, rec_loss, self.autoencoder.last_layer())
+                generator_terms = adversary.generator_terms(
+                    images_out, rec_loss, self.autoencoder.last_layer()
+                )
                 loss = loss + generator_terms["adversarial"]
                 log |= {name: term.detach() for name, term in generator_terms.items()}
         if self.model is not None:
@@ -147,7 +151,9 @@ class JointObjective(nn.Module):
             terms = self.model.training_losses(latents, batch.labels, batch.features, batch.random)
             uncoupled = set(terms) - coupled
             if uncoupled:
-                raise RuntimeError(f"{type(self.model).__name__}: terms {sorted(uncoupled)} are not in coupled_terms")
+                raise RuntimeError(
+                    f"{type(self.model).__name__}: terms {sorted(uncoupled)} are not in coupled_terms"
+                )
             return self._weigh(terms), terms
         leaf = latents.detach().requires_grad_(bool(coupled))
         terms = self.model.training_losses(leaf, batch.labels, batch.features, batch.random)

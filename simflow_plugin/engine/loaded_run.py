@@ -45,7 +45,9 @@ class LoadedRun:
             EvaluationError: if the run trained an autoencoder alone.
         """
         if self.model is None:
-            raise EvaluationError(f"{self.directory.path}: trained an autoencoder alone (model: null); it cannot sample.")
+            raise EvaluationError(
+                f"{self.directory.path}: trained an autoencoder alone (model: null); it cannot sample."
+            )
         return self.model
 
     @property
@@ -68,7 +70,9 @@ def load_run(path: Path | str, device: torch.device | str | None = None, average
     config = read_run_config(directory.config_file)
     checkpoint = latest_checkpoint(directory.checkpoints)
     if checkpoint is None:
-        raise CheckpointError(f"{directory.path}: has no checkpoint yet. Train it: simflow train {directory.config_file}")
+        raise CheckpointError(
+            f"{directory.path}: has no checkpoint yet. Train it: simflow train {directory.config_file}"
+        )
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     state = checkpoint.state

@@ -21,7 +21,12 @@ from torch import Tensor
 from simflow_plugin.config import RunConfig
 from simflow_plugin.contracts import ImageDataset
 from simflow_plugin.data.loader import Batch, make_loader
-from simflow_plugin.engine.checkpoints import Checkpoint, latest_checkpoint, prune_checkpoints, save_checkpoint
+from simflow_plugin.engine.checkpoints import (
+    Checkpoint,
+    latest_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+)
 from simflow_plugin.engine.ema import ExponentialMovingAverage
 from simflow_plugin.engine.interrupts import Interrupted, StopRequest
 from simflow_plugin.engine.joint import JointInputs
@@ -142,7 +147,9 @@ class Trainer:
                 self.seconds, started = self.seconds + now - started, now
                 self._save()
             if stopping and self.step < training.steps:
-                raise Interrupted(f"stopped by {self.stop.signal_name or 'another process'} after step {self.step}")
+                raise Interrupted(
+                    f"stopped by {self.stop.signal_name or 'another process'} after step {self.step}"
+                )
 
     def _train_step(self, batches: Iterator[Batch]) -> None:
         config = self.config
@@ -166,7 +173,9 @@ class Trainer:
 
     def _forward(self, batch: Batch, adversary: Any) -> dict[str, Any]:
         images = batch.images.to(self.device, non_blocking=True)
-        labels = batch.labels.to(self.device, non_blocking=True) if self.dataset.num_classes is not None else None
+        labels = (
+            batch.labels.to(self.device, non_blocking=True) if self.dataset.num_classes is not None else None
+        )
         features = None
         with self.accelerator.autocast():
             if self.encoder is not None:
@@ -273,7 +282,9 @@ class Trainer:
                 self.config.image_size,
             )
         if self.accelerator.is_main_process:
-            by_class = to_uint8(images).unflatten(0, (sampling.grid_per_class, rows)).transpose(0, 1).flatten(0, 1)
+            by_class = (
+                to_uint8(images).unflatten(0, (sampling.grid_per_class, rows)).transpose(0, 1).flatten(0, 1)
+            )
             path = self.run_directory.samples / f"step_{self.step:08d}.png"
             save_image_grid(by_class, path, num_columns=sampling.grid_per_class)
 

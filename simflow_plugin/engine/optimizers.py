@@ -18,7 +18,11 @@ def parameter_groups(parts: dict[str, nn.Module], config: OptimizerConfig) -> li
     """
     groups = []
     for name, part in parts.items():
-        lr = config.autoencoder_lr if name == "autoencoder" and config.autoencoder_lr is not None else config.lr
+        lr = (
+            config.autoencoder_lr
+            if name == "autoencoder" and config.autoencoder_lr is not None
+            else config.lr
+        )
         embeddings = {id(m.weight) for m in part.modules() if isinstance(m, nn.Embedding)}
         trained = [p for p in part.parameters() if p.requires_grad]
         decayed = [p for p in trained if p.ndim > 1 and id(p) not in embeddings]

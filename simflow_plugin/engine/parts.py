@@ -10,7 +10,14 @@ from torch import nn
 
 from simflow_plugin import registry
 from simflow_plugin.config import Part, RunConfig
-from simflow_plugin.contracts import AlignmentContext, Autoencoder, DataContext, GenerativeModel, ImageDataset, ModelContext
+from simflow_plugin.contracts import (
+    AlignmentContext,
+    Autoencoder,
+    DataContext,
+    GenerativeModel,
+    ImageDataset,
+    ModelContext,
+)
 from simflow_plugin.engine.joint import JointObjective, ObjectiveWeights
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.losses.reconstruction import ReconstructionLoss
@@ -42,7 +49,9 @@ def build_dataset(config: RunConfig, split: str) -> ImageDataset:
 
 def build_autoencoder(config: RunConfig) -> Autoencoder:
     """Build the autoencoder of `config`."""
-    return config.autoencoder.build(registry.AUTOENCODERS, DataContext(config.image_size, "train", config.seed))
+    return config.autoencoder.build(
+        registry.AUTOENCODERS, DataContext(config.image_size, "train", config.seed)
+    )
 
 
 def architecture_only(config: RunConfig, state: dict[str, Any]) -> RunConfig:
@@ -54,7 +63,9 @@ def architecture_only(config: RunConfig, state: dict[str, Any]) -> RunConfig:
     options = state.get("autoencoder_options")
     if options is None:
         return config
-    return config.model_copy(update={"autoencoder": config.autoencoder.model_copy(update={"options": options})})
+    return config.model_copy(
+        update={"autoencoder": config.autoencoder.model_copy(update={"options": options})}
+    )
 
 
 def build_model(
@@ -102,7 +113,9 @@ def build_parts(config: RunConfig, num_classes: int | None) -> Parts:
         if config.objective.adversarial is not None:
             from simflow_plugin.losses.adversarial import AdversarialLoss
 
-            adversary = AdversarialLoss(AdversarialLoss.Options.model_validate(config.objective.adversarial), context)
+            adversary = AdversarialLoss(
+                AdversarialLoss.Options.model_validate(config.objective.adversarial), context
+            )
     return Parts(joint, encoder, adversary)
 
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 SHOWN = ("l1", "l2", "lpips", "nll", "denoising", "alignment", "adversarial", "kl", "images_per_second")
 
@@ -53,4 +60,6 @@ class TrainingProgress:
         losses = "  ".join(f"{name} {row[name]:.3g}" for name in SHOWN if name in row)
         self._progress.update(self._task, losses=losses)
         if self._enabled and not self._console.is_terminal:
-            self._console.print(f"step {row['step']:g}/{self._total}  {row['seconds']:.0f} s  {losses}", soft_wrap=True)
+            self._console.print(
+                f"step {row['step']:g}/{self._total}  {row['seconds']:.0f} s  {losses}", soft_wrap=True
+            )

@@ -1,6 +1,6 @@
 """The run directory: everything of one run, and nothing outside it.
 
-    config.yaml  metrics.jsonl  samples/step_*.png  checkpoints/step_*/  report.html  summary.json
+config.yaml  metrics.jsonl  samples/step_*.png  checkpoints/step_*/  report.html  summary.json
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class RunDirectory:
             self._check_same(config, allow_changed)
         elif self.path.is_dir() and any(p.name != ".lock" for p in self.path.iterdir()):
             raise RunDirectoryError(
-                f"{self.path}: holds other files but no config.yaml, so it is no run directory. Name another with --out."
+                f"{self.path}: holds other files but no config.yaml, so it is no run directory. Name another: --out."
             )
         try:
             for folder in (self.path, self.samples, self.checkpoints):
@@ -76,7 +76,8 @@ class RunDirectory:
         for key in allow_changed:
             if not _is_below(key, SAFE_TO_CHANGE):
                 raise RunDirectoryError(
-                    f"--allow-changed {key}: not a key that may change within a run. These may: {', '.join(SAFE_TO_CHANGE)}."
+                    f"--allow-changed {key}: not a key that may change within a run. "
+                    f"These may: {', '.join(SAFE_TO_CHANGE)}."
                 )
         old = read_run_config(self.config_file)
         changed = differing_keys(old.model_dump(mode="json"), config.model_dump(mode="json"))

@@ -68,6 +68,12 @@ def draw_many(
     done = []
     for start in range(0, len(labels), batch_size):
         rows = range(start, min(start + batch_size, len(labels)))
-        done.append(to_uint8(draw_images(autoencoder, model, rows, labels[rows.start : rows.stop], guidance, seed, image_size)))
+        done.append(
+            to_uint8(
+                draw_images(
+                    autoencoder, model, rows, labels[rows.start : rows.stop], guidance, seed, image_size
+                )
+            )
+        )
         advance(len(rows))
     return torch.cat(done)

@@ -50,8 +50,12 @@ class BadStepCounter:
         if longest < self.limit:
             return
         bad_terms = [name for name, value in last_terms.items() if not math.isfinite(value)]
-        culprit = f"terms not finite: {', '.join(bad_terms)}" if bad_terms else "every term is finite, but the gradient is not"
+        culprit = (
+            f"terms not finite: {', '.join(bad_terms)}"
+            if bad_terms
+            else "every term is finite, but the gradient is not"
+        )
         raise TrainingError(
-            f"{longest} steps in a row had a loss or gradient that is not finite ({culprit}). The last good checkpoint is "
-            f"{last_checkpoint}. Try a lower optimizer.lr, a longer warm-up, or float32."
+            f"{longest} steps in a row had a loss or gradient that is not finite ({culprit}). "
+            f"The last good checkpoint is {last_checkpoint}. Try a lower optimizer.lr, a longer warm-up, or float32."
         )

@@ -37,5 +37,5 @@ def _start_wandb(run: RunDirectory, config: RunConfig) -> Any:
         import wandb
     except ImportError as error:
         raise ConfigError("tracker: wandb needs the package: pip install 'simflow-plugin[wandb]'.") from error
-    mode = os.environ.get("WANDB_MODE", "offline")
-    return wandb.init(project="simflow-plugin", name=config.name, dir=run.path, mode=mode, config=config.model_dump())  # type: ignore[arg-type]
+    os.environ.setdefault("WANDB_MODE", "offline")
+    return wandb.init(project="simflow-plugin", name=config.name, dir=run.path, config=config.model_dump())

@@ -34,14 +34,16 @@ class FlowSampling(options.Options):
     """How the flow is inverted."""
 
     method: str = Field("cached", description="naive, cached, jacobi or auto")
-    guidance_rule: str | dict[str, Any] = Field("starflow", description="a name of the guidance registry, or a mapping")
+    guidance_rule: str | dict[str, Any] = Field(
+        "starflow", description="a name of the guidance registry, or a mapping"
+    )
 
 
 class SimFlowOptions(options.Options):
     """Options of `model: simflow`."""
 
-    flow: FlowArchitecture = FlowArchitecture()
-    sampling: FlowSampling = FlowSampling()
+    flow: FlowArchitecture = Field(default_factory=lambda: FlowArchitecture.model_validate({}))
+    sampling: FlowSampling = Field(default_factory=lambda: FlowSampling.model_validate({}))
 
 
 @MODELS.register("simflow")
@@ -68,9 +70,7 @@ class SimFlow(GenerativeModel):
         self.supports_guidance = context.num_classes is not None and options.flow.class_dropout > 0
         self.alignment_layer = context.alignment.layer if context.alignment is not None else None
         self.alignment = (
-            AlignmentHead(config.width, context.alignment)
-            if context.alignment is not None
-            else None
+            AlignmentHead(config.width, context.alignment) if context.alignment is not None else None
         )
 
     @staticmethod
@@ -138,5 +138,3 @@ class SimFlow(GenerativeModel):
             return labels
         uniform = random.uniform("label_dropout", (labels.shape[0],), device)
         return drop_labels(labels, uniform, self.options.flow.class_dropout)
-
-

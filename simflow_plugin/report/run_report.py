@@ -49,8 +49,9 @@ def write_run_report(loaded: LoadedRun, measurement: RunMeasurement) -> None:
     ]
     name = config.model.name if config.model is not None else "autoencoder alone"
     subtitle = (
-        f"{name} on {config.data.name}, {config.image_size} x {config.image_size} pixels, {loaded.checkpoint.step} steps of "
-        f"{config.training.batch_size} images, seed {config.seed}; {measurement.numbers['weights']} weights, held-out images"
+        f"{name} on {config.data.name}, {config.image_size} x {config.image_size} pixels, "
+        f"{loaded.checkpoint.step} steps of {config.training.batch_size} images, seed {config.seed}; "
+        f"{measurement.numbers['weights']} weights, held-out images"
     )
     shown = [section for section in sections if section.parts]
     write_report(loaded.directory.report_file, f"Run: {config.name}", shown, subtitle)
@@ -93,8 +94,8 @@ def _judge_table(measurement: RunMeasurement) -> list[Part]:
     notes = (
         "The judge is scikit-learn's SVC(gamma=0.001), fitted on real training digits at 8 x 8; it gives "
         f"{judgement.class_agreement_real:.1%} of the real held-out digits their own class.",
-        "Diversity ratio: mean pairwise pixel distance within a class, samples to real training digits. 1 is as diverse as "
-        "the data; guidance that collapses a class shows as a ratio near 0.",
+        "Diversity ratio: mean pairwise pixel distance within a class, samples to real training digits. "
+        "1 is as diverse as the data; guidance that collapses a class shows as a ratio near 0.",
     )
     return [Table(("class", *map(str, classes)), rows, "By class", notes)]
 
@@ -112,7 +113,7 @@ def _samples(loaded: LoadedRun, measurement: RunMeasurement) -> list[Part]:
         num_rows = len(grid) // PER_CLASS
         picture = image_grid(grid, PER_CLASS, _class_names(loaded.config, num_rows))
         caption = f"A row is a class, guidance {guidance:g}. The first samples of each class, not chosen."
-    return [Figure(png_bytes(picture), caption, "image")]
+    return [Figure(png_bytes(picture), caption, "pixels")]
 
 
 def _class_names(config: RunConfig, count: int) -> list[str]:

@@ -7,7 +7,12 @@ import pytest
 import torch
 
 from simflow_plugin.engine import checkpoints
-from simflow_plugin.engine.checkpoints import checkpoint_folders, latest_checkpoint, prune_checkpoints, save_checkpoint
+from simflow_plugin.engine.checkpoints import (
+    checkpoint_folders,
+    latest_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+)
 from simflow_plugin.errors import CheckpointError, TrainingError
 
 

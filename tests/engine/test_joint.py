@@ -23,7 +23,12 @@ def objective(model, trainable="full", reconstruction_weight=0.0, **weights):
     torch.manual_seed(0)
     terms = [("l2", reconstruction_weight, L2Loss(L2Loss.Options()))] if reconstruction_weight else []
     autoencoder = LinearAutoencoder(trainable)
-    return JointObjective(autoencoder, model, ReconstructionLoss(terms or [("l2", 0.0, L2Loss(L2Loss.Options()))]), ObjectiveWeights(**weights))
+    return JointObjective(
+        autoencoder,
+        model,
+        ReconstructionLoss(terms or [("l2", 0.0, L2Loss(L2Loss.Options()))]),
+        ObjectiveWeights(**weights),
+    )
 
 
 def encoder_gradient(joint, data):
@@ -58,9 +63,13 @@ def test_repa_keeps_the_alignment_gradient_from_the_encoder():
 def test_repa_e_sends_the_alignment_gradient_alone():
     """With weight w for the autoencoder its gradient is w dL_align/dz, whatever the model's own term is."""
     data = inputs(with_features=True)
-    gradient = encoder_gradient(objective(AlignmentCoupledModel(), alignment=0.5, alignment_autoencoder=1.5), data)
+    gradient = encoder_gradient(
+        objective(AlignmentCoupledModel(), alignment=0.5, alignment_autoencoder=1.5), data
+    )
     reference = objective(AlignmentCoupledModel())
-    latents = reference.autoencoder.encode(data.images).sample(noise=data.random.normal("posterior", (4, 3, 4, 4)))
+    latents = reference.autoencoder.encode(data.images).sample(
+        noise=data.random.normal("posterior", (4, 3, 4, 4))
+    )
     (1.5 * (2.0 * latents * data.features).mean()).backward()
     torch.testing.assert_close(gradient, reference.autoencoder.encoder.weight.grad)
 
@@ -78,7 +87,9 @@ def test_routed_and_plain_paths_agree_where_both_apply():
     """Almost equal weights take the routed path, equal ones the plain path: one objective, one gradient."""
     data = inputs(with_features=True)
     plain = encoder_gradient(objective(CoupledModel(), alignment=0.5, alignment_autoencoder=0.5), data)
-    routed = encoder_gradient(objective(CoupledModel(), alignment=0.5, alignment_autoencoder=0.5 + 1e-9), data)
+    routed = encoder_gradient(
+        objective(CoupledModel(), alignment=0.5, alignment_autoencoder=0.5 + 1e-9), data
+    )
     torch.testing.assert_close(routed, plain)
 
 
@@ -97,7 +108,7 @@ def test_frozen_autoencoder_runs_no_decoder():
 
 
 def test_loss_is_the_negative_elbo_of_a_linear_gaussian_toy():
-    """p(z) = N(0, 1/a^2), p(x|z) = N(Dz, s^2): with weights D/(2 s^2 dims) and beta 1 the loss is -ELBO / dims + const."""
+    """p(z) = N(0, 1/a^2), p(x|z) = N(Dz, s^2): weighed so, the loss is -ELBO / dims + a constant."""
     joint = objective(CoupledModel(), reconstruction_weight=1.0)
     data, noise_std, scale = inputs(), 0.3, 2.0
     dims = data.images[0].numel()

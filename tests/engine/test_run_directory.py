@@ -65,7 +65,9 @@ def test_second_process_is_refused_by_the_lock(tmp_path):
         "except Exception as error: print(type(error).__name__, error)"
     )
     with run.locked():
-        answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        answer = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
     assert "RunDirectoryError" in answer
     assert "another process is writing it (process" in answer
     with run.locked():
@@ -75,10 +77,15 @@ def test_second_process_is_refused_by_the_lock(tmp_path):
 def test_metrics_of_steps_that_run_again_are_forgotten(tmp_path, config):
     run = RunDirectory(tmp_path / "run")
     run.prepare(config, [])
-    run.metrics_file.write_text("".join(json.dumps({"step": s}) + "\n" for s in (1, 2, 3)) + '{"step": 4, "nl')
+    run.metrics_file.write_text(
+        "".join(json.dumps({"step": s}) + "\n" for s in (1, 2, 3)) + '{"step": 4, "nl'
+    )
     run.forget_metrics_after(2)
     assert [row["step"] for row in run.read_metrics()] == [1, 2]
 
 
 def test_differing_keys_are_dotted():
-    assert differing_keys({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 4}) == {"a.c": (2, 3), "d": (None, 4)}
+    assert differing_keys({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 4}) == {
+        "a.c": (2, 3),
+        "d": (None, 4),
+    }

@@ -1,6 +1,5 @@
 """The smallest parts that keep the contracts: a linear autoencoder and linear models, in closed form."""
 
-
 import torch
 from torch import nn
 
@@ -73,5 +72,3 @@ class DetachedModel(LinearModel):
 
     def __init__(self) -> None:
         super().__init__("nll")
-
-
