@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from simflow_plugin import options, registry
 from simflow_plugin.alignment.encoder import FrozenEncoder
 from simflow_plugin.contracts import DataContext
-from simflow_plugin.errors import WeightsError
+from simflow_plugin.errors import ConfigError, WeightsError
 
 FORMAT = "simflow-classifier-1"
 
@@ -28,7 +28,7 @@ class ClassifierCard:
     """What a classifier's file says of itself.
 
     Args:
-        architecture: arguments of timm's `VisionTransformer`.
+        architecture: arguments of `make_network`.
         mean, std: normalisation, per channel, for pixels in [0, 1].
         class_names: in the order of the logits.
         data: the data set it was trained on.
@@ -48,10 +48,33 @@ class ClassifierCard:
 
 
 def make_network(architecture: dict[str, Any]) -> nn.Module:
-    """Build the classifier; patch features are normalised tokens (no class token, no norm after pooling)."""
-    from timm.models.vision_transformer import VisionTransformer
+    """Build the classifier from `model`, a name in timm, and arguments that override its sizes.
 
-    return VisionTransformer(global_pool="avg", class_token=False, fc_norm=False, **architecture)
+    Patch features are normalised tokens: no class token, and the norm before the pooling.
+
+    Raises:
+        ConfigError: if timm does not know the model or its arguments.
+    """
+    import timm
+
+    try:
+        return timm.create_model(
+            **_without_model(architecture),
+            model_name=architecture["model"],
+            pretrained=False,
+            global_pool="avg",
+            class_token=False,
+            fc_norm=False,
+        )
+    except (RuntimeError, TypeError, AssertionError) as error:
+        raise ConfigError(
+            f"timm cannot build `{architecture['model']}` as a vision transformer with "
+            f"{_without_model(architecture)}: {error}. See timm.list_models('vit*')."
+        ) from error
+
+
+def _without_model(architecture: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in architecture.items() if name != "model"}
 
 
 def save_classifier(path: Path, network: nn.Module, card: ClassifierCard) -> None:

@@ -30,7 +30,8 @@ def negative_cosine(projected: Tensor, features: Tensor) -> Tensor:
             f"features {tuple(features.shape)} do not match projected tokens {tuple(projected.shape)}"
         )
     # Under autocast the norms of bfloat16 tokens would lose three digits.
-    with torch.autocast(projected.device.type, enabled=False):
+    # The meta device, on which compute is counted, has no autocast of its own.
+    with torch.autocast("cpu" if projected.is_meta else projected.device.type, enabled=False):
         return -F.cosine_similarity(projected.float(), features.float(), dim=-1).mean()
 
 

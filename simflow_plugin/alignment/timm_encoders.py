@@ -22,7 +22,7 @@ MODEL_BY_PRESET = {
     "dinov3-b": "vit_base_patch16_dinov3.lvd1689m",
     "mae-b": "vit_base_patch16_224.mae",
     "mae-l": "vit_large_patch16_224.mae",
-    "clip-l": "vit_large_patch14_clip_224.openai",
+    "clip-l": "vit_large_patch14_clip_quickgelu_224.openai",
 }
 PIXELS_PER_FEATURE = {14: 16}
 """Pixels of the image per feature, by patch size, where that is not the patch itself."""
@@ -61,7 +61,7 @@ class TimmEncoder(FrozenEncoder):
         patch_size = patch_size_of(options.model)
         per_feature = PIXELS_PER_FEATURE.get(patch_size, patch_size)
         input_size = choose_input_size(context.image_size, patch_size, options.input_size, per_feature)
-        path = find_weights(options.model, options.checkpoint, options.model)
+        path = find_weights(options.model, options.checkpoint)
         network = timm.create_model(options.model, pretrained=False, num_classes=0, img_size=input_size)
         load_weights(network, path)
         config = timm.data.resolve_model_data_config(network)

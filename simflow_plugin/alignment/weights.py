@@ -24,13 +24,12 @@ UNUSED_PREFIXES = ("head", "fc_norm", "mask_token", "decoder", "attn_pool")
 """Parts of a published checkpoint that patch features do not need: classifier, MAE's decoder, ..."""
 
 
-def find_weights(model: str, checkpoint: str | None, part: str) -> Path:
+def find_weights(model: str, checkpoint: str | None) -> Path:
     """Return the file that holds the weights of timm's `model`.
 
     Args:
         model: name in timm.
         checkpoint: path as configured, or None to look into the caches of Hugging Face and torch.
-        part: name of the part, for the message.
     Raises:
         WeightsError: with the file, the option and the address.
     """
@@ -47,7 +46,7 @@ def find_weights(model: str, checkpoint: str | None, part: str) -> Path:
     if cached is not None:
         return cached
     raise WeightsError(
-        f"encoder `{part}`: the weights of {model} are not on this machine. Set alignment.encoder.checkpoint "
+        f"the weights of the encoder {model} are not on this machine. Set alignment.encoder.checkpoint "
         f"to their file (safetensors or .pth), or put them into the local cache. {addresses}"
     )
 
@@ -62,13 +61,19 @@ def load_weights(network: nn.Module, path: Path) -> None:
 
     try:
         state = load_state_dict(str(path))
-        # Each timm family knows the layouts its weights were published in, and resamples position embeddings.
-        convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
-        converted: dict[str, Tensor] = convert(state, network) if convert is not None else state
     except Exception as error:  # torch, safetensors and pickle each fail in their own ways
         raise WeightsError(
-            f"{path}: not a checkpoint that can be read without unpickling code: {type(error).__name__}: "
-            f"{error}"
+            f"{path}: not a checkpoint, or one that only reads by running code from it: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    # Each timm family knows the layouts its weights were published in, and resamples position embeddings.
+    convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+    try:
+        converted: dict[str, Tensor] = convert(state, network) if convert is not None else state
+    except Exception as error:  # resampling stumbles over tensors of another architecture in many ways
+        raise WeightsError(
+            f"{path}: not the weights of {type(network).__name__} as configured: {error}. Choose the encoder "
+            "that the file belongs to, or another file (alignment.encoder.checkpoint)."
         ) from error
     own = network.state_dict()
     missing = sorted(set(own) - set(converted))
