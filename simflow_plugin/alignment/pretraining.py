@@ -48,12 +48,12 @@ class PretrainingOptions:
     image_size: int
     model: str = "vit_tiny_patch16_224"
     patch_size: int = 4
-    width: int | None = 128
-    depth: int | None = 4
-    num_heads: int | None = 4
+    width: int | None = 96
+    depth: int | None = 3
+    num_heads: int | None = 3
     steps: int = 1200
     batch_size: int = 128
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     seed: int = 0
 
     def architecture(self, num_classes: int) -> dict[str, int | str]:
