@@ -1,8 +1,8 @@
 """STARFlow: the flow on latents of a frozen encoder plus noise, and samples that are denoised again.
 
 Training: maximum likelihood of z~ = z + sigma eps. Sampling: z~ from the flow, then Tweedie's formula with
-the flow's own density, z = z~ + sigma^2 grad log p(z~), which is E[z given z~] if the flow is exact; or a decoder
-that was fine-tuned on noisy latents takes z~ as it is.
+the flow's own density, z = z~ + sigma^2 grad log p(z~), which is E[z given z~] if the flow is exact;
+or a decoder that was fine-tuned on noisy latents takes z~ as it is.
 Reference: STARFlow, arXiv:2506.06276; TarFlow, arXiv:2412.06329, section 3.
 """
 
