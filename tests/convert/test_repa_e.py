@@ -4,7 +4,7 @@ import importlib
 import os
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from simflow_plugin.contracts import NO_LABEL, AlignmentContext, ModelContext
 from simflow_plugin.convert.repa_e import describe_repa_e, from_repa_e
 from simflow_plugin.errors import WeightsError
 from simflow_plugin.models.sit import SiT, SiTOptions
+from simflow_plugin.randomness import IndexedRandom
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "repa_e_sit.safetensors"
 TOLERANCE = 1e-4
@@ -139,31 +140,36 @@ def test_other_positions_are_refused(numbers: dict[str, Tensor]) -> None:
         convert(host)
 
 
-@pytest.mark.skipif(
+needs_checkout = pytest.mark.skipif(
     "REPA_E_DIR" not in os.environ, reason="set REPA_E_DIR to a checkout of REPA-E at 3ad8046"
 )
-@pytest.mark.parametrize("interpolant", ["linear", "cosine"])
-def test_random_weights_of_a_real_checkout_agree(
-    interpolant: Literal["linear", "cosine"], monkeypatch: pytest.MonkeyPatch
-) -> None:
+both_interpolants = pytest.mark.parametrize("interpolant", ["linear", "cosine"])
+PathType = Literal["linear", "cosine"]
+
+
+def host_module(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(os.environ["REPA_E_DIR"])
-    for name in [name for name in sys.modules if name.split(".")[0] == "models"]:
-        monkeypatch.delitem(sys.modules, name)
-    host_module = importlib.import_module("models.sit")
-    host = host_module.SiT_B_2(
-        path_type=interpolant,
-        input_size=16,
-        num_classes=10,
-        z_dims=[24],
-        projector_dim=32,
-        encoder_depth=4,
-        qk_norm=False,
-    )
+    for loaded in [loaded for loaded in sys.modules if loaded.split(".")[0] in ("models", "samplers")]:
+        monkeypatch.delitem(sys.modules, loaded)
+    return importlib.import_module(name)
+
+
+def randomize(host: torch.nn.Module) -> Any:
     with torch.no_grad():
         for name, parameter in host.named_parameters():
             if name != "pos_embed":
                 parameter.normal_(std=0.05)
-    host.eval()
+    return host.eval()
+
+
+@needs_checkout
+@both_interpolants
+def test_random_weights_of_a_real_checkout_agree(
+    interpolant: PathType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"input_size": 16, "num_classes": 10, "z_dims": [24], "projector_dim": 32, "encoder_depth": 4}
+    host_class = host_module("models.sit", monkeypatch).SiT_B_2
+    host = randomize(host_class(path_type=interpolant, qk_norm=False, **sizes))
     options, context = describe_repa_e(host.state_dict(), interpolant=interpolant, alignment_layer=4)
     ours = from_repa_e(host.state_dict(), options, context)
     latents, noise = torch.randn(2, 3, 4, 16, 16)
@@ -173,6 +179,44 @@ def test_random_weights_of_a_real_checkout_agree(
         theirs = host(latents, labels, [features], settings, time_input=t.view(-1, 1, 1, 1), noises=noise)
         terms = ours.losses_at(latents, labels, features, t, noise)
         prediction = ours.predict(latents, t, labels)
-        torch.testing.assert_close(prediction, host.inference(latents, t, labels), rtol=0, atol=TOLERANCE)
+        expected = host.inference(latents, t, labels)
+    torch.testing.assert_close(prediction, expected, rtol=0, atol=TOLERANCE)
     torch.testing.assert_close(terms["denoising"], theirs["denoising_loss"].mean(), rtol=0, atol=TOLERANCE)
     torch.testing.assert_close(terms["alignment"], theirs["proj_loss"], rtol=0, atol=TOLERANCE)
+
+
+@needs_checkout
+@both_interpolants
+@pytest.mark.parametrize("method", ["euler", "heun", "euler_maruyama"])
+def test_samples_of_a_real_checkout_agree(
+    method: str, interpolant: PathType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"input_size": 8, "hidden_size": 32, "decoder_hidden_size": 32, "depth": 2, "num_heads": 4}
+    host_class = host_module("models.sit", monkeypatch).SiT
+    # 1000 classes, because the host's samplers take label 1000 for none.
+    host = randomize(host_class(path_type=interpolant, qk_norm=False, num_classes=1000, z_dims=[], **sizes))
+    # Heun: the host lets the start of a step decide for both of its evaluations, so guide everywhere.
+    low, high = (0.0, 1.0) if method == "heun" else (0.2, 0.75)
+    sampling = {"method": method, "num_steps": 9, "guidance_interval": (low, high)}
+    options, context = describe_repa_e(host.state_dict(), num_heads=4, interpolant=interpolant)
+    options = SiTOptions.model_validate({**options.model_dump(), "sampling": sampling})
+    ours = from_repa_e(host.state_dict(), options, context)
+    random, labels, shape = IndexedRandom(0, (0, 1, 2)), torch.tensor([0, 500, 999]), (3, 4, 8, 8)
+    steps = iter(range(9))
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "randn_like", lambda x: random.normal(f"sde/{next(steps)}", x.shape).double())
+        samplers = host_module("samplers", monkeypatch)
+        draw = samplers.euler_maruyama_sampler if method == "euler_maruyama" else samplers.euler_sampler
+        theirs = draw(
+            host,
+            random.normal("latent", shape),
+            labels,
+            num_steps=9,
+            heun=method == "heun",
+            cfg_scale=1 + 1.5,
+            guidance_low=low,
+            guidance_high=high,
+            path_type=interpolant,
+        )
+    samples = ours.sample(labels, shape, 1.5, random)
+    torch.testing.assert_close(samples, ours.denormalize(theirs.float()), rtol=0, atol=TOLERANCE)
