@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
-from pydantic import BaseModel
 from torch import Tensor, nn
 
 from simflow_plugin.options import Options
@@ -141,7 +140,7 @@ class Autoencoder(nn.Module, ABC):
     def last_layer(self) -> nn.Parameter:
         """The decoder's last weight, where the adaptive adversarial weight measures gradient norms."""
 
-    def rebuild_options(self) -> BaseModel | None:
+    def self_contained_options(self) -> dict[str, Any] | None:
         """Return options that build the same architecture without fetching pretrained weights.
 
         A run directory keeps them beside its weights, so that it needs nothing else. None: the configuration's own

@@ -129,4 +129,6 @@ def check_processes(config: RunConfig, num_processes: int) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(train_command)
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(train_command)
+    app()
