@@ -1,0 +1,77 @@
+"""What a machine has that training can use: the findings behind `simflow doctor`."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+from importlib import metadata
+from typing import NamedTuple
+
+from simflow_plugin import registry
+from simflow_plugin.errors import SimflowError
+
+OPTIONAL_PACKAGES = {
+    "xformers": "attention on GPUs; without it torch's scaled-dot-product attention serves",
+    "wandb": "tracker: wandb; without it metrics.jsonl and report.html hold everything",
+    "webdataset": "tar shards as data",
+    "datasets": "Hugging Face data sets as data",
+}
+
+
+class Finding(NamedTuple):
+    """One line of the diagnosis."""
+
+    what: str
+    found: str
+    meaning: str
+
+
+def diagnose() -> list[Finding]:
+    """Return the findings; never raises for something that is merely missing."""
+    return [*_machine(), *_packages(), _attention(), _fashion_mnist(), *_parts()]
+
+
+def _machine() -> list[Finding]:
+    import torch
+
+    python = f"{platform.python_version()}, torch {torch.__version__}, {torch.get_num_threads()} threads"
+    if not torch.cuda.is_available():
+        return [
+            Finding("Python", python, ""),
+            Finding("GPU", "none", "training runs on the CPU in float32; good for small images and for trying"),
+        ]
+    names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    bfloat16 = "bfloat16" if torch.cuda.is_bf16_supported() else "no bfloat16: float16 with loss scaling, or float32"
+    return [Finding("Python", python, ""), Finding("GPU", names, f"precision auto means {bfloat16}")]
+
+
+def _packages() -> list[Finding]:
+    findings = []
+    for name, meaning in OPTIONAL_PACKAGES.items():
+        installed = importlib.util.find_spec(name) is not None
+        findings.append(Finding(name, metadata.version(name) if installed else "not installed", meaning))
+    return findings
+
+
+def _attention() -> Finding:
+    from simflow_plugin.flow.attention import AttentionContext, build_attention
+
+    backend = build_attention("auto", AttentionContext(64))
+    return Finding("attention: auto", type(backend).__name__, "what `attention: auto` picks on this machine")
+
+
+def _fashion_mnist() -> Finding:
+    from simflow_plugin.data.fashion_mnist import find_fashion_mnist
+
+    try:
+        return Finding("Fashion-MNIST", str(find_fashion_mnist(None, download=False)), "data: fashion-mnist works")
+    except SimflowError as error:
+        return Finding("Fashion-MNIST", "not found", str(error))
+
+
+def _parts() -> list[Finding]:
+    registries = (registry.MODELS, registry.AUTOENCODERS, registry.ENCODERS, registry.DATASETS)
+    findings = [Finding(r.kind, ", ".join(r.names()), f"entry-point group {r.group}") for r in registries]
+    folder = os.environ.get("HF_HOME", "~/.cache/huggingface")
+    return [*findings, Finding("hub cache", folder, "where pretrained weights are looked up after a path option")]
