@@ -111,7 +111,8 @@ class DiffusionModel(GenerativeModel):
 
     def predict(self, latents: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
         """Return the network's prediction (B, C, h, w) at noised latents (B, C, h, w) and times t (B,)."""
-        return self.backbone(latents, t, labels).prediction
+        # Guidance and samplers add small differences of predictions: in the state's precision, not autocast's.
+        return self.backbone(latents, t, labels).prediction.to(latents.dtype)
 
     def _forward(
         self, noised: Tensor, t: Tensor, labels: Tensor | None, features: Tensor | None

@@ -133,6 +133,22 @@ def test_guidance_of_zero_is_the_conditional_model(name: str, sampling: dict[str
 
 
 @every_model
+def test_bfloat16_network_leaves_losses_and_samples_in_float32(name: str) -> None:
+    model = build(name, alignment_layer=1)
+    latents, labels, random = batch()
+    exact_terms = model.training_losses(latents, labels, torch.ones(4, 4, 6), random)
+    exact_samples = draw(model, (0, 1), guidance=1.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        terms = model.training_losses(latents, labels, torch.ones(4, 4, 6), random)
+        samples = draw(model, (0, 1), guidance=1.0)
+    for term, value in terms.items():
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value, exact_terms[term], rtol=0.05, atol=0.05)
+    assert samples.dtype == torch.float32
+    assert (samples - exact_samples).norm() < 0.05 * exact_samples.norm()
+
+
+@every_model
 def test_guidance_outside_the_interval_has_no_effect(name: str) -> None:
     # The times of a four-step sampler avoid (0.01, 0.02).
     model = build(name, {"guidance_interval": [0.01, 0.02]})
