@@ -64,7 +64,8 @@ def save_checkpoint(
     final = folder / f"step_{step:08d}"
     aside = folder / f".writing_{final.name}"
     try:
-        _remove(aside)
+        for left_behind in folder.glob(".writing_*"):  # by processes that were killed
+            _remove(left_behind)
         aside.mkdir(parents=True)
         for name, tensors in tensors_by_name.items():
             save_file(
@@ -84,13 +85,19 @@ def save_checkpoint(
         _sync(folder)
     except (OSError, safetensors.SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
-        if _is_disk_full(error):
+        if is_disk_full(error):
             raise TrainingError(
                 f"{folder}: the disk is full; the checkpoint of step {step} was not written. The last good one is "
                 f"{_last_name(folder)}. Free some space and run the same command again."
             ) from error
         raise
     return final
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Open a checkpoint that was verified before."""
+    state = json.loads((path / STATE).read_text())
+    return Checkpoint(path, int(state["step"]), state)
 
 
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
@@ -103,8 +110,7 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
     for path in reversed(paths):
         problem = verify_checkpoint(path)
         if problem is None:
-            state = json.loads((path / STATE).read_text())
-            return Checkpoint(path, int(state["step"]), state)
+            return read_checkpoint(path)
         log.warning("%s: %s. Passing over it for the one before.", path, problem)
     if paths:
         raise CheckpointError(
@@ -145,11 +151,21 @@ def verify_checkpoint(path: Path) -> str | None:
     return None
 
 
-def prune_checkpoints(folder: Path, keep: int, keep_every: int | None) -> None:
-    """Delete all but the newest `keep` checkpoints and those whose step is a multiple of `keep_every`."""
-    for path in checkpoint_folders(folder)[:-keep]:
-        step = int(path.name.removeprefix("step_"))
-        if keep_every is None or step % keep_every:
+def prune_checkpoints(folder: Path, step: int, keep: int, keep_every: int | None) -> None:
+    """Delete all but the newest `keep` checkpoints and those whose step is a multiple of `keep_every`.
+
+    Args:
+        folder: of the checkpoints.
+        step: of the checkpoint just saved. Later ones were passed over when the run resumed: they are torn, must not
+            count among the newest, and are deleted.
+        keep: number of the newest to keep.
+        keep_every: None keeps no others.
+    """
+    steps = {path: int(path.name.removeprefix("step_")) for path in checkpoint_folders(folder)}
+    newest = [path for path in steps if steps[path] <= step][-keep:]
+    for path, its_step in steps.items():
+        is_kept_for_good = keep_every is not None and its_step % keep_every == 0 and its_step <= step
+        if path not in newest and not is_kept_for_good:
             _remove(path)
 
 
@@ -184,8 +200,12 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _is_disk_full(error: Exception) -> bool:
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+def is_disk_full(error: BaseException) -> bool:
+    """Return whether an error says that the disk is full, or a quota or a limit on file sizes reached."""
+    messages = ("No space left", "Disk quota exceeded", "File too large")
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(
+        message in str(error) for message in messages
+    )
 
 
 def _last_name(folder: Path) -> str:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from simflow_plugin.engine.state import place_like
+
 
 class ExponentialMovingAverage:
     """ema <- decay * ema + (1 - decay) * parameter, once per optimizer step, in float32.
@@ -57,9 +59,9 @@ class ExponentialMovingAverage:
         return dict(self.average)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Replace the averages; names and shapes are those of `state_dict`."""
+        """Replace the averages by whole tensors; names and shapes are those of `state_dict`."""
         for name, average in self.average.items():
-            average.copy_(state[name])
+            average.copy_(place_like(average, state[name]))
 
 
 def _trained(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -10,8 +10,9 @@ step (`simflow_plugin.randomness`), and the data order from the position in the 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,10 +22,13 @@ from torch import Tensor
 from simflow_plugin.config import RunConfig
 from simflow_plugin.contracts import ImageDataset
 from simflow_plugin.data.loader import Batch, make_loader
+from simflow_plugin.engine.averages import RunningMeans
 from simflow_plugin.engine.checkpoints import (
     Checkpoint,
+    is_disk_full,
     latest_checkpoint,
     prune_checkpoints,
+    read_checkpoint,
     save_checkpoint,
 )
 from simflow_plugin.engine.ema import ExponentialMovingAverage
@@ -39,17 +43,18 @@ from simflow_plugin.engine.optimizers import (
     step_if_finite,
 )
 from simflow_plugin.engine.parts import Parts
+from simflow_plugin.engine.processes import Processes, check_engine
+from simflow_plugin.engine.profiling import profiled
 from simflow_plugin.engine.progress import TrainingProgress
 from simflow_plugin.engine.run_directory import RunDirectory
 from simflow_plugin.engine.sampling import balanced_labels, draw_images, to_uint8
+from simflow_plugin.engine.snapshots import Snapshot
 from simflow_plugin.engine.stability import BadStepCounter
-from simflow_plugin.engine.state import optimizer_tensors, restore_module, restore_optimizer, whole_tensors
+from simflow_plugin.engine.state import gathered_for_methods
 from simflow_plugin.engine.trackers import Tracker
+from simflow_plugin.errors import TrainingError
 from simflow_plugin.randomness import BatchRandom
 from simflow_plugin.report.grids import save_image_grid
-
-STOP_POLL_STEPS = 10
-"""How often processes agree on whether one of them was asked to stop; alone, a process looks at every step."""
 
 
 class Trainer:
@@ -62,6 +67,9 @@ class Trainer:
         dataset: the training split.
         accelerator: devices, processes and mixed precision.
         stop: set by SIGTERM or SIGINT.
+        profile_steps: record this many steps to `trace.json` in the run directory.
+    Raises:
+        ConfigError: if accelerate was told to use an engine that owns the optimizer step.
     """
 
     def __init__(
@@ -72,15 +80,18 @@ class Trainer:
         dataset: ImageDataset,
         accelerator: Accelerator,
         stop: StopRequest,
+        profile_steps: int = 0,
     ) -> None:
+        check_engine(accelerator)
         self.config, self.run_directory, self.dataset = config, run, dataset
         self.accelerator, self.stop = accelerator, stop
         self.device = accelerator.device
+        self.profile_steps = profile_steps
+        self.processes = Processes(accelerator.num_processes)
         self.joint = parts.joint.to(self.device)
         self.encoder = parts.encoder.to(self.device) if parts.encoder is not None else None
         self.adversary = parts.adversary.to(self.device) if parts.adversary is not None else None
         self.joint.train()
-        self.ema = ExponentialMovingAverage(self.joint, config.training.ema_decay)
         if config.training.compile:
             self.joint.compile()
         trained: dict[str, torch.nn.Module] = {"autoencoder": self.joint.autoencoder}
@@ -89,18 +100,19 @@ class Trainer:
         optimizer = make_optimizer(parameter_groups(trained, config.optimizer), config.optimizer, self.device)
         self.wrapped, prepared = accelerator.prepare(self.joint, optimizer)
         self.optimizer: torch.optim.Optimizer = getattr(prepared, "optimizer", prepared)
-        self.adversary_optimizer = self._make_adversary_optimizer()
-        rebuild = self.joint.autoencoder.rebuild_options()
+        # After `prepare`: where that sharded the parameters, their averages are sharded too.
+        self.ema = ExponentialMovingAverage(self.joint, config.training.ema_decay)
+        self.adversary_optimizer = self.adversary.make_optimizer() if self.adversary is not None else None
+        self.wrapped_adversary = self._wrap_adversary()
         self._description = {
             "num_classes": dataset.num_classes,
             "feature_dim": getattr(self.encoder, "feature_dim", None),
-            "autoencoder_options": rebuild.model_dump(mode="json") if rebuild is not None else None,
+            "autoencoder_options": self.joint.autoencoder.self_contained_options(),
         }
         self.step = 0
         self.seconds = 0.0
         self.bad_steps = BadStepCounter(config.training.max_bad_steps, self.device)
-        self._sums: dict[str, Tensor] = {}
-        self._summed_steps = 0
+        self.means = RunningMeans()
 
     # ------------------------------------------------------------------ the loop
 
@@ -111,17 +123,31 @@ class Trainer:
             Interrupted: after a signal, when the state was saved.
             TrainingError: if steps stay non-finite, or the disk is full.
         """
-        self._restore()
-        tracker = Tracker(self.run_directory, self.config) if self.accelerator.is_main_process else None
-        progress = TrainingProgress(self.config.training.steps, self.step, self.accelerator.is_main_process)
         try:
-            with progress:
-                self._run(tracker, progress)
-        finally:
-            if tracker is not None:
-                tracker.close()
+            self._restore()
+            tracker = Tracker(self.run_directory, self.config) if self.accelerator.is_main_process else None
+            progress = TrainingProgress(
+                self.config.training.steps, self.step, self.accelerator.is_main_process
+            )
+            trace = self.run_directory.path / "trace.json"
+            recorded = self.profile_steps if self.accelerator.is_main_process else 0
+            try:
+                with progress, profiled(recorded, trace) as step_done:
+                    self._run(tracker, progress, step_done)
+            finally:
+                if tracker is not None:
+                    tracker.close()
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+            raise TrainingError(
+                f"{self.run_directory.path}: the disk is full ({error}). The last good checkpoint is "
+                f"{self._last_checkpoint_name()}. Free some space and run the same command again."
+            ) from error
 
-    def _run(self, tracker: Tracker | None, progress: TrainingProgress) -> None:
+    def _run(
+        self, tracker: Tracker | None, progress: TrainingProgress, step_done: Callable[[], None]
+    ) -> None:
         training = self.config.training
         batches = iter(self._loader())
         started = time.monotonic()
@@ -129,6 +155,7 @@ class Trainer:
         while self.step < training.steps:
             self._train_step(batches)
             self.step += 1
+            step_done()
             progress.advance()
             if self.step % training.log_every == 0 or self.step == training.steps:
                 now = time.monotonic()
@@ -138,10 +165,10 @@ class Trainer:
                 if tracker is not None:
                     tracker.log(row)
                 progress.show(row)
-                self.bad_steps.check(row, self._last_checkpoint_name())
+                self.bad_steps.check(row, self._last_checkpoint_name)
             if self.step % training.sample_every == 0 or self.step == training.steps:
                 self._save_sample_grid()
-            stopping = self._stop_requested()
+            stopping = self.processes.any(self.stop.requested)
             if self.step % training.checkpoint_every == 0 or self.step == training.steps or stopping:
                 now = time.monotonic()
                 self.seconds, started = self.seconds + now - started, now
@@ -155,24 +182,32 @@ class Trainer:
         config = self.config
         ratio = learning_rate_ratio(self.step, config.training.steps, config.optimizer)
         set_learning_rate(self.optimizer, ratio)
-        adversary = self._active_adversary()
+        adversary = (
+            self.adversary if self.adversary is not None and self.adversary.is_active(self.step) else None
+        )
+        share = 1 / config.training.accumulation
         pairs = []
         for index in range(config.training.accumulation):
             batch = next(batches)
+            images = batch.images.to(self.device, non_blocking=True)
             last = index == config.training.accumulation - 1
             with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-                output = self._forward(batch, adversary)
-                self.accelerator.backward(output["loss"] / config.training.accumulation)
-            self._accumulate(output, config.training.accumulation)
+                output = self._forward(batch, images, adversary)
+                self.accelerator.backward(output["loss"] * share)
+            self.means.add_all(output, share)
             if adversary is not None and output["reconstruction"] is not None:
-                pairs.append((output["reconstruction"].detach(), batch.images.to(self.device)))
-        self._optimizer_step()
+                pairs.append((output["reconstruction"].detach(), images))
+        norm, finite = self._optimizer_step(self.optimizer)
+        self.means.add("grad_norm", norm)
+        self.bad_steps.update(finite)
+        self.ema.update(self.joint, self.step)
         if adversary is not None:
             self._adversary_step(pairs)
-        self._summed_steps += 1
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.update()
+        self.means.num_steps += 1
 
-    def _forward(self, batch: Batch, adversary: Any) -> dict[str, Any]:
-        images = batch.images.to(self.device, non_blocking=True)
+    def _forward(self, batch: Batch, images: Tensor, adversary: Any) -> dict[str, Any]:
         labels = (
             batch.labels.to(self.device, non_blocking=True) if self.dataset.num_classes is not None else None
         )
@@ -184,47 +219,39 @@ class Trainer:
             random = BatchRandom(self.config.seed, self.step, batch.offset, self.config.training.batch_size)
             return self.wrapped(JointInputs(images, labels, features, random), adversary)
 
-    def _optimizer_step(self) -> None:
-        scaler = self.accelerator.scaler
+    def _optimizer_step(self, optimizer: torch.optim.Optimizer) -> tuple[Tensor, Tensor]:
+        """Clip, step unless a gradient is not finite, and clear; return the norm and whether it was finite."""
+        scaler = self.accelerator.scaler  # exists with float16 only
         if scaler is not None:
-            scaler.unscale_(self.optimizer)
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            scaler.unscale_(optimizer)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm, finite = clip_and_check(parameters, self.config.optimizer.max_grad_norm)
         if scaler is not None:
-            scaler.step(self.optimizer)
-            scaler.update()
+            scaler.step(optimizer)
         else:
-            step_if_finite(self.optimizer, finite)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.bad_steps.update(finite)
-        self._add("grad_norm", norm.detach())
-        self.ema.update(self.accelerator.unwrap_model(self.wrapped), self.step)
+            step_if_finite(optimizer, finite)
+        optimizer.zero_grad(set_to_none=True)
+        return norm.detach(), finite
 
     # ------------------------------------------------------------------ the discriminator
 
-    def _make_adversary_optimizer(self) -> torch.optim.Optimizer | None:
-        if self.adversary is None:
-            return None
-        self.adversary, optimizer = self.accelerator.prepare(self.adversary, self.adversary.make_optimizer())
-        return getattr(optimizer, "optimizer", optimizer)
-
-    def _active_adversary(self) -> Any:
-        if self.adversary is None:
-            return None
-        adversary = self.accelerator.unwrap_model(self.adversary)
-        return adversary if adversary.is_active(self.step) else None
+    def _wrap_adversary(self) -> torch.nn.Module | None:
+        """Average the discriminator's gradients over processes; it is small, and never sharded."""
+        if self.adversary is None or self.accelerator.num_processes == 1:
+            return self.adversary
+        devices = [self.device] if self.device.type == "cuda" else None
+        return torch.nn.parallel.DistributedDataParallel(self.adversary, device_ids=devices)
 
     def _adversary_step(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
-        assert self.adversary is not None
+        assert self.wrapped_adversary is not None
         assert self.adversary_optimizer is not None
-        self.adversary_optimizer.zero_grad(set_to_none=True)
+        share = 1 / len(pairs)
         for reconstruction, images in pairs:
             with self.accelerator.autocast():
-                terms = self.adversary(reconstruction, images)
-            (terms["discriminator"] / len(pairs)).backward()
-            self._accumulate({name: term.detach() for name, term in terms.items()}, len(pairs))
-        _, finite = clip_and_check(self.adversary.parameters(), self.config.optimizer.max_grad_norm)
-        step_if_finite(self.adversary_optimizer, finite)
+                terms = self.wrapped_adversary(reconstruction, images)
+            self.accelerator.backward(terms["discriminator"] * share)
+            self.means.add_all(terms, share)
+        self._optimizer_step(self.adversary_optimizer)
 
     # ------------------------------------------------------------------ data, log, samples
 
@@ -243,35 +270,23 @@ class Trainer:
             num_workers=training.num_workers,
         )
 
-    def _accumulate(self, output: dict[str, Any], parts: int) -> None:
-        for name, value in output.items():
-            if isinstance(value, Tensor) and value.ndim == 0:
-                self._add(name, value.detach() / parts)
-
-    def _add(self, name: str, value: Tensor) -> None:
-        self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
-
     def _log_row(self, seconds: float, images_per_second: float) -> dict[str, float]:
-        """Average the sums since the last row over steps and processes; the only place that waits for the device."""
-        names = sorted(self._sums)
-        stacked = torch.stack([self._sums[name].float() for name in names]) / max(1, self._summed_steps)
-        means = self.accelerator.reduce(stacked, reduction="mean").tolist()
-        self._sums, self._summed_steps = {}, 0
-        skipped, _ = self.bad_steps.read()
+        """Return the means since the last row; the only place between checkpoints that waits for the device."""
         row: dict[str, float] = {"step": self.step, "seconds": round(seconds, 3)}
-        row |= dict(zip(names, means, strict=True))
+        row |= self.means.take_means(self.accelerator)
         row |= {"lr": self.optimizer.param_groups[0]["lr"], "images_per_second": round(images_per_second, 2)}
+        skipped, _ = self.bad_steps.read()
         return row | {"skipped_steps": skipped}
 
     def _save_sample_grid(self) -> None:
         """Write a grid of samples of the averaged weights, classes in rows, the same noise every time."""
-        joint = self.accelerator.unwrap_model(self.wrapped)
+        joint = self.joint
         if joint.model is None:
             return
         sampling, classes = self.config.sampling, self.dataset.num_classes
         rows = min(classes or 4, 10)
         labels = balanced_labels(rows * sampling.grid_per_class, rows if classes else None)
-        with self.ema.applied(joint), self.accelerator.autocast():
+        with self.ema.applied(joint), gathered_for_methods(joint), self.accelerator.autocast():
             images = draw_images(
                 joint.autoencoder,
                 joint.model,
@@ -290,64 +305,51 @@ class Trainer:
 
     # ------------------------------------------------------------------ state
 
-    def _stop_requested(self) -> bool:
-        if self.accelerator.num_processes == 1:
-            return self.stop.requested
-        if self.step % STOP_POLL_STEPS:
-            return False
-        flag = torch.tensor(float(self.stop.requested), device=self.device)
-        return bool(self.accelerator.reduce(flag, reduction="sum") > 0)
-
     def _save(self) -> None:
-        tensors = {
-            "joint": whole_tensors(self.accelerator.unwrap_model(self.wrapped).state_dict()),
-            "ema": whole_tensors(self.ema.state_dict()),
-            "optimizer": optimizer_tensors(self.joint, self.optimizer),
-        }
-        if self.adversary is not None and self.adversary_optimizer is not None:
-            adversary = self.accelerator.unwrap_model(self.adversary)
-            tensors["adversary"] = whole_tensors(adversary.state_dict())
-            tensors["adversary_optimizer"] = optimizer_tensors(adversary, self.adversary_optimizer)
-        total, in_a_row = self.bad_steps.read()
-        scaler = self.accelerator.scaler
-        state = {
-            "seconds": self.seconds,
-            "skipped_steps": total,
-            "skipped_in_a_row": in_a_row,
-            "num_processes": self.accelerator.num_processes,
-            "scaler": scaler.state_dict() if scaler is not None else None,
-            **self._description,
-        }
+        """Write a checkpoint; every process learns whether that went well."""
+        snapshot = self._snapshot()
+        tensors = snapshot.tensors(self.accelerator)
+        state = {"seconds": self.seconds, **snapshot.values(self.accelerator), **self._description}
+        failure: Exception | None = None
         if self.accelerator.is_main_process:
-            training = self.config.training
-            save_checkpoint(self.run_directory.checkpoints, self.step, tensors, state)
-            prune_checkpoints(self.run_directory.checkpoints, training.keep_checkpoints, training.keep_every)
-        self.accelerator.wait_for_everyone()
+            training, folder = self.config.training, self.run_directory.checkpoints
+            try:
+                save_checkpoint(folder, self.step, tensors, state)
+                prune_checkpoints(folder, self.step, training.keep_checkpoints, training.keep_every)
+            except Exception as error:  # whatever it is, the other processes must not wait for ever
+                failure = error
+        announced = self.processes.announce(failure)
+        if announced is not None:
+            raise announced
 
     def _restore(self) -> None:
-        checkpoint = latest_checkpoint(self.run_directory.checkpoints)
+        """Go on from the newest whole checkpoint; the main process verifies it for all."""
+        checkpoint: Checkpoint | None = None
+        found: Path | Exception | None = None
         if self.accelerator.is_main_process:
-            self.run_directory.forget_metrics_after(checkpoint.step if checkpoint else 0)
-        self.accelerator.wait_for_everyone()
-        if checkpoint is not None:
-            self._restore_from(checkpoint)
+            try:
+                checkpoint = latest_checkpoint(self.run_directory.checkpoints)
+                self.run_directory.forget_metrics_after(checkpoint.step if checkpoint else 0)
+                found = checkpoint.path if checkpoint else None
+            except Exception as error:
+                found = error
+        found = self.processes.announce(found)
+        if isinstance(found, Exception):
+            raise found
+        if found is not None:
+            checkpoint = checkpoint or read_checkpoint(found)
+            self._snapshot().restore(checkpoint, self.accelerator)
+            self.step, self.seconds = checkpoint.step, float(checkpoint.state["seconds"])
 
-    def _restore_from(self, checkpoint: Checkpoint) -> None:
-        joint = self.accelerator.unwrap_model(self.wrapped)
-        restore_module(joint, checkpoint.tensors("joint"), checkpoint.path)
-        self.ema.load_state_dict(checkpoint.tensors("ema"))
-        restore_optimizer(self.joint, self.optimizer, checkpoint.tensors("optimizer"), checkpoint.path)
-        if self.adversary is not None and self.adversary_optimizer is not None:
-            adversary = self.accelerator.unwrap_model(self.adversary)
-            restore_module(adversary, checkpoint.tensors("adversary"), checkpoint.path)
-            optimizer_state = checkpoint.tensors("adversary_optimizer")
-            restore_optimizer(adversary, self.adversary_optimizer, optimizer_state, checkpoint.path)
-        state = checkpoint.state
-        if self.accelerator.scaler is not None and state["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.step, self.seconds = checkpoint.step, float(state["seconds"])
-        self.bad_steps = BadStepCounter(
-            self.bad_steps.limit, self.device, int(state["skipped_steps"]), int(state["skipped_in_a_row"])
+    def _snapshot(self) -> Snapshot:
+        return Snapshot(
+            self.joint,
+            self.ema,
+            self.optimizer,
+            self.adversary,
+            self.adversary_optimizer,
+            self.means,
+            self.bad_steps,
         )
 
     def _last_checkpoint_name(self) -> str:

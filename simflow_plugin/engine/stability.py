@@ -6,6 +6,7 @@ Counters live on the device: nothing here waits for it except `read`, which the 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -19,14 +20,18 @@ class BadStepCounter:
     Args:
         limit: stop after this many in a row.
         device: of the training step.
-        total: skipped so far, from a checkpoint.
     """
 
-    def __init__(self, limit: int, device: torch.device, total: int = 0, in_a_row: int = 0) -> None:
+    def __init__(self, limit: int, device: torch.device) -> None:
         self.limit = limit
-        self._total = torch.tensor(total, device=device)
-        self._in_a_row = torch.tensor(in_a_row, device=device)
-        self._longest = torch.tensor(in_a_row, device=device)
+        self._device = device
+        self.restore(0, 0)
+
+    def restore(self, total: int, in_a_row: int) -> None:
+        """Go on from what `read` returned."""
+        self._total = torch.tensor(total, device=self._device)
+        self._in_a_row = torch.tensor(in_a_row, device=self._device)
+        self._longest = self._in_a_row.clone()
 
     def update(self, finite: Tensor) -> None:
         """Count one step; `finite` is a scalar bool tensor on the device."""
@@ -39,9 +44,12 @@ class BadStepCounter:
         """Return (skipped in all, skipped in a row now); waits for the device."""
         return int(self._total), int(self._in_a_row)
 
-    def check(self, last_terms: dict[str, float], last_checkpoint: str) -> None:
+    def check(self, last_terms: dict[str, float], last_checkpoint: Callable[[], str]) -> None:
         """Stop the run if too many steps in a row were skipped since the last check.
 
+        Args:
+            last_terms: of the log.
+            last_checkpoint: names the last good one; called only to stop, since it reads all of it.
         Raises:
             TrainingError: naming the terms that are not finite and the last good checkpoint.
         """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +13,30 @@ from torch import Tensor, nn
 from simflow_plugin.errors import CheckpointError
 
 
-def whole_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Gather sharded tensors (FSDP2); every process must call it."""
-    return {name: _whole(tensor) for name, tensor in state.items()}
+def whole_tensors(state: dict[str, Tensor], keeps: bool = True) -> dict[str, Tensor]:
+    """Gather sharded tensors (FSDP2) on the host, one after the other; every process must call it.
+
+    Args:
+        state: tensors by name, the same names in the same order on every process.
+        keeps: whether this process wants the result; the others get {} and hold one whole tensor at a time.
+    """
+    whole = {}
+    for name, tensor in state.items():
+        gathered = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+        if keeps:
+            whole[name] = gathered.detach().cpu()
+    return whole
 
 
-def optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return the optimizer's state as `<parameter name>/<key>` -> tensor.
+def optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the optimizer's state as `<parameter name>/<key>` -> tensor, as it is sharded.
 
     Learning rates are not part of it: they are a function of the step and the configuration.
     """
-    names = {id(p): name for name, p in module.named_parameters()}
     return {
-        f"{names[id(parameter)]}/{key}": _whole(value)
-        for parameter, values in optimizer.state.items()
-        for key, value in values.items()
+        f"{name}/{key}": value
+        for name, parameter in module.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
         if isinstance(value, Tensor)
     }
 
@@ -46,13 +57,13 @@ def restore_module(module: nn.Module, tensors: dict[str, Tensor], source: Path) 
         )
     with torch.no_grad():
         for name, tensor in own.items():
-            _copy(tensor, tensors[name])
+            tensor.copy_(place_like(tensor, tensors[name]))
 
 
 def restore_optimizer(
     module: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], source: Path
 ) -> None:
-    """Put back what `optimizer_tensors` returned.
+    """Put back what `optimizer_state` returned, whole.
 
     Raises:
         CheckpointError: if it names a parameter that the module lacks.
@@ -63,30 +74,32 @@ def restore_optimizer(
         parameter = parameters.get(parameter_name)
         if parameter is None:
             raise CheckpointError(f"{source}: optimizer state of an unknown parameter `{parameter_name}`.")
-        optimizer.state[parameter][key] = _like(parameter, tensor)
+        optimizer.state[parameter][key] = place_like(parameter, tensor)
 
 
-def _like(parameter: nn.Parameter, tensor: Tensor) -> Tensor:
-    """Put a whole tensor where the parameter lives, sharded as it is."""
-    if tensor.ndim == 0:
-        return tensor.to(parameter.device)
-    mesh: Any = getattr(parameter, "device_mesh", None)
-    if mesh is None:
-        return tensor.to(parameter.device).clone()
-    from torch.distributed.tensor import distribute_tensor
-
-    return distribute_tensor(tensor.to(parameter.device), mesh, parameter.placements)  # type: ignore[attr-defined]
-
-
-def _copy(target: Tensor, value: Tensor) -> None:
+def place_like(target: Tensor, whole: Tensor) -> Tensor:
+    """Return a whole tensor on the device of `target`, sharded as `target` is."""
+    whole = whole.to(target.device)
     mesh: Any = getattr(target, "device_mesh", None)
-    if mesh is None:
-        target.copy_(value)
+    if mesh is None or whole.ndim == 0:
+        return whole.clone()
+    from torch.distributed.tensor import distribute_tensor  # imported here: only sharded runs need it
+
+    return distribute_tensor(whole, mesh, target.placements)  # type: ignore[attr-defined]
+
+
+@contextmanager
+def gathered_for_methods(module: nn.Module) -> Iterator[None]:
+    """Within the block the parameters of an FSDP2 module are whole.
+
+    FSDP2 gathers them before `forward`; sampling and decoding call other methods.
+    """
+    sharded: Any = module if hasattr(module, "unshard") else None
+    if sharded is None:
+        yield
         return
-    from torch.distributed.tensor import distribute_tensor
-
-    target.copy_(distribute_tensor(value.to(target.device), mesh, target.placements))  # type: ignore[attr-defined]
-
-
-def _whole(tensor: Any) -> Tensor:
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.detach()
+    sharded.unshard()
+    try:
+        yield
+    finally:
+        sharded.reshard()

@@ -94,8 +94,22 @@ def test_half_written_checkpoint_is_not_taken_for_one(tmp_path, monkeypatch):
 def test_newest_and_every_nth_are_kept(tmp_path):
     for step in range(1, 8):
         save(tmp_path, step)
-    prune_checkpoints(tmp_path, keep=2, keep_every=3)
+    prune_checkpoints(tmp_path, step=7, keep=2, keep_every=3)
     assert [int(p.name[5:]) for p in checkpoint_folders(tmp_path)] == [3, 6, 7]
+
+
+def test_torn_checkpoint_of_a_later_step_does_not_count_among_the_newest(tmp_path):
+    save(tmp_path, 1)
+    (save(tmp_path, 5) / "joint.safetensors").unlink()
+    save(tmp_path, 2)
+    prune_checkpoints(tmp_path, step=2, keep=1, keep_every=5)
+    assert [p.name for p in checkpoint_folders(tmp_path)] == ["step_00000002"]
+
+
+def test_what_a_killed_process_left_behind_is_cleared_by_the_next_save(tmp_path):
+    (tmp_path / ".writing_step_00000003").mkdir()
+    save(tmp_path, 4)
+    assert [p.name for p in tmp_path.iterdir()] == ["step_00000004"]
 
 
 def test_manifest_holds_size_and_checksum_of_every_file(tmp_path):

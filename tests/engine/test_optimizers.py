@@ -85,11 +85,11 @@ def test_many_bad_steps_in_a_row_stop_the_run_and_name_the_term():
     counter = BadStepCounter(limit=3, device=CPU)
     for finite in (False, False, True, False, False):
         counter.update(torch.tensor(finite))
-    counter.check({"nll": 1.0}, "step_1")
+    counter.check({"nll": 1.0}, lambda: "step_1")
     assert counter.read() == (4, 2)
     counter.update(torch.tensor(False))
     with pytest.raises(TrainingError, match=r"3 steps in a row .*terms not finite: nll.*step_1"):
-        counter.check({"l2": 0.1, "nll": float("nan")}, "step_1")
+        counter.check({"l2": 0.1, "nll": float("nan")}, lambda: "step_1")
 
 
 def test_average_follows_its_recurrence_and_is_applied_only_within_the_block():

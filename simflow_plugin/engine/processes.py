@@ -1,0 +1,62 @@
+"""The processes of a run: which engines may run them, and how they agree on the host, where no device waits."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import distributed
+
+from simflow_plugin.errors import ConfigError
+
+PATIENCE = timedelta(hours=2)
+"""How long processes wait for each other: writing a large checkpoint to a busy file system takes its time."""
+
+
+class Processes:
+    """Votes, announcements and waiting; free when there is one process.
+
+    Args:
+        num_processes: of the run; the default process group must exist if there are more than one.
+    """
+
+    def __init__(self, num_processes: int) -> None:
+        self._group: Any = (
+            distributed.new_group(backend="gloo", timeout=PATIENCE) if num_processes > 1 else None
+        )
+
+    def any(self, vote: bool) -> bool:
+        """Return whether any process votes yes; every process must call it."""
+        if self._group is None:
+            return vote
+        votes = torch.tensor(int(vote))
+        distributed.all_reduce(votes, distributed.ReduceOp.MAX, group=self._group)
+        return bool(votes)
+
+    def announce(self, value: Any) -> Any:
+        """Return the main process's `value` on all of them; every process must call it."""
+        if self._group is None:
+            return value
+        values = [value]
+        distributed.broadcast_object_list(values, src=0, group=self._group)
+        return values[0]
+
+
+def check_engine(accelerator: Accelerator) -> None:
+    """Refuse engines that own the optimizer step and its state: clipping, skipped steps and checkpoints are ours.
+
+    Raises:
+        ConfigError: naming the engine and what to use in its place.
+    """
+    kind = accelerator.distributed_type
+    is_first_fsdp = kind == DistributedType.FSDP and not accelerator.is_fsdp2
+    if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM) or is_first_fsdp:
+        name = "FSDP version 1" if is_first_fsdp else kind.value
+        raise ConfigError(
+            f"accelerate was configured for {name}, which this loop does not support. Use configs/accelerate/"
+            "fsdp2_zero3.yaml (shards like ZeRO-3), fsdp2_zero2.yaml (like ZeRO-2) or ddp.yaml with "
+            "`accelerate launch --config_file`."
+        )
