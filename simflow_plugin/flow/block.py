@@ -18,7 +18,7 @@ from simflow_plugin.flow.attention import AttentionBackend
 from simflow_plugin.flow.cache import LayerCache
 from simflow_plugin.flow.conditioning import Embedding, make_embedding
 from simflow_plugin.flow.config import FlowConfig
-from simflow_plugin.flow.layers import RMS_EPS, Layer
+from simflow_plugin.flow.layers import Layer, RmsNorm
 
 
 class BlockOutput(NamedTuple):
@@ -54,7 +54,7 @@ class FlowBlock(nn.Module):
         )
         self.condition = make_embedding(config) if sees_condition else None
         self.layers = nn.ModuleList(Layer(config, backend) for _ in range(config.layers_per_block[index]))
-        self.final_norm = nn.RMSNorm(config.width, eps=RMS_EPS) if config.final_norm else nn.Identity()
+        self.final_norm = RmsNorm(config.width) if config.final_norm else nn.Identity()
         halves = 1 if config.scale == "unit" else 2
         self.proj_out = nn.Linear(config.width, halves * config.token_dim)
         self._initialize()

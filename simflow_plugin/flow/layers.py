@@ -14,9 +14,19 @@ from simflow_plugin.flow.rope import rotate
 RMS_EPS = 1e-6
 
 
+class RmsNorm(nn.RMSNorm):
+    """RMSNorm with the weight in the input's type: mixed types (under autocast) would leave the fused kernel."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, eps=RMS_EPS)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return functional.rms_norm(hidden, self.normalized_shape, self.weight.to(hidden.dtype), self.eps)
+
+
 def make_norm(kind: str, width: int) -> nn.Module:
     """Return the norm of that kind: `layer` or `rms`."""
-    return nn.LayerNorm(width) if kind == "layer" else nn.RMSNorm(width, eps=RMS_EPS)
+    return nn.LayerNorm(width) if kind == "layer" else RmsNorm(width)
 
 
 class CausalAttention(nn.Module):
@@ -106,7 +116,7 @@ class Layer(nn.Module):
         self.attention = CausalAttention(config, backend)
         self.mlp_norm = make_norm(config.norm, config.width)
         self.mlp = Mlp(config)
-        post = (lambda: nn.RMSNorm(config.width, eps=RMS_EPS)) if config.post_norm else nn.Identity
+        post = (lambda: RmsNorm(config.width)) if config.post_norm else nn.Identity
         self.attention_post_norm = post()
         self.mlp_post_norm = post()
 

@@ -6,8 +6,8 @@ from typing import Any
 
 SIZES: dict[str, dict[str, Any]] = {
     "S": {"width": 384, "layers_per_block": (2, 2, 2, 8), "head_dim": 64},  # 25 M parameters
-    "B": {"width": 768, "layers_per_block": (2, 2, 2, 12), "head_dim": 64},  # 128 M
-    "L": {"width": 1024, "layers_per_block": (2, 2, 2, 2, 14), "head_dim": 64},  # 277 M
+    "B": {"width": 768, "layers_per_block": (2, 2, 2, 12), "head_dim": 64},  # 129 M
+    "L": {"width": 1024, "layers_per_block": (2, 2, 2, 2, 14), "head_dim": 64},  # 278 M
     "XL": {"width": 1536, "layers_per_block": (2, 2, 2, 2, 2, 18), "head_dim": 64},  # 0.8 B
     # The layout of STARFlow (arXiv:2506.06276) and SimFlow (arXiv:2512.04084) on ImageNet.
     "XXL": {"width": 2048, "layers_per_block": (2, 2, 2, 2, 2, 18), "head_dim": 64},  # 1.4 B

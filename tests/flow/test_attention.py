@@ -1,0 +1,123 @@
+"""Attention backends agree with the definition; xformers is tested through a reference of its signature."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from simflow_plugin.errors import ConfigError, RegistryError
+from simflow_plugin.flow.attention import AttentionContext, auto, build_attention, xformers
+from simflow_plugin.flow.attention.xformers import XformersAttention
+from tests.flow.builders import build_flow, inputs_for
+
+CONTEXT = AttentionContext(head_dim=4)
+
+
+class TopLeft:
+    """Stands for xformers' LowerTriangularMask: query i sees keys 0 .. i."""
+
+    def mask(self, num_queries: int, length: int) -> Tensor:
+        return torch.ones(num_queries, length).tril()
+
+
+class BottomRight:
+    """Stands for xformers' LowerTriangularFromBottomRightMask: the last query sees all keys."""
+
+    def mask(self, num_queries: int, length: int) -> Tensor:
+        return torch.ones(num_queries, length).tril(length - num_queries)
+
+
+def reference(
+    query: Tensor, key: Tensor, value: Tensor, attn_bias: Any = None, scale: float | None = None
+) -> Tensor:
+    """memory_efficient_attention by its definition, on (B, M, H, K) or grouped (B, M, G, H, K)."""
+    assert query.shape[2:] == key.shape[2:] == value.shape[2:], "heads must match; groups are expanded"
+    scores = torch.einsum("bm...k,bn...k->b...mn", query, key) * (scale or query.shape[-1] ** -0.5)
+    if attn_bias is not None:
+        scores = scores.masked_fill(attn_bias.mask(*scores.shape[-2:]) == 0, float("-inf"))
+    return torch.einsum("b...mn,bn...k->bm...k", scores.softmax(-1), value)
+
+
+@pytest.fixture
+def fake_xformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    ops = xformers._Ops(reference, TopLeft, BottomRight)
+    monkeypatch.setattr(xformers, "load_xformers", lambda: ops)
+
+
+def heads(num_queries: int, length: int, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    shapes = [(2, 4, num_queries, 4), (2, groups, length, 4), (2, groups, length, 4)]
+    return tuple(torch.randn(shape, dtype=torch.float64) for shape in shapes)  # type: ignore[return-value]
+
+
+@pytest.mark.usefixtures("fake_xformers")
+@pytest.mark.parametrize("name", ["sdpa", "xformers", "auto"])
+@pytest.mark.parametrize(("num_queries", "length"), [(5, 5), (1, 5), (3, 5), (1, 1)])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_backend_equals_the_definition(name: str, num_queries: int, length: int, groups: int) -> None:
+    queries, keys, values = heads(num_queries, length, groups)
+    shared_keys, shared_values = (part.repeat_interleave(4 // groups, dim=1) for part in (keys, values))
+    scores = queries @ shared_keys.transpose(-1, -2) / 2
+    visible = torch.ones(num_queries, length).tril(length - num_queries).bool()
+    expected = scores.masked_fill(~visible, float("-inf")).softmax(-1) @ shared_values
+    result = build_attention(name, CONTEXT)(queries, keys, values)
+    assert result.shape == queries.shape
+    torch.testing.assert_close(result, expected)
+
+
+@pytest.mark.usefixtures("fake_xformers")
+@pytest.mark.parametrize("num_kv_heads", [None, 1])
+def test_flow_on_xformers_equals_flow_on_sdpa(num_kv_heads: int | None) -> None:
+    options = {"num_classes": 3, "num_kv_heads": num_kv_heads}
+    ours, theirs = build_flow(**options), build_flow(attention="xformers", **options)
+    noise, condition = inputs_for(ours)
+    torch.testing.assert_close(theirs(noise, **condition).noise, ours(noise, **condition).noise)
+    for method in ("cached", "jacobi"):
+        sampled = [flow.inverse(noise, **condition, guidance=1.0, method=method) for flow in (ours, theirs)]
+        torch.testing.assert_close(*sampled)
+
+
+def test_missing_xformers_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "xformers", None)
+    with pytest.raises(ConfigError, match=r"xformers does not load .*use `attention: sdpa`"):
+        build_attention("xformers", CONTEXT)
+
+
+def test_auto_without_cuda_says_that_it_uses_sdpa(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    auto._say.cache_clear()
+    with caplog.at_level(logging.INFO):
+        backend = build_attention("auto", CONTEXT)
+        build_attention("auto", CONTEXT)
+    assert isinstance(backend, auto.AutoAttention)
+    assert backend.xformers is None
+    assert caplog.messages == ["attention: auto picked sdpa: there is no CUDA device"]
+
+
+def test_auto_falls_back_when_the_build_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setitem(sys.modules, "xformers", None)
+    assert "does not load" in str(auto.why_not_xformers(CONTEXT))
+
+
+def test_auto_sends_cpu_tensors_to_sdpa(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Tensor, **options: Any) -> Tensor:
+        raise AssertionError("xformers was called with CPU tensors")
+
+    monkeypatch.setattr(auto, "why_not_xformers", lambda context: None)
+    monkeypatch.setattr(xformers, "load_xformers", lambda: xformers._Ops(refuse, TopLeft, BottomRight))
+    backend = build_attention("auto", CONTEXT)
+    assert isinstance(backend, auto.AutoAttention)
+    assert isinstance(backend.xformers, XformersAttention)
+    assert backend(*heads(2, 2, 4)).shape == (2, 4, 2, 4)
+
+
+def test_unknown_backend_lists_the_known_ones() -> None:
+    with pytest.raises(RegistryError, match=r"Did you mean `sdpa`\? Known: auto, sdpa, xformers"):
+        build_attention("sdp", CONTEXT)

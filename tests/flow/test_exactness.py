@@ -1,0 +1,100 @@
+"""The log-determinant, the inverse and the samplers are exact for every combination of options."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simflow_plugin.flow import Jacobi
+from tests.flow.builders import build_flow, inputs_for
+
+EXAMPLES = settings(max_examples=25, deadline=None, derandomize=True)
+
+
+@st.composite
+def option_sets(draw: st.DrawFn) -> dict[str, Any]:
+    """Any combination of the options of an architecture, with labels, features or neither."""
+    options: dict[str, Any] = {
+        "family": draw(st.sampled_from(["starflow", "tarflow"])),
+        "positions": draw(st.sampled_from(["rope", "learned"])),
+        "start_token": draw(st.booleans()),
+        "scale": draw(st.sampled_from(["softplus", "exp", "unit"])),
+        "conditional_blocks": draw(st.sampled_from(["deep", "all"])),
+        "norm": draw(st.sampled_from(["layer", "rms"])),
+        "post_norm": draw(st.booleans()),
+        "final_norm": draw(st.booleans()),
+        "qk_norm": draw(st.booleans()),
+        "gated_attention": draw(st.booleans()),
+        "mlp": draw(st.sampled_from(["gelu", "swiglu", "geglu"])),
+        "bias": draw(st.booleans()),
+        "first_order": draw(st.sampled_from(["identity", "flip"])),
+        "num_kv_heads": draw(st.sampled_from([None, 1])),
+        "layers_per_block": draw(st.sampled_from([(1,), (1, 2), (1, 1, 1)])),
+        "grid_size": draw(st.sampled_from([(1, 1), (2, 2), (1, 5), (3, 2)])),
+        "token_dim": draw(st.integers(1, 3)),
+    }
+    if options["scale"] != "unit" and draw(st.booleans()):
+        options |= {"soft_clip": 2.0, "soft_clips_shift": draw(st.booleans())}
+    condition = draw(st.sampled_from(["none", "labels", "features"]))
+    if condition == "labels":
+        options |= {
+            "num_classes": 2,
+            "class_conditioning": draw(st.sampled_from(["token", "add"])),
+            "null_label": draw(st.sampled_from(["learned", "mean"])),
+        }
+    if condition == "features":
+        options |= {"condition_dim": 3, "condition_frequencies": draw(st.sampled_from([0, 2]))}
+    return options
+
+
+def flow_and_inputs(options: dict[str, Any], dtype: torch.dtype, rows: int = 3) -> Any:
+    flow = build_flow(dtype, **options)
+    return flow, *inputs_for(flow, rows)
+
+
+@EXAMPLES
+@given(option_sets())
+def test_logdet_matches_jacobian(options: dict[str, Any]) -> None:
+    flow, tokens, condition = flow_and_inputs(options, torch.float64, rows=2)
+    one = {name: value[:1] for name, value in condition.items()}
+    size = tokens[0].numel()
+
+    def noise_of(row: torch.Tensor) -> torch.Tensor:
+        return flow(row[None], **one).noise.flatten()
+
+    jacobian = torch.autograd.functional.jacobian(noise_of, tokens[0]).reshape(size, size)
+    expected = torch.linalg.slogdet(jacobian).logabsdet
+    torch.testing.assert_close(flow(tokens, **condition).logdet[0], expected, rtol=0, atol=1e-10)
+
+
+@EXAMPLES
+@given(option_sets())
+def test_inverse_recovers_tokens(options: dict[str, Any]) -> None:
+    flow, tokens, condition = flow_and_inputs(options, torch.float64)
+    noise = flow(tokens, **condition).noise
+    torch.testing.assert_close(flow.inverse(noise, **condition), tokens, rtol=0, atol=1e-10)
+
+
+@EXAMPLES
+@given(option_sets())
+def test_inverse_recovers_tokens_in_float32(options: dict[str, Any]) -> None:
+    flow, tokens, condition = flow_and_inputs(options, torch.float32)
+    noise = flow(tokens, **condition).noise
+    torch.testing.assert_close(flow.inverse(noise, **condition), tokens, rtol=0, atol=1e-4)
+
+
+@EXAMPLES
+@given(option_sets(), st.sampled_from([0.0, 1.5]))
+def test_samplers_agree(options: dict[str, Any], guidance: float) -> None:
+    flow, noise, condition = flow_and_inputs(options, torch.float32)
+    if condition:
+        condition["guidance"] = guidance
+    if "condition" in condition:
+        condition["null_condition"] = torch.zeros(1, 2, 3)
+    naive = flow.inverse(noise, **condition, method="naive")
+    for method in ("cached", Jacobi(segment=3, tolerance=0.0, max_iterations=3)):
+        sampled = flow.inverse(noise, **condition, method=method)
+        torch.testing.assert_close(sampled, naive, rtol=0, atol=1e-5)

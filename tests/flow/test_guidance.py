@@ -1,0 +1,140 @@
+"""Properties of every guidance rule, and where its weight applies."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from simflow_plugin.errors import ConfigError, RegistryError, ShapeError
+from simflow_plugin.flow.affine import Affine
+from simflow_plugin.flow.guidance import GuidanceContext, GuidanceRule, build_guidance
+from simflow_plugin.registry import GUIDANCE
+from tests.flow.builders import build_flow, inputs_for
+
+ALL_RULES = pytest.mark.parametrize("name", ["starflow", "linear"])
+
+
+def rule_of(name: str, **options: object) -> GuidanceRule:
+    return build_guidance({"name": name, **options}, GuidanceContext(num_blocks=3))
+
+
+def random_affine(seed: int) -> Affine:
+    generator = torch.Generator().manual_seed(seed)
+    return Affine(*torch.randn(2, 2, 4, 3, generator=generator, dtype=torch.float64))
+
+
+def test_all_rules_are_tested() -> None:
+    assert {"starflow", "linear"} <= set(GUIDANCE.names())
+
+
+@ALL_RULES
+def test_weight_zero_is_the_conditional_model(name: str) -> None:
+    conditional, unconditional = random_affine(0), random_affine(1)
+    guided = rule_of(name).combine(conditional, unconditional, torch.zeros(4, 1))
+    assert torch.equal(torch.stack(guided), torch.stack(conditional))
+
+
+@ALL_RULES
+def test_equal_halves_give_back_the_same(name: str) -> None:
+    affine = random_affine(0)
+    guided = rule_of(name).combine(affine, affine, torch.full((4, 1), 7.5))
+    torch.testing.assert_close(torch.stack(guided), torch.stack(affine))
+
+
+@pytest.mark.parametrize("weight", [0.0, 1e-6, 1.0, 1e3, 1e30])
+def test_starflow_scale_is_positive_and_finite_for_any_weight(weight: float) -> None:
+    spread = torch.linspace(-40, 40, 12).view(1, 4, 3)
+    conditional, unconditional = Affine(spread, spread), Affine(-spread, torch.zeros_like(spread))
+    guided = rule_of("starflow").combine(conditional, unconditional, torch.full((4, 1), weight))
+    assert bool(torch.isfinite(torch.stack(guided)).all())
+    assert bool((guided.log_scale <= conditional.log_scale).all())
+
+
+def test_starflow_rule_is_the_published_formula() -> None:
+    conditional, unconditional, weight = random_affine(0), random_affine(1), 1.7
+    s_c, s_u = conditional.log_scale.exp(), unconditional.log_scale.exp()
+    ratio = (s_c / s_u).clamp(max=1.0) ** 2
+    denominator = 1 + weight - weight * ratio
+    shift = ((1 + weight) * conditional.shift - weight * ratio * unconditional.shift) / denominator
+    guided = rule_of("starflow").combine(
+        conditional, unconditional, torch.full((4, 1), weight, dtype=torch.float64)
+    )
+    torch.testing.assert_close(guided.shift, shift)
+    torch.testing.assert_close(guided.log_scale.exp(), s_c / denominator.sqrt())
+
+
+def test_annealed_weight_grows_from_zero_to_all() -> None:
+    weights = rule_of("linear", annealed=True).weights(2.0, 0, 5, torch.zeros(()))
+    assert weights is not None
+    assert weights.flatten().tolist() == [0.0, 0.5, 1.0, 1.5, 2.0]
+
+
+def test_token_interval_counts_in_generation_order() -> None:
+    weights = rule_of("starflow", token_interval=(0.25, 0.75)).weights(2.0, 0, 4, torch.zeros(()))
+    assert weights is not None
+    assert weights.flatten().tolist() == [0.0, 2.0, 2.0, 0.0]
+
+
+def test_block_interval_counts_from_one_in_training_order() -> None:
+    rule = rule_of("starflow", block_interval=(2, 3))
+    assert [rule.weights(1.0, block, 4, torch.zeros(())) is not None for block in range(3)] == [
+        False,
+        True,
+        True,
+    ]
+
+
+def test_tokens_outside_the_interval_are_sampled_without_guidance() -> None:
+    flow = build_flow(num_classes=3, layers_per_block=(2,))
+    noise, condition = inputs_for(flow)
+    plain = flow.inverse(noise, **condition)
+    rule = {"name": "starflow", "token_interval": (0.5, 1.0)}
+    late = flow.inverse(noise, **condition, guidance=3.0, guidance_rule=rule)
+    torch.testing.assert_close(late[:, :3], plain[:, :3])
+    assert float((late[:, 3:] - plain[:, 3:]).abs().max()) > 1e-4
+
+
+def test_unlabelled_rows_are_not_changed_by_guidance() -> None:
+    flow = build_flow(num_classes=3)
+    noise, condition = inputs_for(flow)  # its last row has no label
+    plain, guided = (flow.inverse(noise, **condition, guidance=weight) for weight in (0.0, 3.0))
+    torch.testing.assert_close(guided[-1], plain[-1])
+    assert float((guided[:-1] - plain[:-1]).abs().max()) > 1e-4
+
+
+@pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf")])
+def test_bad_weight_is_refused(weight: float) -> None:
+    flow = build_flow(num_classes=3)
+    noise, condition = inputs_for(flow)
+    with pytest.raises(ShapeError, match="guidance: found"):
+        flow.inverse(noise, **condition, guidance=weight)
+
+
+def test_guidance_without_a_condition_is_refused() -> None:
+    flow = build_flow()
+    with pytest.raises(ShapeError, match="no condition to guide towards"):
+        flow.inverse(inputs_for(flow)[0], guidance=1.0)
+
+
+def test_unknown_rule_lists_the_known_ones() -> None:
+    with pytest.raises(RegistryError, match=r"Did you mean `starflow`\? Known: .*linear"):
+        rule_of("starflw")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"anneal": True}, "anneal"),
+        ({"token_interval": (0.9, 0.1)}, "0 <= from <= to <= 1"),
+        ({"block_interval": (1, 4)}, "the flow has 3 blocks"),
+        ({"block_interval": (0, 2)}, "1 <= first <= last"),
+    ],
+)
+def test_bad_option_is_refused(options: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        rule_of("starflow", **options)
+
+
+def test_rule_without_a_name_is_refused() -> None:
+    with pytest.raises(ConfigError, match="`name` is missing"):
+        build_guidance({"annealed": True}, GuidanceContext(3))

@@ -1,0 +1,157 @@
+"""Sampling methods: how they are named, what they report, and when they are exact."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from simflow_plugin.errors import ConfigError, ShapeError
+from simflow_plugin.flow import Auto, Jacobi, SamplingStatistics
+from simflow_plugin.flow.sampling import auto, jacobi
+from tests.flow.builders import build_flow, inputs_for
+
+LONG = {"grid_size": (6, 6), "num_classes": 3}
+
+
+def sample_with(
+    method: Any, guidance: float = 0.0, **options: Any
+) -> tuple[torch.Tensor, SamplingStatistics]:
+    flow = build_flow(**(LONG | options))
+    noise, condition = inputs_for(flow)
+    return flow.inverse(noise, **condition, guidance=guidance, method=method, return_statistics=True)
+
+
+def test_deep_block_is_sampled_first() -> None:
+    _, statistics = sample_with("cached")
+    assert [block.block for block in statistics.blocks] == [3, 2, 1]
+    assert [block.passes for block in statistics.blocks] == [36, 36, 36]
+
+
+@pytest.mark.parametrize("family", ["starflow", "tarflow"])
+@pytest.mark.parametrize("guidance", [0.0, 2.0])
+def test_jacobi_within_tolerance_equals_cached(family: str, guidance: float) -> None:
+    cached, _ = sample_with("cached", guidance, family=family)
+    iterated, statistics = sample_with(
+        Jacobi(segment=9, tolerance=1e-9, max_iterations=None), guidance, family=family
+    )
+    torch.testing.assert_close(iterated, cached, rtol=0, atol=1e-6)
+    steps = 36 if family == "starflow" else 35
+    for block in statistics.blocks:
+        assert len(block.iterations) == 4
+        assert sum(block.iterations) == block.passes <= steps
+        assert 0 <= block.residual <= 1e-9
+
+
+def test_jacobi_of_one_iteration_reports_its_residual() -> None:
+    _, statistics = sample_with(Jacobi(segment=6, tolerance=0.0, max_iterations=1))
+    assert all(block.iterations == [1] * 6 for block in statistics.blocks)
+    assert all(block.residual > 1e-3 for block in statistics.blocks)
+    assert "residual" in str(statistics)
+
+
+def test_jacobi_of_the_identity_needs_one_pass_per_segment() -> None:
+    flow = build_flow(**LONG)
+    for block in flow.blocks:
+        torch.nn.init.zeros_(block.proj_out.weight)
+        torch.nn.init.zeros_(block.proj_out.bias)
+    noise, condition = inputs_for(flow)
+    tokens, statistics = flow.inverse(
+        noise, **condition, method={"name": "jacobi", "segment": 12}, return_statistics=True
+    )
+    torch.testing.assert_close(tokens, noise)
+    assert [block.passes for block in statistics.blocks] == [3, 3, 3]
+
+
+def test_guess_that_overflows_does_not_reach_final_tokens() -> None:
+    flow = build_flow(torch.float32, layers_per_block=(1,))
+    noise, _ = inputs_for(flow)
+    expected = flow.inverse(noise)
+    poisoned = noise.clone()
+    poisoned[:, -1] = 1e38  # its pass gives an infinite guess; the five tokens before it must not notice
+    method = Jacobi(segment=6, tolerance=0.0, max_iterations=None)
+    torch.testing.assert_close(flow.inverse(poisoned, method=method)[:, :5], expected[:, :5])
+
+
+@pytest.mark.parametrize("guess", [float("nan"), float("inf"), -1e30])
+def test_guesses_are_bounded(guess: float) -> None:
+    assert abs(float(jacobi._tame(torch.tensor(guess)))) <= jacobi.GUESS_LIMIT
+
+
+def test_method_can_differ_per_block() -> None:
+    expected, _ = sample_with("cached")
+    tokens, statistics = sample_with(
+        ["jacobi", {"name": "jacobi", "tolerance": 0.0, "segment": 36}, "cached"]
+    )
+    assert [block.method for block in statistics.blocks] == ["cached", "jacobi", "jacobi"]
+    torch.testing.assert_close(tokens, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("jacobi_is_cheap", [True, False])
+def test_auto_picks_the_cheaper_and_says_why(monkeypatch: pytest.MonkeyPatch, jacobi_is_cheap: bool) -> None:
+    # The clock is the number of passes, or of positions: then jacobi is cheap, or is not.
+    unit = "passes" if jacobi_is_cheap else "steps"
+    monkeypatch.setattr(auto, "_now", lambda state: float(getattr(state.statistics, unit)))
+    expected, _ = sample_with("cached")
+    tokens, statistics = sample_with(Auto(segment=8))
+    torch.testing.assert_close(tokens, expected, rtol=0, atol=1e-4)
+    picked = "jacobi" if jacobi_is_cheap else "cached"
+    assert [block.method for block in statistics.blocks] == [picked] * 3
+    assert all("by jacobi" in block.reason and "by cached" in block.reason for block in statistics.blocks)
+
+
+def test_auto_of_a_short_sequence_is_cached() -> None:
+    _, statistics = sample_with("auto", grid_size=(2, 2))
+    assert "too short" in statistics.blocks[0].reason
+
+
+def test_guidance_of_an_unconditional_block_costs_nothing() -> None:
+    rows: list[int] = []
+    flow = build_flow(**LONG, layers_per_block=(1, 1))
+    for block in flow.blocks:
+        block.layers[0].register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
+    noise, condition = inputs_for(flow)
+    flow.inverse(noise, **condition, guidance=1.0)
+    assert rows == [6] * 37 + [3] * 36  # the deep block: a class token and 36 steps of both halves
+
+
+def test_sampling_repeats_with_its_generator() -> None:
+    flow = build_flow(num_classes=3)
+    labels = torch.tensor([0, 2])
+    first, again, other = (
+        flow.sample(labels, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_number_of_samples_comes_from_what_is_given() -> None:
+    flow = build_flow(num_classes=3)
+    assert flow.sample(num_samples=2).shape == (2, 6, 3)
+    assert flow.sample(noise=torch.zeros(4, 6, 3)).shape == (4, 6, 3)
+    with pytest.raises(ShapeError, match="num_samples: found nothing"):
+        flow.sample()
+    with pytest.raises(ShapeError, match=r"num_samples: found \[1, 2\]"):
+        flow.sample(torch.tensor([0, 1]), num_samples=1)
+
+
+def test_nan_noise_is_named() -> None:
+    flow = build_flow()
+    with pytest.raises(ShapeError, match="noise: NaN or infinite values in 3 of 3 rows"):
+        flow.inverse(torch.full((3, 6, 3), float("nan")))
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("cache", r"unknown `cache`. Did you mean `cached`\? Known: auto, cached, jacobi, naive"),
+        ({"name": "jacobi", "tol": 1.0}, "tol"),
+        ({"segment": 4}, "unknown `None`"),
+        (["cached"], "a list of 1, but the flow has 3 blocks"),
+    ],
+)
+def test_bad_method_is_refused(method: Any, message: str) -> None:
+    flow = build_flow()
+    with pytest.raises(ConfigError, match=message):
+        flow.inverse(inputs_for(flow)[0], method=method)
