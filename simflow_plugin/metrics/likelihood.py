@@ -1,0 +1,218 @@
+"""Likelihood of held-out images: latent density, and a bound on the images themselves, in bits per dimension.
+
+    latent:  -log p(z) / (C h w ln 2),  z ~ q(z given x)
+    image:   -E_q[log P(x given z) + log p(z)] - H(q), divided by 3 H W ln 2: an upper bound of -log2 P(x) per dimension
+
+P(x given z) is the mass that a Gaussian or Laplace around the decoded image, of one scale for all pixels, gives to the
+8-bit level of each pixel; the lowest and highest level take the tails. Latent bits depend on the scale of the latent
+space, so they compare runs with one autoencoder only; image bits compare any two.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+from torch import Tensor
+
+from simflow_plugin.contracts import Autoencoder, GenerativeModel, Posterior
+from simflow_plugin.errors import EvaluationError, ShapeError
+from simflow_plugin.randomness import Random
+
+HALF_LEVEL = 1 / 255
+"""Half the distance of two 8-bit levels in [-1, 1]."""
+MIN_LOG_MASS = -1e4
+
+
+@dataclass(frozen=True)
+class ReconstructionLikelihood:
+    """P(x given decoded image).
+
+    Args:
+        kind: of the density around the decoded pixel.
+        scale: standard deviation of the Gaussian, or mean absolute deviation of the Laplace; pixels in [-1, 1].
+    """
+
+    kind: Literal["gaussian", "laplace"]
+    scale: float
+
+    @classmethod
+    def fit(
+        cls, kind: Literal["gaussian", "laplace"], images: Tensor, decoded: Tensor
+    ) -> ReconstructionLikelihood:
+        """Return the likelihood whose scale is the most likely one for these pairs; use training images.
+
+        Args:
+            kind: of the density.
+            images: (B, 3, H, W), [-1, 1].
+            decoded: likewise, from sampled latents.
+        """
+        residual = (images - decoded).double()
+        scale = residual.square().mean().sqrt() if kind == "gaussian" else residual.abs().mean()
+        # Below half a level, all the mass is on one level already, and a smaller scale only makes errors dearer.
+        return cls(kind, max(float(scale), HALF_LEVEL))
+
+    def log_prob(self, images: Tensor, decoded: Tensor) -> Tensor:
+        """Return log P(images given decoded), (B,), float64, nats, for 8-bit images in [-1, 1].
+
+        Raises:
+            ShapeError: if the shapes differ.
+        """
+        if images.shape != decoded.shape:
+            raise ShapeError(f"images {tuple(images.shape)} but decoded images {tuple(decoded.shape)}")
+        images, decoded = images.double(), decoded.double()
+        upper = torch.where(images >= 1 - HALF_LEVEL, math.inf, images + HALF_LEVEL - decoded)
+        lower = torch.where(images <= -1 + HALF_LEVEL, -math.inf, images - HALF_LEVEL - decoded)
+        # By symmetry the mass between a and b is that between -b and -a. The side away from the mean is the one where
+        # differences of small tail probabilities keep their digits.
+        flip = (upper + lower) > 0
+        low, high = torch.where(flip, -upper, lower), torch.where(flip, -lower, upper)
+        log_high, log_low = self._log_cdf(high / self.scale), self._log_cdf(low / self.scale)
+        log_mass = log_high + torch.log1p(-torch.exp((log_low - log_high).clamp(max=-1e-300)))
+        return log_mass.clamp(min=MIN_LOG_MASS).flatten(1).sum(1)
+
+    def _log_cdf(self, x: Tensor) -> Tensor:
+        if self.kind == "gaussian":
+            return torch.special.log_ndtr(x)
+        return torch.where(x < 0, x - math.log(2), torch.log1p(-0.5 * torch.exp(-x.clamp(min=0))))
+
+
+class ImageScores(NamedTuple):
+    """Scores of B images, each (B,), float64.
+
+    `latent_log_prob` in nats; `latent_bits_per_dim` of the latent; `image_bits_per_dim`, the bound;
+    `reconstruction_bits_per_dim` and `latent_cost_bits_per_dim`, its two parts, per image dimension.
+    """
+
+    latent_log_prob: Tensor
+    latent_bits_per_dim: Tensor
+    image_bits_per_dim: Tensor
+    reconstruction_bits_per_dim: Tensor
+    latent_cost_bits_per_dim: Tensor
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """What scores images.
+
+    Args:
+        autoencoder: frozen.
+        model: with an exact density.
+        likelihood: of images given decoded ones.
+        num_samples: K posterior samples an image. Their bounds are averaged: a less noisy number, not a tighter bound.
+    """
+
+    autoencoder: Autoencoder
+    model: GenerativeModel
+    likelihood: ReconstructionLikelihood
+    num_samples: int = 1
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, labels: Tensor | None, random: Random) -> ImageScores:
+        """Score images (B, 3, H, W) in [-1, 1] with 8-bit levels, given labels (B,) or None.
+
+        Raises:
+            EvaluationError: if the model has no exact density.
+        """
+        posterior = self.autoencoder.encode(images)
+        log_probs, reconstructions = [], []
+        for sample in range(self.num_samples):
+            noise = random.normal(f"likelihood_{sample}", posterior.mean.shape, posterior.mean.device)
+            latents = posterior.sample(noise=noise)
+            log_probs.append(latent_log_prob(self.model, latents, labels))
+            reconstructions.append(self.likelihood.log_prob(images, self.autoencoder.decode(latents)).cpu())
+        return combine(
+            torch.stack(log_probs).mean(0),
+            torch.stack(reconstructions).mean(0),
+            posterior,
+            math.prod(images.shape[1:]),
+        )
+
+
+def latent_log_prob(model: GenerativeModel, latents: Tensor, labels: Tensor | None) -> Tensor:
+    """Return log p(latents given labels), (B,), float64, nats, on the CPU.
+
+    Raises:
+        EvaluationError: if the model has no exact density.
+    """
+    try:
+        return model.log_prob(latents, labels).double().cpu()
+    except NotImplementedError as error:
+        raise EvaluationError(f"{error}: likelihood metrics need an exact density, as flows have.") from error
+
+
+def combine(log_prob: Tensor, reconstruction: Tensor, posterior: Posterior, image_dims: int) -> ImageScores:
+    """Put the terms of the bound together.
+
+    Args:
+        log_prob: (B,), E_q log p(z), nats.
+        reconstruction: (B,), E_q log P(x given z), nats.
+        posterior: q; its entropy is exact.
+        image_dims: 3 H W.
+    """
+    entropy = posterior.entropy().double().cpu()
+    latent_dims = math.prod(posterior.mean.shape[1:])
+    per_image_dim = image_dims * math.log(2)
+    return ImageScores(
+        log_prob,
+        bits_per_dim(-log_prob, latent_dims),
+        -(reconstruction + log_prob + entropy) / per_image_dim,
+        -reconstruction / per_image_dim,
+        -(log_prob + entropy) / per_image_dim,
+    )
+
+
+def bits_per_dim(nll: Tensor, dims: int) -> Tensor:
+    """Return nll / (dims ln 2) of nll (B,) in nats."""
+    return nll / (dims * math.log(2))
+
+
+def auroc(
+    inside: Sequence[float] | NDArray[np.floating], outside: Sequence[float] | NDArray[np.floating]
+) -> float:
+    """Return the probability that a score of `inside` is above one of `outside`, ties counted half.
+
+    Exact, by ranks (Mann-Whitney). Below 0.5, outside images are the more likely ones, which happens to densities:
+    Nalisnick et al., arXiv:1810.09136.
+
+    Args:
+        inside: (N,), scores (log-likelihoods) of the data set that the model learned.
+        outside: (M,), of the other one.
+    Raises:
+        EvaluationError: if one of them is empty, or a score is not a number.
+    """
+    both = np.concatenate([np.asarray(inside, dtype=np.float64), np.asarray(outside, dtype=np.float64)])
+    count = len(both) - len(outside)
+    if count == 0 or len(outside) == 0 or np.isnan(both).any():
+        raise EvaluationError(
+            f"AUROC of {count} against {len(outside)} scores: both need scores, and none may be NaN."
+        )
+    ranks = rankdata(both)[:count]
+    return float((ranks.sum() - count * (count + 1) / 2) / (count * len(outside)))
+
+
+def write_scores(path: Path, columns: Mapping[str, Sequence[object] | NDArray[np.generic] | Tensor]) -> None:
+    """Write one row an image to a CSV file, all at once.
+
+    Args:
+        path: of the file.
+        columns: heading -> values, all of one length.
+    """
+    aside = path.with_name(f".{path.name}.writing")
+    values = [
+        column.tolist() if isinstance(column, Tensor | np.ndarray) else column for column in columns.values()
+    ]
+    with aside.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(zip(*values, strict=True))
+    os.replace(aside, path)
