@@ -9,6 +9,7 @@ from torch.nn import functional
 from simflow_plugin.flow.attention import AttentionBackend
 from simflow_plugin.flow.cache import LayerCache, write
 from simflow_plugin.flow.config import FlowConfig
+from simflow_plugin.flow.linear import Linear
 from simflow_plugin.flow.rope import rotate
 
 RMS_EPS = 1e-6
@@ -43,8 +44,8 @@ class CausalAttention(nn.Module):
         self.is_gated = config.gated_attention
         inner = self.query_heads * self.head_dim
         num_heads = self.query_heads * (2 if self.is_gated else 1) + 2 * self.key_heads
-        self.qkv = nn.Linear(config.width, num_heads * self.head_dim, bias=config.bias)
-        self.proj = nn.Linear(inner, config.width, bias=config.bias)
+        self.qkv = Linear(config.width, num_heads * self.head_dim, bias=config.bias)
+        self.proj = Linear(inner, config.width, bias=config.bias)
         self.query_scale = nn.Parameter(torch.ones(self.head_dim)) if config.qk_norm else None
         self.key_scale = nn.Parameter(torch.ones(self.head_dim)) if config.qk_norm else None
 
@@ -99,9 +100,9 @@ class Mlp(nn.Module):
         super().__init__()
         inner = int(config.width * config.mlp_ratio)
         is_gated = config.mlp != "gelu"
-        self.up = nn.Linear(config.width, 2 * inner if is_gated else inner, bias=config.bias)
+        self.up = Linear(config.width, 2 * inner if is_gated else inner, bias=config.bias)
         self.activation = GatedActivation(config.mlp) if is_gated else nn.GELU()
-        self.down = nn.Linear(inner, config.width, bias=config.bias)
+        self.down = Linear(inner, config.width, bias=config.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self.down(self.activation(self.up(hidden)))

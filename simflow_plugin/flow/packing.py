@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from simflow_plugin.flow.layers import Mlp
+from simflow_plugin.flow.linear import onednn_linear, uses_onednn
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -36,19 +37,12 @@ class PackedLinear(nn.Module):
         self.__dict__["packed"] = torch.ops.mkldnn._reorder_linear_weight(self.weight, rows)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(hidden, self.packed, self.bias, self.activation, [], "none")
+        return onednn_linear(hidden, self.packed, self.bias, self.activation)
 
 
 def can_pack(like: Tensor) -> bool:
-    """Return whether weights like this one can be packed: float32 on a CPU whose torch has oneDNN."""
-    return (
-        like.device.type == "cpu"
-        and like.dtype == torch.float32
-        and torch.backends.mkldnn.is_available()
-        and torch.backends.mkldnn.enabled
-        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-        and not torch.is_autocast_enabled("cpu")
-    )
+    """Return whether weights like this one can be packed."""
+    return uses_onednn(like) and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
 
 
 def packed_copy(module: M, rows: int) -> M:
