@@ -1,0 +1,227 @@
+"""The flow as every host sees it: losses of normalised latents in the host's terms, and samples from its noise.
+
+A host draws its own random numbers and keeps its own schedule; here are only the conversions that hosts share:
+labels, features of another grid, the guidance weight. What a host calls its arguments is in its own file.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from simflow_plugin.alignment.loss import negative_cosine, resample_tokens, square_grid
+from simflow_plugin.alignment.projector import Projector
+from simflow_plugin.contracts import NO_LABEL, ModelContext
+from simflow_plugin.errors import ConfigError, HostError
+from simflow_plugin.flow import SIZES, FlowArchitecture, drop_labels, standard_normal_log_prob
+from simflow_plugin.models.simflow import SimFlow, SimFlowOptions
+from simflow_plugin.models.starflow import StarFlow, StarFlowOptions
+
+Family = Literal["SimFlow", "STARFlow"]
+PATCH_SIZES = (1, 2)
+PROJECTOR_DIM = 2048
+
+
+@dataclass(frozen=True)
+class FlowKind:
+    """What a model's name says, as in `SimFlow-B/2`.
+
+    Args:
+        family: `SimFlow` moves the encoder; `STARFlow` trains on noised latents of a frozen one.
+        size: a key of `simflow_plugin.flow.SIZES`.
+        patch_size: side of a patch in latent pixels.
+        architecture: further options of `FlowArchitecture`, for a package that declares its own models.
+    """
+
+    family: Family
+    size: str
+    patch_size: int
+    architecture: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def name(self) -> str:
+        return f"{self.family}-{self.size}/{self.patch_size}"
+
+
+def flow_kinds() -> list[FlowKind]:
+    """Return every model that a host gets: both families, all sizes, patch 1 and 2."""
+    return [
+        FlowKind(family, size, patch_size)
+        for family in ("SimFlow", "STARFlow")
+        for size in SIZES
+        for patch_size in PATCH_SIZES
+    ]
+
+
+@dataclass(frozen=True)
+class HostGeometry:
+    """What a host says when it builds a model.
+
+    Args:
+        latent_shape: (C, h, w).
+        num_classes: number of labels; a label of that value means none, as hosts write it.
+        class_dropout: fraction of training rows whose label is dropped.
+        feature_dims: channels of each frozen encoder's features.
+        alignment_layer: of the deep block, counted from 1; its hidden tokens are aligned.
+        uses_qk_norm: whether queries and keys are normalised.
+    """
+
+    latent_shape: tuple[int, int, int]
+    num_classes: int
+    class_dropout: float
+    feature_dims: tuple[int, ...]
+    alignment_layer: int
+    uses_qk_norm: bool = False
+
+
+class HostedLosses(NamedTuple):
+    """`nll` (B,), nats per latent dimension; `alignment`, a scalar in [-1, 1]; `projected`, one (B, T, F) for each
+    encoder; `noise` (B, C, h, w), the flow's output on the latent grid."""
+
+    nll: Tensor
+    alignment: Tensor
+    projected: list[Tensor]
+    noise: Tensor
+
+
+class HostedFlow(nn.Module):
+    """A flow and its projectors; a host's adapter inherits from it.
+
+    Args:
+        kind: family, size and patch.
+        geometry: what the host said.
+    Raises:
+        HostError: if they do not fit each other.
+    """
+
+    def __init__(self, kind: FlowKind, geometry: HostGeometry) -> None:
+        super().__init__()
+        self.kind = kind
+        self.geometry = geometry
+        architecture = FlowArchitecture.model_validate(
+            {
+                "size": kind.size,
+                "patch_size": kind.patch_size,
+                "class_dropout": geometry.class_dropout,
+                "qk_norm": geometry.uses_qk_norm,
+                **dict(kind.architecture),
+            }
+        )
+        if not 1 <= geometry.alignment_layer <= architecture.layers_per_block[-1]:
+            raise HostError(
+                f"{kind.name}: the deep block has {architecture.layers_per_block[-1]} layers, so layer "
+                f"{geometry.alignment_layer} cannot be aligned; choose a smaller --encoder-depth"
+            )
+        context = ModelContext(geometry.latent_shape, geometry.num_classes)
+        try:
+            self.core = (
+                SimFlow(SimFlowOptions(flow=architecture), context)
+                if kind.family == "SimFlow"
+                else StarFlow(StarFlowOptions(flow=architecture), context)
+            )
+        except ConfigError as error:
+            raise HostError(
+                f"{kind.name}: {error}. This host's latents are {geometry.latent_shape} (channels, height, width); "
+                "choose a model with another patch size (the number behind the slash), or another autoencoder"
+            ) from error
+        self.projectors = nn.ModuleList(
+            Projector(architecture.width, PROJECTOR_DIM, feature_dim) for feature_dim in geometry.feature_dims
+        )
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the latents."""
+        return self.geometry.latent_shape[0]
+
+    @property
+    def moves_encoder(self) -> bool:
+        """Whether the gradient of the likelihood is meant to reach an encoder."""
+        return "nll" in self.core.coupled_terms
+
+    def losses(
+        self, latents: Tensor, labels: Tensor, features: Sequence[Tensor], uniform: Tensor, noise: Tensor
+    ) -> HostedLosses:
+        """Compute the likelihood and the alignment in one pass.
+
+        Args:
+            latents: (B, C, h, w), normalised.
+            labels: (B,) int64; `num_classes` for none.
+            features: (B, N, F) of each frozen encoder, raster order over a square grid of any size.
+            uniform: (B,) in [0, 1): in training mode, rows below `class_dropout` lose their label.
+            noise: (B, C, h, w), standard normal; what STARFlow adds to the latents, times its std.
+        """
+        labels = self.known_labels(labels)
+        if self.training and self.geometry.class_dropout > 0:
+            labels = drop_labels(labels, uniform, self.geometry.class_dropout)
+        if isinstance(self.core, StarFlow):
+            latents = latents + self.core.noise_std * noise
+        layer = self.geometry.alignment_layer if features else None
+        output = self.core.flow(self.core.tokens(latents), labels, hidden_layer=layer)
+        log_prob = standard_normal_log_prob(output.noise) + output.logdet
+        projected = [projector(output.hidden) for projector in self.projectors] if features else []
+        return HostedLosses(
+            nll=-log_prob / latents[0].numel(),
+            alignment=self._alignment(projected, features, log_prob),
+            projected=projected,
+            noise=self.core.latents(output.noise),
+        )
+
+    def _alignment(self, projected: list[Tensor], features: Sequence[Tensor], like: Tensor) -> Tensor:
+        if len(projected) != len(features):
+            raise HostError(
+                f"{self.kind.name}: {len(projected)} projectors, but features of {len(features)} encoders"
+            )
+        if not projected:
+            return like.new_zeros(())
+        grid = self.core.grid_size
+        terms = [
+            negative_cosine(tokens, resample_tokens(feature, square_grid(feature.shape[1]), grid))
+            for tokens, feature in zip(projected, features, strict=True)
+        ]
+        return torch.stack(terms).mean()
+
+    def known_labels(self, labels: Tensor) -> Tensor:
+        """Return labels with `NO_LABEL` where the host wrote `num_classes`, its own null label."""
+        return torch.where(labels == self.geometry.num_classes, NO_LABEL, labels)
+
+    @torch.no_grad()
+    def draw(self, noise: Tensor, labels: Tensor, cfg_scale: float) -> Tensor:
+        """Return normalised latents (B, C, h, w) from standard normal `noise` of that shape.
+
+        Args:
+            noise: the host's own draw, so that its seeds keep their meaning.
+            labels: (B,) int64; `num_classes` for none.
+            cfg_scale: the host's; 1 is no guidance. Ours is w = cfg_scale - 1.
+        Raises:
+            HostError: if it is below 1.
+        """
+        if cfg_scale < 1:
+            raise HostError(f"{self.kind.name}: cfg_scale is {cfg_scale}; expected 1 (no guidance) or more")
+        guidance = cfg_scale - 1
+        if guidance > 0 and self.geometry.class_dropout == 0:
+            warnings.warn(
+                f"{self.kind.name} was built with a class dropout of 0, so it knows no unconditional model: "
+                f"sampling without guidance instead of cfg_scale {cfg_scale}. Train with --cfg-prob 0.1, say.",
+                stacklevel=2,
+            )
+            guidance = 0.0
+        noise = noise.to(torch.float32) if noise.dtype != torch.float64 else noise
+        return self.core.sample(self.known_labels(labels), noise.shape, guidance, _GivenNoise(noise))
+
+
+@dataclass(frozen=True)
+class _GivenNoise:
+    """A source of named draws that holds the one draw which the host made."""
+
+    noise: Tensor
+
+    def normal(self, purpose: str, shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+        return self.noise.to(device)
+
+    def uniform(self, purpose: str, shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+        raise HostError(f"sampling draws no uniform numbers, asked for `{purpose}`")

@@ -1,0 +1,245 @@
+"""Adapters for End2End-Diffusion/REPA-E at 3ad8046: our flows and autoencoders behind the host's own interface.
+
+The host's loop calls the model twice for each batch. First with its parameters frozen, in evaluation mode and with
+the latents attached (`align_only`): what `proj_loss` carries reaches the encoder, scaled by
+`--vae-align-proj-coeff` c, so it is alignment + NLL / c. Then in training mode with the latents detached:
+`denoising_loss` is the NLL, and `proj_loss` the alignment alone. `simflow patch repa-e` inserts the look-ups.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from simflow_plugin.errors import HostError
+from simflow_plugin.hosts.fixed_variance import FixedVarianceFactory
+from simflow_plugin.hosts.hosted_flow import FlowKind, HostedFlow, HostGeometry, flow_kinds
+
+LEARNED_VARIANCE = {"f8d4": (4, 8), "f16d32": (32, 16)}
+"""The host's own autoencoders: (latent channels, factor)."""
+
+BATCH_NORM_EPS = 1e-6
+"""The host has 1e-4, but undoes the normalisation without it; smaller, samples come back closer to the latents."""
+
+
+@dataclass(frozen=True)
+class BuildArguments:
+    """The keywords that the host builds a model with."""
+
+    input_size: int
+    in_channels: int
+    num_classes: int
+    class_dropout_prob: float
+    z_dims: Sequence[int]
+    encoder_depth: int
+    bn_momentum: float = 0.1
+    fused_attn: bool = True
+    qk_norm: bool = False
+
+    def geometry(self) -> HostGeometry:
+        return HostGeometry(
+            latent_shape=(self.in_channels, self.input_size, self.input_size),
+            num_classes=self.num_classes,
+            class_dropout=self.class_dropout_prob,
+            feature_dims=tuple(self.z_dims),
+            alignment_layer=self.encoder_depth,
+            uses_qk_norm=self.qk_norm,
+        )
+
+
+class RepaEFlow(HostedFlow):
+    """SimFlow or STARFlow as a model of REPA-E.
+
+    Args:
+        kind: family, size and patch.
+        arguments: of the host.
+        nll_weight: beta, the weight of the NLL (nats per latent dimension) in the loss of the autoencoder.
+    Raises:
+        HostError: if kind and arguments do not fit each other.
+    """
+
+    def __init__(self, kind: FlowKind, arguments: BuildArguments, nll_weight: float = 1.0) -> None:
+        super().__init__(kind, arguments.geometry())
+        self.nll_weight = nll_weight
+        self.alignment_coefficient: float | None = None
+        self.bn = nn.BatchNorm2d(
+            arguments.in_channels, eps=BATCH_NORM_EPS, momentum=arguments.bn_momentum, affine=False
+        )
+        if not arguments.fused_attn:
+            warnings.warn(f"{kind.name}: --no-fused-attn has no effect on this model", stacklevel=3)
+
+    def use_host_options(self, args: Any) -> None:
+        """Read the options of a run that the host does not pass on; the patched scripts call this once.
+
+        Args:
+            args: the parsed arguments of `train_repae.py` or `train_ldm_only.py`.
+        Raises:
+            HostError: for options that would not train this model.
+        """
+        coefficient = getattr(args, "vae_align_proj_coeff", None)
+        if coefficient is None:
+            return  # train_ldm_only.py: the autoencoder is frozen, there is nothing to undo
+        if not self.moves_encoder:
+            if args.vae_learning_rate != 0:
+                raise HostError(
+                    f"{self.kind.name} is trained on a frozen autoencoder: use train_ldm_only.py, or "
+                    f"--vae-learning-rate 0 (found {args.vae_learning_rate}), or a SimFlow model"
+                )
+            return
+        if coefficient <= 0:
+            raise HostError(
+                f"--vae-align-proj-coeff {coefficient}: the host scales by it what reaches the encoder, so the "
+                f"likelihood of {self.kind.name} would be lost; for hardly any alignment use 1e-6, say"
+            )
+        self.alignment_coefficient = float(coefficient)
+        if args.vae in LEARNED_VARIANCE:
+            warnings.warn(
+                f"--model {self.kind.name} --vae {args.vae}: this autoencoder learns its posterior's variance, which "
+                "the likelihood of the flow pulls towards zero, held only by the loss's small KL term. That is an "
+                f"ablation, not SimFlow; for a fixed variance choose --vae {args.vae}-fixedvar.",
+                stacklevel=2,
+            )
+
+    def forward(
+        self,
+        x: Tensor,
+        y: Tensor,
+        zs: Sequence[Tensor],
+        loss_kwargs: dict[str, Any],
+        time_input: Tensor | None = None,
+        noises: Tensor | None = None,
+    ) -> dict[str, Any]:
+        """Compute the losses of one of the loop's two calls.
+
+        Args:
+            x: (N, C, h, w), raw latents.
+            y: (N,) int64.
+            zs: (N, L, F) of each encoder.
+            loss_kwargs: of these, `align_only` is read: whether this is the call for the autoencoder.
+            time_input: (N, 1, 1, 1), in [0, 1), decides the label dropout; drawn if None.
+            noises: (N, C, h, w), standard normal, STARFlow's noise; drawn if None.
+        Returns:
+            The host's keys. `denoising_loss` is (N,), nats per latent dimension, or None with `align_only`;
+            `proj_loss` a scalar; `time_input` and `noises` may be passed back.
+        Raises:
+            HostError: if the host was not patched.
+        """
+        latents = self.bn(x)
+        if time_input is None:
+            time_input = torch.rand((len(latents), 1, 1, 1))
+        time_input = time_input.to(device=latents.device, dtype=latents.dtype)
+        noises = torch.randn_like(latents) if noises is None else noises.to(latents)
+        result: dict[str, Any] = {"time_input": time_input, "noises": noises}
+        align_only = loss_kwargs["align_only"]
+        if align_only and not self.moves_encoder:
+            # A frozen autoencoder: nothing may reach it, and the pass is saved.
+            return {
+                **result,
+                "zs_tilde": [],
+                "model_output": None,
+                "denoising_loss": None,
+                "proj_loss": x.new_zeros(()),
+            }
+        losses = self.losses(latents, y, zs, time_input.flatten(), noises)
+        return {
+            **result,
+            "zs_tilde": losses.projected,
+            "model_output": losses.noise,
+            "denoising_loss": None if align_only else losses.nll,
+            "proj_loss": losses.alignment + self._nll_for_encoder(losses.nll)
+            if align_only
+            else losses.alignment,
+        }
+
+    def _nll_for_encoder(self, nll: Tensor) -> Tensor:
+        if self.alignment_coefficient is None:
+            raise HostError(
+                f"{self.kind.name} does not know --vae-align-proj-coeff: train_repae.py lacks the line that tells. "
+                "Run `simflow patch repa-e PATH`, or call `model.use_host_options(args)` after building the model"
+            )
+        return self.nll_weight * nll.mean() / self.alignment_coefficient
+
+    def init_bn(self, latents_scale: Tensor, latents_bias: Tensor) -> None:
+        """Start the running statistics from 1 / std and mean, (C,) each."""
+        self.bn.running_mean = latents_bias.to(self.bn.running_mean, copy=True)
+        self.bn.running_var = latents_scale.to(self.bn.running_var).pow(-2)
+
+    def extract_latents_stats(self) -> dict[str, Tensor]:
+        """Return `latents_scale` (1 / std) and `latents_bias` (mean), (C,) each."""
+        mean, variance = self.bn.running_mean, self.bn.running_var
+        assert mean is not None and variance is not None  # it tracks them
+        return {"latents_scale": variance.rsqrt(), "latents_bias": mean}
+
+    def inference(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """A flow has no velocity; the host's samplers hand over to `sample` instead.
+
+        Raises:
+            HostError: always.
+        """
+        raise HostError(
+            f"{self.kind.name} has no velocity for the host's samplers; samplers.py lacks the lines that hand over. "
+            "Run `simflow patch repa-e PATH`"
+        )
+
+
+def sample(
+    model: Any,
+    latents: Tensor,
+    y: Tensor,
+    *,
+    heun: bool = False,
+    cfg_scale: float = 1.0,
+    guidance_low: float = 0.0,
+    guidance_high: float = 1.0,
+    num_steps: int | None = None,
+    path_type: str | None = None,
+) -> Tensor:
+    """Sample as the host's samplers are called; a flow has no time steps, so `num_steps` and `path_type` are moot.
+
+    Args:
+        model: `RepaEFlow`, compiled or not.
+        latents: (N, C, h, w), standard normal.
+        y: (N,) int64.
+        cfg_scale: 1 + w.
+    Returns:
+        (N, C, h, w), normalised latents.
+    Raises:
+        HostError: for options that were set and would have no effect.
+    """
+    if heun or guidance_low > 0 or guidance_high < 1:
+        raise HostError(
+            "--heun, --guidance-low and --guidance-high are about the time steps of a diffusion; a flow has none. "
+            "Leave them out"
+        )
+    return getattr(model, "_orig_mod", model).draw(latents, y, cfg_scale)
+
+
+def build(kind: FlowKind, **arguments: Any) -> RepaEFlow:
+    """Build a model as the host does: `SiT_models[name](**arguments)`."""
+    return RepaEFlow(kind, BuildArguments(**arguments))
+
+
+def add_models(models: dict[str, Callable[..., nn.Module]]) -> None:
+    """Add `SimFlow-B/1` and the others to the host's dictionary (entry point in `repa_e.models`)."""
+    for kind in flow_kinds():
+        models.setdefault(kind.name, partial(build, kind))
+
+
+def add_autoencoders(autoencoders: dict[str, Callable[..., nn.Module]]) -> None:
+    """Add `f8d4-fixedvar` and `f16d32-fixedvar` to the host's dictionary (`repa_e.autoencoders`)."""
+    for name, (latent_channels, factor) in LEARNED_VARIANCE.items():
+        if name in autoencoders:
+            autoencoders.setdefault(
+                f"{name}-fixedvar", FixedVarianceFactory(autoencoders[name], latent_channels, factor)
+            )
+
+
+def add_samplers(samplers: dict[type, Callable[..., Tensor]]) -> None:
+    """Add our sampler to the patched host's dictionary, model class -> sampler (`repa_e.samplers`)."""
+    samplers.setdefault(RepaEFlow, sample)
