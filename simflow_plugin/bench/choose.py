@@ -1,0 +1,111 @@
+"""From what a user typed to a setting that can be run, or an error that names the option."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pydantic import ValidationError
+
+from simflow_plugin.bench.setting import BenchSetting
+from simflow_plugin.convert.arguments import describe
+from simflow_plugin.errors import ConfigError
+from simflow_plugin.flow import FlowConfig
+
+NUM_CLASSES = 1000
+QUICK_ARCHITECTURE = {"size": None, "width": 32, "layers": "1,2", "head_dim": 16}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Options of `simflow bench` as they were typed; see there."""
+
+    architecture: dict[str, Any]
+    num_tokens: int
+    token_dim: int
+    batch_size: int
+    guidance: float
+    rounds: int
+    methods: Sequence[str]
+    runs_naive: bool | None
+    device: str | None
+    dtype: str
+    seed: int
+
+
+def make_setting(choice: Choice, peer: Path | None, is_quick: bool) -> BenchSetting:
+    """Return what to measure.
+
+    Args:
+        choice: what was typed.
+        peer: a checkout of apple/ml-starflow, or None.
+        is_quick: replace the flow by a tiny one and time everything once.
+    Raises:
+        ConfigError: for a value that is unknown, malformed, or that this machine cannot run.
+    """
+    device = _device(choice.device)
+    side = 4 if is_quick else math.isqrt(choice.num_tokens)
+    if not is_quick and side**2 != choice.num_tokens:
+        raise ConfigError(
+            f"--tokens: {choice.num_tokens} is not a square number; try {side**2} or {(side + 1) ** 2}"
+        )
+    values = {**choice.architecture, **(QUICK_ARCHITECTURE if is_quick else {})}
+    layers = values.pop("layers")
+    if layers is not None:
+        values["layers_per_block"] = _layers(layers)
+    # The peer has no labels: a condition of one token takes their place there, with the same arithmetic.
+    condition = {"num_classes": NUM_CLASSES} if peer is None else {"condition_dim": values["width"] or 384}
+    geometry = {"token_dim": choice.token_dim, "grid_size": (side, side)}
+    given = {key: value for key, value in values.items() if value is not None}
+    try:
+        config = FlowConfig.model_validate({**given, **geometry, **condition})
+    except ValidationError as error:
+        raise ConfigError(f"simflow bench: {describe(error)}") from error
+    return BenchSetting(
+        config,
+        batch_size=choice.batch_size,
+        guidance=choice.guidance,
+        rounds=1 if is_quick else choice.rounds,
+        methods=tuple(map(_method, choice.methods)) or BenchSetting.methods,
+        device=device,
+        autocast=None if choice.dtype == "float32" else getattr(torch, choice.dtype),
+        runs_naive=choice.runs_naive,
+        seed=choice.seed,
+        gemm_size=256 if is_quick else (8192 if device.type == "cuda" else 2048),
+        peer=peer,
+    )
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"--device: `{name}` is no device; cpu, or cuda, or cuda:1") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"--device: `{name}` is not supported; cpu or cuda")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device: torch finds no CUDA device on this machine; use cpu")
+    return device
+
+
+def _layers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"--layers: found `{text}`, expected numbers such as 2,2,2,8") from error
+
+
+def _method(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"--method: `{text}` is not YAML; a name, or {{name: jacobi, segment: 16}}"
+        ) from error

@@ -1,0 +1,56 @@
+"""What to measure: the flow, the batch, the device, the samplers, and how often."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from simflow_plugin.flow import FlowConfig
+
+NAIVE_TOKENS = 64
+"""Up to this many tokens `naive` is run without being asked for: its time grows with the square of the length."""
+
+
+@dataclass(frozen=True)
+class BenchSetting:
+    """What to measure.
+
+    Args:
+        config: of the flow, with labels or with a condition of one token.
+        batch_size: B.
+        guidance: weight w > 0 of the guided runs.
+        rounds: every subject is timed once a round, in turn; medians are reported.
+        methods: sampling methods, as `TransformerFlow.inverse` takes them; `cached` is always run.
+        device: where to run.
+        autocast: compute type, or None for float32 throughout.
+        runs_naive: whether to run the `naive` oracle; None: with `NAIVE_TOKENS` tokens at most.
+        seed: of weights and data.
+        gemm_size: side of the square matrices.
+        peer: a checkout of apple/ml-starflow to run beside, or None.
+    """
+
+    config: FlowConfig
+    batch_size: int = 8
+    guidance: float = 1.5
+    rounds: int = 3
+    methods: Sequence[Any] = ("cached", "jacobi", "auto")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    autocast: torch.dtype | None = None
+    runs_naive: bool | None = None
+    seed: int = 0
+    gemm_size: int = 2048
+    peer: Path | None = None
+
+    @property
+    def includes_naive(self) -> bool:
+        return self.config.num_tokens <= NAIVE_TOKENS if self.runs_naive is None else self.runs_naive
+
+    @property
+    def prefix_length(self) -> int:
+        """Condition tokens in front of the others, in conditional blocks."""
+        adds = self.config.num_classes is not None and self.config.class_conditioning == "add"
+        return 0 if adds else 1

@@ -1,0 +1,89 @@
+"""Timing on a machine that others use as well: subjects take turns, medians are kept, devices are waited for."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+
+@dataclass
+class Subject:
+    """Something to time.
+
+    Args:
+        name: for the table.
+        run: the work; what it returns is kept from the last round.
+        flops: the least arithmetic of one run; None for none that can be counted.
+        guidance: weight of a guided sampling run, 0 of any other.
+        seconds: of each round.
+        result: what `run` returned last.
+    """
+
+    name: str
+    run: Callable[[], Any]
+    flops: int | None = None
+    guidance: float = 0.0
+    seconds: list[float] = field(default_factory=list)
+    result: Any = None
+
+    @property
+    def median(self) -> float:
+        """Median of the rounds, in seconds."""
+        return statistics.median(self.seconds)
+
+
+def time_in_turn(
+    subjects: Sequence[Subject], rounds: int, device: torch.device, advance: Callable[[int], None]
+) -> None:
+    """Time every subject once a round, so that a busy minute of the machine falls on all of them.
+
+    Args:
+        subjects: filled in.
+        rounds: a device with kernels to load runs one more, untimed, before.
+        device: waited for around every run.
+        advance: called with 1 after every run.
+    """
+    num_warmups = 1 if device.type == "cuda" else 0
+    for round_index in range(-num_warmups, rounds):
+        for subject in subjects:
+            begin = _now(device)
+            subject.result = subject.run()
+            elapsed = _now(device) - begin
+            if round_index >= 0:
+                subject.seconds.append(elapsed)
+            advance(1)
+
+
+def peak_memory(run: Callable[[], Any], device: torch.device) -> int:
+    """Return how many bytes of tensors `run` adds at its peak, by the count of torch's allocator."""
+    run()  # what is allocated once (optimiser state, gradients) is not the peak's
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        run()
+        return torch.cuda.max_memory_allocated(device) - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler complains on machines without a GPU
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        run()
+    results = profile.profiler.kineto_results  # type: ignore[union-attr]
+    events = [event for event in results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -1,0 +1,84 @@
+"""`simflow bench`: speed and memory of the flow on this machine, as ratios in one run."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from simflow_plugin.exits import exit_on_user_error
+
+
+class ComputeType(str, Enum):
+    """Compute type of the bench; anything but float32 is autocast."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+def bench(
+    size: Annotated[str, typer.Option(help="S, B, L, XL or XXL.")] = "S",
+    width: Annotated[int | None, typer.Option(min=1, help="Channels; in place of the size's.")] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="Layers of each block, the deep one last: 2,2,2,8.")
+    ] = None,
+    head_dim: Annotated[
+        int | None, typer.Option(min=1, help="Channels of a head; in place of the size's.")
+    ] = None,
+    family: Annotated[str, typer.Option(help="starflow or tarflow.")] = "starflow",
+    batch: Annotated[int, typer.Option(min=1, help="Rows.")] = 8,
+    tokens: Annotated[int, typer.Option(min=4, help="Tokens of a row; a square number.")] = 256,
+    token_dim: Annotated[int, typer.Option(min=1, help="Channels of a token.")] = 16,
+    guidance: Annotated[float, typer.Option(min=0.01, help="Weight of the guided runs.")] = 1.5,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="Sampler, a name or '{name: auto, tolerance: 1.0e-4}'; repeat for more."),
+    ] = None,
+    naive: Annotated[
+        bool | None, typer.Option("--naive/--no-naive", help="Run the slow oracle; default: up to 64 tokens.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Runs of each; the median counts.")] = 3,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")] = None,
+    dtype: Annotated[ComputeType, typer.Option(help="Compute type.")] = ComputeType.float32,
+    compare_ml_starflow: Annotated[
+        Path | None, typer.Option(help="A checkout of apple/ml-starflow, run on the same weights.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="File to write the numbers to.")] = None,
+    seed: Annotated[int, typer.Option(help="Of weights and data.")] = 0,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Seconds: a tiny flow, to see that all of it runs.")
+    ] = False,
+) -> None:
+    """Measure GEMM speed, the training step and every sampler, with and without guidance, in one run."""
+    with exit_on_user_error():
+        from simflow_plugin.bench.choose import Choice, make_setting
+        from simflow_plugin.bench.run import run_bench
+
+        architecture = {
+            "family": family,
+            "size": size,
+            "width": width,
+            "layers": layers,
+            "head_dim": head_dim,
+        }
+        choice = Choice(
+            architecture,
+            tokens,
+            token_dim,
+            batch,
+            guidance,
+            rounds,
+            method or [],
+            naive,
+            device,
+            dtype.value,
+            seed,
+        )
+        report = run_bench(make_setting(choice, compare_ml_starflow, quick))
+        report.print()
+        if json is not None:
+            report.save(json)
+            typer.echo(f"numbers -> {json}")

@@ -1,0 +1,191 @@
+"""The bench on a flow so small that it takes a second: every subject runs, numbers are what they claim."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from simflow_plugin.bench import BenchSetting, run_bench
+from simflow_plugin.bench.choose import Choice, make_setting
+from simflow_plugin.bench.flops import forward_flops, training_flops
+from simflow_plugin.bench.peer import constructor_arguments
+from simflow_plugin.bench.run import PEER_CACHED, PEER_JACOBI, PEER_STEP, STEP
+from simflow_plugin.bench.timing import peak_memory
+from simflow_plugin.bench.workload import LOG_SCALE_STD, Workload
+from simflow_plugin.cli import app
+from simflow_plugin.convert.ml_starflow import CONSTRUCTOR, flow_config
+from simflow_plugin.errors import ConfigError
+from simflow_plugin.flow import FlowConfig, TransformerFlow
+from simflow_plugin.flow.affine import affine_parameters
+from simflow_plugin.metrics.compute import count_flops
+from tests.convert.peers import load_peer
+
+SMALL: dict[str, Any] = {
+    "width": 32,
+    "layers_per_block": (1, 2),
+    "head_dim": 16,
+    "token_dim": 4,
+    "grid_size": (3, 3),
+}
+
+
+def small_setting(**changes: Any) -> BenchSetting:
+    config = FlowConfig.model_validate({**SMALL, "num_classes": 3, **changes.pop("config", {})})
+    return BenchSetting(config, **{"batch_size": 2, "rounds": 2, "gemm_size": 64, **changes})
+
+
+@pytest.fixture(scope="module")
+def report_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("bench") / "bench.json"
+
+
+def test_command_measures_everything_and_writes_json(report_file: Path) -> None:
+    result = CliRunner().invoke(app, ["bench", "--quick", "--batch", "2", "--json", str(report_file)])
+    assert result.exit_code == 0, result.output
+    report = json.loads(report_file.read_text())
+    rows = {(row["name"], row["guidance"]) for row in report["rows"]}
+    samplers = {(name, w) for name in ("naive", "cached", "jacobi", "auto") for w in (0.0, 1.5)}
+    assert rows == {(STEP, 0.0), *samplers}
+    assert report["gemm_flops"] > 0
+    assert all(size > 0 for size in report["memory"].values())
+
+
+def test_samplers_agree_with_naive() -> None:
+    rows = run_bench(small_setting(methods=("jacobi", "auto"))).rows
+    differences = [row.difference for row in rows if row.reference == "naive"]
+    assert len(differences) == 8
+    assert max(value for value in differences if value is not None) < 1e-3
+
+
+def test_ratios_are_those_of_the_medians() -> None:
+    rows = {row.name: row for row in run_bench(small_setting(runs_naive=False)).rows if not row.guidance}
+    expected = rows["cached"].seconds / rows["jacobi"].seconds
+    assert rows["jacobi"].speedup == {"ours": pytest.approx(expected)}
+    assert rows["jacobi"].reference == "cached"
+
+
+@pytest.mark.parametrize("family", ["starflow", "tarflow"])
+def test_weights_are_far_from_the_identity(family: str) -> None:
+    setting = small_setting(config={"family": family})
+    workload = Workload(setting, TransformerFlow(setting.config))
+    block, outputs = workload.blocks[0], []
+    block.proj_out.register_forward_hook(lambda _, __, out: outputs.append(out))
+    with torch.no_grad():
+        workload.flow(workload.tokens, **workload.condition)
+    spread = float(affine_parameters(outputs[0], setting.config).log_scale.std())
+    assert spread == pytest.approx(LOG_SCALE_STD, rel=0.05)
+
+
+def test_training_step_changes_weights() -> None:
+    setting = small_setting()
+    workload = Workload(setting, TransformerFlow(setting.config))
+    before = workload.blocks[0].proj_in.weight.clone()
+    workload.training_step()
+    assert not torch.equal(before, workload.blocks[0].proj_in.weight)
+
+
+@pytest.mark.parametrize("change", [{}, {"mlp": "swiglu"}, {"gated_attention": True}, {"num_kv_heads": 1}])
+def test_counted_flops_match_torchs_counter(change: dict[str, Any]) -> None:
+    config = FlowConfig.model_validate({**SMALL, "num_classes": 3, **change})
+    flow = TransformerFlow(config)
+    tokens, labels = torch.randn(2, 9, 4), torch.tensor([0, 1])
+    # torch's counter takes causal attention for a full one: take the half that is masked from its count.
+    lengths = [9] + 2 * [10]
+    masked = sum(4 * config.query_heads * config.head_dim * (n * n - n * (n + 1) // 2) for n in lengths)
+    counted = count_flops(lambda: flow(tokens, labels))
+    assert 2 * (forward_flops(config, prefix_length=1) + masked) == counted
+
+
+def test_guidance_doubles_conditional_blocks_only() -> None:
+    deep_only, everywhere = (
+        FlowConfig.model_validate({**SMALL, "num_classes": 3, "conditional_blocks": blocks})
+        for blocks in ("deep", "all")
+    )
+    assert forward_flops(everywhere, 1, guided=True) == 2 * forward_flops(everywhere, 1)
+    assert (
+        forward_flops(deep_only, 1)
+        < forward_flops(deep_only, 1, guided=True)
+        < 2 * forward_flops(deep_only, 1)
+    )
+    assert training_flops(deep_only, 1) == 3 * forward_flops(deep_only, 1)
+
+
+def test_peak_memory_counts_what_is_held_at_once() -> None:
+    def run() -> None:
+        kept = torch.ones(1000)
+        torch.ones(2000)
+        kept.add_(torch.ones(1000))
+
+    assert peak_memory(run, torch.device("cpu")) == pytest.approx(3000 * 4, rel=0.1)
+
+
+def test_peers_arguments_describe_the_same_flow() -> None:
+    config = FlowConfig.model_validate({**SMALL, "condition_dim": 5})
+    theirs = flow_config(CONSTRUCTOR.parse(constructor_arguments(config)))
+    assert theirs == config.model_copy(update={"rope_side": 3.0})
+
+
+def test_peers_code_agrees_on_the_same_weights() -> None:
+    load_peer("ML_STARFLOW_DIR")
+    import os
+
+    peer = Path(os.environ["ML_STARFLOW_DIR"])
+    config = {"num_classes": None, "condition_dim": 5}
+    rows = {(row.name, row.guidance): row for row in run_bench(small_setting(config=config, peer=peer)).rows}
+    assert {(PEER_STEP, 0.0), (PEER_JACOBI, 1.5)} <= set(rows)
+    for guidance in (0.0, 1.5):
+        difference = rows[PEER_CACHED, guidance].difference
+        assert difference is not None
+        assert difference < 1e-4
+
+
+def choice(**changes: Any) -> Choice:
+    values: dict[str, Any] = {
+        "architecture": {"family": "starflow", "size": "S", "width": None, "layers": None, "head_dim": None},
+        "num_tokens": 256,
+        "token_dim": 16,
+        "batch_size": 8,
+        "guidance": 1.5,
+        "rounds": 1,
+        "methods": [],
+        "runs_naive": None,
+        "device": "cpu",
+        "dtype": "float32",
+        "seed": 0,
+    }
+    return Choice(**{**values, **changes})
+
+
+def test_default_is_size_s() -> None:
+    config = make_setting(choice(), None, is_quick=False).config
+    assert (config.width, config.layers_per_block, config.num_tokens) == (384, (2, 2, 2, 8), 256)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_tokens": 250}, "225 or 256"),
+        ({"device": "abacus"}, "--device"),
+        ({"architecture": {"size": "M", "layers": None}}, "Known: B, L, S"),
+        ({"architecture": {"size": "S", "layers": "2,two"}}, "--layers"),
+        ({"architecture": {"size": "S", "layers": None, "width": 100}}, "head_dim"),
+        ({"methods": ["{name: ["]}, "--method"),
+    ],
+)
+def test_bad_options_are_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_setting(choice(**{**changes}), None, is_quick=False)
+
+
+def test_unknown_method_lists_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="jacobi"):
+        run_bench(small_setting(methods=("jacoby",)))
+
+
+def test_folder_without_the_peer_is_refused(tmp_path: Path) -> None:
+    config = {"num_classes": None, "condition_dim": 5}
+    with pytest.raises(ConfigError, match=r"transformer_flow\.py"):
+        run_bench(small_setting(config=config, peer=tmp_path))
