@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from simflow_plugin import __version__
-from simflow_plugin.commands import config, convert, doctor, sample, train
+from simflow_plugin.commands import bench, config, convert, doctor, sample, train
 
 app = typer.Typer(
     help="SimFlow: train a VAE and a latent normalizing flow end to end, and compare them fairly.",
@@ -17,6 +17,7 @@ app.add_typer(config.app, name="config")
 app.command("train")(train.train)
 app.command("sample")(sample.sample)
 app.command("convert")(convert.convert)
+app.command("bench")(bench.bench)
 app.command("doctor")(doctor.doctor)
 
 
