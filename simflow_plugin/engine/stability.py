@@ -65,5 +65,5 @@ class BadStepCounter:
         )
         raise TrainingError(
             f"{longest} steps in a row had a loss or gradient that is not finite ({culprit}). "
-            f"The last good checkpoint is {last_checkpoint}. Try a lower optimizer.lr, a longer warm-up, or float32."
+            f"The last good checkpoint is {last_checkpoint()}. Try a lower optimizer.lr, a longer warm-up, or float32."
         )
