@@ -72,6 +72,8 @@ def train(config: RunConfig, run: RunDirectory, allow_changed: list[str], report
     check_processes(config, accelerator.num_processes)
     # Everything that can be refused is built before the directory is touched.
     dataset = build_dataset(config, "train")
+    if report:
+        build_dataset(config, "test")
     parts = build_parts(config, dataset.num_classes)
     with ExitStack() as stack:
         if accelerator.is_main_process:

@@ -13,3 +13,20 @@ import torch
 @pytest.fixture(autouse=True)
 def _fixed_seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Put a tiny third-party distribution onto the path, as pip would."""
+
+    def make(distribution: str, module: str, source: str, name: str, attribute: str, kind: str = "models"):
+        site = tmp_path / distribution
+        site.mkdir()
+        (site / f"{module}.py").write_text(source)
+        info = site / f"{distribution.replace('-', '_')}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[simflow_plugin.{kind}]\n{name} = {module}:{attribute}\n")
+        monkeypatch.syspath_prepend(str(site))
+
+    return make

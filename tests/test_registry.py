@@ -15,52 +15,9 @@ from simflow_plugin.registry import (
     MODELS,
     RECONSTRUCTION_LOSSES,
 )
+from tests.third_party import MODEL_SOURCE
 
 ALL = [MODELS, AUTOENCODERS, ENCODERS, DATASETS, RECONSTRUCTION_LOSSES, GUIDANCE, ATTENTION]
-
-MODEL_SOURCE = '''
-import torch
-from simflow_plugin.contracts import GenerativeModel
-from simflow_plugin.options import Options
-
-
-class GaussianOptions(Options):
-    std: float = 1.0
-
-
-class Gaussian(GenerativeModel):
-    """p(z) = N(b, std^2): the smallest model there is."""
-
-    Options = GaussianOptions
-
-    def __init__(self, options, context):
-        super().__init__()
-        self.std = options.std
-        self.bias = torch.nn.Parameter(torch.zeros(context.latent_shape))
-
-    def training_losses(self, latents, labels, features, random):
-        return {"denoising": ((latents - self.bias) ** 2).mean()}
-
-    def sample(self, labels, shape, guidance, random):
-        return self.bias + self.std * random.normal("noise", shape)
-'''
-
-
-@pytest.fixture
-def install(tmp_path, monkeypatch):
-    """Put a tiny third-party distribution onto the path, as pip would."""
-
-    def make(distribution: str, module: str, source: str, name: str, attribute: str, kind: str = "models"):
-        site = tmp_path / distribution
-        site.mkdir()
-        (site / f"{module}.py").write_text(source)
-        info = site / f"{distribution.replace('-', '_')}-1.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(f"[simflow_plugin.{kind}]\n{name} = {module}:{attribute}\n")
-        monkeypatch.syspath_prepend(str(site))
-
-    return make
 
 
 @pytest.mark.parametrize("registry", ALL, ids=lambda r: r.kind)

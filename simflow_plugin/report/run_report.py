@@ -104,14 +104,15 @@ def _samples(loaded: LoadedRun, measurement: RunMeasurement) -> list[Part]:
     if measurement.samples is None or measurement.labels is None:
         return []
     guidance = measurement.numbers["guidance"]
-    if loaded.num_classes is None:
+    per_class = min(PER_CLASS, len(measurement.samples) // (loaded.num_classes or 1))
+    if loaded.num_classes is None or per_class == 0:
         picture = image_grid(_array(measurement.samples[: 10 * PER_CLASS]), PER_CLASS)
         caption = "Samples 0, 1, 2, ...: the first ones, not chosen."
     else:
         labels = measurement.labels.numpy()
-        grid = class_rows(_array(measurement.samples), labels, PER_CLASS)
-        num_rows = len(grid) // PER_CLASS
-        picture = image_grid(grid, PER_CLASS, _class_names(loaded.config, num_rows))
+        grid = class_rows(_array(measurement.samples), labels, per_class)
+        num_rows = len(grid) // per_class
+        picture = image_grid(grid, per_class, _class_names(loaded.config, num_rows))
         caption = f"A row is a class, guidance {guidance:g}. The first samples of each class, not chosen."
     return [Figure(png_bytes(picture), caption, "pixels")]
 
