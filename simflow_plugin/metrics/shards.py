@@ -1,0 +1,169 @@
+"""Samples on disk in shards: each with its checksum, made once, resumable, the same whatever made them.
+
+Shard n of a folder holds samples n S .. (n + 1) S - 1, and sample i depends on (weights, sampler, guidance,
+seed, i) only. So any process can make any shard, an interrupted evaluation goes on with the missing ones,
+and more samples later are the same first samples and some more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from simflow_plugin.errors import EvaluationError
+
+log = logging.getLogger(__name__)
+
+Draw = Callable[[Sequence[int]], tuple[NDArray[np.uint8], NDArray[np.int64]]]
+"""Sample indices -> images (B, H, W, 3) and labels (B,)."""
+
+
+@dataclass(frozen=True)
+class SampleShards:
+    """The shards of one setting.
+
+    Args:
+        folder: theirs alone; its name is the key of the setting.
+        num_samples: wanted; shards on disk may hold more.
+        shard_size: samples a shard.
+    """
+
+    folder: Path
+    num_samples: int
+    shard_size: int = 250
+
+    @property
+    def num_shards(self) -> int:
+        return -(-self.num_samples // self.shard_size)
+
+    def wanted(self, shard: int) -> int:
+        """Return how many samples of a shard are wanted."""
+        return min(self.shard_size, self.num_samples - shard * self.shard_size)
+
+    def path(self, shard: int) -> Path:
+        """Return the file of a shard."""
+        return self.folder / f"shard_{shard:05d}.npz"
+
+    def make_missing(
+        self,
+        draw: Draw,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        advance: Callable[[int], None] = lambda count: None,
+    ) -> None:
+        """Make the shards of this process that are not there, or not whole.
+
+        Args:
+            draw: draws samples by index.
+            batch_size: samples at a time; does not change them.
+            rank: of this process; shards go round the processes.
+            world_size: number of processes.
+            advance: told how many samples were done, those found on disk included.
+        Raises:
+            EvaluationError: if a shard cannot be written.
+        """
+        for shard in range(rank, self.num_shards, world_size):
+            problem = self.problem(shard)
+            if problem is None:
+                advance(self.wanted(shard))
+                continue
+            if self.path(shard).exists():
+                log.warning("%s: %s. Making it again.", self.path(shard), problem)
+            first = shard * self.shard_size
+            stop = first + self.wanted(shard)
+            images, labels = [], []
+            for start in range(first, stop, batch_size):
+                indices = range(start, min(start + batch_size, stop))
+                drawn, of = draw(indices)
+                images.append(drawn)
+                labels.append(of)
+                advance(len(indices))
+            self._write(shard, np.concatenate(images), np.concatenate(labels))
+
+    def problem(self, shard: int) -> str | None:
+        """Return what is wrong with a shard on disk, or None if it is whole and large enough."""
+        path = self.path(shard)
+        try:
+            card = json.loads(path.with_suffix(".json").read_text())
+            expected, count = card["sha256"], card["num_samples"]
+            found = hashlib.sha256(path.read_bytes()).hexdigest()
+        except (OSError, ValueError, KeyError) as error:
+            return f"missing or unreadable ({error})"
+        if found != expected:
+            return "does not match its checksum"
+        return None if count >= self.wanted(shard) else f"holds {count} of {self.wanted(shard)} samples"
+
+    def read(self) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+        """Yield images (B, H, W, 3) and labels (B,) in order, a shard at a time, `num_samples` in all.
+
+        Raises:
+            EvaluationError: if a shard is missing or corrupt.
+        """
+        for shard in range(self.num_shards):
+            problem = self.problem(shard)
+            if problem is not None:
+                raise EvaluationError(
+                    f"{self.path(shard)}: {problem}. Run the same command again: it makes what is missing."
+                )
+            with np.load(self.path(shard), allow_pickle=False) as file:
+                images, labels = file["arr_0"], file["labels"]
+            yield images[: self.wanted(shard)], labels[: self.wanted(shard)]
+
+    def save_npz(self, path: Path) -> None:
+        """Write all samples to one file as the ADM evaluation suite reads it: `arr_0` uint8 NHWC; and `labels`.
+
+        A shard at a time, so that 50,000 images need no memory.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{path.name}.writing")
+        labels = []
+        with zipfile.ZipFile(aside, "w", zipfile.ZIP_STORED) as archive:
+            with archive.open("arr_0.npy", "w", force_zip64=True) as entry:
+                for number, (images, of) in enumerate(self.read()):
+                    if number == 0:
+                        shape = (self.num_samples, *images.shape[1:])
+                        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+                        np.lib.format.write_array_header_2_0(entry, header)
+                    entry.write(np.ascontiguousarray(images).tobytes())
+                    labels.append(of)
+            with archive.open("labels.npy", "w") as entry:
+                np.lib.format.write_array(entry, np.concatenate(labels))
+        os.replace(aside, path)
+
+    def save_png(self, folder: Path) -> None:
+        """Write all samples as PNG files named by index and class."""
+        folder.mkdir(parents=True, exist_ok=True)
+        index = 0
+        for images, labels in self.read():
+            for image, label in zip(images, labels.tolist(), strict=True):
+                suffix = f"_class{label}" if label >= 0 else ""
+                Image.fromarray(image).save(folder / f"{index:06d}{suffix}.png")
+                index += 1
+
+    def _write(self, shard: int, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
+        path = self.path(shard)
+        aside = path.with_name(f".{path.name}.{os.getpid()}.writing")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with aside.open("wb") as file:
+                np.savez(file, arr_0=images, labels=labels)
+            checksum = hashlib.sha256(aside.read_bytes()).hexdigest()
+            # The shard first: without its checksum it counts as missing, never as whole.
+            os.replace(aside, path)
+            path.with_suffix(".json").write_text(json.dumps({"sha256": checksum, "num_samples": len(images)}))
+        except OSError as error:
+            aside.unlink(missing_ok=True)
+            raise EvaluationError(
+                f"{path}: cannot be written ({error.strerror}). Make room and run again."
+            ) from error
