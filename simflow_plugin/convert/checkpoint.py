@@ -19,7 +19,7 @@ from simflow_plugin.convert.ml_tarflow import from_ml_tarflow
 from simflow_plugin.convert.renaming import find_module
 from simflow_plugin.convert.repa_e import describe_repa_e, from_repa_e
 from simflow_plugin.convert.saved import save_converted
-from simflow_plugin.errors import ConfigError, SimflowError
+from simflow_plugin.errors import ConfigError, SimflowError, WeightsError
 from simflow_plugin.options import Options, did_you_mean
 from simflow_plugin.yaml_source import read_yaml_source
 
@@ -84,6 +84,11 @@ def convert_checkpoint(source: str, checkpoint: Path, config: Path | None, out: 
         raise ConfigError(f"--from: unknown `{source}`.{did_you_mean(source, SOURCES)}")
     if config is None and source in FLOWS:
         raise ConfigError(f"--config: {source} needs its constructor arguments, a mapping in YAML or JSON")
+    if checkpoint.is_dir():
+        raise WeightsError(
+            f"{checkpoint}: is a folder; if it is a distributed (FSDP) checkpoint, join it into one file first: "
+            "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE"
+        )
     arguments = {} if config is None else read_yaml_source(str(config)).values
     # Training checkpoints of the REPA-E host hold their command line: an argparse.Namespace has no behaviour.
     with _allowing(argparse.Namespace):

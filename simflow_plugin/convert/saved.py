@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -44,14 +43,16 @@ def save_converted(module: TransformerFlow | SiT, folder: Path, context: ModelCo
         )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        aside = folder.parent / f".{folder.name}.{os.getpid()}.part"
+        aside.mkdir()
         try:
             tensors = {
                 name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()
             }
-            save_file(tensors, aside / f"{kind}.safetensors")
+            weights = aside / f"{kind}.safetensors"
+            save_file(tensors, weights)
+            weights.chmod(aside.stat().st_mode & 0o666)  # safetensors makes it readable to its owner only
             (aside / f"{kind}.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-            aside.chmod(0o777 & ~_umask())  # a temporary folder is private; this one is not
             os.replace(aside, folder)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
@@ -115,9 +116,3 @@ def _build(kind: str, description: Mapping[str, Any]) -> TransformerFlow | SiT:
         None if alignment is None else AlignmentContext(**alignment),
     )
     return SiT(SiTOptions.model_validate(description["options"]), context)
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

@@ -71,6 +71,11 @@ def test_missing_configuration_is_named(files: tuple[Path, Path], tmp_path: Path
         convert_checkpoint("ml-starflow", files[0], None, tmp_path / "out")
 
 
+def test_folder_is_refused_with_the_way_out(files: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="dcp_to_torch"):
+        convert_checkpoint("ml-starflow", tmp_path, files[1], tmp_path / "out")
+
+
 @pytest.mark.parametrize("kept", [0, 100, 0.5])
 def test_truncated_file_is_refused(files: tuple[Path, Path], tmp_path: Path, kept: float) -> None:
     content = files[0].read_bytes()
