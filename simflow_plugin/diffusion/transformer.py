@@ -80,7 +80,7 @@ class BackboneOptions(Options):
 
 
 class BackboneOutput(NamedTuple):
-    """`prediction` (B, C_out, h, w); `hidden` (B, T, width) after the layer asked for, or None."""
+    """`prediction` (B, C, h, w); `hidden` (B, T, width) after the layer asked for, or None."""
 
     prediction: Tensor
     hidden: Tensor | None
@@ -93,7 +93,6 @@ class AdaLNTransformer(nn.Module):
         options: sizes.
         latent_shape: (C, h, w).
         num_classes: None for an unconditional network.
-        out_channels: C_out; None for C.
     """
 
     def __init__(
@@ -101,7 +100,6 @@ class AdaLNTransformer(nn.Module):
         options: BackboneOptions,
         latent_shape: tuple[int, int, int],
         num_classes: int | None,
-        out_channels: int | None = None,
     ) -> None:
         super().__init__()
         width, depth, _ = options.dimensions
@@ -110,12 +108,11 @@ class AdaLNTransformer(nn.Module):
         self.latent_shape = latent_shape
         self.width = width
         self.grid_size = options.check_grid(latent_shape)
-        self.out_channels = out_channels or latent_shape[0]
         self.patch_embed = nn.Conv2d(latent_shape[0], width, kernel_size=patch, stride=patch)
         self.time_embed = TimeEmbedding(width)
         self.label_embed = LabelEmbedding(num_classes, width) if num_classes is not None else None
         self.layers = nn.ModuleList([AdaLNLayer(options) for _ in range(depth)])
-        self.head = PredictionHead(width, patch * patch * self.out_channels)
+        self.head = PredictionHead(width, patch * patch * latent_shape[0])
         self.positions: Tensor
         self.register_buffer("positions", sincos_positions(width, self.grid_size), persistent=False)
         self._initialise()
@@ -159,8 +156,8 @@ class AdaLNTransformer(nn.Module):
         return condition + self.label_embed(labels)
 
     def _unpatchify(self, tokens: Tensor) -> Tensor:
-        """Lay tokens (B, T, p * p * C_out), inside (row, column, channel), onto the grid (B, C_out, h, w)."""
-        (height, width), patch, channels = self.grid_size, self.options.patch_size, self.out_channels
+        """Lay tokens (B, T, p * p * C), inside (row, column, channel), onto the grid (B, C, h, w)."""
+        (height, width), patch, channels = self.grid_size, self.options.patch_size, self.latent_shape[0]
         cells = tokens.unflatten(1, (height, width)).unflatten(3, (patch, patch, channels))
         return cells.permute(0, 5, 1, 3, 2, 4).reshape(-1, channels, height * patch, width * patch)
 
