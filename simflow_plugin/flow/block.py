@@ -7,6 +7,7 @@ x_i, and lag = 1, so target 0 passes unchanged. Steps and targets count in the b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from simflow_plugin.flow.affine import Affine, affine_forward, affine_parameters
 from simflow_plugin.flow.attention import AttentionBackend
-from simflow_plugin.flow.cache import LayerCache
+from simflow_plugin.flow.cache import LayerCache, StaticCache
 from simflow_plugin.flow.conditioning import Embedding, make_embedding
 from simflow_plugin.flow.config import FlowConfig
 from simflow_plugin.flow.layers import Layer, RmsNorm
@@ -81,7 +82,9 @@ class FlowBlock(nn.Module):
         """
         ordered = self.reorder(tokens)
         embedding = self.embed_condition(condition)
-        sequence = self.embed_inputs(self.shift_inputs(ordered), 0, embedding)
+        sequence = self.embed_inputs(
+            self.shift_inputs(ordered), self.position_rows(0, ordered.shape[1]), embedding
+        )
         num_prefix = 0
         if embedding.prefix is not None:
             num_prefix = embedding.prefix.shape[1]
@@ -121,12 +124,17 @@ class FlowBlock(nn.Module):
         is_added = self.config.num_classes is not None and self.config.class_conditioning == "add"
         return Embedding(added=embedded) if is_added else Embedding(prefix=embedded)
 
-    def embed_inputs(self, inputs: Tensor, first_step: int, embedding: Embedding) -> Tensor:
-        """Return the hidden tokens (B, n, width) of inputs (B, n, D) at steps first_step : first_step + n."""
+    def position_rows(self, first_step: int, stop: int) -> Tensor | None:
+        """Return the learned positions (n, width) of steps first_step : stop, or None for rotary ones."""
+        if self.position is None:
+            return None
+        return (self.position.flip(0) if self.is_flipped else self.position)[first_step:stop]
+
+    def embed_inputs(self, inputs: Tensor, positions: Tensor | None, embedding: Embedding) -> Tensor:
+        """Return the hidden tokens (B, n, width) of inputs (B, n, D) at `positions` (n, width)."""
         hidden = self.proj_in(inputs.to(self.proj_in.weight.dtype))
-        if self.position is not None:
-            position = self.position.flip(0) if self.is_flipped else self.position
-            hidden = hidden + position[first_step : first_step + inputs.shape[1]]
+        if positions is not None:
+            hidden = hidden + positions
         if embedding.added is not None:
             hidden = hidden + embedding.added
         return hidden
@@ -142,7 +150,11 @@ class FlowBlock(nn.Module):
         return rotation[skipped + start : skipped + stop]
 
     def run_layers(
-        self, hidden: Tensor, rotation: Tensor | None, cache: list[LayerCache], start: int
+        self,
+        hidden: Tensor,
+        rotation: Tensor | None,
+        cache: Sequence[LayerCache | StaticCache],
+        start: int,
     ) -> Tensor:
         """Run all layers on positions start : start + n, over the cache, which is written."""
         for layer, layer_cache in zip(self.layers, cache, strict=True):

@@ -1,10 +1,15 @@
-"""The KV cache of one block: allocated once per sampling run, passed in, written in place."""
+"""The KV cache of a layer: allocated once per sampling run, passed in, written in place.
+
+`LayerCache` is read up to the newest position, so its views grow. `StaticCache` is the same memory with a position
+that is a tensor: all shapes stay fixed, as a compiled step and a CUDA graph need it, and a mask hides the rest.
+"""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from simflow_plugin.flow.config import FlowConfig
 
@@ -16,12 +21,31 @@ class LayerCache(NamedTuple):
     values: Tensor
 
 
+class StaticCache(NamedTuple):
+    """A layer's cache for steps of one position: `slot` (1,) int64 is written, `visible` (1, S) bool is read."""
+
+    keys: Tensor
+    values: Tensor
+    slot: Tensor
+    visible: Tensor
+
+
+def attend_static(queries: Tensor, keys: Tensor, values: Tensor, cache: StaticCache) -> Tensor:
+    """Write keys and values (B, G, 1, d) to the slot; attend with queries (B, H, 1, d) to what is visible."""
+    cache.keys.index_copy_(2, cache.slot, keys)
+    cache.values.index_copy_(2, cache.slot, values)
+    is_grouped = queries.shape[1] != keys.shape[1]
+    return scaled_dot_product_attention(
+        queries, cache.keys, cache.values, attn_mask=cache.visible, enable_gqa=is_grouped
+    )
+
+
 def allocate_cache(
     config: FlowConfig, num_layers: int, rows: int, length: int, like: Tensor
 ) -> list[LayerCache]:
     """Return an empty cache for `rows` sequences of `length` positions, in dtype and device of `like`."""
     shape = (rows, config.key_heads, length, config.head_dim)
-    return [LayerCache(like.new_empty(shape), like.new_empty(shape)) for _ in range(num_layers)]
+    return [LayerCache(like.new_zeros(shape), like.new_zeros(shape)) for _ in range(num_layers)]
 
 
 def write(cache: LayerCache, keys: Tensor, values: Tensor, start: int) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from simflow_plugin.flow.attention import AttentionBackend
-from simflow_plugin.flow.cache import LayerCache, write
+from simflow_plugin.flow.cache import LayerCache, StaticCache, attend_static, write
 from simflow_plugin.flow.config import FlowConfig
 from simflow_plugin.flow.linear import Linear
 from simflow_plugin.flow.rope import rotate
@@ -50,13 +50,21 @@ class CausalAttention(nn.Module):
         self.key_scale = nn.Parameter(torch.ones(self.head_dim)) if config.qk_norm else None
 
     def forward(
-        self, hidden: Tensor, rotation: Tensor | None, cache: LayerCache | None = None, start: int = 0
+        self,
+        hidden: Tensor,
+        rotation: Tensor | None,
+        cache: LayerCache | StaticCache | None = None,
+        start: int = 0,
     ) -> Tensor:
         """Attend over the n tokens in `hidden` (B, n, width), or over the cache up to and with them."""
         queries, keys, values, gate = self._heads(hidden, rotation)
-        if cache is not None:
-            keys, values = write(cache, keys, values, start)
-        attended = self.backend(queries, keys, values).transpose(1, 2).flatten(2)  # (B, n, H d)
+        if isinstance(cache, StaticCache):
+            attended = attend_static(queries, keys, values, cache)
+        else:
+            if cache is not None:
+                keys, values = write(cache, keys, values, start)
+            attended = self.backend(queries, keys, values)
+        attended = attended.transpose(1, 2).flatten(2)  # (B, n, H d)
         if gate is not None:
             attended = attended * torch.sigmoid(gate)
         return self.proj(attended)
@@ -122,7 +130,11 @@ class Layer(nn.Module):
         self.mlp_post_norm = post()
 
     def forward(
-        self, hidden: Tensor, rotation: Tensor | None, cache: LayerCache | None = None, start: int = 0
+        self,
+        hidden: Tensor,
+        rotation: Tensor | None,
+        cache: LayerCache | StaticCache | None = None,
+        start: int = 0,
     ) -> Tensor:
         """Return the hidden tokens (B, n, width) after this layer.
 

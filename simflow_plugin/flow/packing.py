@@ -28,6 +28,10 @@ class PackedLinear(nn.Module):
         activation: oneDNN's name of what is applied to the result, `none` or `gelu`.
     """
 
+    weight: Tensor
+    bias: Tensor | None
+    packed: Tensor
+
     def __init__(self, linear: nn.Linear, rows: int, activation: str = "none") -> None:
         super().__init__()
         self.activation = activation

@@ -101,6 +101,22 @@ def test_auto_picks_the_cheaper_and_says_why(monkeypatch: pytest.MonkeyPatch, ja
     assert all("by jacobi" in block.reason and "by cached" in block.reason for block in statistics.blocks)
 
 
+@pytest.mark.parametrize("step", ["static", "compiled"])
+@pytest.mark.parametrize("family", ["starflow", "tarflow"])
+def test_step_of_fixed_shapes_equals_the_eager_one(step: str, family: str) -> None:
+    options = {"family": family, "grid_size": (2, 3), "num_kv_heads": 1}
+    expected, _ = sample_with("cached", 1.5, **options)
+    method = {"name": "cached", "step": step, "compile_backend": "eager"}
+    tokens, statistics = sample_with(method, 1.5, **options)
+    torch.testing.assert_close(tokens, expected)
+    assert statistics.blocks[0].passes == (6 if family == "starflow" else 5)
+
+
+def test_cuda_graph_without_cuda_is_refused() -> None:
+    with pytest.raises(ConfigError, match="`cuda_graph` needs a flow on CUDA, found cpu"):
+        sample_with({"name": "cached", "step": "cuda_graph"})
+
+
 def test_auto_of_a_short_sequence_is_cached() -> None:
     _, statistics = sample_with("auto", grid_size=(2, 2))
     assert "too short" in statistics.blocks[0].reason

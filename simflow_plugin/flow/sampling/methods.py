@@ -21,6 +21,12 @@ class Cached(Options):
     """One token after the other, over a KV cache."""
 
     name: Literal["cached"] = "cached"
+    step: Literal["eager", "static", "compiled", "cuda_graph"] = Field(
+        "eager",
+        description="How a step runs. `static` keeps all shapes fixed and reads the whole cache behind a mask; "
+        "`compiled` is torch.compile of that, `cuda_graph` its capture (CUDA only).",
+    )
+    compile_backend: str = Field("inductor", description="Of torch.compile, for `compiled`.")
 
 
 class Jacobi(Options):

@@ -12,10 +12,9 @@ def solve_naively(state: BlockState) -> None:
     """Fill in `state.tokens`."""
     block = state.block
     for step in range(state.num_steps):
-        inputs = state.tokens[:, block.lag : step + 1 + block.lag]
-        if state.guidance is not None:
-            inputs = torch.cat([inputs, inputs])
-        hidden = block.embed_inputs(inputs, 0, state.embedding)
+        hidden = block.embed_inputs(
+            state.inputs(0, step + 1), block.position_rows(0, step + 1), state.embedding
+        )
         if state.embedding.prefix is not None:
             hidden = torch.cat([state.embedding.prefix, hidden], dim=1)
         turn = None if state.rotation is None else state.rotation[: hidden.shape[1]]
@@ -23,5 +22,4 @@ def solve_naively(state: BlockState) -> None:
             hidden = layer(hidden, turn)
         affine: Affine = block.head(hidden[:, -1:])
         state.store(state.targets(affine, step, step + 1), step)
-        state.statistics.passes += 1
-        state.statistics.steps += step + 1
+        state.count(step + 1)

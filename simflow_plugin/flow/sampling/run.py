@@ -14,7 +14,7 @@ from simflow_plugin.flow.packing import can_pack, packed_copy
 from simflow_plugin.flow.sampling.auto import solve_auto
 from simflow_plugin.flow.sampling.cached import solve_cached
 from simflow_plugin.flow.sampling.jacobi import solve_jacobi
-from simflow_plugin.flow.sampling.methods import Auto, Jacobi, Method, Naive
+from simflow_plugin.flow.sampling.methods import Auto, Cached, Jacobi, Method, Naive
 from simflow_plugin.flow.sampling.naive import solve_naively
 from simflow_plugin.flow.sampling.state import BlockState
 from simflow_plugin.flow.sampling.statistics import BlockStatistics, SamplingStatistics
@@ -48,7 +48,7 @@ def invert(
     for index in reversed(range(len(blocks))):
         statistics = BlockStatistics(index + 1, request.methods[index].name)
         block = blocks[index]
-        if can_pack(block.proj_in.weight):
+        if can_pack(block.proj_in.weight) and not _is_compiled(request.methods[index]):
             block = packed_copy(block, len(noise))
         state = _begin(block, index, tokens, rotation, request, statistics)
         _solve(state, request.methods[index])
@@ -74,6 +74,10 @@ def _begin(
     return BlockState.begin(block, noise, condition, rotation, guidance, statistics)
 
 
+def _is_compiled(method: Method) -> bool:
+    return isinstance(method, Cached) and method.step == "compiled"
+
+
 def _solve(state: BlockState, method: Method) -> None:
     if isinstance(method, Naive):
         solve_naively(state)
@@ -84,4 +88,4 @@ def _solve(state: BlockState, method: Method) -> None:
     elif isinstance(method, Jacobi):
         solve_jacobi(state, method, 0, state.num_steps)
     else:
-        solve_cached(state, 0, state.num_steps)
+        solve_cached(state, 0, state.num_steps, method)

@@ -84,16 +84,24 @@ class BlockState:
     def solve(self, first: int, stop: int) -> Tensor:
         """Return the targets (B, n, D) of steps first : stop from the inputs in `tokens`; write the cache."""
         block = self.block
-        inputs = self.tokens[:, first + block.lag : stop + block.lag]
-        if self.guidance is not None:
-            inputs = torch.cat([inputs, inputs])
-        hidden = block.embed_inputs(inputs, first, self.embedding)
+        hidden = block.embed_inputs(
+            self.inputs(first, stop), block.position_rows(first, stop), self.embedding
+        )
         position = self.num_prefix + first
         turn = None if self.rotation is None else self.rotation[position : self.num_prefix + stop]
         hidden = block.run_layers(hidden, turn, self.cache, position)
-        self.statistics.passes += 1
-        self.statistics.steps += stop - first
+        self.count(stop - first)
         return self.targets(block.head(hidden), first, stop)
+
+    def inputs(self, first: int, stop: int) -> Tensor:
+        """Return the inputs (rows, n, D) of steps first : stop, the same for both halves with guidance."""
+        inputs = self.tokens[:, first + self.block.lag : stop + self.block.lag]
+        return inputs if self.guidance is None else torch.cat([inputs, inputs])
+
+    def count(self, num_steps: int) -> None:
+        """Note a network evaluation of `num_steps` positions."""
+        self.statistics.passes += 1
+        self.statistics.steps += num_steps
 
     def targets(self, affine: Affine, first: int, stop: int) -> Tensor:
         """Return the targets (B, n, D) of steps first : stop from the parameters of all rows."""
