@@ -1,0 +1,1 @@
+"""A small host written for the tests: dictionaries of parts, samplers, and a loop with two calls to the model."""

@@ -1,0 +1,60 @@
+"""The host's autoencoder with a fixed variance: same weights, same call, a posterior of constant width."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from simflow_plugin.errors import HostError
+from simflow_plugin.hosts.fixed_variance import FixedVarianceAutoencoder, FixedVarianceFactory
+from simflow_plugin.hosts.repa_e import add_autoencoders
+from tests.hosts.standin_host.autoencoders import ConvVae
+
+
+@pytest.fixture
+def vae():
+    return FixedVarianceFactory(ConvVae, 4, 8, std=0.5)()
+
+
+def test_checkpoints_are_those_of_the_hosts_own(vae):
+    own = ConvVae()
+    vae.load_state_dict(own.state_dict())
+    own.load_state_dict(vae.state_dict())
+
+
+def test_the_mean_is_that_of_the_hosts_own_and_the_width_is_constant(vae):
+    own, images = ConvVae(), torch.rand(2, 3, 32, 32)
+    vae.load_state_dict(own.state_dict())
+    posterior, latents, reconstruction = vae(images)
+    torch.testing.assert_close(posterior.mean, own(images)[0].mean)
+    assert (posterior.std == 0.5).all()
+    assert latents.shape == (2, 4, 4, 4)
+    torch.testing.assert_close(reconstruction, vae.decode(latents).sample)
+    assert posterior.kl().shape == (2,)
+
+
+def test_the_reconstruction_is_left_out_on_demand(vae):
+    assert vae(torch.rand(1, 3, 32, 32), return_recon=False)[2] is None
+
+
+def test_half_precision_gives_a_float32_posterior(vae):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        posterior, latents, _ = vae(torch.rand(1, 3, 32, 32))
+    assert posterior.mean.dtype == latents.dtype == torch.float32
+
+
+def test_the_factory_tells_its_latent_shape():
+    factories = {"f8d4": ConvVae, "f16d32": ConvVae}
+    add_autoencoders(factories)
+    assert factories["f8d4-fixedvar"].latent_shape(256) == (4, 32, 32)
+    assert factories["f16d32-fixedvar"].latent_shape(256) == (32, 16, 16)
+
+
+def test_a_resolution_that_the_factor_does_not_divide_is_refused():
+    with pytest.raises(HostError, match="multiple of the autoencoder's factor 8"):
+        FixedVarianceFactory(ConvVae, 4, 8).latent_shape(36)
+
+
+def test_a_network_of_other_parts_is_refused():
+    with pytest.raises(HostError, match="has no `encoder`"):
+        FixedVarianceAutoencoder(torch.nn.Linear(1, 1), 4)

@@ -1,0 +1,138 @@
+"""Applying to a checkout: all or nothing, twice is once, and back to the byte."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from simflow_plugin.errors import HostError
+from simflow_plugin.hosts import patching
+from simflow_plugin.hosts.patching import FileState
+from tests.hosts.standin import git
+
+
+def test_reverting_restores_every_byte_and_git_sees_no_change(standin):
+    before = standin.contents()
+    patching.apply(standin.patch, standin.root)
+    assert standin.contents() != before
+    patching.revert(standin.patch, standin.root)
+    assert standin.contents() == before
+    assert git(standin.root, "status", "--porcelain") == ""
+
+
+def test_applying_twice_changes_nothing_more(standin):
+    patching.apply(standin.patch, standin.root)
+    once = standin.contents()
+    report = patching.apply(standin.patch, standin.root)
+    assert report.written == ()
+    assert report.is_patched
+    assert standin.contents() == once
+
+
+def test_check_changes_nothing(standin):
+    before = standin.contents()
+    report = patching.check(standin.patch, standin.root)
+    assert set(report.states.values()) == {FileState.ORIGINAL}
+    assert standin.contents() == before
+
+
+def test_applying_finishes_a_partial_patch(standin):
+    patching.apply(standin.patch, standin.root)
+    git(standin.root, "checkout", "standin_host/train.py")
+    report = patching.apply(standin.patch, standin.root)
+    assert report.written == ("standin_host/train.py",)
+    assert report.is_patched
+
+
+@pytest.mark.parametrize("action", [patching.apply, patching.check, patching.revert])
+def test_a_file_that_differs_is_refused_by_name_and_nothing_is_written(standin, action):
+    if action is patching.revert:
+        patching.apply(standin.patch, standin.root)
+    with (standin.root / "standin_host/train.py").open("a") as file:
+        file.write("# mine\n")
+    before = standin.contents()
+    with pytest.raises(HostError, match=r"standin_host/train\.py \(different\)"):
+        action(standin.patch, standin.root)
+    assert standin.contents() == before
+
+
+def test_a_missing_file_is_refused_by_name(standin):
+    (standin.root / "standin_host/models.py").unlink()
+    with pytest.raises(HostError, match=r"standin_host/models\.py \(missing\)"):
+        patching.apply(standin.patch, standin.root)
+
+
+def test_other_work_in_the_checkout_is_left_alone(standin):
+    notes = standin.root / "notes.txt"
+    notes.write_text("mine")
+    patching.apply(standin.patch, standin.root)
+    patching.revert(standin.patch, standin.root)
+    assert notes.read_text() == "mine"
+
+
+def test_own_commits_on_top_of_the_pinned_one_are_welcome(standin):
+    (standin.root / "notes.txt").write_text("mine")
+    git(standin.root, "add", ".")
+    git(standin.root, "commit", "-q", "-m", "mine")
+    assert patching.apply(standin.patch, standin.root).is_patched
+
+
+def test_another_commit_is_refused_with_both_commits(standin):
+    git(standin.root, "checkout", "-q", "--orphan", "other")
+    git(standin.root, "commit", "-q", "-m", "another history")
+    head = git(standin.root, "rev-parse", "HEAD")
+    with pytest.raises(HostError, match=rf"{head}.*{standin.patch.manifest.commit}"):
+        patching.apply(standin.patch, standin.root)
+
+
+def test_a_path_that_is_no_checkout_is_refused_with_a_remedy(standin, tmp_path, monkeypatch):
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(HostError, match="no git checkout.*git clone"):
+        patching.apply(standin.patch, tmp_path / "empty")
+    with pytest.raises(HostError, match="no such folder"):
+        patching.apply(standin.patch, tmp_path / "nowhere")
+    with pytest.raises(HostError, match="give the top"):
+        patching.apply(standin.patch, standin.root / "standin_host")
+
+
+def test_a_read_only_file_is_refused_by_name_and_nothing_is_written(standin):
+    file = standin.root / "standin_host/train.py"
+    file.chmod(0o444)
+    before = standin.contents()
+    with pytest.raises(HostError, match=r"train\.py: is read-only"):
+        patching.apply(standin.patch, standin.root)
+    assert standin.contents() == before
+
+
+def test_a_failure_half_way_leaves_the_checkout_as_it_was(standin, monkeypatch):
+    before = standin.contents()
+    replace, calls = os.replace, []
+
+    def failing(source, target):
+        calls.append(target)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device", str(target))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(HostError, match="No space left"):
+        patching.apply(standin.patch, standin.root)
+    assert standin.contents() == before
+
+
+def test_permissions_survive(standin):
+    script = standin.root / "standin_host/train.py"
+    script.chmod(0o755)
+    patching.apply(standin.patch, standin.root)
+    assert script.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_damaged_patch_is_refused_before_anything_is_written(standin):
+    broken = standin.patch.folder / "models.patch"
+    broken.write_text(broken.read_text().replace("skipped", "skapped"))
+    before = standin.contents()
+    with pytest.raises(HostError, match="install simflow-plugin again"):
+        patching.apply(standin.patch, standin.root)
+    assert standin.contents() == before
