@@ -42,11 +42,18 @@ class PosteriorOptions(Options):
         description="sigma > 0 of a fixed posterior, one number or one per channel, in the encoder's own "
         f"latent space (before scale and shift); {DEFAULT_STD} if not given.",
     )
+    noise_std: PositiveFloat | None = Field(
+        None,
+        description="noise that is added to the latents of a `learnable` posterior, in the encoder's own latent "
+        "space: the variance becomes sigma(x)^2 + noise_std^2, for flow and decoder alike.",
+    )
 
     @model_validator(mode="after")
     def _std_has_an_effect(self) -> PosteriorOptions:
         if self.kind == "learnable" and self.std is not None:
             raise ValueError("std has no effect with kind `learnable`: remove it, or choose kind `fixed`")
+        if self.kind != "learnable" and self.noise_std is not None:
+            raise ValueError(f"noise_std has no effect with kind `{self.kind}`: its noise is `std`")
         return self
 
 
@@ -145,19 +152,31 @@ class FixedVarianceLayerNormHead(FixedVarianceHead):
 
 
 class LearnedVarianceHead(PosteriorHead):
-    """The encoder returns mean and log-variance; the latter is clamped to [-30, 20]."""
+    """The encoder returns mean and log-variance; the latter is clamped to [-30, 20].
+
+    Args:
+        latent_channels: C.
+        noise_std: of noise that is added to the latents, a floor under the std; 0 adds none.
+    """
 
     moments_per_channel = 2
 
+    def __init__(self, latent_channels: int, noise_std: float = 0.0) -> None:
+        super().__init__(latent_channels)
+        self.noise_std = noise_std
+
     def _posterior(self, moments: Tensor) -> GaussianPosterior:
         mean, log_variance = moments.chunk(2, dim=1)
-        return LearnedVariancePosterior(mean, log_variance.clamp(*LOG_VARIANCE_RANGE))
+        log_variance = log_variance.clamp(*LOG_VARIANCE_RANGE)
+        if self.noise_std > 0:  # variances of independent Gaussians add
+            log_variance = torch.log(log_variance.exp() + self.noise_std**2)
+        return LearnedVariancePosterior(mean, log_variance)
 
 
 def build_head(options: PosteriorOptions, latent_channels: int) -> PosteriorHead:
     """Return the head that `options` names, for C = `latent_channels`."""
     if options.kind == "learnable":
-        return LearnedVarianceHead(latent_channels)
+        return LearnedVarianceHead(latent_channels, options.noise_std or 0.0)
     std = DEFAULT_STD if options.std is None else options.std
     if options.kind == "fixed_layernorm":
         return FixedVarianceLayerNormHead(latent_channels, std)

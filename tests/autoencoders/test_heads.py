@@ -105,3 +105,16 @@ def test_layer_norm_over_too_few_channels_is_refused():
 def test_moments_with_other_channels_are_refused():
     with pytest.raises(ShapeError, match=r"\(2, 8, 3, 3\).*\(B, 4, h, w\)"):
         FixedVarianceHead(4)(moments(8))
+
+
+def test_added_noise_adds_its_variance_to_the_learned_one():
+    moments = torch.randn(2, 8, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    clean = build_head(PosteriorOptions.model_validate({"kind": "learnable"}), 4)(moments)
+    noisy = build_head(PosteriorOptions.model_validate({"kind": "learnable", "noise_std": 0.5}), 4)(moments)
+    torch.testing.assert_close(noisy.std.square(), clean.std.square() + 0.25)
+    torch.testing.assert_close(noisy.mean, clean.mean)
+
+
+def test_noise_of_a_fixed_posterior_is_refused():
+    with pytest.raises(ValueError, match="noise_std has no effect with kind `fixed`"):
+        PosteriorOptions.model_validate({"kind": "fixed", "noise_std": 0.5})
