@@ -39,6 +39,7 @@ from simflow_plugin.engine.optimizers import (
     learning_rate_ratio,
     make_optimizer,
     parameter_groups,
+    parameters_by_part,
     set_learning_rate,
     step_if_finite,
 )
@@ -197,8 +198,8 @@ class Trainer:
             self.means.add_all(output, share)
             if adversary is not None and output["reconstruction"] is not None:
                 pairs.append((output["reconstruction"].detach(), images))
-        norm, finite = self._optimizer_step(self.optimizer)
-        self.means.add("grad_norm", norm)
+        norms, finite = self._optimizer_step(self.optimizer)
+        self.means.add_all(norms, 1.0)
         self.bad_steps.update(finite)
         self.ema.update(self.joint, self.step)
         if adversary is not None:
@@ -219,19 +220,19 @@ class Trainer:
             random = BatchRandom(self.config.seed, self.step, batch.offset, self.config.training.batch_size)
             return self.wrapped(JointInputs(images, labels, features, random), adversary)
 
-    def _optimizer_step(self, optimizer: torch.optim.Optimizer) -> tuple[Tensor, Tensor]:
-        """Clip, step unless a gradient is not finite, and clear; return the norm and whether it was finite."""
+    def _optimizer_step(self, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], Tensor]:
+        """Clip, step unless a gradient is not finite, and clear; return the norms and whether they were finite."""
         scaler = self.accelerator.scaler  # exists with float16 only
         if scaler is not None:
             scaler.unscale_(optimizer)
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norm, finite = clip_and_check(parameters, self.config.optimizer.max_grad_norm)
+        parameters = parameters_by_part(optimizer, default="discriminator")
+        norms, finite = clip_and_check(parameters, self.config.optimizer.max_grad_norm)
         if scaler is not None:
             scaler.step(optimizer)
         else:
             step_if_finite(optimizer, finite)
         optimizer.zero_grad(set_to_none=True)
-        return norm.detach(), finite
+        return norms, finite
 
     # ------------------------------------------------------------------ the discriminator
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,9 @@ def parameter_groups(parts: dict[str, nn.Module], config: OptimizerConfig) -> li
         plain = [p for p in trained if p.ndim <= 1 or id(p) in embeddings]
         for params, decay in ((decayed, config.weight_decay), (plain, 0.0)):
             if params:
-                groups.append({"params": params, "lr": lr, "base_lr": lr, "weight_decay": decay})
+                groups.append(
+                    {"params": params, "part": name, "lr": lr, "base_lr": lr, "weight_decay": decay}
+                )
     return groups
 
 
@@ -56,20 +58,37 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, ratio: float) -> None:
         group["lr"] = group["base_lr"] * ratio
 
 
-def clip_and_check(parameters: Iterable[nn.Parameter], max_norm: float | None) -> tuple[Tensor, Tensor]:
-    """Clip gradients by their global norm, on the device.
+def clip_and_check(
+    parameters_by_part: Mapping[str, Iterable[nn.Parameter]], max_norm: float | None
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Clip gradients by their global norm over all parts, on the device.
 
     Returns:
-        The norm before clipping, and whether it is finite; both scalar tensors, never read here.
+        The norms before clipping, `grad_norm` of all and `grad_norm_<part>` of each, and whether the first is
+        finite; scalar tensors, never read here.
     """
-    with_gradient = [p for p in parameters if p.grad is not None]
-    norm = nn.utils.get_total_norm([p.grad for p in with_gradient if p.grad is not None])
-    if hasattr(norm, "full_tensor"):  # FSDP2: gradients are sharded
-        norm = norm.full_tensor()
-    finite = torch.isfinite(norm)
-    if max_norm is not None and with_gradient:
-        nn.utils.clip_grads_with_norm_(with_gradient, max_norm, norm)
-    return norm, finite
+    moving = {part: [p for p in ps if p.grad is not None] for part, ps in parameters_by_part.items()}
+    norm_by_part = {part: _norm(parameters) for part, parameters in moving.items() if parameters}
+    if not norm_by_part:
+        return {}, torch.tensor(True)
+    total = torch.linalg.vector_norm(torch.stack(list(norm_by_part.values())))
+    if max_norm is not None:
+        nn.utils.clip_grads_with_norm_([p for ps in moving.values() for p in ps], max_norm, total)
+    norms = {f"grad_norm_{part}": norm.detach() for part, norm in norm_by_part.items()}
+    return {"grad_norm": total.detach(), **norms}, torch.isfinite(total)
+
+
+def parameters_by_part(optimizer: torch.optim.Optimizer, default: str) -> dict[str, list[nn.Parameter]]:
+    """Return the parameters of an optimizer by the part that `parameter_groups` put them under."""
+    found: dict[str, list[nn.Parameter]] = {}
+    for group in optimizer.param_groups:
+        found.setdefault(group.get("part", default), []).extend(group["params"])
+    return found
+
+
+def _norm(parameters: list[nn.Parameter]) -> Tensor:
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # FSDP2: gradients are sharded
 
 
 def step_if_finite(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:

@@ -64,7 +64,7 @@ def plot_terms(
     """
     if terms is None:
         terms = list(dict.fromkeys(key for rows in rows_by_run.values() for row in rows for key in row))
-        terms = [term for term in terms if term not in NOT_LOSSES]
+        terms = [term for term in terms if term not in NOT_LOSSES and not term.startswith("grad_norm_")]
     panels = {TERM_LABELS.get(t, t.replace("_", " ")): _curves(rows_by_run, x, t) for t in terms}
     panels = {title: curves for title, curves in panels.items() if curves}
     return plot_panels(panels, X_LABELS.get(x, x)) if panels else None

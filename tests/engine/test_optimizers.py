@@ -52,11 +52,20 @@ def test_schedule_warms_up_then_follows_the_cosine_to_its_end():
 def test_gradients_are_clipped_by_their_global_norm():
     module = small_network()
     module(torch.ones(2, 4)).sum().backward()
-    norm, finite = clip_and_check(module.parameters(), 0.01)
+    norms, finite = clip_and_check({"model": module.parameters()}, 0.01)
     clipped = math.sqrt(sum(float(p.grad.square().sum()) for p in module.parameters()))
     assert bool(finite)
-    assert norm > 0.01
+    assert norms["grad_norm"] > 0.01
     assert clipped == pytest.approx(0.01, rel=1e-4)
+
+
+def test_norm_of_each_part_adds_up_to_the_global_one():
+    parts = {"autoencoder": small_network(), "model": small_network()}
+    (parts["autoencoder"](torch.ones(2, 4)) + 3 * parts["model"](torch.ones(2, 4))).sum().backward()
+    norms, _ = clip_and_check({name: part.parameters() for name, part in parts.items()}, None)
+    assert norms["grad_norm_model"] == pytest.approx(3 * float(norms["grad_norm_autoencoder"]), rel=1e-5)
+    parts_norm = math.hypot(norms["grad_norm_model"], norms["grad_norm_autoencoder"])
+    assert parts_norm == pytest.approx(float(norms["grad_norm"]), rel=1e-5)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -65,7 +74,7 @@ def test_step_that_is_not_finite_changes_nothing(bad):
     optimizer = make_optimizer(parameter_groups({"model": module}, Optimizer()), Optimizer(), CPU)
     before = [p.clone() for p in module.parameters()]
     (module(torch.ones(2, 4)).sum() * bad).backward()
-    _, finite = clip_and_check(module.parameters(), 1.0)
+    _, finite = clip_and_check({"model": module.parameters()}, 1.0)
     step_if_finite(optimizer, finite)
     assert not bool(finite)
     assert all(torch.equal(p, b) for p, b in zip(module.parameters(), before, strict=True))
@@ -76,7 +85,7 @@ def test_finite_step_changes_every_parameter():
     optimizer = make_optimizer(parameter_groups({"model": module}, Optimizer()), Optimizer(), CPU)
     before = [p.clone() for p in module.parameters()]
     module(torch.randn(8, 4)).square().sum().backward()
-    _, finite = clip_and_check(module.parameters(), 1.0)
+    _, finite = clip_and_check({"model": module.parameters()}, 1.0)
     step_if_finite(optimizer, finite)
     assert not any(torch.equal(p, b) for p, b in zip(module.parameters(), before, strict=True))
 
