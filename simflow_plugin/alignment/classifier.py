@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from simflow_plugin import options, registry
+from simflow_plugin.alignment.conv_stem import ConvStem
 from simflow_plugin.alignment.encoder import FrozenEncoder
 from simflow_plugin.contracts import DataContext
 from simflow_plugin.errors import ConfigError, WeightsError
@@ -47,34 +48,50 @@ class ClassifierCard:
     steps: int
 
 
-def make_network(architecture: dict[str, Any]) -> nn.Module:
-    """Build the classifier from `model`, a name in timm, and arguments that override its sizes.
+class TokenClassifier(nn.Module):
+    """A timm vision transformer with a convolutional stem and a linear head on all of its tokens.
 
-    Patch features are normalised tokens: no class token, and the norm before the pooling.
+    The head sees where a token is. With a mean over the tokens before it, a transformer must first learn positions:
+    after 250 steps on Fashion-MNIST that was right on 69 % of the images, a linear model of the pixels on 82 %.
 
+    Args:
+        architecture: `model` is a name in timm; the rest are arguments that override its sizes.
     Raises:
         ConfigError: if timm does not know the model or its arguments.
     """
-    import timm
 
-    try:
-        return timm.create_model(
-            **_without_model(architecture),
-            model_name=architecture["model"],
-            pretrained=False,
-            global_pool="avg",
-            class_token=False,
-            fc_norm=False,
+    num_prefix_tokens = 0
+
+    def __init__(self, architecture: dict[str, Any]) -> None:
+        import timm
+
+        super().__init__()
+        sizes = {name: value for name, value in architecture.items() if name not in ("model", "num_classes")}
+        fixed = {"num_classes": 0, "global_pool": "", "class_token": False, "embed_layer": ConvStem}
+        try:
+            self.trunk = timm.create_model(architecture["model"], pretrained=False, **fixed, **sizes)
+        except (RuntimeError, TypeError, AssertionError) as error:
+            raise ConfigError(
+                f"timm cannot build `{architecture['model']}` as a vision transformer with {sizes}: {error}. See "
+                "timm.list_models('vit*')."
+            ) from error
+        self.num_features = self.trunk.num_features
+        self.head = nn.Linear(
+            self.trunk.patch_embed.num_patches * self.num_features, architecture["num_classes"]
         )
-    except (RuntimeError, TypeError, AssertionError) as error:
-        raise ConfigError(
-            f"timm cannot build `{architecture['model']}` as a vision transformer with "
-            f"{_without_model(architecture)}: {error}. See timm.list_models('vit*')."
-        ) from error
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Map normalised images (B, 3, H, W) to patch features (B, N, F) in raster order."""
+        return self.trunk.forward_features(images)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map normalised images (B, 3, H, W) to logits (B, num_classes)."""
+        return self.head(self.forward_features(images).flatten(1))
 
 
-def _without_model(architecture: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in architecture.items() if name != "model"}
+def make_network(architecture: dict[str, Any]) -> TokenClassifier:
+    """Build the classifier that a card describes, with random weights."""
+    return TokenClassifier(architecture)
 
 
 def save_classifier(path: Path, network: nn.Module, card: ClassifierCard) -> None:
@@ -88,7 +105,7 @@ def save_classifier(path: Path, network: nn.Module, card: ClassifierCard) -> Non
     write_atomically(path, lambda target: save_file(tensors, target, metadata))
 
 
-def load_classifier(path: Path) -> tuple[nn.Module, ClassifierCard]:
+def load_classifier(path: Path) -> tuple[TokenClassifier, ClassifierCard]:
     """Read a file that `save_classifier` wrote.
 
     Raises:

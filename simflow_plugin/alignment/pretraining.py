@@ -1,6 +1,6 @@
 """Train a small vision transformer to classify a labelled data set, in minutes on a CPU.
 
-Cross-entropy, AdamW, warm-up and cosine decay, random shifts of two pixels. What comes out is an alignment
+Cross-entropy, AdamW, warm-up and cosine decay, random shifts of a pixel. What comes out is an alignment
 target that knows what the images show, and a judge of class agreement; it is no substitute for DINOv2 on
 photographs.
 """
@@ -21,7 +21,7 @@ from simflow_plugin.data.loader import Batch, evaluation_batches, make_loader
 from simflow_plugin.errors import ConfigError, DataError
 from simflow_plugin.randomness import BatchRandom, derive_seed
 
-MAX_SHIFT = 2
+MAX_SHIFT = 1
 WARMUP_SHARE = 0.1
 WEIGHT_DECAY = 0.05
 LOG_EVERY = 50
@@ -53,7 +53,7 @@ class PretrainingOptions:
     num_heads: int | None = 3
     steps: int = 1200
     batch_size: int = 128
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     seed: int = 0
 
     def architecture(self, num_classes: int) -> dict[str, int | str]:
@@ -160,7 +160,7 @@ def normalize(images: Tensor) -> Tensor:
 
 
 def shift_images(images: Tensor, uniform: Tensor) -> Tensor:
-    """Shift each image by up to two pixels each way, filling with its edge.
+    """Shift each image by up to a pixel each way, filling with its edge.
 
     Args:
         images: (B, 3, H, W).

@@ -87,8 +87,8 @@ def load_weights(network: nn.Module, path: Path) -> None:
 def _mismatch(
     path: Path, network: nn.Module, missing: list[str], foreign: list[str], reshaped: list[str]
 ) -> str:
-    kinds = (("lacks", missing), ("has foreign", foreign), ("has other shapes of", reshaped))
-    found = "; ".join(f"it {verb} {len(keys)} keys such as {keys[0]}" for verb, keys in kinds if keys)
+    kinds = (("missing keys", missing), ("foreign keys", foreign), ("keys of other shapes", reshaped))
+    found = ", ".join(f"{len(keys)} {kind} such as {keys[0]}" for kind, keys in kinds if keys)
     return (
         f"{path}: not the weights of {type(network).__name__} as configured: {found}. Choose the encoder "
         "that the file belongs to, or another file (alignment.encoder.checkpoint)."

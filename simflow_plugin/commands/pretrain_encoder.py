@@ -23,7 +23,7 @@ def pretrain_encoder(
     steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps.")] = None,
     epochs: Annotated[float | None, typer.Option(min=0, help="Instead of --steps.")] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 128,
-    learning_rate: Annotated[float, typer.Option(min=0)] = 2e-3,
+    learning_rate: Annotated[float, typer.Option(min=0)] = 1e-3,
     seed: Annotated[int, typer.Option()] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
 ) -> None:

@@ -1,0 +1,95 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from simflow_plugin.contracts import DataContext
+from simflow_plugin.data.digits import Digits
+from simflow_plugin.data.feature_cache import build_cache, dataset_facts, open_cache
+from simflow_plugin.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return Digits(Digits.Options(), DataContext(8, "test"))
+
+
+@pytest.fixture
+def facts(digits):
+    return {**dataset_facts("digits", {}, digits, "test", 8), "encoder": "columns"}
+
+
+def columns(images: torch.Tensor) -> torch.Tensor:
+    return images.mean(dim=(1, 2))
+
+
+def read_all(dataset) -> torch.Tensor:
+    return dataset.read_batch(range(len(dataset)))[0].float() / 127.5 - 1
+
+
+def test_cached_values_are_the_computed_ones(tmp_path, digits, facts):
+    cache = build_cache(tmp_path, facts, digits, columns, dtype="float32")
+    rows = torch.tensor([5, 0, 300])
+    assert torch.allclose(cache.read(rows), columns(read_all(digits))[rows], atol=1e-6)
+
+
+def test_mirrored_values_are_those_of_mirrored_images(tmp_path, digits, facts):
+    cache = build_cache(tmp_path, facts, digits, columns, with_flips=True, dtype="float32")
+    rows, flipped = torch.tensor([3, 4]), torch.tensor([True, False])
+    expected = torch.stack([columns(read_all(digits).flip(-1))[3], columns(read_all(digits))[4]])
+    assert torch.allclose(cache.read(rows, flipped), expected, atol=1e-6)
+
+
+def test_mirrored_values_that_were_not_cached_are_refused(tmp_path, digits, facts):
+    cache = build_cache(tmp_path, facts, digits, columns)
+    with pytest.raises(DataError, match="mirrored"):
+        cache.read(torch.tensor([0]), torch.tensor([True]))
+
+
+def test_second_build_computes_nothing(tmp_path, digits, facts):
+    build_cache(tmp_path, facts, digits, columns)
+
+    def fail(images):
+        raise AssertionError("computed again")
+
+    assert len(build_cache(tmp_path, facts, digits, fail)) == len(digits)
+
+
+def test_other_facts_are_another_cache(tmp_path, digits, facts):
+    build_cache(tmp_path, facts, digits, columns)
+    build_cache(tmp_path, {**facts, "encoder": "other"}, digits, lambda images: -columns(images))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_interrupted_build_leaves_nothing(tmp_path, digits, facts):
+    def fail(images):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_cache(tmp_path, facts, digits, fail)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_exchanged_facts_are_detected(tmp_path, digits, facts):
+    build_cache(tmp_path, facts, digits, columns)
+    (file,) = tmp_path.glob("*/cache.json")
+    file.write_text(json.dumps({**json.loads(file.read_text()), "encoder": "swapped"}))
+    with pytest.raises(DataError, match="made for other encoder"):
+        build_cache(tmp_path, facts, digits, columns)
+
+
+def test_cut_off_values_are_detected(tmp_path, digits, facts):
+    build_cache(tmp_path, facts, digits, columns)
+    (file,) = tmp_path.glob("*/values.npy")
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(DataError, match="damaged"):
+        build_cache(tmp_path, facts, digits, columns)
+
+
+def test_no_cache_is_none(tmp_path, facts):
+    assert open_cache(tmp_path, facts) is None
+
+
+def test_values_are_half_precision_on_disk(tmp_path, digits, facts):
+    assert build_cache(tmp_path, facts, digits, columns).values.dtype == np.float16

@@ -1,0 +1,135 @@
+import gzip
+import os
+
+import pytest
+import torch
+
+from simflow_plugin.contracts import NO_LABEL, DataContext
+from simflow_plugin.data.loader import make_loader
+from simflow_plugin.data.shards import expand_range
+from simflow_plugin.data.webdataset import WebDataset
+from simflow_plugin.errors import DataError
+from tests.data.makers import CORRUPT, numbered_shard, png, write_shard
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Two shards of ten pictures; grey value v, class v mod 2."""
+    for number in range(2):
+        numbered_shard(tmp_path / "shards" / f"train-{number:03d}.tar", range(10 * number, 10 * number + 10))
+    return tmp_path
+
+
+def load(folder, shards, split="train", **options) -> WebDataset:
+    options = {"test_share": 0.2, **options}
+    return WebDataset(
+        WebDataset.Options(shards=shards, cache=str(folder / "cache"), **options), DataContext(16, split)
+    )
+
+
+@pytest.mark.parametrize("pattern", ["train-{000..001}.tar", "train-*.tar"])
+def test_all_images_are_found_with_their_labels(shards, pattern):
+    dataset = load(shards, str(shards / "shards" / pattern))
+    values = [int(dataset[i].image[0, 0, 0]) for i in range(len(dataset))]
+    assert len(values) == 16
+    assert [value % 2 for value in values] == [dataset[i].label for i in range(16)]
+
+
+def test_addresses_are_fetched_once(shards):
+    address = f"file://{shards}/shards/train-{{000..001}}.tar"
+    first = load(shards, address)
+    for path in (shards / "shards").iterdir():
+        path.unlink()
+    assert torch.equal(load(shards, address)[3].image, first[3].image)
+
+
+def test_output_of_a_command_is_a_shard(shards):
+    dataset = load(shards, f"pipe:cat {shards}/shards/train-000.tar")
+    assert len(dataset) == 8
+
+
+def test_failing_command_is_reported(shards):
+    with pytest.raises(DataError, match=r"cannot be fetched.*exit status"):
+        load(shards, "pipe:cat /no/such/shard")
+
+
+def test_missing_address_is_reported(shards):
+    with pytest.raises(DataError, match=r"gone\.tar: cannot be fetched"):
+        load(shards, f"file://{shards}/gone.tar")
+
+
+def test_resumed_order_is_bitwise_equal(shards):
+    pattern = str(shards / "shards" / "*.tar")
+    whole = list(make_loader(load(shards, pattern), 4, 0, 0, 9))
+    resumed = list(make_loader(load(shards, pattern), 4, 0, 5, 4, num_workers=1))
+    assert all(torch.equal(a.images, b.images) for a, b in zip(whole[5:], resumed, strict=True))
+
+
+def test_changed_shard_is_indexed_again(shards):
+    path = shards / "shards" / "train-000.tar"
+    load(shards, str(path))
+    numbered_shard(path, range(50, 80))
+    assert len(load(shards, str(path))) == 24
+
+
+def test_own_test_shards_are_used_whole(shards):
+    train, test = (str(shards / "shards" / f"train-00{number}.tar") for number in (0, 1))
+    assert len(load(shards, train, "test", test_shards=test)) == 10
+    assert len(load(shards, train, "train", test_shards=test)) == 10
+
+
+def test_labels_in_json_members(tmp_path):
+    samples = [(f"{v:03d}", {"jpg": png(v), "json": b'{"label": %d}' % (v % 3)}) for v in range(30)]
+    dataset = load(tmp_path, str(write_shard(tmp_path / "a.tar", samples)))
+    assert dataset.num_classes == 3
+
+
+def test_shards_without_labels_are_unlabelled(tmp_path):
+    samples = [(f"{v:03d}", {"png": png(v), "txt": b"words"}) for v in range(30)]
+    assert load(tmp_path, str(write_shard(tmp_path / "a.tar", samples)))[0].label == NO_LABEL
+
+
+def test_labels_on_some_images_only_are_refused(tmp_path):
+    samples = [("a", {"png": png(1), "cls": b"0"}), ("b", {"png": png(2)})]
+    with pytest.raises(DataError, match="1 of 2 images"):
+        load(tmp_path, str(write_shard(tmp_path / "a.tar", samples)))
+
+
+def test_corrupt_image_is_replaced(tmp_path):
+    samples = [(f"{v:03d}", {"png": CORRUPT if v == 3 else png(v)}) for v in range(30)]
+    shard = str(write_shard(tmp_path / "a.tar", samples))
+    loader = make_loader(load(tmp_path, shard, max_corrupt_share=0.2, test_share=0.01), 30, 0, 0, 1)
+    list(loader)
+    assert loader.corrupt == {3}
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda content: content[:1000], gzip.compress, lambda content: b"no tar" * 500]
+)
+def test_spoilt_shard_is_named(shards, spoil):
+    path = shards / "shards" / "train-000.tar"
+    path.write_bytes(spoil(path.read_bytes()))
+    with pytest.raises(DataError, match=r"train-000\.tar"):
+        load(shards, str(path))
+
+
+def test_shard_without_images_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"a\.tar: holds no image"):
+        load(tmp_path, str(write_shard(tmp_path / "a.tar", [("a", {"txt": b"words"})])))
+
+
+def test_no_shard_found_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"none-\*\.tar: no such shard"):
+        load(tmp_path, str(tmp_path / "none-*.tar"))
+
+
+def test_ranges_keep_their_width():
+    assert expand_range("s-{08..10}.tar") == ["s-08.tar", "s-09.tar", "s-10.tar"]
+
+
+def test_libraries_read_the_same_samples(shards):
+    webdataset = pytest.importorskip("webdataset")
+    path = str(shards / "shards" / "train-000.tar")
+    theirs = [sample["__key__"] for sample in webdataset.WebDataset(path, shardshuffle=False)]
+    ours = load(shards, path, test_share=0.01)
+    assert [os.path.basename(name) for name in ours.names] == theirs
