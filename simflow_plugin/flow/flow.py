@@ -167,7 +167,9 @@ class TransformerFlow(nn.Module):
         if self.prior_log_std is not None:
             noise = noise * torch.exp(self.prior_log_std.to(noise.dtype))
         rotation = rotation_table(self.config, self._num_prefix(rows), noise)
-        tokens, statistics = invert(list(self.blocks), noise, rotation, request)  # type: ignore[arg-type]
+        with torch.inference_mode():  # cheaper per operation than no_grad, and a step has many small ones
+            tokens, statistics = invert(list(self.blocks), noise, rotation, request)  # type: ignore[arg-type]
+        tokens = tokens.clone()  # outside: the caller may use it in a graph of their own
         return (tokens, statistics) if return_statistics else tokens
 
     def sample(

@@ -142,6 +142,12 @@ def test_sampling_repeats_with_its_generator() -> None:
     assert not torch.equal(first, other)
 
 
+def test_sample_can_be_used_in_a_graph() -> None:
+    flow = build_flow()
+    flow.log_prob(flow.sample(num_samples=2)).sum().backward()
+    assert flow.blocks[0].proj_in.weight.grad is not None
+
+
 def test_number_of_samples_comes_from_what_is_given() -> None:
     flow = build_flow(num_classes=3)
     assert flow.sample(num_samples=2).shape == (2, 6, 3)
