@@ -88,6 +88,7 @@ class Alignment(Options):
         None, ge=0, description="for the autoencoder's; null: as `weight`"
     )
     projector_dim: int = Field(2048, ge=1)
+    cache: bool = Field(False, description="keep the features of all training images on disk, by data set")
 
 
 class Optimizer(Options):
@@ -143,7 +144,20 @@ class Evaluation(Options):
 
     num_samples: int = Field(1000, ge=0)
     num_likelihood: int = Field(1000, ge=0, description="held-out images for bits per dimension and PSNR")
-    judge: Literal["none", "digits"] = Field("none", description="digits: scikit-learn's SVC on real digits")
+    judge: Literal["none", "digits", "encoder"] = Field(
+        "none",
+        description="of class agreement. digits: scikit-learn's SVC on real digits; encoder: a classifier made by "
+        "`simflow pretrain-encoder`",
+    )
+    judge_checkpoint: str | None = Field(None, description="file of the classifier, for judge: encoder")
+
+    @model_validator(mode="after")
+    def _judge_has_its_checkpoint(self) -> Evaluation:
+        if (self.judge == "encoder") != (self.judge_checkpoint is not None):
+            raise ValueError(
+                "judge: encoder and judge_checkpoint go together: name the file that `simflow pretrain-encoder` made"
+            )
+        return self
 
 
 class RunConfig(Options):
@@ -218,6 +232,11 @@ def check_config(config: RunConfig, source: YamlSource | None = None) -> None:
             f"(autoencoder `{config.autoencoder.name}`). Use {below} or {below + factor}."
         )
     trainable = getattr(autoencoder, "trainable", "full")
+    if trainable != "none" and not config.objective.reconstruction:
+        raise ConfigError(
+            f"{where.place(('objective', 'reconstruction'))}: objective.reconstruction is empty, but "
+            f"autoencoder.trainable is {trainable}: the decoder would learn nothing. Name a loss, l2: 1.0, say."
+        )
     if config.model is None:
         if trainable == "none":
             raise ConfigError(

@@ -162,3 +162,9 @@ def test_guidance_without_label_dropout_is_refused(write):
 def test_nothing_to_train_is_refused(write):
     with pytest.raises(ConfigError, match="nothing to train"):
         load_config(write(MINIMAL), ["model=null", "autoencoder.trainable=none"])
+
+
+def test_trained_decoder_without_a_reconstruction_loss_is_refused(write):
+    text = MINIMAL + "objective: {reconstruction: {}}\n"
+    with pytest.raises(ConfigError, match=r"a\.yaml:8: objective\.reconstruction is empty"):
+        load_config(write(text))

@@ -32,6 +32,7 @@ from simflow_plugin.engine.checkpoints import (
     save_checkpoint,
 )
 from simflow_plugin.engine.ema import ExponentialMovingAverage
+from simflow_plugin.engine.features import AlignmentFeatures, build_feature_cache
 from simflow_plugin.engine.interrupts import Interrupted, StopRequest
 from simflow_plugin.engine.joint import JointInputs
 from simflow_plugin.engine.optimizers import (
@@ -90,7 +91,7 @@ class Trainer:
         self.profile_steps = profile_steps
         self.processes = Processes(accelerator.num_processes)
         self.joint = parts.joint.to(self.device)
-        self.encoder = parts.encoder.to(self.device) if parts.encoder is not None else None
+        self.features = self._make_features(parts)
         self.adversary = parts.adversary.to(self.device) if parts.adversary is not None else None
         self.joint.train()
         if config.training.compile:
@@ -107,7 +108,7 @@ class Trainer:
         self.wrapped_adversary = self._wrap_adversary()
         self._description = {
             "num_classes": dataset.num_classes,
-            "feature_dim": getattr(self.encoder, "feature_dim", None),
+            "feature_dim": getattr(parts.encoder, "feature_dim", None),
             "autoencoder_options": self.joint.autoencoder.self_contained_options(),
         }
         self.step = 0
@@ -212,11 +213,8 @@ class Trainer:
         labels = (
             batch.labels.to(self.device, non_blocking=True) if self.dataset.num_classes is not None else None
         )
-        features = None
         with self.accelerator.autocast():
-            if self.encoder is not None:
-                with torch.no_grad():
-                    features = self.encoder.encode(images)  # type: ignore[operator]
+            features = self.features(batch, images) if self.features is not None else None
             random = BatchRandom(self.config.seed, self.step, batch.offset, self.config.training.batch_size)
             return self.wrapped(JointInputs(images, labels, features, random), adversary)
 
@@ -255,6 +253,16 @@ class Trainer:
         self._optimizer_step(self.adversary_optimizer)
 
     # ------------------------------------------------------------------ data, log, samples
+
+    def _make_features(self, parts: Parts) -> AlignmentFeatures | None:
+        if parts.encoder is None or self.config.alignment is None:
+            return None
+        encoder = parts.encoder.to(self.device)
+        cache = None
+        if self.config.alignment.cache:
+            with self.accelerator.main_process_first():  # one process computes, the others find it there
+                cache = build_feature_cache(encoder, self.config, self.dataset)
+        return AlignmentFeatures(encoder, self.config, cache)
 
     def _loader(self) -> Any:
         training = self.config.training
