@@ -214,6 +214,40 @@ class HostedFlow(nn.Module):
         return self.core.sample(self.known_labels(labels), noise.shape, guidance, _GivenNoise(noise))
 
 
+def sample(
+    model: Any,
+    latents: Tensor,
+    y: Tensor,
+    *,
+    heun: bool = False,
+    cfg_scale: float = 1.0,
+    guidance_low: float = 0.0,
+    guidance_high: float = 1.0,
+    num_steps: int | None = None,
+    path_type: str | None = None,
+) -> Tensor:
+    """Sample as the host's samplers are called; a flow has no time steps, so `num_steps` and `path_type` are moot.
+
+    Args:
+        model: a `HostedFlow`, compiled (torch.compile), distributed, or plain.
+        latents: (N, C, h, w), standard normal.
+        y: (N,) int64.
+        cfg_scale: 1 + w.
+    Returns:
+        (N, C, h, w), normalised latents.
+    Raises:
+        HostError: for options that were set and would have no effect.
+    """
+    if heun or guidance_low > 0 or guidance_high < 1:
+        raise HostError(
+            "--heun, --guidance-low and --guidance-high are about the time steps of a diffusion; a flow has none. "
+            "Leave them out"
+        )
+    for wrapper in ("module", "_orig_mod"):
+        model = getattr(model, wrapper, model)
+    return model.draw(latents, y, cfg_scale)
+
+
 @dataclass(frozen=True)
 class _GivenNoise:
     """A source of named draws that holds the one draw which the host made."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from simflow_plugin.errors import HostError
 from simflow_plugin.hosts.fixed_variance import FixedVarianceFactory
-from simflow_plugin.hosts.hosted_flow import FlowKind, HostedFlow, HostGeometry, flow_kinds
+from simflow_plugin.hosts.hosted_flow import FlowKind, HostedFlow, HostGeometry, flow_kinds, sample
 
 LEARNED_VARIANCE = {"f8d4": (4, 8), "f16d32": (32, 16)}
 """The host's own autoencoders: (latent channels, factor)."""
@@ -30,7 +30,7 @@ BATCH_NORM_EPS = 1e-6
 
 @dataclass(frozen=True)
 class BuildArguments:
-    """The keywords that the host builds a model with."""
+    """The keywords that the host builds a model with. `generate.py` may pass None for `bn_momentum`, of no effect there."""
 
     input_size: int
     in_channels: int
@@ -38,7 +38,7 @@ class BuildArguments:
     class_dropout_prob: float
     z_dims: Sequence[int]
     encoder_depth: int
-    bn_momentum: float = 0.1
+    bn_momentum: float | None = 0.1
     fused_attn: bool = True
     qk_norm: bool = False
 
@@ -172,9 +172,11 @@ class RepaEFlow(HostedFlow):
 
     def extract_latents_stats(self) -> dict[str, Tensor]:
         """Return `latents_scale` (1 / std) and `latents_bias` (mean), (C,) each."""
-        mean, variance = self.bn.running_mean, self.bn.running_var
-        assert mean is not None and variance is not None  # it tracks them
-        return {"latents_scale": variance.rsqrt(), "latents_bias": mean}
+        statistics = dict(self.bn.named_buffers())
+        return {
+            "latents_scale": statistics["running_var"].rsqrt(),
+            "latents_bias": statistics["running_mean"],
+        }
 
     def inference(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """A flow has no velocity; the host's samplers hand over to `sample` instead.
@@ -186,38 +188,6 @@ class RepaEFlow(HostedFlow):
             f"{self.kind.name} has no velocity for the host's samplers; samplers.py lacks the lines that hand over. "
             "Run `simflow patch repa-e PATH`"
         )
-
-
-def sample(
-    model: Any,
-    latents: Tensor,
-    y: Tensor,
-    *,
-    heun: bool = False,
-    cfg_scale: float = 1.0,
-    guidance_low: float = 0.0,
-    guidance_high: float = 1.0,
-    num_steps: int | None = None,
-    path_type: str | None = None,
-) -> Tensor:
-    """Sample as the host's samplers are called; a flow has no time steps, so `num_steps` and `path_type` are moot.
-
-    Args:
-        model: `RepaEFlow`, compiled or not.
-        latents: (N, C, h, w), standard normal.
-        y: (N,) int64.
-        cfg_scale: 1 + w.
-    Returns:
-        (N, C, h, w), normalised latents.
-    Raises:
-        HostError: for options that were set and would have no effect.
-    """
-    if heun or guidance_low > 0 or guidance_high < 1:
-        raise HostError(
-            "--heun, --guidance-low and --guidance-high are about the time steps of a diffusion; a flow has none. "
-            "Leave them out"
-        )
-    return getattr(model, "_orig_mod", model).draw(latents, y, cfg_scale)
 
 
 def build(kind: FlowKind, **arguments: Any) -> RepaEFlow:

@@ -26,13 +26,12 @@ FEATURE_DIM = 16
 
 
 class Dots(dict):
-    """`dictdot` and omegaconf's access by attribute."""
+    """In place of dictdot and omegaconf: access by attribute."""
 
     def __getattr__(self, name):
-        try:
-            value = self[name]
-        except KeyError as error:
-            raise AttributeError(name) from error
+        if name.startswith("__"):
+            raise AttributeError(name)
+        value = self.get(name)  # None for a missing one, as in dictdot
         return Dots(value) if isinstance(value, dict) else value
 
 

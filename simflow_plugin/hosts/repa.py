@@ -1,0 +1,95 @@
+"""Adapters for sihyun-yu/REPA at 67f7145: STARFlow on the host's frozen, precomputed latents.
+
+The host keeps its loss in a class of its own and never trains its autoencoder, so there is no SimFlow here. The
+patched loss hands over to a model that `computes_own_losses`. `simflow patch repa` inserts the look-ups.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from simflow_plugin.hosts.hosted_flow import FlowKind, HostedFlow, HostGeometry, flow_kinds, sample
+
+LATENT_CHANNELS = 4
+"""Of the one autoencoder that this host uses (SD-VAE); its factory is not told."""
+CLASS_DROPOUT = 0.1
+"""The host's own, which `--cfg-prob` only switches on."""
+
+
+@dataclass(frozen=True)
+class BuildArguments:
+    """The keywords that the host builds a model with."""
+
+    input_size: int
+    num_classes: int
+    use_cfg: bool
+    z_dims: Sequence[int]
+    encoder_depth: int
+    fused_attn: bool = True
+    qk_norm: bool = False
+
+    def geometry(self) -> HostGeometry:
+        return HostGeometry(
+            latent_shape=(LATENT_CHANNELS, self.input_size, self.input_size),
+            num_classes=self.num_classes,
+            class_dropout=CLASS_DROPOUT if self.use_cfg else 0.0,
+            feature_dims=tuple(self.z_dims),
+            alignment_layer=self.encoder_depth,
+            uses_qk_norm=self.qk_norm,
+        )
+
+
+class RepaFlow(HostedFlow):
+    """STARFlow as a model of REPA.
+
+    Args:
+        kind: family, size and patch.
+        arguments: of the host.
+    Raises:
+        HostError: if they do not fit each other.
+    """
+
+    computes_own_losses = True
+
+    def __init__(self, kind: FlowKind, arguments: BuildArguments) -> None:
+        super().__init__(kind, arguments.geometry())
+        if not arguments.fused_attn:
+            warnings.warn(f"{kind.name}: --no-fused-attn has no effect on this model", stacklevel=3)
+
+    def forward(self, x: Tensor, y: Tensor, zs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return what the host's loss returns: its main loss and the alignment.
+
+        Args:
+            x: (N, 4, h, w), latents that the host normalised.
+            y: (N,) int64.
+            zs: (N, L, F) of each encoder.
+        Returns:
+            The NLL (N,), nats per latent dimension; the alignment, a scalar.
+        """
+        uniform = torch.rand(len(x), device=x.device)
+        losses = self.losses(x, y, zs, uniform, torch.randn_like(x))
+        return losses.nll, losses.alignment
+
+
+def build(kind: FlowKind, **arguments: Any) -> RepaFlow:
+    """Build a model as the host does: `SiT_models[name](**arguments)`."""
+    return RepaFlow(kind, BuildArguments(**arguments))
+
+
+def add_models(models: dict[str, Callable[..., nn.Module]]) -> None:
+    """Add `STARFlow-B/1` and the others to the host's dictionary (entry point in `repa.models`)."""
+    for kind in flow_kinds():
+        if kind.family == "STARFlow":
+            models.setdefault(kind.name, partial(build, kind))
+
+
+def add_samplers(samplers: dict[type, Callable[..., Tensor]]) -> None:
+    """Add our sampler to the patched host's dictionary, model class -> sampler (`repa.samplers`)."""
+    samplers.setdefault(RepaFlow, sample)
