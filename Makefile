@@ -10,7 +10,7 @@ demo: $(VENV)/.installed
 	@echo "Look at runs/quickstart/report.html"
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
