@@ -86,7 +86,15 @@ class TokenClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map normalised images (B, 3, H, W) to logits (B, num_classes)."""
-        return self.head(self.forward_features(images).flatten(1))
+        return self.forward_head(self.forward_features(images))
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """Map patch features (B, N, F) to logits, or with `pre_logits` to their mean (B, F), as timm's method does."""
+        return features.mean(dim=1) if pre_logits else self.head(features.flatten(1))
+
+    def forward_intermediates(self, images: Tensor, **options: Any) -> Any:
+        """Return the outputs of inner blocks: timm's method of the trunk."""
+        return self.trunk.forward_intermediates(images, **options)
 
 
 def make_network(architecture: dict[str, Any]) -> TokenClassifier:

@@ -40,6 +40,10 @@ class ConvStem(nn.Module):
             channels = width
         self.layers = nn.Sequential(*layers, nn.Conv2d(channels, embed_dim, 1))
 
+    def dynamic_feat_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Return the token grid of images of `image_size` (timm asks for it)."""
+        return image_size[0] // self.patch_size[0], image_size[1] // self.patch_size[1]
+
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, C, H, W) to tokens (B, T, embed_dim) in raster order."""
         return self.layers(images).flatten(2).transpose(1, 2)
