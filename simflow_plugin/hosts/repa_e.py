@@ -30,7 +30,7 @@ BATCH_NORM_EPS = 1e-6
 
 @dataclass(frozen=True)
 class BuildArguments:
-    """The keywords that the host builds a model with. `generate.py` may pass None for `bn_momentum`, of no effect there."""
+    """The keywords that the host builds a model with; `generate.py` may pass None for `bn_momentum`."""
 
     input_size: int
     in_channels: int

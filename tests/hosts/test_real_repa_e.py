@@ -10,7 +10,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +44,7 @@ def host(tmp_path_factory) -> Path:
 def site(tmp_path_factory) -> Path:
     """Return a folder with the entry points that pyproject.toml declares, in case the package is not installed."""
     site = tmp_path_factory.mktemp("site")
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
     groups = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["entry-points"]
     declare(
         site, "simflow", {group: entries["simflow"] for group, entries in groups.items() if "repa_e" in group}
