@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -36,6 +36,7 @@ class Choice:
     device: str | None
     dtype: str
     seed: int
+    clock: Literal["wall", "cpu"] = "wall"
 
 
 def make_setting(choice: Choice, peer: Path | None, is_quick: bool) -> BenchSetting:
@@ -49,6 +50,8 @@ def make_setting(choice: Choice, peer: Path | None, is_quick: bool) -> BenchSett
         ConfigError: for a value that is unknown, malformed, or that this machine cannot run.
     """
     device = _device(choice.device)
+    if choice.clock == "cpu" and device.type != "cpu":
+        raise ConfigError("--cpu-time: means nothing for work on a GPU; leave it out, or use --device cpu")
     side = 4 if is_quick else math.isqrt(choice.num_tokens)
     if not is_quick and side**2 != choice.num_tokens:
         raise ConfigError(
@@ -70,6 +73,7 @@ def make_setting(choice: Choice, peer: Path | None, is_quick: bool) -> BenchSett
         config,
         batch_size=choice.batch_size,
         guidance=choice.guidance,
+        clock=choice.clock,
         rounds=1 if is_quick else choice.rounds,
         methods=tuple(map(_method, choice.methods)) or BenchSetting.methods,
         device=device,

@@ -44,7 +44,7 @@ def run_bench(setting: BenchSetting) -> BenchReport:
         memory = _memory(workload, peer)
         subjects = _subjects(workload, peer)
         with count_progress("bench", len(subjects) * setting.rounds) as advance:
-            time_in_turn(subjects, setting.rounds, setting.device, advance)
+            time_in_turn(subjects, setting, advance)
     gemm = next(subject for subject in subjects if subject.name == GEMM)
     assert gemm.flops is not None
     speed = gemm.flops / gemm.median
@@ -157,4 +157,5 @@ def _describe(setting: BenchSetting) -> dict[str, Any]:
         "batch": setting.batch_size,
         "compute": str(setting.autocast or torch.float32).removeprefix("torch."),
         "rounds": setting.rounds,
+        "clock": setting.clock,
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -23,6 +23,8 @@ class BenchSetting:
         config: of the flow, with labels or with a condition of one token.
         batch_size: B.
         guidance: weight w > 0 of the guided runs.
+        clock: `wall`, or `cpu` for the CPU time of this process: steadier on a CPU that others use as well, above all
+            with one thread.
         rounds: every subject is timed once a round, in turn; medians are reported.
         methods: sampling methods, as `TransformerFlow.inverse` takes them; `cached` is always run.
         device: where to run.
@@ -37,6 +39,7 @@ class BenchSetting:
     batch_size: int = 8
     guidance: float = 1.5
     rounds: int = 3
+    clock: Literal["wall", "cpu"] = "wall"
     methods: Sequence[Any] = ("cached", "jacobi", "auto")
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     autocast: torch.dtype | None = None

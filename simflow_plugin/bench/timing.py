@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from simflow_plugin.bench.setting import BenchSetting
+
 
 @dataclass
 class Subject:
@@ -38,23 +40,21 @@ class Subject:
         return statistics.median(self.seconds)
 
 
-def time_in_turn(
-    subjects: Sequence[Subject], rounds: int, device: torch.device, advance: Callable[[int], None]
-) -> None:
+def time_in_turn(subjects: Sequence[Subject], setting: BenchSetting, advance: Callable[[int], None]) -> None:
     """Time every subject once a round, so that a busy minute of the machine falls on all of them.
 
     Args:
         subjects: filled in.
-        rounds: a device with kernels to load runs one more, untimed, before.
-        device: waited for around every run.
+        setting: its rounds, its clock, and its device, which is waited for around every run; a device with kernels to
+            load runs one more round, untimed, before.
         advance: called with 1 after every run.
     """
-    num_warmups = 1 if device.type == "cuda" else 0
-    for round_index in range(-num_warmups, rounds):
+    num_warmups = 1 if setting.device.type == "cuda" else 0
+    for round_index in range(-num_warmups, setting.rounds):
         for subject in subjects:
-            begin = _now(device)
+            begin = _now(setting)
             subject.result = subject.run()
-            elapsed = _now(device) - begin
+            elapsed = _now(setting) - begin
             if round_index >= 0:
                 subject.seconds.append(elapsed)
             advance(1)
@@ -83,7 +83,7 @@ def peak_memory(run: Callable[[], Any], device: torch.device) -> int:
     return peak
 
 
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+def _now(setting: BenchSetting) -> float:
+    if setting.device.type == "cuda":
+        torch.cuda.synchronize(setting.device)
+    return time.process_time() if setting.clock == "cpu" else time.perf_counter()

@@ -48,6 +48,10 @@ def bench(
     ] = None,
     json: Annotated[Path | None, typer.Option(help="File to write the numbers to.")] = None,
     seed: Annotated[int, typer.Option(help="Of weights and data.")] = 0,
+    cpu_time: Annotated[
+        bool,
+        typer.Option("--cpu-time", help="Time by the CPU's clock: steadier on a machine that others use."),
+    ] = False,
     quick: Annotated[
         bool, typer.Option("--quick", help="Seconds: a tiny flow, to see that all of it runs.")
     ] = False,
@@ -65,17 +69,18 @@ def bench(
             "head_dim": head_dim,
         }
         choice = Choice(
-            architecture,
-            tokens,
-            token_dim,
-            batch,
-            guidance,
-            rounds,
-            method or [],
-            naive,
-            device,
-            dtype.value,
-            seed,
+            architecture=architecture,
+            num_tokens=tokens,
+            token_dim=token_dim,
+            batch_size=batch,
+            guidance=guidance,
+            rounds=rounds,
+            methods=method or [],
+            runs_naive=naive,
+            device=device,
+            dtype=dtype.value,
+            seed=seed,
+            clock="cpu" if cpu_time else "wall",
         )
         report = run_bench(make_setting(choice, compare_ml_starflow, quick))
         report.print()

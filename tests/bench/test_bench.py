@@ -164,6 +164,12 @@ def test_default_is_size_s() -> None:
     assert (config.width, config.layers_per_block, config.num_tokens) == (384, (2, 2, 2, 8), 256)
 
 
+def test_cpu_clock_is_refused_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ConfigError, match="--cpu-time"):
+        make_setting(choice(device="cuda", clock="cpu"), None, is_quick=False)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
