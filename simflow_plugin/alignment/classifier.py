@@ -67,9 +67,14 @@ class TokenClassifier(nn.Module):
 
         super().__init__()
         sizes = {name: value for name, value in architecture.items() if name not in ("model", "num_classes")}
-        fixed = {"num_classes": 0, "global_pool": "", "class_token": False, "embed_layer": ConvStem}
+        fixed: dict[str, Any] = {
+            "num_classes": 0,
+            "global_pool": "",
+            "class_token": False,
+            "embed_layer": ConvStem,
+        }
         try:
-            self.trunk = timm.create_model(architecture["model"], pretrained=False, **fixed, **sizes)
+            trunk: Any = timm.create_model(architecture["model"], pretrained=False, **fixed, **sizes)
         except (RuntimeError, TypeError, AssertionError) as error:
             raise ConfigError(
                 f"timm cannot build `{architecture['model']}` as a vision transformer with {sizes}: {error}. See "
@@ -82,7 +87,7 @@ class TokenClassifier(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Map normalised images (B, 3, H, W) to patch features (B, N, F) in raster order."""
-        return self.trunk.forward_features(images)
+        return self.trunk.forward_features(images)  # type: ignore[operator]
 
     def forward(self, images: Tensor) -> Tensor:
         """Map normalised images (B, 3, H, W) to logits (B, num_classes)."""
@@ -94,7 +99,7 @@ class TokenClassifier(nn.Module):
 
     def forward_intermediates(self, images: Tensor, **options: Any) -> Any:
         """Return the outputs of inner blocks: timm's method of the trunk."""
-        return self.trunk.forward_intermediates(images, **options)
+        return self.trunk.forward_intermediates(images, **options)  # type: ignore[operator]
 
 
 def make_network(architecture: dict[str, Any]) -> TokenClassifier:
