@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -99,6 +100,14 @@ def test_auto_picks_the_cheaper_and_says_why(monkeypatch: pytest.MonkeyPatch, ja
     picked = "jacobi" if jacobi_is_cheap else "cached"
     assert [block.method for block in statistics.blocks] == [picked] * 3
     assert all("by jacobi" in block.reason and "by cached" in block.reason for block in statistics.blocks)
+
+
+@pytest.mark.parametrize(
+    ("residual", "previous", "expected"),
+    [(1e-6, 1.0, 0.0), (1e-2, 1e-1, 3.0), (1e-1, math.inf, math.inf), (2.0, 1.0, math.inf)],
+)
+def test_residuals_forecast_the_passes_to_go(residual: float, previous: float, expected: float) -> None:
+    assert auto.passes_to_go(residual, previous, tolerance=1e-5) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("step", ["static", "compiled"])

@@ -1,13 +1,14 @@
 """`auto`: per block, `jacobi` where its residuals fall fast enough to beat `cached` here and now, else `cached`.
 
-A few tokens by `cached` give its price per token. Then a segment is iterated; after each pass, the price of a
-token by `jacobi` is the time spent over the tokens whose residual has vanished. If that is still higher after
+A few tokens by `cached` give its price per token. Then a segment is iterated. After each pass, the fall of the
+residual forecasts how many more are needed, hence the price of a token by `jacobi`; if it is higher after
 `patience` passes, the segment is finished by `cached`. All these tokens are part of the sample: little is wasted.
 What is picked depends on the machine's speed, so samples repeat up to the tolerance, not bit for bit.
 """
 
 from __future__ import annotations
 
+import math
 import time
 
 import torch
@@ -46,17 +47,30 @@ def solve_auto(state: BlockState, method: Auto) -> None:
 
 
 def _try_segment(state: BlockState, jacobi: Jacobi, patience: int, cached_price: float) -> tuple[float, int]:
-    """Iterate on a segment while it pays; return seconds per token, and the first step that is not final."""
+    """Iterate on a segment while it may pay; return seconds per token, and the first step that is not final."""
     first, stop = PRICED_STEPS, PRICED_STEPS + jacobi.segment
-    passes, begin = 0, _now(state)
+    passes, begin, previous = 0, _now(state), math.inf
     while first < stop:
-        first = iterate(state, jacobi, first, stop)
+        first, residual = iterate(state, jacobi, first, stop)
         passes += 1
-        price = (_now(state) - begin) / (first - PRICED_STEPS)
-        if passes >= patience and price > cached_price:
+        seconds = _now(state) - begin
+        price = seconds / (first - PRICED_STEPS)
+        needed = passes_to_go(residual, previous, jacobi.tolerance)
+        forecast = min(price, (seconds + needed * seconds / passes) / jacobi.segment)
+        if passes >= patience and forecast > cached_price:
             break
+        previous = residual
     state.statistics.iterations.append(passes)
     return price, first
+
+
+def passes_to_go(residual: float, previous: float, tolerance: float) -> float:
+    """Return how many passes a residual that goes on falling as in the last pass needs to reach the tolerance."""
+    if residual <= tolerance:
+        return 0.0
+    if not residual < previous < math.inf or tolerance == 0:
+        return math.inf
+    return math.log(tolerance / residual) / math.log(residual / previous)
 
 
 def _now(state: BlockState) -> float:

@@ -30,12 +30,17 @@ def solve_segment(state: BlockState, method: Jacobi, first: int, stop: int) -> N
     iterations = 0
     while first < stop:
         iterations += 1
-        first = iterate(state, method, first, stop, accepts_all=iterations >= limit)
+        first, _ = iterate(state, method, first, stop, accepts_all=iterations >= limit)
     state.statistics.iterations.append(iterations)
 
 
-def iterate(state: BlockState, method: Jacobi, first: int, stop: int, accepts_all: bool = False) -> int:
-    """Run one pass over steps first : stop; return the first step whose target is not final yet.
+def iterate(
+    state: BlockState, method: Jacobi, first: int, stop: int, accepts_all: bool = False
+) -> tuple[int, float]:
+    """Run one pass over steps first : stop.
+
+    Returns:
+        The first step whose target is not final yet, and the largest change of a token in this pass.
 
     Args:
         accepts_all: take all targets as they are now, whatever their residual.
@@ -53,7 +58,7 @@ def iterate(state: BlockState, method: Jacobi, first: int, stop: int, accepts_al
     state.store(new[:, :num_final], first)
     if num_final < stop - first:
         state.store(_tame(new[:, num_final:]), first + num_final)
-    return first + num_final
+    return first + num_final, float(change.max())
 
 
 def _tame(guesses: Tensor) -> Tensor:
