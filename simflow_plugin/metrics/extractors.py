@@ -201,7 +201,7 @@ def find_extractor_weights(name: str, weights: Path | None) -> Path:
             return cached
         raise WeightsError(
             f"{cached}: the Inception weights that FID is defined on are missing. {published(name)} Download them, and "
-            "name the file with --weights or copy it there."
+            "name the file with --weights or copy it there; or use another: --extractor none, pretrained, timm:MODEL."
         )
     if name == "pretrained":
         raise WeightsError(f"extractor `pretrained`: name its file with --weights. {published(name)}")

@@ -196,7 +196,7 @@ def _precision_recall(samples: ImageFeatures, real: ImageFeatures) -> dict[str, 
 
 def _with_warning(name: str, number: Measured, num_samples: int, num_real: int, dims: int) -> Measured:
     warning = few_samples_warning(name, num_samples, num_real, dims)
-    return Measured(number.value, number.low, number.high, number.interval, warning)
+    return number.with_notes(warning=warning)
 
 
 def few_samples_warning(name: str, num_samples: int, num_real: int, dims: int) -> str:

@@ -1,12 +1,12 @@
 """What latents look like as signals, and what a decoder makes of latents beside the data.
 
 All four statistics see latents whose channels were brought to mean 0 and variance 1 over the whole set, so that they do
-not depend on scale or shift. For white noise they are: spectral entropy 1, high-frequency ratio 1 - pi / 16
-= 0.80 (of a large grid), total variation 2 / sqrt(pi) = 1.13, autocorrelation 0.
+not depend on scale or shift. For white noise they are: spectral entropy 1 (a little less for few channels),
+high-frequency ratio 1 - pi / 16 = 0.80 (of a large grid), total variation 2 / sqrt(pi) = 1.13, autocorrelation 0.
 
 SimFlow (arXiv:2512.04084) reports for end-to-end training a high-frequency ratio that falls (0.24 to 0.09), a total
-variation that falls (0.71 to 0.47) and an autocorrelation that rises (0.06 to 0.54) without giving its definitions:
-compare the directions with those numbers, not the digits.
+variation that falls (0.71 to 0.47) and an autocorrelation that rises (0.06 to 0.54). Its definitions may differ from
+these: compare directions with those numbers, not digits.
 """
 
 from __future__ import annotations
@@ -63,6 +63,24 @@ def power_spectrum(latents: Tensor) -> Tensor:
     """Return the share of power at each frequency but zero, (N, h w - 1), summing to 1, averaged over channels."""
     power = torch.fft.fft2(latents, norm="ortho").abs().square().mean(dim=1).flatten(1)[:, 1:]
     return power / power.sum(dim=1, keepdim=True).clamp(min=1e-300)
+
+
+def power_by_radius(latents: Tensor) -> tuple[list[float], list[float]]:
+    """Return the radial power spectrum of latents (N, C, h, w): (frequencies, mean power at them).
+
+    Frequencies are in cycles per position, in rings one step of the grid wide; channels are normalised first, so white
+    noise is flat at 1.
+    """
+    latents = normalize_channels(latents)
+    power = torch.fft.fft2(latents, norm="ortho").abs().square().mean(dim=(0, 1))
+    rows, columns = (torch.fft.fftfreq(size, dtype=torch.float64) for size in latents.shape[2:])
+    radius = torch.hypot(rows[:, None], columns[None])
+    ring = (radius * min(latents.shape[2:])).round().long()
+    rings = range(1, int(ring.max()) + 1)
+    means = [
+        (float(radius[ring == r].mean()), float(power[ring == r].mean())) for r in rings if (ring == r).any()
+    ]
+    return [frequency for frequency, _ in means], [mean for _, mean in means]
 
 
 def spectral_entropy(latents: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 
@@ -15,6 +15,7 @@ class Measured:
         low: lower end of a 95 % interval, or None.
         high: upper end.
         interval: where the interval comes from: `bootstrap of 360 images`.
+        on: what it was measured on and with; numbers with another `on` do not belong into one row of a table.
         warning: why it should not be trusted; shown in the table itself. Empty if nothing is wrong.
     """
 
@@ -22,7 +23,13 @@ class Measured:
     low: float | None = None
     high: float | None = None
     interval: str = ""
+    on: str = ""
     warning: str = ""
+
+    def with_notes(self, on: str = "", warning: str = "") -> Measured:
+        """Return the number with what it was measured on, and one more warning."""
+        warnings = "; ".join(filter(None, (self.warning, warning)))
+        return replace(self, on=on or self.on, warning=warnings)
 
     def to_json(self) -> dict[str, Any]:
         """Return what `from_json` reads."""

@@ -13,6 +13,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 COLOURS = ("#1f5f8b", "#c2571a", "#3c8d5a", "#8a4f9e", "#b8902a", "#5a6b78", "#b3405e", "#2b9c9c")
 INK, LINE = "#333a42", "#d9dbdd"
@@ -128,6 +129,7 @@ def style_axis(axis: Axes, title: str, x_label: str, y_label: str) -> None:
     axis.grid(color=LINE, linewidth=0.6)
     axis.set_axisbelow(True)
     axis.ticklabel_format(style="plain", useOffset=False)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=axis.get_xlim()[1] > 2, nbins=8))
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
     for side in ("left", "bottom"):

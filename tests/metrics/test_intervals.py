@@ -48,5 +48,5 @@ def test_no_values_are_refused():
 
 
 def test_numbers_survive_json():
-    number = Measured(1.0, 0.5, 1.5, "note", "warning")
+    number = Measured(1.0, 0.5, 1.5, "note", "data", "warning")
     assert Measured.from_json(number.to_json() | {"new": 1}) == number

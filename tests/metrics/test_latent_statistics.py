@@ -13,6 +13,7 @@ from simflow_plugin.metrics.latent_statistics import (
     latent_statistics,
     noise_robustness,
     normalize_channels,
+    power_by_radius,
 )
 from simflow_plugin.randomness import IndexedRandom
 from tests.engine.toys import LinearAutoencoder
@@ -53,6 +54,17 @@ def test_a_wave_correlates_with_its_neighbours_by_its_cosine():
     # Vertical neighbours are equal, horizontal ones are a phase of 2 pi / 16 apart.
     found = latent_statistics(wave(1 / 16))["autocorrelation"].mean()
     assert float(found) == pytest.approx((1 + math.cos(2 * math.pi / 16)) / 2, abs=0.01)
+
+
+def test_radial_spectrum_of_white_noise_is_flat_at_one():
+    frequencies, power = power_by_radius(white())
+    assert frequencies == sorted(frequencies)
+    assert max(abs(p - 1) for p in power) < 0.1
+
+
+def test_radial_spectrum_of_a_wave_is_at_its_frequency():
+    frequencies, power = power_by_radius(wave(0.25))
+    assert frequencies[power.index(max(power))] == pytest.approx(0.25, abs=0.02)
 
 
 def test_fast_waves_are_high_frequencies():

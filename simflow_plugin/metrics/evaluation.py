@@ -1,0 +1,305 @@
+"""The evaluation of a run: samples in shards, metrics with intervals and warnings, one result file a setting.
+
+    RUN/evaluations/<key>/shard_*.npz  result.json  scores.csv  evaluation.html
+
+The key stands for what decides a sample: checkpoint, weights, sampler, guidance, seed. A later evaluation of the same
+setting adds its numbers to the same result.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from pydantic import ValidationError
+from torch import Tensor
+
+from simflow_plugin import registry
+from simflow_plugin.config import Part
+from simflow_plugin.contracts import NO_LABEL, DataContext, GenerativeModel, ImageDataset
+from simflow_plugin.data.cache import fingerprint
+from simflow_plugin.data.loader import evaluation_batches
+from simflow_plugin.engine.checkpoints import MANIFEST
+from simflow_plugin.engine.loaded_run import LoadedRun
+from simflow_plugin.engine.parts import build_dataset
+from simflow_plugin.engine.sampling import draw_images, to_uint8
+from simflow_plugin.errors import ConfigError, EvaluationError, WeightsError
+from simflow_plugin.losses.lpips_loss import BACKBONES
+from simflow_plugin.metrics.digits_judge import judge_digits
+from simflow_plugin.metrics.evaluation_request import (
+    EvaluationRequest,
+    assignment,
+    check_request,
+    with_sampling,
+)
+from simflow_plugin.metrics.evaluation_result import Evaluation, read_evaluation
+from simflow_plugin.metrics.extractors import Extractor, build_extractor
+from simflow_plugin.metrics.fidelity import cached_features, extract, fidelity
+from simflow_plugin.metrics.held_out import (
+    HeldOut,
+    fit_likelihood,
+    measure_likelihood,
+    measure_outliers,
+    measure_reconstruction,
+)
+from simflow_plugin.metrics.intervals import bootstrap_mean
+from simflow_plugin.metrics.likelihood import Scorer
+from simflow_plugin.metrics.measured import Measured
+from simflow_plugin.metrics.reconstruction import LPIPSDistance
+from simflow_plugin.metrics.shards import SampleShards
+from simflow_plugin.progress_bar import count_progress
+
+
+class RunEvaluator:
+    """Evaluates one loaded run.
+
+    Everything that can be refused is checked here, before the first sample is drawn.
+
+    Args:
+        loaded: the run; its model is rebuilt where sampling options change.
+        request: what to measure.
+    Raises:
+        EvaluationError, WeightsError, ConfigError: for a request that cannot be met.
+    """
+
+    def __init__(self, loaded: LoadedRun, request: EvaluationRequest) -> None:
+        check_request(loaded, request)
+        self.loaded = with_sampling(loaded, request.sampling)
+        self.request = request
+        self.config = loaded.config
+        self.guidance = loaded.config.sampling.guidance if request.guidance is None else request.guidance
+        self.batch_size = request.batch_size or loaded.config.sampling.batch_size
+        self.extractor: Extractor | None = None
+        if request.extractor is not None and set(request.parts) & {"generation", "reconstruction"}:
+            self.extractor = build_extractor(request.extractor, request.weights, loaded.device)
+        self.lpips, note = self._build_lpips()
+        settings = self.settings()
+        folder = (
+            loaded.directory.path / "evaluations" / f"step_{settings['step']:08d}_{fingerprint(settings)}"
+        )
+        self.evaluation = Evaluation(folder, settings, notes=[note] if note else [])
+        self.shards = SampleShards(folder, request.num_samples)
+        self.test = build_dataset(self.config, "test")
+        self.other = self._build_other()
+
+    def settings(self) -> dict[str, Any]:
+        """Return what decides a sample, in words that a report can show."""
+        manifest = (self.loaded.checkpoint.path / MANIFEST).read_text()
+        model = self.config.model
+        sampling = model.options.get("sampling", {}) if model is not None else {}
+        return {
+            "step": self.loaded.checkpoint.step,
+            "checkpoint": fingerprint({"manifest": manifest}),
+            "weights": "EMA" if self.loaded.averaged else "last",
+            "guidance": self.guidance,
+            "sampling": {**sampling, **dict(map(assignment, self.request.sampling))},
+            "seed": self.request.seed,
+        }
+
+    def make_samples(self, rank: int = 0, world_size: int = 1) -> None:
+        """Draw the missing samples of this process."""
+        if "generation" not in self.request.parts:
+            return
+        started, drawn = time.monotonic(), 0
+
+        def draw(indices: Sequence[int]) -> tuple[Any, Any]:
+            nonlocal drawn
+            drawn += len(indices)
+            return self._draw(indices)
+
+        share = sum(self.shards.wanted(n) for n in range(rank, self.shards.num_shards, world_size))
+        with count_progress("sampling", share) as advance:
+            self.shards.make_missing(draw, self.batch_size, rank, world_size, advance)
+        if drawn:
+            seconds = (time.monotonic() - started) / drawn
+            on = f"{self.loaded.device.type}, batches of {self.batch_size}, guidance {self.guidance:g}"
+            self.evaluation.metrics["sampling_seconds"] = Measured(seconds, on=on)
+
+    def measure(self) -> Evaluation:
+        """Measure everything that was asked for, on the samples on disk; write and return the result."""
+        self.evaluation.folder.mkdir(parents=True, exist_ok=True)
+        parts = self.request.parts
+        if "generation" in parts:
+            self.evaluation.metrics |= self._generation()
+        if "reconstruction" in parts:
+            self.evaluation.metrics |= self._reconstruction()
+        if "likelihood" in parts:
+            self._likelihood()
+        self.evaluation.save()
+        return read_evaluation(self.evaluation.folder)
+
+    # ------------------------------------------------------------------ generation
+
+    def _draw(self, indices: Sequence[int]) -> tuple[Any, Any]:
+        classes = self.loaded.num_classes
+        labels = torch.tensor([i % classes if classes else NO_LABEL for i in indices])
+        images = draw_images(
+            self.loaded.autoencoder,
+            self.loaded.require_model(),
+            indices,
+            labels,
+            self.guidance,
+            self.request.seed,
+            self.config.image_size,
+        )
+        return to_uint8(images).numpy(), labels.numpy()
+
+    def _generation(self) -> dict[str, Measured]:
+        found: dict[str, Measured] = {}
+        count = self.request.num_samples
+        samples_on = f"{count:,} samples"
+        if self.extractor is not None:
+            real_set = self.test if self.request.reference == "test" else build_dataset(self.config, "train")
+            with count_progress("features of samples", count) as advance:
+                samples = extract(self.extractor, self._sample_batches(), advance)
+            real = self._real_features(real_set, self.request.reference, len(real_set))
+            real_on = f"{len(real_set):,} images, {self._name(self.request.reference)}"
+            on = f"{samples_on} against {real_on}, {self._extractor_name()}"
+            for name, number in fidelity(samples, real, self.extractor, self.request.seed).items():
+                found[name] = number.with_notes(on, self._own_data_warning())
+            if self.extractor.name == "pretrained" and samples.logits is not None and self.loaded.num_classes:
+                labels = np.concatenate([labels for _, labels in self.shards.read()])
+                is_right = samples.logits.argmax(1).numpy() == labels
+                agreement = bootstrap_mean(is_right.astype(float), "samples")
+                found["class_agreement_pretrained"] = agreement.with_notes(
+                    f"{samples_on}, {self._extractor_name()}"
+                )
+        if self.config.evaluation.judge == "digits":
+            found |= self._judge(samples_on)
+        return found
+
+    def _sample_batches(self) -> Iterator[Tensor]:
+        for images, _ in self.shards.read():
+            yield from torch.from_numpy(images).permute(0, 3, 1, 2).split(self.batch_size)
+
+    def _real_features(self, dataset: ImageDataset, split: str, count: int) -> Any:
+        assert self.extractor is not None
+        facts = {
+            "data": self.config.data.model_dump(),
+            "split": split,
+            "size": self.config.image_size,
+            "count": count,
+        }
+
+        def compute() -> Any:
+            assert self.extractor is not None
+            with count_progress("features of real images", count) as advance:
+                batches = evaluation_batches(dataset, self.batch_size, range(count))
+                pixels = (to_uint8(batch.images).permute(0, 3, 1, 2) for batch in batches)
+                return extract(self.extractor, pixels, advance)
+
+        return cached_features(facts, self.extractor, compute)
+
+    def _judge(self, samples_on: str) -> dict[str, Measured]:
+        train: Any = build_dataset(self.config, "train")
+        test: Any = self.test
+        images, labels = (np.concatenate(part) for part in zip(*self.shards.read(), strict=True))
+        judgement = judge_digits(
+            np.ascontiguousarray(images.transpose(0, 3, 1, 2)),
+            labels,
+            train.raw_images,
+            train.labels.numpy(),
+            test.raw_images,
+            test.labels.numpy(),
+        )
+        on = f"{samples_on}, SVC on real digits ({judgement.class_agreement_real:.1%} of held-out ones)"
+        num_right = round(judgement.class_agreement * len(labels))
+        agreement = bootstrap_mean((np.arange(len(labels)) < num_right).astype(float), "samples")
+        return {
+            "class_agreement": agreement.with_notes(on),
+            "diversity_ratio": Measured(judgement.diversity_ratio, on=on),
+        }
+
+    # ------------------------------------------------------------------ held-out images
+
+    def _held_out(self) -> HeldOut:
+        count = min(self.request.num_held_out or len(self.test), len(self.test))
+        return HeldOut(self.test, self._name("test"), count, self.batch_size, self.request.seed)
+
+    def _reconstruction(self) -> dict[str, Measured]:
+        originals, decoded = [], []
+        held_out = self._held_out()
+
+        def keep(images: Tensor, reconstruction: Tensor) -> None:
+            if self.extractor is not None:
+                originals.append(self.extractor(images))
+                decoded.append(self.extractor(reconstruction))
+
+        found = measure_reconstruction(self.loaded, held_out, self.lpips, keep)
+        if self.extractor is not None and held_out.count >= 2:
+            features = [_concatenate(part) for part in (decoded, originals)]
+            name = "fid" if self.extractor.is_inception else f"fd_{self.extractor.suffix}"
+            number = fidelity(features[0], features[1], self.extractor)[name]
+            on = f"{held_out.count:,} images, {held_out.name}, posterior mean, {self._extractor_name()}"
+            found[f"r{name}"] = number.with_notes(on)
+        return found
+
+    def _likelihood(self) -> None:
+        model = self.loaded.model
+        if model is None or type(model).log_prob is GenerativeModel.log_prob:
+            if self.request.ood is not None:
+                raise EvaluationError("--ood needs a model with an exact density, as flows have.")
+            self.evaluation.notes.append("likelihood: not measured, the model has no exact density")
+            return
+        train = build_dataset(self.config, "train")
+        likelihood = fit_likelihood(self.loaded, train, self.request.likelihood, self.batch_size)
+        scorer = Scorer(self.loaded.autoencoder, model, likelihood, self.request.posterior_samples)
+        folder, held_out = self.evaluation.folder, self._held_out()
+        self.evaluation.metrics |= measure_likelihood(self.loaded, held_out, scorer, folder / "scores.csv")
+        self.evaluation.notes.append(
+            f"image bits per dim: {likelihood.kind} reconstruction likelihood, scale {likelihood.scale:.4g} (pixels "
+            f"in [-1, 1]) fitted on training images; mean of {scorer.num_samples} posterior sample(s), not importance "
+            "weighted"
+        )
+        if self.other is not None:
+            csv = folder / "scores_ood.csv"
+            self.evaluation.metrics |= measure_outliers(self.loaded, held_out, self.other, scorer, csv)
+
+    # ------------------------------------------------------------------ names and checks
+
+    def _name(self, split: str) -> str:
+        return (
+            f"{split} split of {self.config.data.name}, {self.config.image_size} x {self.config.image_size}"
+        )
+
+    def _extractor_name(self) -> str:
+        return f"{self.extractor.name}@{self.extractor.digest[:6]}" if self.extractor is not None else ""
+
+    def _own_data_warning(self) -> str:
+        return "compared with the training split" if self.request.reference == "train" else ""
+
+    def _build_lpips(self) -> tuple[LPIPSDistance | None, str]:
+        """Return LPIPS where its weights are; without them only a backbone that was named is an error."""
+        if "reconstruction" not in self.request.parts:
+            return None, ""
+        try:
+            distance = LPIPSDistance("alex", self.request.lpips_backbone, self.loaded.device)
+        except WeightsError as error:
+            if self.request.lpips_backbone is not None:
+                raise WeightsError(f"--lpips-backbone: {error}") from error
+            address = BACKBONES["alex"].address
+            return None, f"LPIPS: not measured; name AlexNet's weights ({address}) with --lpips-backbone"
+        if self.config.image_size < 31:
+            return None, f"LPIPS: not measured, {self.config.image_size} pixels are too few for AlexNet"
+        return distance, ""
+
+    def _build_other(self) -> HeldOut | None:
+        if self.request.ood is None:
+            return None
+        part = Part.model_validate(yaml.safe_load(self.request.ood))
+        context = DataContext(self.config.image_size, "test", self.config.seed)
+        try:
+            dataset = part.build(registry.DATASETS, context)
+        except ValidationError as error:
+            raise ConfigError(f"--ood {self.request.ood}: {error}") from error
+        count = min(self.request.num_held_out or len(dataset), len(dataset))
+        return HeldOut(dataset, f"test split of {part.name}", count, self.batch_size, self.request.seed)
+
+
+def _concatenate(features: list[Any]) -> Any:
+    columns = zip(*features, strict=True)
+    return type(features[0])(*(torch.cat(part) if part[0] is not None else None for part in columns))

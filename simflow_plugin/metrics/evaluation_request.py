@@ -1,0 +1,118 @@
+"""What an evaluation is asked for, and the refusal of what cannot be measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import ValidationError
+
+from simflow_plugin.engine.loaded_run import LoadedRun
+from simflow_plugin.engine.parts import build_model
+from simflow_plugin.errors import EvaluationError
+from simflow_plugin.options import did_you_mean
+
+PARTS = ("generation", "reconstruction", "likelihood")
+
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """What to measure.
+
+    Args:
+        parts: of `PARTS`.
+        num_samples: to draw.
+        guidance: weight w; None is the run's own.
+        seed: of the noise.
+        sampling: `key=value` assignments to the model's sampling options.
+        reference: split that samples are compared with.
+        extractor: name of a feature extractor, or None for no feature metrics.
+        weights: its file.
+        num_held_out: images for reconstruction and likelihood; None is the whole test split.
+        likelihood: of images given decoded ones.
+        posterior_samples: per image in the likelihood.
+        lpips_backbone: AlexNet's file; None looks into torch's hub cache.
+        ood: a data set by name, or a YAML mapping, to tell apart by likelihood.
+        batch_size: None is the run's own.
+    """
+
+    parts: tuple[str, ...] = PARTS
+    num_samples: int = 10_000
+    guidance: float | None = None
+    seed: int = 0
+    sampling: tuple[str, ...] = ()
+    reference: Literal["test", "train"] = "test"
+    extractor: str | None = "inception"
+    weights: Path | None = None
+    num_held_out: int | None = None
+    likelihood: Literal["gaussian", "laplace"] = "gaussian"
+    posterior_samples: int = 1
+    lpips_backbone: str | None = None
+    ood: str | None = None
+    batch_size: int | None = None
+
+
+def check_request(loaded: LoadedRun, request: EvaluationRequest) -> None:
+    """Refuse what cannot be measured.
+
+    Raises:
+        EvaluationError: naming the option and what to do.
+    """
+    for part in request.parts:
+        if part not in PARTS:
+            raise EvaluationError(f"--only: unknown part `{part}`.{did_you_mean(part, PARTS)}")
+    if "generation" in request.parts:
+        model = loaded.require_model()
+        guidance = loaded.config.sampling.guidance if request.guidance is None else request.guidance
+        if guidance > 0 and not (model.supports_guidance and loaded.num_classes is not None):
+            raise EvaluationError(
+                f"--guidance {guidance:g}: the run's model has no unconditional half to guide with. Use --guidance 0."
+            )
+        if request.num_samples < 2:
+            raise EvaluationError(
+                f"--num-samples {request.num_samples}: two are the least that can be compared."
+            )
+
+
+def with_sampling(loaded: LoadedRun, assignments: Sequence[str]) -> LoadedRun:
+    """Return the run with other sampling options and the same weights.
+
+    Args:
+        loaded: the run.
+        assignments: `key=value`, of the model's `sampling` options.
+    Raises:
+        EvaluationError: for an option that the model does not have.
+    """
+    if not assignments:
+        return loaded
+    model, part = loaded.require_model(), loaded.config.model
+    assert part is not None
+    sampling = {**part.options.get("sampling", {}), **dict(map(assignment, assignments))}
+    options = {**part.options, "sampling": sampling}
+    try:
+        type(model).Options.model_validate(options)
+    except ValidationError as error:
+        known = part.options.get("sampling", {})
+        detail = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise EvaluationError(
+            f"--sampling {' '.join(assignments)}: {detail}. Known: {', '.join(known)}."
+        ) from error
+    config = loaded.config.model_copy(update={"model": part.model_copy(update={"options": options})})
+    state = loaded.checkpoint.state
+    shape = loaded.autoencoder.latent_shape(config.image_size)
+    rebuilt = build_model(config, shape, state["num_classes"], state["feature_dim"])
+    assert rebuilt is not None
+    rebuilt.load_state_dict(model.state_dict())
+    rebuilt.to(loaded.device).eval().requires_grad_(False)
+    return replace(loaded, model=rebuilt, config=config)
+
+
+def assignment(text: str) -> tuple[str, Any]:
+    """Split `key=value`; the value is YAML."""
+    key, separator, value = text.partition("=")
+    if not separator:
+        raise EvaluationError(f"--sampling {text}: expected key=value, `method=jacobi` for example.")
+    return key.strip(), yaml.safe_load(value)
