@@ -61,6 +61,7 @@ class TokenClassifier(nn.Module):
     """
 
     num_prefix_tokens = 0
+    trunk: Any
 
     def __init__(self, architecture: dict[str, Any]) -> None:
         import timm
@@ -80,14 +81,13 @@ class TokenClassifier(nn.Module):
                 f"timm cannot build `{architecture['model']}` as a vision transformer with {sizes}: {error}. See "
                 "timm.list_models('vit*')."
             ) from error
-        self.num_features = self.trunk.num_features
-        self.head = nn.Linear(
-            self.trunk.patch_embed.num_patches * self.num_features, architecture["num_classes"]
-        )
+        self.trunk = trunk
+        self.num_features = int(trunk.num_features)
+        self.head = nn.Linear(trunk.patch_embed.num_patches * self.num_features, architecture["num_classes"])
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Map normalised images (B, 3, H, W) to patch features (B, N, F) in raster order."""
-        return self.trunk.forward_features(images)  # type: ignore[operator]
+        return self.trunk.forward_features(images)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map normalised images (B, 3, H, W) to logits (B, num_classes)."""
@@ -99,7 +99,7 @@ class TokenClassifier(nn.Module):
 
     def forward_intermediates(self, images: Tensor, **options: Any) -> Any:
         """Return the outputs of inner blocks: timm's method of the trunk."""
-        return self.trunk.forward_intermediates(images, **options)  # type: ignore[operator]
+        return self.trunk.forward_intermediates(images, **options)
 
 
 def make_network(architecture: dict[str, Any]) -> TokenClassifier:
