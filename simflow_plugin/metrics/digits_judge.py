@@ -9,41 +9,18 @@ repeats one image per class agrees well and has ratio 0.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.distance import pdist
 from sklearn.svm import SVC
 
 from simflow_plugin.errors import EvaluationError, ShapeError
+from simflow_plugin.metrics.judgement import Judgement
 
 JUDGE_SIZE = 8
 JUDGE_MAX = 16.0
 GREY_WEIGHTS = np.array([0.299, 0.587, 0.114])
 """ITU-R BT.601, the weights of PIL's conversion to grey."""
-
-
-@dataclass(frozen=True)
-class DigitsJudgement:
-    """What the judge found.
-
-    Args:
-        class_agreement: share of samples given the class that was asked for, in [0, 1].
-        class_agreement_real: the same for real held-out digits and their labels: the judge's own accuracy.
-        diversity_ratio: mean over classes of `diversity_by_class`.
-        agreement_by_class: class -> share.
-        diversity_by_class: class -> D_c(samples) / D_c(real); classes with fewer than two samples are left
-            out.
-        num_samples: judged.
-    """
-
-    class_agreement: float
-    class_agreement_real: float
-    diversity_ratio: float
-    agreement_by_class: dict[int, float]
-    diversity_by_class: dict[int, float]
-    num_samples: int
 
 
 def judge_digits(
@@ -53,7 +30,7 @@ def judge_digits(
     train_labels: NDArray[np.integer],
     test_images: NDArray[np.floating],
     test_labels: NDArray[np.integer],
-) -> DigitsJudgement:
+) -> Judgement:
     """Judge samples by SVC(gamma=0.001), scikit-learn's own setting for these digits.
 
     Args:
@@ -85,7 +62,8 @@ def judge_digits(
         raise EvaluationError(
             "digits judge: diversity needs two samples of one class, and no class has them."
         )
-    return DigitsJudgement(
+    return Judgement(
+        judge="scikit-learn's SVC(gamma=0.001), fitted on real training digits at 8 x 8",
         class_agreement=float(is_right.mean()),
         class_agreement_real=float((judge.predict(test) == test_labels).mean()),
         diversity_ratio=float(np.mean(list(diversity.values()))),

@@ -92,9 +92,9 @@ def _judge_table(measurement: RunMeasurement) -> list[Part]:
         ("diversity ratio", *(f"{judgement.diversity_by_class.get(c, float('nan')):.2f}" for c in classes)),
     )
     notes = (
-        "The judge is scikit-learn's SVC(gamma=0.001), fitted on real training digits at 8 x 8; it gives "
-        f"{judgement.class_agreement_real:.1%} of the real held-out digits their own class.",
-        "Diversity ratio: mean pairwise pixel distance within a class, samples to real training digits. "
+        f"The judge is {judgement.judge}; it gives {judgement.class_agreement_real:.1%} of the real held-out images "
+        "here their own class.",
+        "Diversity ratio: mean pairwise pixel distance within a class, samples to real images. "
         "1 is as diverse as the data; guidance that collapses a class shows as a ratio near 0.",
     )
     return [Table(("class", *map(str, classes)), rows, "By class", notes)]

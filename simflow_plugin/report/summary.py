@@ -18,7 +18,9 @@ from simflow_plugin.engine.parts import build_dataset
 from simflow_plugin.engine.run_directory import write_text_atomically
 from simflow_plugin.engine.sampling import balanced_labels, draw_many, to_uint8
 from simflow_plugin.errors import EvaluationError
-from simflow_plugin.metrics.digits_judge import DigitsJudgement, judge_digits
+from simflow_plugin.metrics.digits_judge import judge_digits
+from simflow_plugin.metrics.encoder_judge import judge_with_encoder
+from simflow_plugin.metrics.judgement import Judgement
 from simflow_plugin.metrics.reconstruction import psnr
 from simflow_plugin.progress_bar import count_progress
 from simflow_plugin.randomness import IndexedRandom
@@ -44,7 +46,7 @@ class RunMeasurement:
     labels: Tensor | None = None
     originals: Tensor | None = None
     reconstructions: Tensor | None = None
-    judgement: DigitsJudgement | None = field(default=None)
+    judgement: Judgement | None = field(default=None)
 
 
 def measure_run(loaded: LoadedRun) -> RunMeasurement:
@@ -142,7 +144,7 @@ def _measure_samples(loaded: LoadedRun, test: ImageDataset, measurement: RunMeas
         )
     measurement.samples, measurement.labels = samples, labels
     measurement.numbers |= {"num_samples": count, "guidance": config.sampling.guidance}
-    if config.evaluation.judge == "digits":
+    if config.evaluation.judge != "none":
         measurement.judgement = judgement = _judge(loaded, test, samples, labels)
         measurement.numbers |= {
             "class_agreement": judgement.class_agreement,
@@ -151,7 +153,9 @@ def _measure_samples(loaded: LoadedRun, test: ImageDataset, measurement: RunMeas
         }
 
 
-def _judge(loaded: LoadedRun, test: Any, samples: Tensor, labels: Tensor) -> DigitsJudgement:
+def _judge(loaded: LoadedRun, test: Any, samples: Tensor, labels: Tensor) -> Judgement:
+    if loaded.config.evaluation.judge == "encoder":
+        return judge_with_encoder(str(loaded.config.evaluation.judge_checkpoint), samples, labels, test)
     train: Any = build_dataset(loaded.config, "train")
     if not hasattr(train, "raw_images"):
         raise EvaluationError(
