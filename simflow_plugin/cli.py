@@ -5,7 +5,19 @@ from __future__ import annotations
 import typer
 
 from simflow_plugin import __version__
-from simflow_plugin.commands import bench, config, convert, doctor, sample, train
+from simflow_plugin.commands import (
+    analyze,
+    bench,
+    compare,
+    config,
+    convert,
+    doctor,
+    evaluate,
+    patch,
+    pretrain_encoder,
+    sample,
+    train,
+)
 
 app = typer.Typer(
     help="SimFlow: train a VAE and a latent normalizing flow end to end, and compare them fairly.",
@@ -13,12 +25,17 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.add_typer(config.app, name="config")
 app.command("train")(train.train)
 app.command("sample")(sample.sample)
+app.command("evaluate")(evaluate.evaluate)
+app.command("analyze")(analyze.analyze)
+app.command("compare")(compare.compare)
 app.command("convert")(convert.convert)
+app.command("patch")(patch.patch)
+app.command("pretrain-encoder")(pretrain_encoder.pretrain_encoder)
 app.command("bench")(bench.bench)
 app.command("doctor")(doctor.doctor)
+app.add_typer(config.app, name="config")
 
 
 def _print_version(value: bool) -> None:

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_serializer, model_validator
+from pydantic import BeforeValidator, Field, model_serializer, model_validator
 
 from simflow_plugin import registry
-from simflow_plugin.contracts import AlignmentContext, ModelContext
+from simflow_plugin.config_checks import check_config
 from simflow_plugin.errors import ConfigError, RegistryError
-from simflow_plugin.options import Options, did_you_mean
+from simflow_plugin.options import Options
+from simflow_plugin.validation import validate
 from simflow_plugin.yaml_source import KeyPath, YamlSource, read_yaml_source
 
 
@@ -199,83 +200,10 @@ def load_config(name: str, overrides: list[str] | None = None) -> RunConfig:
 
 def config_from_source(source: YamlSource) -> RunConfig:
     """Validate a raw mapping, resolve its parts and check that the values fit together."""
-    config = _validate(RunConfig, source.values, source, ())
+    config = validate(RunConfig, source.values, source, ())
     resolved = _resolve_parts(config, source)
     check_config(resolved, source)
     return resolved
-
-
-def check_config(config: RunConfig, source: YamlSource | None = None) -> None:
-    """Refuse values that clash, before anything is built.
-
-    Raises:
-        ConfigError: with the values that clash.
-    """
-    where = source or YamlSource({}, {}, config.name)
-    training, size = config.training, config.image_size
-    if training.batch_size % training.accumulation:
-        raise ConfigError(
-            f"{where.place(('training', 'batch_size'))}: training.batch_size {training.batch_size} is not divisible "
-            f"by training.accumulation {training.accumulation}."
-        )
-    factory = registry.AUTOENCODERS.get(config.autoencoder.name)
-    autoencoder = factory.Options.model_validate(config.autoencoder.options)
-    try:
-        geometry = factory.geometry(autoencoder)
-    except ConfigError as error:
-        raise ConfigError(f"{where.place(('autoencoder',))}: autoencoder: {error}") from error
-    factor, channels = geometry if geometry is not None else (None, None)
-    if factor and size % factor:
-        below = max(factor, size - size % factor)
-        raise ConfigError(
-            f"{where.place(('image_size',))}: image_size {size} is not divisible by the autoencoder's factor {factor} "
-            f"(autoencoder `{config.autoencoder.name}`). Use {below} or {below + factor}."
-        )
-    trainable = getattr(autoencoder, "trainable", "full")
-    if trainable != "none" and not config.objective.reconstruction:
-        raise ConfigError(
-            f"{where.place(('objective', 'reconstruction'))}: objective.reconstruction is empty, but "
-            f"autoencoder.trainable is {trainable}: the decoder would learn nothing. Name a loss, l2: 1.0, say."
-        )
-    if config.model is None:
-        if trainable == "none":
-            raise ConfigError(
-                f"{where.place(('autoencoder',))}: autoencoder.trainable is none and model is null: nothing to train."
-            )
-        return
-    _check_coupling(config, trainable, where)
-    factory = registry.MODELS.get(config.model.name)
-    check = getattr(factory, "check", None)
-    if check is not None and factor and channels:
-        alignment = None
-        if config.alignment is not None:
-            alignment = AlignmentContext(1, config.alignment.layer, config.alignment.projector_dim)
-        context = ModelContext((channels, size // factor, size // factor), None, alignment)
-        try:
-            check(factory.Options.model_validate(config.model.options), context, config.sampling.guidance)
-        except ConfigError as error:
-            raise ConfigError(f"{where.place(('model',))}: {error}") from error
-
-
-def _check_coupling(config: RunConfig, trainable: str, where: YamlSource) -> None:
-    """A trained encoder must get a gradient from the model: reconstruction alone would ignore it."""
-    assert config.model is not None
-    factory = registry.MODELS.get(config.model.name)
-    coupled = set(getattr(factory, "coupled_terms", frozenset()))
-    alignment = config.alignment
-    if alignment is not None and alignment.mode == "repa_e" and trainable != "full":
-        raise ConfigError(
-            f"{where.place(('alignment', 'mode'))}: alignment.mode repa_e sends its gradient into the encoder, but "
-            f"autoencoder.trainable is {trainable}. Use alignment.mode: repa, or autoencoder.trainable: full."
-        )
-    if alignment is None or alignment.mode == "repa":
-        coupled.discard("alignment")
-    if trainable == "full" and not coupled:
-        raise ConfigError(
-            f"{where.place(('autoencoder',))}: autoencoder.trainable is full, but model `{config.model.name}` detaches "
-            "the latents, so the encoder would never hear of it. Train the autoencoder first (model: null) and use "
-            "trainable: none or decoder, or couple them by alignment.mode: repa_e."
-        )
 
 
 def _resolve_parts(config: RunConfig, source: YamlSource) -> RunConfig:
@@ -300,7 +228,7 @@ def _resolve_parts(config: RunConfig, source: YamlSource) -> RunConfig:
     if adversarial is not None:
         from simflow_plugin.losses.adversarial import AdversarialLoss
 
-        options = _validate(AdversarialLoss.Options, adversarial, source, ("objective", "adversarial"))
+        options = validate(AdversarialLoss.Options, adversarial, source, ("objective", "adversarial"))
         adversarial = options.model_dump(mode="json")
     objective = {"reconstruction": losses, "adversarial": adversarial}
     update["objective"] = config.objective.model_copy(update=objective)
@@ -312,56 +240,8 @@ def _resolve_part(part: Part, parts: registry.Registry, source: YamlSource, path
         factory = parts.get(part.name)
     except RegistryError as error:
         raise ConfigError(f"{source.place((*path, 'name'))}: {'.'.join(path)}: {error}") from error
-    options = _validate(factory.Options, part.options, source, path)
+    options = validate(factory.Options, part.options, source, path)
     return part.model_copy(update={"options": options.model_dump(mode="json")})
-
-
-def _validate(model: type[BaseModel], values: Any, source: YamlSource, prefix: KeyPath) -> Any:
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        lines = [_explain(item, model, source, prefix) for item in error.errors()]
-        raise ConfigError("\n".join(dict.fromkeys(lines))) from error
-
-
-def _explain(item: Any, model: type[BaseModel], source: YamlSource, prefix: KeyPath) -> str:
-    """Turn one pydantic error into 'file:line: key: what is wrong. What to do.'"""
-    # pydantic puts the names of validators and union members into the location: keep what the file has.
-    location = tuple(str(key) for key in item["loc"])
-    path = (*prefix, *_written(location, item))
-    where, key = source.place(path), ".".join(path)
-    if item["type"] == "extra_forbidden":
-        return f"{where}: {key}: unknown key.{did_you_mean(path[-1], _known_keys(model, location[:-1]))}"
-    if item["type"] == "missing":
-        return f"{where}: {key}: required, but not given."
-    message = item["msg"].removeprefix("Value error, ")
-    return f"{where}: {key}: {message}; found {item['input']!r}."
-
-
-def _written(location: KeyPath, item: Any) -> KeyPath:
-    return tuple(key for key in location if not key.startswith("function-") and "[" not in key) or location
-
-
-def _known_keys(model: type[BaseModel], path: KeyPath) -> list[str]:
-    """Return the keys of the nested model at `path`."""
-    current: Any = model
-    for key in path:
-        field = current.model_fields.get(key) if hasattr(current, "model_fields") else None
-        if field is None:
-            continue
-        nested = [t for t in (field.annotation, *getattr(field.annotation, "__args__", ())) if _is_model(t)]
-        nested += [
-            t
-            for outer in getattr(field.annotation, "__args__", ())
-            for t in getattr(outer, "__args__", ())
-            if _is_model(t)
-        ]
-        current = nested[0] if nested else current
-    return list(current.model_fields)
-
-
-def _is_model(candidate: Any) -> bool:
-    return isinstance(candidate, type) and issubclass(candidate, BaseModel)
 
 
 def read_run_config(path: Path) -> RunConfig:

@@ -10,7 +10,6 @@ from simflow_plugin.contracts import ImageDataset
 from simflow_plugin.data.cache import cache_folder
 from simflow_plugin.data.feature_cache import FeatureCache, build_cache, dataset_facts
 from simflow_plugin.data.loader import Batch
-from simflow_plugin.data.order import coin_flips
 
 
 class AlignmentFeatures:
@@ -18,13 +17,11 @@ class AlignmentFeatures:
 
     Args:
         encoder: frozen, with `encode(images)`.
-        config: of the run; `alignment.cache` decides where features come from.
         cache: of all training images, by index; None computes them each time.
     """
 
-    def __init__(self, encoder: nn.Module, config: RunConfig, cache: FeatureCache | None) -> None:
+    def __init__(self, encoder: nn.Module, cache: FeatureCache | None) -> None:
         self.encoder = encoder
-        self._config = config
         self._cache = cache
 
     @torch.no_grad()
@@ -32,12 +29,7 @@ class AlignmentFeatures:
         """Return the features of `images`, the batch's images on the training device."""
         if self._cache is None:
             return self.encoder.encode(images)  # type: ignore[operator]
-        flipped = None
-        training = self._config.training
-        if training.horizontal_flip:  # the loader's own rule, so that features and images agree
-            positions = batch.step * training.batch_size + batch.offset + torch.arange(len(batch.indices))
-            flipped = coin_flips(self._config.seed, "flip", positions)
-        return self._cache.read(batch.indices, flipped).to(images.device, non_blocking=True)
+        return self._cache.read(batch.indices, batch.flipped).to(images.device, non_blocking=True)
 
 
 def build_feature_cache(encoder: nn.Module, config: RunConfig, dataset: ImageDataset) -> FeatureCache:

@@ -37,7 +37,7 @@ def test_cached_features_equal_computed_ones(tmp_path, monkeypatch, flip):
     dataset = Digits(Digits.Options(), DataContext(8, "test"))
     encoder = PixelEncoder()
     cache = build_feature_cache(encoder, config, dataset)
-    cached, direct = AlignmentFeatures(encoder, config, cache), AlignmentFeatures(encoder, config, None)
+    cached, direct = AlignmentFeatures(encoder, cache), AlignmentFeatures(encoder, None)
     for batch in make_loader(dataset, 16, config.seed, 3, 4, horizontal_flip=flip):
         found, expected = cached(batch, batch.images), direct(batch, batch.images)
         torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
