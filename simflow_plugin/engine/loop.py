@@ -45,18 +45,16 @@ from simflow_plugin.engine.optimizers import (
     step_if_finite,
 )
 from simflow_plugin.engine.parts import Parts
-from simflow_plugin.engine.processes import Processes, check_engine
+from simflow_plugin.engine.processes import Processes, configure_engine, layer_class_names
 from simflow_plugin.engine.profiling import profiled
 from simflow_plugin.engine.progress import TrainingProgress
 from simflow_plugin.engine.run_directory import RunDirectory
-from simflow_plugin.engine.sampling import balanced_labels, draw_images, to_uint8
+from simflow_plugin.engine.sample_grids import SampleGrids
 from simflow_plugin.engine.snapshots import Snapshot
 from simflow_plugin.engine.stability import BadStepCounter
-from simflow_plugin.engine.state import gathered_for_methods
 from simflow_plugin.engine.trackers import Tracker
 from simflow_plugin.errors import TrainingError
 from simflow_plugin.randomness import BatchRandom
-from simflow_plugin.report.grids import save_image_grid
 
 
 class Trainer:
@@ -84,7 +82,7 @@ class Trainer:
         stop: StopRequest,
         profile_steps: int = 0,
     ) -> None:
-        check_engine(accelerator)
+        configure_engine(accelerator)
         self.config, self.run_directory, self.dataset = config, run, dataset
         self.accelerator, self.stop = accelerator, stop
         self.device = accelerator.device
@@ -94,12 +92,15 @@ class Trainer:
         self.features = self._make_features(parts)
         self.adversary = parts.adversary.to(self.device) if parts.adversary is not None else None
         self.joint.train()
+        self.sample_grids = SampleGrids(config, run, self.joint, dataset.num_classes, accelerator)
         if config.training.compile:
             self.joint.compile()
         trained: dict[str, torch.nn.Module] = {"autoencoder": self.joint.autoencoder}
         if self.joint.model is not None:
             trained["model"] = self.joint.model
         optimizer = make_optimizer(parameter_groups(trained, config.optimizer), config.optimizer, self.device)
+        if self.joint.model is not None:  # accelerate asks the module which layers to shard one by one
+            self.joint._no_split_modules = layer_class_names(self.joint.model)  # type: ignore[assignment]
         self.wrapped, prepared = accelerator.prepare(self.joint, optimizer)
         self.optimizer: torch.optim.Optimizer = getattr(prepared, "optimizer", prepared)
         # After `prepare`: where that sharded the parameters, their averages are sharded too.
@@ -169,7 +170,7 @@ class Trainer:
                 progress.show(row)
                 self.bad_steps.check(row, self._last_checkpoint_name)
             if self.step % training.sample_every == 0 or self.step == training.steps:
-                self._save_sample_grid()
+                self.sample_grids.save(self.step, self.joint, self.ema)
             stopping = self.processes.any(self.stop.requested)
             if self.step % training.checkpoint_every == 0 or self.step == training.steps or stopping:
                 now = time.monotonic()
@@ -252,7 +253,7 @@ class Trainer:
             self.means.add_all(terms, share)
         self._optimizer_step(self.adversary_optimizer)
 
-    # ------------------------------------------------------------------ data, log, samples
+    # ------------------------------------------------------------------ data and log
 
     def _make_features(self, parts: Parts) -> AlignmentFeatures | None:
         if parts.encoder is None or self.config.alignment is None:
@@ -262,7 +263,7 @@ class Trainer:
         if self.config.alignment.cache:
             with self.accelerator.main_process_first():  # one process computes, the others find it there
                 cache = build_feature_cache(encoder, self.config, self.dataset)
-        return AlignmentFeatures(encoder, self.config, cache)
+        return AlignmentFeatures(encoder, cache)
 
     def _loader(self) -> Any:
         training = self.config.training
@@ -286,31 +287,6 @@ class Trainer:
         row |= {"lr": self.optimizer.param_groups[0]["lr"], "images_per_second": round(images_per_second, 2)}
         skipped, _ = self.bad_steps.read()
         return row | {"skipped_steps": skipped}
-
-    def _save_sample_grid(self) -> None:
-        """Write a grid of samples of the averaged weights, classes in rows, the same noise every time."""
-        joint = self.joint
-        if joint.model is None:
-            return
-        sampling, classes = self.config.sampling, self.dataset.num_classes
-        rows = min(classes or 4, 10)
-        labels = balanced_labels(rows * sampling.grid_per_class, rows if classes else None)
-        with self.ema.applied(joint), gathered_for_methods(joint), self.accelerator.autocast():
-            images = draw_images(
-                joint.autoencoder,
-                joint.model,
-                range(len(labels)),
-                labels,
-                sampling.guidance,
-                self.config.seed,
-                self.config.image_size,
-            )
-        if self.accelerator.is_main_process:
-            by_class = (
-                to_uint8(images).unflatten(0, (sampling.grid_per_class, rows)).transpose(0, 1).flatten(0, 1)
-            )
-            path = self.run_directory.samples / f"step_{self.step:08d}.png"
-            save_image_grid(by_class, path, num_columns=sampling.grid_per_class)
 
     # ------------------------------------------------------------------ state
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from torch import distributed
+from torch import distributed, nn
 
 from simflow_plugin.errors import ConfigError
 
@@ -45,8 +45,10 @@ class Processes:
         return values[0]
 
 
-def check_engine(accelerator: Accelerator) -> None:
-    """Refuse engines that own the optimizer step and its state: clipping, skipped steps and checkpoints are ours.
+def configure_engine(accelerator: Accelerator) -> None:
+    """Refuse engines that own the optimizer step: clipping, skipped steps and checkpoints are this loop's.
+
+    FSDP2 is told to leave precision to autocast, so that losses stay float32 and sharding changes no numbers.
 
     Raises:
         ConfigError: naming the engine and what to use in its place.
@@ -60,3 +62,21 @@ def check_engine(accelerator: Accelerator) -> None:
             "fsdp2_zero3.yaml (shards like ZeRO-3), fsdp2_zero2.yaml (like ZeRO-2) or ddp.yaml with "
             "`accelerate launch --config_file`."
         )
+    if kind == DistributedType.FSDP:
+        from torch.distributed.fsdp import MixedPrecisionPolicy
+
+        accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
+
+
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Return whether parameters are spread over processes."""
+    return accelerator.distributed_type == DistributedType.FSDP
+
+
+def layer_class_names(module: nn.Module) -> list[str]:
+    """Return the class names of the repeated layers, the innermost ones: what FSDP2 gathers one after the other."""
+    repeated = [child for part in module.modules() if isinstance(part, nn.ModuleList) for child in part]
+    innermost = [
+        child for child in repeated if not any(isinstance(m, nn.ModuleList) for m in child.modules())
+    ]
+    return sorted({type(child).__name__ for child in innermost})

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -86,20 +84,3 @@ def place_like(target: Tensor, whole: Tensor) -> Tensor:
     from torch.distributed.tensor import distribute_tensor  # imported here: only sharded runs need it
 
     return distribute_tensor(whole, mesh, target.placements)  # type: ignore[attr-defined]
-
-
-@contextmanager
-def gathered_for_methods(module: nn.Module) -> Iterator[None]:
-    """Within the block the parameters of an FSDP2 module are whole.
-
-    FSDP2 gathers them before `forward`; sampling and decoding call other methods.
-    """
-    sharded: Any = module if hasattr(module, "unshard") else None
-    if sharded is None:
-        yield
-        return
-    sharded.unshard()
-    try:
-        yield
-    finally:
-        sharded.reshard()

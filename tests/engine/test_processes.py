@@ -1,0 +1,146 @@
+"""Two processes on the CPU (gloo): the losses of one, checkpoints that move between counts, files without races."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from simflow_plugin.engine.interrupts import Interrupted
+from simflow_plugin.engine.processes import configure_engine, layer_class_names
+from simflow_plugin.engine.run_directory import RunDirectory
+from simflow_plugin.errors import ConfigError
+from tests.engine.tiny_runs import (
+    ADVERSARIAL,
+    StopAfter,
+    losses_of,
+    make_trainer,
+    tensors_of,
+    tiny_config,
+    tiny_values,
+)
+
+PLAIN = tiny_values("simflow", log_every=1)
+# Batch statistics and the adaptive weight are those of a process's own rows, so that they differ by design.
+INDEPENDENT_ROWS = {**ADVERSARIAL, "norm": "none", "uses_adaptive_weight": False, "lecam_weight": 0.0}
+WITH_ADVERSARY = {**tiny_values("simflow", log_every=1), "objective": {"adversarial": INDEPENDENT_ROWS}}
+SHARDED = {"reshard_after_forward": True, "auto_wrap_policy": "transformer_based_wrap"}
+RUNS = [
+    {"name": "ddp", "values": WITH_ADVERSARY},
+    {"name": "fsdp", "values": WITH_ADVERSARY, "fsdp": SHARDED},
+    {"name": "grown", "values": PLAIN},
+    {"name": "grown_sharded", "values": PLAIN, "fsdp": SHARDED},
+    {"name": "shrunk", "values": PLAIN, "stop_on_rank_1_after": 3},
+    {"name": "shrunk_sharded", "values": PLAIN, "fsdp": SHARDED, "stop_on_rank_1_after": 3},
+]
+
+
+def two_processes(out):
+    """Run RUNS on two processes and return what they printed."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    command = [sys.executable, "-m", "tests.engine.worker", str(out), json.dumps(RUNS)]
+    processes = [
+        subprocess.Popen(
+            command,
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    outputs = [process.communicate(timeout=240)[0] for process in processes]
+    assert all(process.returncode == 0 for process in processes), "\n".join(outputs)
+    return outputs
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Folder of all runs: those on two processes, and the ones on one process to compare with."""
+    out = tmp_path_factory.mktemp("runs")
+    for name, values in (("one", PLAIN), ("one_with_adversary", WITH_ADVERSARY)):
+        make_trainer(tiny_config(values=values), out / name).train()
+    for name in ("grown", "grown_sharded"):
+        with pytest.raises(Interrupted):
+            make_trainer(tiny_config(values=PLAIN), out / name, StopAfter(3)).train()
+    two_processes(out)
+    return out
+
+
+def assert_same_losses(one, other):
+    for key in ("loss", "l2", "nll", "grad_norm"):
+        reference = [row[key] for row in losses_of(one)]
+        assert [row[key] for row in losses_of(other)] == pytest.approx(reference, rel=1e-5), key
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp"])
+def test_two_processes_give_the_losses_of_one(runs, name):
+    assert_same_losses(runs / "one_with_adversary", runs / name)
+    discriminator = [row.get("discriminator") for row in losses_of(runs / "one_with_adversary")][2:]
+    assert [row.get("discriminator") for row in losses_of(runs / name)][2:] == pytest.approx(
+        discriminator, rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp"])
+def test_checkpoint_of_two_processes_holds_the_weights_of_one(runs, name):
+    """Adam divides by the root of a mean square, which magnifies rounding where gradients are tiny."""
+    whole, other = tensors_of(runs / "one_with_adversary"), tensors_of(runs / name)
+    assert whole.keys() == other.keys()
+    for key in whole:
+        if key.startswith(("joint/", "ema/", "adversary/")):
+            torch.testing.assert_close(other[key], whole[key], rtol=1e-3, atol=1e-4, msg=key)
+
+
+@pytest.mark.parametrize("name", ["grown", "grown_sharded"])
+def test_run_of_one_process_goes_on_with_two(runs, name):
+    assert_same_losses(runs / "one", runs / name)
+
+
+@pytest.mark.parametrize("name", ["shrunk", "shrunk_sharded"])
+def test_run_of_two_processes_goes_on_with_one(runs, name):
+    """Stopped by a signal that only the second process received."""
+    assert [row["step"] for row in losses_of(runs / name)][:3] == [1, 2, 3]
+    make_trainer(tiny_config(values=PLAIN), runs / name).train()
+    assert_same_losses(runs / "one", runs / name)
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp", "grown"])
+def test_files_are_written_once_by_one_process(runs, name):
+    assert [row["step"] for row in RunDirectory(runs / name).read_metrics()] == [1, 2, 3, 4, 5, 6]
+    assert [file.name for file in (runs / name / "samples").iterdir()] == ["step_00000006.png"]
+    folders = {folder.name for folder in (runs / name / "checkpoints").iterdir()}
+    assert "step_00000006" in folders
+    assert not any(folder.startswith(".") for folder in folders)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("DEEPSPEED", "DEEPSPEED"), ("FSDP", "FSDP version 1")])
+def test_engine_that_owns_the_optimizer_step_is_refused(kind, name):
+    from accelerate.utils import DistributedType
+
+    class Configured:
+        distributed_type = DistributedType[kind]
+        is_fsdp2 = False
+
+    with pytest.raises(ConfigError, match=rf"{name}, which this loop does not support.*fsdp2_zero3\.yaml"):
+        configure_engine(Configured())
+
+
+def test_transformer_layers_are_the_units_of_sharding(tmp_path):
+    trainer = make_trainer(tiny_config(values=PLAIN), tmp_path / "run")
+    assert layer_class_names(trainer.joint.model) == ["Layer"]
