@@ -29,7 +29,6 @@ from simflow_plugin.engine.parts import build_dataset
 from simflow_plugin.engine.sampling import draw_images, to_uint8
 from simflow_plugin.errors import ConfigError, EvaluationError, WeightsError
 from simflow_plugin.losses.lpips_loss import BACKBONES
-from simflow_plugin.metrics.digits_judge import judge_digits
 from simflow_plugin.metrics.evaluation_request import (
     EvaluationRequest,
     assignment,
@@ -47,6 +46,7 @@ from simflow_plugin.metrics.held_out import (
     measure_reconstruction,
 )
 from simflow_plugin.metrics.intervals import bootstrap_mean
+from simflow_plugin.metrics.judges import judge_samples
 from simflow_plugin.metrics.likelihood import Scorer
 from simflow_plugin.metrics.measured import Measured
 from simflow_plugin.metrics.reconstruction import LPIPSDistance
@@ -168,7 +168,7 @@ class RunEvaluator:
                 found["class_agreement_pretrained"] = agreement.with_notes(
                     f"{samples_on}, {self._extractor_name()}"
                 )
-        if self.config.evaluation.judge == "digits":
+        if self.config.evaluation.judge != "none":
             found |= self._judge(samples_on)
         return found
 
@@ -195,22 +195,16 @@ class RunEvaluator:
         return cached_features(facts, self.extractor, compute)
 
     def _judge(self, samples_on: str) -> dict[str, Measured]:
-        train: Any = build_dataset(self.config, "train")
-        test: Any = self.test
-        images, labels = (np.concatenate(part) for part in zip(*self.shards.read(), strict=True))
-        judgement = judge_digits(
-            np.ascontiguousarray(images.transpose(0, 3, 1, 2)),
-            labels,
-            train.raw_images,
-            train.labels.numpy(),
-            test.raw_images,
-            test.labels.numpy(),
+        parts = [np.concatenate(part) for part in zip(*self.shards.read(), strict=True)]
+        judgement = judge_samples(
+            self.config, self.test, torch.from_numpy(parts[0]), torch.from_numpy(parts[1])
         )
-        on = f"{samples_on}, SVC on real digits ({judgement.class_agreement_real:.1%} of held-out ones)"
-        num_right = round(judgement.class_agreement * len(labels))
-        agreement = bootstrap_mean((np.arange(len(labels)) < num_right).astype(float), "samples")
+        real = f"{judgement.class_agreement_real:.1%} of held-out images right"
+        on = f"{samples_on}, judge: {judgement.judge} ({real})"
+        num_right = round(judgement.class_agreement * judgement.num_samples)
+        is_right = (np.arange(judgement.num_samples) < num_right).astype(float)
         return {
-            "class_agreement": agreement.with_notes(on),
+            "class_agreement": bootstrap_mean(is_right, "samples").with_notes(on),
             "diversity_ratio": Measured(judgement.diversity_ratio, on=on),
         }
 

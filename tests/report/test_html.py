@@ -4,6 +4,7 @@ import re
 from html.parser import HTMLParser
 
 import numpy as np
+from PIL import Image
 
 from simflow_plugin.report.grids import image_grid, png_bytes
 from simflow_plugin.report.html import (
@@ -97,7 +98,5 @@ def test_browser_shows_table_and_images(tmp_path, browser):
 def test_browser_screenshot_is_not_blank(tmp_path, browser):
     path = tmp_path / "report.html"
     write_report(path, "Run", sections())
-    from PIL import Image
-
     shot = np.asarray(Image.open(browser(path, screenshot=tmp_path / "shot.png")).convert("L"))
     assert shot.std() > 5
