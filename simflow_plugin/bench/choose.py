@@ -37,6 +37,7 @@ class Choice:
     dtype: str
     seed: int
     clock: Literal["wall", "cpu"] = "wall"
+    log_scale_std: float = 0.3
 
 
 def make_setting(choice: Choice, peer: Path | None, is_quick: bool) -> BenchSetting:
@@ -69,16 +70,19 @@ def make_setting(choice: Choice, peer: Path | None, is_quick: bool) -> BenchSett
         config = FlowConfig.model_validate({**given, **geometry, **condition})
     except ValidationError as error:
         raise ConfigError(f"simflow bench: {describe(error)}") from error
+    captured = ({"name": "cached", "step": "cuda_graph"},) if device.type == "cuda" else ()
+    default_methods = (*BenchSetting.methods, *captured)
     return BenchSetting(
         config,
         batch_size=choice.batch_size,
         guidance=choice.guidance,
         clock=choice.clock,
         rounds=1 if is_quick else choice.rounds,
-        methods=tuple(map(_method, choice.methods)) or BenchSetting.methods,
+        methods=tuple(map(_method, choice.methods)) or default_methods,
         device=device,
         autocast=None if choice.dtype == "float32" else getattr(torch, choice.dtype),
         runs_naive=choice.runs_naive,
+        log_scale_std=choice.log_scale_std,
         seed=choice.seed,
         gemm_size=256 if is_quick else (8192 if device.type == "cuda" else 2048),
         peer=peer,

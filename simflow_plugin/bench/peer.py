@@ -60,8 +60,11 @@ class StarflowPeer:
         self._loss().backward()
 
     @torch.no_grad()
-    def sample(self, guidance: float, jacobi: bool) -> Tensor:
-        """Return tokens (B, T, D), by the peer's cached sampler or by its Jacobi iteration as it ships."""
+    def sample(self, guidance: float, jacobi: bool) -> tuple[Tensor, None]:
+        """Return tokens (B, T, D), by the peer's cached sampler or by its Jacobi iteration as it ships.
+
+        The second value stands for statistics, which the peer has none of.
+        """
         workload = self._workload
         features = workload.condition["condition"]
         if guidance:
@@ -70,7 +73,7 @@ class StarflowPeer:
             images = self.model(
                 self._images(workload.noise), features, reverse=True, guidance=guidance, jacobi=jacobi
             )
-        return images.flatten(2).transpose(1, 2)
+        return images.flatten(2).transpose(1, 2), None
 
     def _loss(self) -> Tensor:
         workload = self._workload

@@ -52,14 +52,15 @@ class BenchReport:
     Args:
         machine: device, threads, versions.
         setting: the flow and the batch.
-        gemm_flops: FLOP/s of a large square product, in the compute type of the bench.
+        gemm_flops: FLOP/s of a large square product in the compute type of the bench, by its library; fractions are of
+            the fastest.
         rows: training step and samplers.
         memory: bytes of tensors that forward and backward add at their peak, by name.
     """
 
     machine: dict[str, Any]
     setting: dict[str, Any]
-    gemm_flops: float
+    gemm_flops: dict[str, float]
     rows: tuple[Row, ...]
     memory: dict[str, int]
 
@@ -82,7 +83,8 @@ class BenchReport:
         console = console or Console(width=None if sys.stdout.isatty() else 140)
         for facts in (self.machine, self.setting):
             console.print(", ".join(f"{key} {value}" for key, value in facts.items()), highlight=False)
-        console.print(f"GEMM: {self.gemm_flops / 1e9:,.0f} GFLOP/s", highlight=False)
+        for name, speed in self.gemm_flops.items():
+            console.print(f"{name}: {speed / 1e9:,.0f} GFLOP/s", highlight=False)
         console.print(self._table(), highlight=False)
         for name, size in self.memory.items():
             console.print(
@@ -97,7 +99,7 @@ class BenchReport:
         speedups = [f"x {base}" for base in bases]
         for header in ("guidance", "seconds", *speedups, "of GEMM", f"max |x - {reference}|"):
             table.add_column(header, justify="right")
-        table.add_column("passes of each block")
+        table.add_column("blocks")
         for row in self.rows:
             table.add_row(
                 row.name,

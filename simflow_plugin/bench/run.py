@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,10 +17,12 @@ from simflow_plugin.bench.setting import BenchSetting
 from simflow_plugin.bench.timing import Subject, peak_memory, time_in_turn
 from simflow_plugin.bench.workload import Workload
 from simflow_plugin.flow import TransformerFlow
+from simflow_plugin.flow.linear import onednn_linear, uses_onednn
 from simflow_plugin.flow.sampling import SamplingStatistics, parse_methods
 from simflow_plugin.progress_bar import count_progress
 
 GEMM = "gemm"
+GEMM_ONEDNN = "gemm, oneDNN"
 STEP = "training step"
 PEER_STEP = "ml-starflow: training step"
 PEER_CACHED = "ml-starflow: cached"
@@ -45,44 +48,68 @@ def run_bench(setting: BenchSetting) -> BenchReport:
         subjects = _subjects(workload, peer)
         with count_progress("bench", len(subjects) * setting.rounds) as advance:
             time_in_turn(subjects, setting, advance)
-    gemm = next(subject for subject in subjects if subject.name == GEMM)
-    assert gemm.flops is not None
-    speed = gemm.flops / gemm.median
-    return BenchReport(
-        describe_machine(setting.device), _describe(setting), speed, tuple(_rows(subjects, speed)), memory
-    )
+    gemm_speeds = {
+        subject.name: (subject.flops or 0) / subject.median for subject in subjects if subject.is_gemm
+    }
+    others = [subject for subject in subjects if not subject.is_gemm]
+    rows = [_row(subject, others, max(gemm_speeds.values())) for subject in others]
+    return BenchReport(describe_machine(setting.device), _describe(setting), gemm_speeds, tuple(rows), memory)
 
 
 def _subjects(workload: Workload, peer: StarflowPeer | None) -> list[Subject]:
     setting = workload.setting
     batch, prefix = setting.batch_size, setting.prefix_length
     step_flops = batch * training_flops(setting.config, prefix)
-    subjects = [_gemm(setting), Subject(STEP, workload.training_step, step_flops)]
+    subjects = [*_gemms(setting), Subject(STEP, workload.training_step, step_flops)]
     if peer is not None:
         subjects.append(Subject(PEER_STEP, peer.training_step, step_flops))
-    methods = ["cached", *(method for method in setting.methods if method != "cached")]
     for guidance in (0.0, setting.guidance):
-        flops = batch * forward_flops(setting.config, prefix, guided=guidance > 0)
-
-        def add(name: str, run: Any, guidance: float = guidance, flops: int = flops) -> None:
-            subjects.append(Subject(name, run, flops, guidance))
-
-        for method in (["naive"] if setting.includes_naive else []) + methods:
-            add(_name(method), lambda method=method, w=guidance: workload.sample(method, w))
-        if peer is not None:
-            add(PEER_CACHED, lambda w=guidance: (peer.sample(w, jacobi=False), None))
-            add(PEER_JACOBI, lambda w=guidance: (peer.sample(w, jacobi=True), None))
+        subjects += _samplers(workload, peer, guidance)
     return subjects
 
 
-def _gemm(setting: BenchSetting) -> Subject:
-    size = setting.gemm_size
+def _samplers(workload: Workload, peer: StarflowPeer | None, guidance: float) -> list[Subject]:
+    setting = workload.setting
+    flops = setting.batch_size * forward_flops(setting.config, setting.prefix_length, guided=guidance > 0)
+    methods: list[Any] = ["naive", "cached"] if setting.includes_naive else ["cached"]
+    methods += [method for method in setting.methods if method not in methods]
+    subjects = [
+        Subject(
+            _name(method),
+            partial(workload.sample, method, guidance),
+            flops,
+            guidance,
+            # A step that is compiled or captured is so in its first run.
+            needs_warmup=isinstance(method, Mapping) and "step" in method,
+        )
+        for method in methods
+    ]
+    if peer is not None:
+        subjects += [
+            Subject(name, partial(peer.sample, guidance, jacobi), flops, guidance)
+            for name, jacobi in ((PEER_CACHED, False), (PEER_JACOBI, True))
+        ]
+    return subjects
+
+
+def _gemms(setting: BenchSetting) -> list[Subject]:
+    """Return a large square product by torch's default, and by oneDNN where the flow uses it."""
+    size, repeats = setting.gemm_size, 4
     dtype = setting.autocast or torch.float32
     first, second = (torch.randn(size, size, device=setting.device).to(dtype) for _ in range(2))
-    for _ in range(2):
-        torch.mm(first, second)
-    repeats = 4
-    return Subject(GEMM, lambda: [torch.mm(first, second) for _ in range(repeats)][-1], repeats * 2 * size**3)
+    products: dict[str, Callable[[], Tensor]] = {GEMM: partial(torch.mm, first, second)}
+    if uses_onednn(first, second):
+        products[GEMM_ONEDNN] = partial(onednn_linear, first, second, None)
+
+    def repeat(product: Callable[[], Tensor]) -> None:
+        for _ in range(repeats):
+            product()
+
+    flops = repeats * 2 * size**3
+    return [
+        Subject(name, partial(repeat, product), flops, needs_warmup=True, is_gemm=True)
+        for name, product in products.items()
+    ]
 
 
 def _memory(workload: Workload, peer: StarflowPeer | None) -> dict[str, int]:
@@ -97,10 +124,6 @@ def _memory(workload: Workload, peer: StarflowPeer | None) -> dict[str, int]:
     if peer is not None:
         memory[PEER_STEP] = peak_memory(peer.gradients, device)
     return memory
-
-
-def _rows(subjects: Sequence[Subject], gemm_speed: float) -> list[Row]:
-    return [_row(subject, subjects, gemm_speed) for subject in subjects if subject.name != GEMM]
 
 
 def _row(subject: Subject, subjects: Sequence[Subject], gemm_speed: float) -> Row:
@@ -133,11 +156,12 @@ def _difference(first: Subject, second: Subject) -> float:
 
 
 def _note(statistics: SamplingStatistics | None) -> str:
-    """Return method and passes of every block, in training order."""
+    """Return the method of the blocks, and the network passes of Jacobi iterations, in training order."""
     if statistics is None:
         return ""
     blocks = sorted(statistics.blocks, key=lambda block: block.block)
-    return ", ".join(f"{block.method} {block.passes}" for block in blocks)
+    parts = [f"{block.method} {block.passes}" if block.iterations else block.method for block in blocks]
+    return parts[0] if len(set(parts)) == 1 else ", ".join(parts)
 
 
 def _name(method: Any) -> str:
@@ -156,6 +180,7 @@ def _describe(setting: BenchSetting) -> dict[str, Any]:
         "token_dim": config.token_dim,
         "batch": setting.batch_size,
         "compute": str(setting.autocast or torch.float32).removeprefix("torch."),
+        "log_scale_std": setting.log_scale_std,
         "rounds": setting.rounds,
         "clock": setting.clock,
     }

@@ -30,6 +30,8 @@ class BenchSetting:
         device: where to run.
         autocast: compute type, or None for float32 throughout.
         runs_naive: whether to run the `naive` oracle; None: with `NAIVE_TOKENS` tokens at most.
+        log_scale_std: spread of the log-scales over tokens and channels, which sets how far every block is from the
+            identity; Jacobi iterations depend on it.
         seed: of weights and data.
         gemm_size: side of the square matrices.
         peer: a checkout of apple/ml-starflow to run beside, or None.
@@ -44,6 +46,7 @@ class BenchSetting:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     autocast: torch.dtype | None = None
     runs_naive: bool | None = None
+    log_scale_std: float = 0.3
     seed: int = 0
     gemm_size: int = 2048
     peer: Path | None = None

@@ -23,6 +23,8 @@ class Subject:
         run: the work; what it returns is kept from the last round.
         flops: the least arithmetic of one run; None for none that can be counted.
         guidance: weight of a guided sampling run, 0 of any other.
+        needs_warmup: run it once, untimed, before the rounds.
+        is_gemm: a matrix product, the scale for all others.
         seconds: of each round.
         result: what `run` returned last.
     """
@@ -31,6 +33,8 @@ class Subject:
     run: Callable[[], Any]
     flops: int | None = None
     guidance: float = 0.0
+    needs_warmup: bool = False
+    is_gemm: bool = False
     seconds: list[float] = field(default_factory=list)
     result: Any = None
 
@@ -45,18 +49,18 @@ def time_in_turn(subjects: Sequence[Subject], setting: BenchSetting, advance: Ca
 
     Args:
         subjects: filled in.
-        setting: its rounds, its clock, and its device, which is waited for around every run; a device with kernels to
-            load runs one more round, untimed, before.
+        setting: its rounds, its clock, and its device, which is waited for around every run; a GPU, which has kernels
+            to load, runs everything once before.
         advance: called with 1 after every run.
     """
-    num_warmups = 1 if setting.device.type == "cuda" else 0
-    for round_index in range(-num_warmups, setting.rounds):
+    for subject in subjects:
+        if subject.needs_warmup or setting.device.type == "cuda":
+            subject.run()
+    for _ in range(setting.rounds):
         for subject in subjects:
             begin = _now(setting)
             subject.result = subject.run()
-            elapsed = _now(setting) - begin
-            if round_index >= 0:
-                subject.seconds.append(elapsed)
+            subject.seconds.append(_now(setting) - begin)
             advance(1)
 
 

@@ -16,9 +16,6 @@ from simflow_plugin.flow.block import FlowBlock
 from simflow_plugin.flow.rope import rotation_table
 from simflow_plugin.randomness import named_generator
 
-LOG_SCALE_STD = 0.3
-"""Spread of the log-scales over tokens and channels: strong enough that no block is near the identity."""
-
 
 class Workload:
     """A flow with tokens, noise and conditions to run it on.
@@ -98,7 +95,7 @@ class Workload:
                 self._forward_block(index, tokens)
                 spread = affine_parameters(outputs[0], self.flow.config).log_scale.std()
                 if spread > 0:
-                    weight.mul_(LOG_SCALE_STD / spread)
+                    weight.mul_(self.setting.log_scale_std / spread)
             hook.remove()
             tokens = self._forward_block(index, tokens)
 

@@ -52,6 +52,9 @@ def bench(
         bool,
         typer.Option("--cpu-time", help="Time by the CPU's clock: steadier on a machine that others use."),
     ] = False,
+    log_scale_std: Annotated[
+        float, typer.Option(min=0, help="Spread of the random weights' log-scales; Jacobi depends on it.")
+    ] = 0.3,
     quick: Annotated[
         bool, typer.Option("--quick", help="Seconds: a tiny flow, to see that all of it runs.")
     ] = False,
@@ -80,6 +83,7 @@ def bench(
             device=device,
             dtype=dtype.value,
             seed=seed,
+            log_scale_std=log_scale_std,
             clock="cpu" if cpu_time else "wall",
         )
         report = run_bench(make_setting(choice, compare_ml_starflow, quick))

@@ -14,7 +14,7 @@ from simflow_plugin.bench.flops import forward_flops, training_flops
 from simflow_plugin.bench.peer import constructor_arguments
 from simflow_plugin.bench.run import PEER_CACHED, PEER_JACOBI, PEER_STEP, STEP
 from simflow_plugin.bench.timing import peak_memory
-from simflow_plugin.bench.workload import LOG_SCALE_STD, Workload
+from simflow_plugin.bench.workload import Workload
 from simflow_plugin.cli import app
 from simflow_plugin.convert.ml_starflow import CONSTRUCTOR, flow_config
 from simflow_plugin.errors import ConfigError
@@ -49,7 +49,7 @@ def test_command_measures_everything_and_writes_json(report_file: Path) -> None:
     rows = {(row["name"], row["guidance"]) for row in report["rows"]}
     samplers = {(name, w) for name in ("naive", "cached", "jacobi", "auto") for w in (0.0, 1.5)}
     assert rows == {(STEP, 0.0), *samplers}
-    assert report["gemm_flops"] > 0
+    assert min(report["gemm_flops"].values()) > 0
     assert all(size > 0 for size in report["memory"].values())
 
 
@@ -76,7 +76,7 @@ def test_weights_are_far_from_the_identity(family: str) -> None:
     with torch.no_grad():
         workload.flow(workload.tokens, **workload.condition)
     spread = float(affine_parameters(outputs[0], setting.config).log_scale.std())
-    assert spread == pytest.approx(LOG_SCALE_STD, rel=0.05)
+    assert spread == pytest.approx(setting.log_scale_std, rel=0.05)
 
 
 def test_training_step_changes_weights() -> None:
