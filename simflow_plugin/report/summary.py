@@ -7,7 +7,6 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,10 +16,8 @@ from simflow_plugin.engine.loaded_run import LoadedRun
 from simflow_plugin.engine.parts import build_dataset
 from simflow_plugin.engine.run_directory import write_text_atomically
 from simflow_plugin.engine.sampling import balanced_labels, draw_many, to_uint8
-from simflow_plugin.errors import EvaluationError
-from simflow_plugin.metrics.digits_judge import judge_digits
-from simflow_plugin.metrics.encoder_judge import judge_with_encoder
 from simflow_plugin.metrics.judgement import Judgement
+from simflow_plugin.metrics.judges import judge_samples
 from simflow_plugin.metrics.reconstruction import psnr
 from simflow_plugin.progress_bar import count_progress
 from simflow_plugin.randomness import IndexedRandom
@@ -145,30 +142,12 @@ def _measure_samples(loaded: LoadedRun, test: ImageDataset, measurement: RunMeas
     measurement.samples, measurement.labels = samples, labels
     measurement.numbers |= {"num_samples": count, "guidance": config.sampling.guidance}
     if config.evaluation.judge != "none":
-        measurement.judgement = judgement = _judge(loaded, test, samples, labels)
+        measurement.judgement = judgement = judge_samples(config, test, samples, labels)
         measurement.numbers |= {
             "class_agreement": judgement.class_agreement,
             "class_agreement_real": judgement.class_agreement_real,
             "diversity_ratio": judgement.diversity_ratio,
         }
-
-
-def _judge(loaded: LoadedRun, test: Any, samples: Tensor, labels: Tensor) -> Judgement:
-    if loaded.config.evaluation.judge == "encoder":
-        return judge_with_encoder(str(loaded.config.evaluation.judge_checkpoint), samples, labels, test)
-    train: Any = build_dataset(loaded.config, "train")
-    if not hasattr(train, "raw_images"):
-        raise EvaluationError(
-            f"evaluation.judge: digits judges the data set `digits` only, not `{loaded.config.data.name}`."
-        )
-    return judge_digits(
-        np.ascontiguousarray(samples.permute(0, 3, 1, 2).numpy()),
-        labels.numpy(),
-        train.raw_images,
-        train.labels.numpy(),
-        test.raw_images,
-        test.labels.numpy(),
-    )
 
 
 def write_summary(loaded: LoadedRun, measurement: RunMeasurement) -> None:
