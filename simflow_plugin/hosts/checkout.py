@@ -21,9 +21,13 @@ def check_checkout(root: Path, manifest: Manifest) -> None:
         raise HostError(
             f"{root}: there is no such folder; expected a checkout of {manifest.repository}. {remedy}"
         )
-    top = _git(root, "rev-parse", "--show-toplevel")
-    if top is None:
-        raise HostError(f"{root}: is no git checkout; expected one of {manifest.repository}. {remedy}")
+    answer = _ask(root, "rev-parse", "--show-toplevel")
+    if answer.returncode != 0:
+        reason = answer.stderr.strip().splitlines()[:1]
+        raise HostError(
+            f"{root}: is no git checkout; expected one of {manifest.repository}. {remedy} (git said: {''.join(reason)})"
+        )
+    top = answer.stdout.strip()
     if Path(top).resolve() != root.resolve():
         raise HostError(
             f"{root}: is inside the checkout {top}; give the top of a checkout of {manifest.repository}"
@@ -51,14 +55,19 @@ def check_commit(root: Path, manifest: Manifest) -> None:
 
 def _git(root: Path, *arguments: str) -> str | None:
     """Return the output of a git command, or None if it fails."""
-    # An inherited GIT_DIR (in a hook, say) would point at another repository.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    answer = _ask(root, *arguments)
+    return answer.stdout.strip() if answer.returncode == 0 else None
+
+
+def _ask(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    # Inherited from a hook, say, these would point at another repository.
+    elsewhere = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
+    environment = {name: value for name, value in os.environ.items() if name not in elsewhere}
     try:
-        done = subprocess.run(
+        return subprocess.run(
             ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False, env=environment
         )
     except FileNotFoundError as error:
         raise HostError(
             "git: not found; install it, it tells which commit a host's checkout is at"
         ) from error
-    return done.stdout.strip() if done.returncode == 0 else None

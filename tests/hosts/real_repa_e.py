@@ -196,12 +196,16 @@ def main():
     parser.add_argument("--sit-width", type=int, default=0)
     parser.add_argument("--weights", default=None)
     parser.add_argument("--resume-from", default=None)
+    parser.add_argument("--compile-backend", default=None)  # inductor takes minutes on a CPU
     own, options = parser.parse_known_args(options)
     if not (folder / "images.h5").exists():
         make_data(folder)
     replace_the_heavy(folder, own.sit_width)
     if own.weights:
         make_weights(folder, own.weights)
+    if own.compile_backend:
+        compile_ = torch.compile
+        torch.compile = lambda model, backend, mode: compile_(model, backend=own.compile_backend)
     if own.resume_from:  # the host reads args.cont_dir, which no option of its own defines
         argparse.Namespace.cont_dir = own.resume_from
     torch.serialization.add_safe_globals([argparse.Namespace])
