@@ -16,6 +16,7 @@ from simflow_plugin.commands import (
     patch,
     pretrain_encoder,
     sample,
+    study,
     train,
 )
 
@@ -34,6 +35,7 @@ app.command("convert")(convert.convert)
 app.command("patch")(patch.patch)
 app.command("pretrain-encoder")(pretrain_encoder.pretrain_encoder)
 app.command("bench")(bench.bench)
+app.command("study")(study.study)
 app.command("doctor")(doctor.doctor)
 app.add_typer(config.app, name="config")
 

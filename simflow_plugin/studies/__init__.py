@@ -1,0 +1,1 @@
+"""Studies: several runs under one budget, one after the other, into one table."""

@@ -1,0 +1,109 @@
+"""What a study consists of, as data: the autoencoders it trains first, and the variants it compares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from simflow_plugin.errors import ConfigError
+from simflow_plugin.options import did_you_mean
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One run of a study.
+
+    Args:
+        name: of its run directory.
+        label: as the table shows it.
+        autoencoder: name of the autoencoder that it starts from, or None to start from scratch.
+        noise_std: of a fixed posterior on that autoencoder's normalised latents; None keeps the configuration's.
+        published: the figure that was published for this variant, for its order only; None if there is none.
+    """
+
+    name: str
+    label: str
+    autoencoder: str | None = None
+    noise_std: float | None = None
+    published: float | None = None
+
+
+@dataclass(frozen=True)
+class Study:
+    """Runs that belong into one table. The configuration of each is `studies/<study>/<name>.yaml`.
+
+    Args:
+        name: of the study.
+        title: of its table.
+        autoencoders: trained first (`model: null`) and exported, by name.
+        variants: in the order of the table.
+        guidance: weights w at which every variant is evaluated.
+        published_as: what `Variant.published` is, for the table.
+    """
+
+    name: str
+    title: str
+    autoencoders: tuple[str, ...]
+    variants: tuple[Variant, ...]
+    guidance: tuple[float, ...] = (0.0,)
+    published_as: str = ""
+
+    def config_name(self, part: str) -> str:
+        """Return the name of the shipped configuration of an autoencoder or a variant."""
+        return f"studies/{self.name}/{part}"
+
+
+FIXED_VARIANCE = Study(
+    "fixed_variance",
+    "Six ways to give a flow its latents",
+    ("autoencoder_learnable", "autoencoder_fixed", "autoencoder_fixed_layernorm"),
+    (
+        Variant(
+            "frozen_learnable", "frozen VAE, learnable variance", "autoencoder_learnable", published=84.44
+        ),
+        Variant("frozen_fixed", "frozen VAE, fixed variance", "autoencoder_fixed", published=67.41),
+        Variant(
+            "frozen_fixed_layernorm",
+            "frozen VAE, fixed variance, layer norm",
+            "autoencoder_fixed_layernorm",
+            published=55.41,
+        ),
+        Variant(
+            "frozen_encoder_noise",
+            "frozen encoder with noise",
+            "autoencoder_learnable",
+            noise_std=0.5,
+            published=39.33,
+        ),
+        Variant("end_to_end_noise", "end to end with noise", published=20.01),
+        Variant("end_to_end_fixed", "end to end, fixed variance (SimFlow)", published=16.97),
+    ),
+    published_as="gFID on ImageNet 256 x 256 without guidance, arXiv:2512.04084",
+)
+
+HEADLINE = Study(
+    "headline",
+    "SimFlow and its baselines in one harness",
+    ("autoencoder",),
+    (
+        Variant("simflow", "SimFlow"),
+        Variant("simflow_repa_e", "SimFlow + REPA-E"),
+        Variant("starflow", "STARFlow", "autoencoder"),
+        Variant("sit", "SiT", "autoencoder"),
+        Variant("sit_repa_e", "SiT + REPA-E", "autoencoder"),
+        Variant("dit", "DiT", "autoencoder"),
+    ),
+    guidance=(0.0, 0.5),
+)
+
+STUDIES = {study.name: study for study in (FIXED_VARIANCE, HEADLINE)}
+
+
+def find_study(name: str) -> Study:
+    """Return a study by name.
+
+    Raises:
+        ConfigError: with the nearest match and the known names.
+    """
+    if name not in STUDIES:
+        raise ConfigError(f"study: unknown name `{name}`.{did_you_mean(name, STUDIES)}")
+    return STUDIES[name]

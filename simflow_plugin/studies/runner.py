@@ -1,0 +1,170 @@
+"""Run a study: autoencoders first, then every variant, each in its own run directory; what is done is not done again.
+
+    OUT/runs/<name>/                 one run directory each, for `simflow sample`, `evaluate` and `compare`
+    OUT/autoencoders/<name>.safetensors   exported weights
+    OUT/study.json  OUT/study.md     numbers and table, rewritten after every variant
+
+Everything that a rerun needs to know is in these files; the same command continues.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from simflow_plugin.config import RunConfig
+from simflow_plugin.engine.run_directory import RunDirectory, write_text_atomically
+from simflow_plugin.errors import RunDirectoryError
+from simflow_plugin.studies import stages
+from simflow_plugin.studies.autoencoder_export import export_autoencoder, std_before_scaling
+from simflow_plugin.studies.plan import Study, Variant
+from simflow_plugin.studies.stages import StudySettings
+from simflow_plugin.studies.table import write_table
+
+
+def _export(run: RunDirectory, path: Path) -> None:
+    from simflow_plugin.engine.loaded_run import load_run
+
+    export_autoencoder(load_run(run.path), path)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What the runner does, as functions, so that a test can watch the order without the work.
+
+    Args:
+        pretrain: (path, config) -> None; makes the judge where it is missing.
+        train: (config, run) -> None.
+        export: (run, path) -> None; writes an autoencoder.
+        measure: (run, settings, guidance) -> numbers of a variant.
+        measure_real: (config, settings) -> numbers of real images.
+    """
+
+    pretrain: Callable[[Path, RunConfig], None] = stages.ensure_encoder
+    train: Callable[[RunConfig, RunDirectory], None] = stages.train_run
+    export: Callable[[RunDirectory, Path], None] = _export
+    measure: Callable[[RunDirectory, StudySettings, tuple[float, ...]], dict[str, Any]] = (
+        stages.measure_variant
+    )
+    measure_real: Callable[[RunConfig, StudySettings], dict[str, float]] = stages.measure_real
+
+
+class StudyRunner:
+    """Runs one study in one directory.
+
+    Args:
+        study: what to run.
+        settings: budget, paths, sizes of the evaluation.
+        steps: the work itself.
+    Raises:
+        RunDirectoryError: if the directory holds another study, or this one with other settings.
+    """
+
+    def __init__(self, study: Study, settings: StudySettings, steps: Steps | None = None) -> None:
+        self.study, self.settings, self.steps = study, settings, steps or Steps()
+        self.file = settings.out / "study.json"
+        self.document = self._read()
+
+    def run(self) -> dict[str, Any]:
+        """Do what is left to do; return the content of study.json.
+
+        Raises:
+            Interrupted: after a signal, when the state was saved.
+        """
+        study, parts = self.study, [*self.study.autoencoders, *(v.name for v in self.study.variants)]
+        # Every configuration is read before the first step is trained: a mistake shows now.
+        plain = [stages.settle_config(study.config_name(part), self.settings, []) for part in parts]
+        self.steps.pretrain(self.settings.encoder, plain[0])
+        for number, name in enumerate(study.autoencoders, 1):
+            self._say(f"[{number}/{len(parts)}] {name}")
+            self._autoencoder(name)
+        for number, variant in enumerate(study.variants, 1 + len(study.autoencoders)):
+            self._say(f"[{number}/{len(parts)}] {variant.name}")
+            self._variant(variant)
+        if "real" not in self.document:
+            self.document["real"] = self.steps.measure_real(plain[0], self.settings)
+            self._write()
+        return self.document
+
+    def _autoencoder(self, name: str) -> None:
+        path = self._exported(name)
+        run = self._directory(name)
+        config = stages.settle_config(self.study.config_name(name), self.settings, [])
+        self._train(config, run)
+        if not path.is_file():
+            self.steps.export(run, path)
+        seconds = _train_seconds(run)
+        if seconds is not None:
+            self.document["autoencoders"][name] = {"train_seconds": seconds, "steps": config.training.steps}
+            self._write()
+
+    def _variant(self, variant: Variant) -> None:
+        run = self._directory(variant.name)
+        config = stages.settle_config(
+            self.study.config_name(variant.name), self.settings, self._overrides(variant)
+        )
+        self._train(config, run)
+        if variant.name not in self.document["variants"]:
+            self.document["variants"][variant.name] = self.steps.measure(
+                run, self.settings, self.study.guidance
+            )
+            self._write()
+
+    def _train(self, config: RunConfig, run: RunDirectory) -> None:
+        if stages.is_trained(run, config):
+            self._say(f"  trained already: {run.path}")
+            return
+        self.steps.train(config, run)
+
+    def _overrides(self, variant: Variant) -> list[str]:
+        """Return what only the study knows: where the autoencoder is, and how large its latents are."""
+        if variant.autoencoder is None:
+            return []
+        path = self._exported(variant.autoencoder)
+        overrides = [f"autoencoder.pretrained={json.dumps(str(path))}"]
+        if variant.noise_std is not None:
+            overrides.append(f"autoencoder.posterior.std={std_before_scaling(path, variant.noise_std)}")
+        return overrides
+
+    def _directory(self, name: str) -> RunDirectory:
+        return RunDirectory(self.settings.out / "runs" / name)
+
+    def _exported(self, name: str) -> Path:
+        return self.settings.out / "autoencoders" / f"{name}.safetensors"
+
+    def _read(self) -> dict[str, Any]:
+        expected = {"study": self.study.name, "settings": self.settings.what_decides()}
+        if not self.file.is_file():
+            return {**expected, "autoencoders": {}, "variants": {}}
+        try:
+            document = json.loads(self.file.read_text())
+        except ValueError as error:
+            raise RunDirectoryError(
+                f"{self.file}: not JSON ({error}). Delete it: the runs themselves are kept, and measured again."
+            ) from error
+        found = {key: document.get(key) for key in expected}
+        if found != expected:
+            raise RunDirectoryError(
+                f"{self.settings.out}: holds the study {found}, but {expected} was asked for. Name another "
+                "directory with --out, or ask for what it holds."
+            )
+        return document
+
+    def _write(self) -> None:
+        self.settings.out.mkdir(parents=True, exist_ok=True)
+        write_text_atomically(self.file, json.dumps(self.document, indent=1) + "\n")
+        write_table(self.settings.out / "study.md", self.study, self.document)
+
+    @staticmethod
+    def _say(text: str) -> None:
+        typer.echo(text, err=True)
+
+
+def _train_seconds(run: RunDirectory) -> float | None:
+    rows = run.read_metrics()
+    return float(rows[-1]["seconds"]) if rows else None

@@ -1,0 +1,195 @@
+"""The stages of a study: settle a configuration, train a run unless it is done, measure it, pretrain the judge."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from simflow_plugin.config import RunConfig, load_config
+from simflow_plugin.engine.checkpoints import latest_checkpoint
+from simflow_plugin.engine.run_directory import RunDirectory
+from simflow_plugin.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class StudySettings:
+    """What a study is run with.
+
+    Args:
+        out: its directory.
+        encoder: the classifier that gives features, judges, and is the target of alignment.
+        budget: factor on the steps (and warm-up) of every run alike.
+        num_samples: drawn of each variant, for each guidance.
+        num_held_out: images for reconstruction and likelihood.
+    Raises:
+        ConfigError: for a budget that is not positive.
+    """
+
+    out: Path
+    encoder: Path
+    budget: float = 1.0
+    num_samples: int = 2000
+    num_held_out: int = 1000
+
+    def __post_init__(self) -> None:
+        if not 0 < self.budget < float("inf"):
+            raise ConfigError(f"--budget {self.budget}: expected a positive number; 1 is the whole study.")
+
+    def what_decides(self) -> dict[str, Any]:
+        """Return what may not change while a study goes on."""
+        return {
+            "budget": self.budget,
+            "num_samples": self.num_samples,
+            "num_held_out": self.num_held_out,
+            "encoder": str(self.encoder),
+        }
+
+
+def settle_config(name: str, settings: StudySettings, overrides: list[str]) -> RunConfig:
+    """Return the configuration `name` at the study's budget and with the study's paths.
+
+    Args:
+        name: of a shipped configuration.
+        settings: of the study.
+        overrides: `key.sub=value`, before the budget.
+    """
+    config = load_config(name, overrides)
+    scaled: dict[str, object] = {
+        "training.steps": max(1, round(config.training.steps * settings.budget)),
+        "training.sample_every": max(1, round(config.training.sample_every * settings.budget)),
+        "optimizer.warmup_steps": round(config.optimizer.warmup_steps * settings.budget),
+    }
+    encoder = json.dumps(str(settings.encoder))  # a JSON string is a YAML string, whatever is in it
+    if config.evaluation.judge == "encoder":
+        scaled["evaluation.judge_checkpoint"] = encoder
+    if config.alignment is not None and config.alignment.encoder.name == "pretrained":
+        scaled["alignment.encoder.checkpoint"] = encoder
+    return load_config(name, [*overrides, *(f"{key}={value}" for key, value in scaled.items())])
+
+
+def is_trained(run: RunDirectory, config: RunConfig) -> bool:
+    """Return whether the directory holds this run, up to its last step."""
+    if not run.config_file.is_file():
+        return False
+    run.prepare(config, [])  # refuses the directory of another run
+    checkpoint = latest_checkpoint(run.checkpoints)
+    return checkpoint is not None and checkpoint.step >= config.training.steps
+
+
+def train_run(config: RunConfig, run: RunDirectory) -> None:
+    """Train a run from where it stands; its report waits for the study's own evaluation."""
+    from simflow_plugin.train import train
+
+    train(config, run, [], report=False)
+
+
+def measure_variant(
+    run: RunDirectory, settings: StudySettings, guidance: tuple[float, ...]
+) -> dict[str, Any]:
+    """Measure a variant's samples at each guidance, its reconstruction and likelihood, and what it cost.
+
+    Returns:
+        `metrics` by guidance (as text): name -> number; `cost`: parameters, FLOPs per image, seconds.
+    """
+    from simflow_plugin.engine.loaded_run import load_run
+    from simflow_plugin.metrics.evaluation import RunEvaluator
+    from simflow_plugin.metrics.evaluation_request import EvaluationRequest
+
+    loaded = load_run(run.path)
+    measured: dict[str, Any] = {"metrics": {}, "cost": {}}
+    for number, weight in enumerate(guidance):
+        # Reconstruction and likelihood do not depend on guidance.
+        parts = ("generation",) if number else ("generation", "reconstruction", "likelihood")
+        request = EvaluationRequest(
+            parts=parts,
+            num_samples=settings.num_samples,
+            guidance=weight,
+            extractor="pretrained",
+            weights=settings.encoder,
+            num_held_out=settings.num_held_out,
+        )
+        evaluator = RunEvaluator(loaded, request)
+        evaluator.make_samples()
+        metrics = evaluator.measure().metrics
+        measured["metrics"][f"{weight:g}"] = {name: number.value for name, number in metrics.items()}
+        measured["cost"][f"{weight:g}"] = cost_of(loaded, weight, settings)
+    return measured
+
+
+def cost_of(loaded: Any, guidance: float, settings: StudySettings) -> dict[str, Any]:
+    """Return parameters, FLOPs per image of training and of sampling, steps and seconds of a run."""
+    from simflow_plugin.alignment.classifier import ClassifierEncoder
+    from simflow_plugin.contracts import DataContext
+    from simflow_plugin.metrics.compute import ComputeSetting, measure_compute
+
+    config, feature_shape = loaded.config, None
+    if config.alignment is not None:
+        options = ClassifierEncoder.Options(checkpoint=str(settings.encoder))
+        encoder = ClassifierEncoder(options, DataContext(config.image_size, "test"))
+        rows, columns = encoder.grid_size(config.image_size)
+        feature_shape = (rows * columns, encoder.feature_dim)
+    has_labels = loaded.num_classes is not None
+    compute = measure_compute(
+        loaded.autoencoder,
+        loaded.require_model(),
+        ComputeSetting(config.image_size, has_labels, guidance, feature_shape),
+    )
+    return {
+        "model_parameters": compute.model_parameters,
+        "autoencoder_parameters": compute.autoencoder_parameters,
+        "training_flops": compute.training_flops,
+        "sampling_flops": compute.sampling_flops,
+        "steps": loaded.checkpoint.step,
+        "train_seconds": float(loaded.checkpoint.state["seconds"]),
+    }
+
+
+def measure_real(config: RunConfig, settings: StudySettings) -> dict[str, float]:
+    """Return what real images reach: the distance of as many training images from the test split, the judge's
+    own share of right answers on the test split."""
+    from simflow_plugin.data.loader import evaluation_batches
+    from simflow_plugin.engine.parts import build_dataset
+    from simflow_plugin.engine.sampling import to_uint8
+    from simflow_plugin.metrics.extractors import build_extractor
+    from simflow_plugin.metrics.fidelity import extract, frechet
+
+    extractor = build_extractor("pretrained", settings.encoder)
+    test, train = build_dataset(config, "test"), build_dataset(config, "train")
+    features, right, total = {}, 0, 0
+    for name, dataset, count in (
+        ("test", test, len(test)),
+        ("train", train, min(settings.num_samples, len(train))),
+    ):
+        batches = list(evaluation_batches(dataset, config.sampling.batch_size, range(count)))
+        found = extract(extractor, (to_uint8(batch.images).permute(0, 3, 1, 2) for batch in batches))
+        features[name] = found.pooled
+        if name == "test" and found.logits is not None:
+            labels = [label for batch in batches for label in batch.labels.tolist()]
+            right = sum(int(p) == label for p, label in zip(found.logits.argmax(1), labels, strict=True))
+            total = len(labels)
+    return {
+        "fd_pretrained": frechet(features["train"], features["test"]),
+        "class_agreement_pretrained": right / max(1, total),
+    }
+
+
+def ensure_encoder(path: Path, config: RunConfig) -> None:
+    """Pretrain the classifier that judges, unless its file is there."""
+    if path.is_file():
+        return
+    from simflow_plugin.alignment.classifier import save_classifier
+    from simflow_plugin.alignment.pretraining import PretrainingOptions, pretrain_classifier
+    from simflow_plugin.engine.parts import build_dataset
+
+    options = PretrainingOptions(config.data.name, config.image_size)
+    train, test = (build_dataset(config, split) for split in ("train", "test"))
+    network, card = pretrain_classifier(options, train, test)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_classifier(path, network, card)
+    typer.echo(
+        f"{path}: test accuracy {card.test_accuracy:.2%} on {card.num_test} held-out images of {card.data}."
+    )

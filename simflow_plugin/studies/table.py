@@ -1,0 +1,125 @@
+"""The table of a study as Markdown: measured numbers beside the published order."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from simflow_plugin.engine.run_directory import write_text_atomically
+from simflow_plugin.studies.plan import Study
+
+DISTANCE = "fd_pretrained"
+AGREEMENT = "class_agreement_pretrained"
+
+
+def write_table(path: Path, study: Study, document: dict[str, Any]) -> None:
+    """Write the table of what is measured so far."""
+    write_text_atomically(path, to_markdown(study, document))
+
+
+def to_markdown(study: Study, document: dict[str, Any]) -> str:
+    """Return title, table and notes of a study.
+
+    Args:
+        study: its plan.
+        document: the content of study.json; variants that are not measured yet are named below the table.
+    """
+    rows = _rows(study, document["variants"])
+    has_published = bool(study.published_as)
+    head = ["variant", "guidance", "FD (pretrained)", "class agreement", "PSNR, dB", "bits/dim (latent)"]
+    head += ["model / VAE parameters", "MFLOPs/image: train", "sample", "steps", "train s"]
+    if has_published:
+        head += ["order here", "published", "order published"]
+    lines = [f"# {study.title}", "", _line(head), _line(["---"] * len(head))]
+    lines += [_line(row) for row in rows]
+    lines += ["", *_notes(study, document)]
+    return "\n".join(lines) + "\n"
+
+
+def same_order_pairs(study: Study, variants: dict[str, Any]) -> tuple[int, int]:
+    """Return how many pairs of variants are ordered as published, and how many pairs there are."""
+    known = [
+        (v.published, _at(variants[v.name], study)[DISTANCE])
+        for v in study.variants
+        if v.published is not None and v.name in variants
+    ]
+    pairs = list(combinations(known, 2))
+    return sum((a[0] < b[0]) == (a[1] < b[1]) for a, b in pairs), len(pairs)
+
+
+def _at(measured: dict[str, Any], study: Study) -> dict[str, float]:
+    return measured["metrics"][f"{study.guidance[0]:g}"]
+
+
+def _rows(study: Study, variants: dict[str, Any]) -> list[list[str]]:
+    done = [v for v in study.variants if v.name in variants]
+    here = _ranks({v.name: _at(variants[v.name], study)[DISTANCE] for v in done})
+    published = _ranks({v.name: v.published for v in study.variants if v.published is not None})
+    rows = []
+    for variant in done:
+        measured = variants[variant.name]
+        without_guidance = _at(measured, study)
+        for guidance, metrics in measured["metrics"].items():
+            cost = measured["cost"][guidance]
+            row = [
+                variant.label,
+                guidance,
+                _number(metrics.get(DISTANCE), ".2f"),
+                _number(metrics.get(AGREEMENT), ".1%"),
+                _number(without_guidance.get("psnr"), ".2f"),
+                _number(without_guidance.get("latent_bits_per_dim"), ".3f"),
+                f"{cost['model_parameters'] / 1e6:.2f} M / {cost['autoencoder_parameters'] / 1e6:.2f} M",
+                f"{cost['training_flops'] / 1e6:.0f}",
+                f"{cost['sampling_flops'] / 1e6:.0f}",
+                str(cost["steps"]),
+                f"{cost['train_seconds']:.0f}",
+            ]
+            if study.published_as:
+                row += [str(here[variant.name]), _number(variant.published, ".2f")]
+                row += [str(published.get(variant.name, "-"))]
+            rows.append(row)
+    return rows
+
+
+def _notes(study: Study, document: dict[str, Any]) -> list[str]:
+    settings, variants = document["settings"], document["variants"]
+    notes = [
+        f"Budget {settings['budget']:g}; {settings['num_samples']} samples a row against the test split; "
+        f"{settings['num_held_out']} held-out images for PSNR and likelihood; averaged (EMA) weights.",
+        "FD (pretrained): Fréchet distance in the features of the classifier of `simflow pretrain-encoder`; it is no "
+        "FID. Bits per dimension are of the latent: they compare rows with the same autoencoder only.",
+        "Training FLOPs are those of one image, forward and backward, without the frozen alignment encoder.",
+    ]
+    if "real" in document:
+        real = document["real"]
+        notes.append(
+            f"Real training images, as many, against the test split: FD {real[DISTANCE]:.2f}; the classifier is right "
+            f"on {real[AGREEMENT]:.1%} of the test split."
+        )
+    for name, autoencoder in document["autoencoders"].items():
+        notes.append(
+            f"Trained before: `{name}`, {autoencoder['steps']} steps, {autoencoder['train_seconds']:.0f} s."
+        )
+    if study.published_as:
+        same, total = same_order_pairs(study, variants)
+        notes.append(
+            f"Published: {study.published_as}. {same} of {total} pairs of variants are ordered as published."
+        )
+    missing = [v.label for v in study.variants if v.name not in variants]
+    if missing:
+        notes.append(f"Not measured yet: {', '.join(missing)}.")
+    return [f"- {note}" for note in notes]
+
+
+def _ranks(values: dict[str, Any]) -> dict[str, int]:
+    """Return the place of each, 1 for the lowest."""
+    return {name: place for place, name in enumerate(sorted(values, key=lambda n: values[n]), 1)}
+
+
+def _number(value: float | None, spec: str) -> str:
+    return "-" if value is None else format(value, spec)
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,136 @@
+"""A study runs every part once, at one budget, and goes on where it stopped; with fake stages."""
+
+import json
+
+import pytest
+
+from simflow_plugin.engine.checkpoints import save_checkpoint
+from simflow_plugin.errors import ConfigError, RunDirectoryError
+from simflow_plugin.studies import runner as runner_module
+from simflow_plugin.studies.plan import FIXED_VARIANCE, STUDIES, find_study
+from simflow_plugin.studies.runner import Steps, StudyRunner
+from simflow_plugin.studies.stages import StudySettings, settle_config
+
+
+class FakeStages:
+    """Stages that write what the real ones leave behind, and note what was asked of them."""
+
+    def __init__(self):
+        self.trained, self.measured, self.exported, self.configs = [], [], [], {}
+        self.stop_before = None
+
+    def steps(self):
+        return Steps(self.pretrain, self.train, self.export, self.measure, self.measure_real)
+
+    def pretrain(self, path, config):
+        pass
+
+    def train(self, config, run):
+        if run.path.name == self.stop_before:
+            raise KeyboardInterrupt
+        self.trained.append(run.path.name)
+        self.configs[run.path.name] = config
+        run.prepare(config, [])
+        run.metrics_file.write_text(json.dumps({"step": config.training.steps, "seconds": 2.0}) + "\n")
+        save_checkpoint(run.checkpoints, config.training.steps, {}, {})
+
+    def export(self, run, path):
+        self.exported.append(run.path.name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+    def measure(self, run, settings, guidance):
+        self.measured.append(run.path.name)
+        cost = {"model_parameters": 1, "autoencoder_parameters": 1, "training_flops": 1, "sampling_flops": 1}
+        numbers = {"fd_pretrained": float(len(self.measured)), "class_agreement_pretrained": 0.5}
+        return {
+            "metrics": {f"{w:g}": numbers for w in guidance},
+            "cost": {f"{w:g}": {**cost, "steps": 1, "train_seconds": 1.0} for w in guidance},
+        }
+
+    def measure_real(self, config, settings):
+        return {"fd_pretrained": 0.1, "class_agreement_pretrained": 0.9}
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    monkeypatch.setattr(runner_module, "std_before_scaling", lambda path, std: [std / 2] * 8)
+    return FakeStages()
+
+
+def make_runner(fake, tmp_path, study=FIXED_VARIANCE, **settings):
+    return StudyRunner(study, StudySettings(tmp_path / "out", tmp_path / "encoder", **settings), fake.steps())
+
+
+def test_autoencoders_come_first_then_every_variant_in_order(fake, tmp_path):
+    make_runner(fake, tmp_path).run()
+    names = [v.name for v in FIXED_VARIANCE.variants]
+    assert fake.trained == [*FIXED_VARIANCE.autoencoders, *names]
+    assert fake.exported == list(FIXED_VARIANCE.autoencoders)
+    assert fake.measured == names
+
+
+def test_finished_study_is_not_run_again(fake, tmp_path):
+    first = make_runner(fake, tmp_path).run()
+    again = FakeStages()
+    assert make_runner(again, tmp_path).run() == first
+    assert again.trained == again.measured == again.exported == []
+
+
+def test_interrupted_study_continues_with_what_is_left(fake, tmp_path):
+    fake.stop_before = "frozen_encoder_noise"
+    with pytest.raises(KeyboardInterrupt):
+        make_runner(fake, tmp_path).run()
+    rest = FakeStages()
+    document = make_runner(rest, tmp_path).run()
+    assert rest.trained == ["frozen_encoder_noise", "end_to_end_noise", "end_to_end_fixed"]
+    assert set(document["variants"]) == {v.name for v in FIXED_VARIANCE.variants}
+
+
+def test_budget_scales_steps_and_warmup_of_all_alike(fake, tmp_path):
+    whole = settle_config("studies/fixed_variance/base", StudySettings(tmp_path, tmp_path), [])
+    make_runner(fake, tmp_path, budget=0.25).run()
+    steps = {c.training.steps for c in fake.configs.values()}
+    warmup = {c.optimizer.warmup_steps for c in fake.configs.values()}
+    assert steps == {whole.training.steps // 4}
+    assert warmup == {whole.optimizer.warmup_steps // 4}
+
+
+@pytest.mark.parametrize("study", STUDIES.values(), ids=list(STUDIES))
+def test_all_runs_differ_in_parts_only(study, fake, tmp_path):
+    make_runner(fake, tmp_path, study).run()
+    shared = [
+        config.model_dump(
+            include={"seed", "image_size", "data", "optimizer", "training", "sampling", "evaluation"}
+        )
+        for config in fake.configs.values()
+    ]
+    assert all(config == shared[0] for config in shared)
+
+
+def test_noise_is_relative_to_the_latents_of_the_exported_autoencoder(fake, tmp_path):
+    make_runner(fake, tmp_path).run()
+    options = fake.configs["frozen_encoder_noise"].autoencoder.options
+    assert options["posterior"]["std"] == [0.25] * 8
+    assert options["pretrained"] == str(tmp_path / "out/autoencoders/autoencoder_learnable.safetensors")
+
+
+def test_variants_start_from_autoencoders_of_their_study():
+    for study in STUDIES.values():
+        assert {v.autoencoder for v in study.variants} <= {None, *study.autoencoders}
+
+
+def test_directory_of_another_budget_is_refused(fake, tmp_path):
+    make_runner(fake, tmp_path, budget=0.5).run()
+    with pytest.raises(RunDirectoryError, match=r"budget.*--out"):
+        make_runner(fake, tmp_path, budget=1.0)
+
+
+def test_budget_must_be_positive(tmp_path):
+    with pytest.raises(ConfigError, match="--budget 0"):
+        StudySettings(tmp_path, tmp_path, budget=0)
+
+
+def test_unknown_study_lists_choices():
+    with pytest.raises(ConfigError, match="Did you mean `headline`"):
+        find_study("headlines")

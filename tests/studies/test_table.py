@@ -1,0 +1,47 @@
+"""The table states what was measured, beside what was published, and what is missing."""
+
+from simflow_plugin.studies.plan import FIXED_VARIANCE
+from simflow_plugin.studies.table import same_order_pairs, to_markdown
+
+
+def measured(distance):
+    cost = {"model_parameters": 1_000_000, "autoencoder_parameters": 500_000, "steps": 10}
+    cost |= {"training_flops": 2_000_000, "sampling_flops": 3_000_000, "train_seconds": 7.0}
+    return {
+        "metrics": {"0": {"fd_pretrained": distance, "class_agreement_pretrained": 0.75, "psnr": 20.0}},
+        "cost": {"0": cost},
+    }
+
+
+def document(distances):
+    names = [v.name for v in FIXED_VARIANCE.variants]
+    return {
+        "settings": {"budget": 0.1, "num_samples": 100, "num_held_out": 50},
+        "autoencoders": {"autoencoder_fixed": {"steps": 10, "train_seconds": 3.0}},
+        "variants": {n: measured(d) for n, d in zip(names, distances, strict=False)},
+        "real": {"fd_pretrained": 0.5, "class_agreement_pretrained": 0.9},
+    }
+
+
+def test_published_order_agrees_with_itself():
+    content = document([6, 5, 4, 3, 2, 1])
+    assert same_order_pairs(FIXED_VARIANCE, content["variants"]) == (15, 15)
+
+
+def test_reversed_order_agrees_in_no_pair():
+    content = document([1, 2, 3, 4, 5, 6])
+    assert same_order_pairs(FIXED_VARIANCE, content["variants"]) == (0, 15)
+
+
+def test_table_shows_measured_and_published_side_by_side():
+    text = to_markdown(FIXED_VARIANCE, document([6, 5, 4, 3, 2, 1]))
+    row = next(line for line in text.splitlines() if line.startswith("| end to end, fixed variance"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[2:4] == ["1.00", "75.0%"]
+    assert cells[-3:] == ["1", "16.97", "1"]
+    assert "FID" not in text.splitlines()[2].replace("no FID", "")
+
+
+def test_missing_variants_are_named():
+    text = to_markdown(FIXED_VARIANCE, document([6, 5]))
+    assert "Not measured yet: frozen VAE, fixed variance, layer norm, frozen encoder with noise" in text
