@@ -39,6 +39,7 @@ def train_command(
     no_report: Annotated[
         bool, typer.Option("--no-report", help="Train only: no summary, no report.")
     ] = False,
+    profile: Annotated[int, typer.Option(min=0, help="Record N steps to trace.json, a Chrome trace.")] = 0,
 ) -> None:
     """Train, from the start or from the run's last checkpoint; then measure, and write the report."""
     with exit_on_user_error():
@@ -48,13 +49,19 @@ def train_command(
             return
         run = RunDirectory(out if out is not None else Path("runs") / resolved.name)
         try:
-            train(resolved, run, allow_changed or [], report=not no_report)
+            train(resolved, run, allow_changed or [], report=not no_report, profile_steps=profile)
         except Interrupted as interruption:
             typer.echo(f"{interruption}. Saved: run the same command again to go on.", err=True)
             raise typer.Exit(RESUME_EXIT_STATUS) from interruption
 
 
-def train(config: RunConfig, run: RunDirectory, allow_changed: list[str], report: bool = True) -> None:
+def train(
+    config: RunConfig,
+    run: RunDirectory,
+    allow_changed: list[str],
+    report: bool = True,
+    profile_steps: int = 0,
+) -> None:
     """Train `config` in `run`, resuming if it was begun.
 
     Raises:
@@ -83,7 +90,7 @@ def train(config: RunConfig, run: RunDirectory, allow_changed: list[str], report
                 print(config.to_yaml(), end="", flush=True)
         accelerator.wait_for_everyone()
         with stop_on_signals() as stop:
-            trainer = Trainer(config, run, parts, dataset, accelerator, stop)
+            trainer = Trainer(config, run, parts, dataset, accelerator, stop, profile_steps)
             trainer.train()
         if accelerator.is_main_process and report and config.model is not None:
             from simflow_plugin.report.run_report import summarize_and_report
@@ -109,9 +116,8 @@ def make_accelerator(config: RunConfig) -> Accelerator:
         precision = "bfloat16" if has_gpu and torch.cuda.is_bf16_supported() else "float32"
     if precision == "float16" and not has_gpu:
         raise ConfigError("training.precision: float16 needs a GPU. Use float32 (or auto) on a CPU.")
-    if has_gpu:
-        torch.backends.cuda.matmul.allow_tf32 = config.training.tf32
-        torch.backends.cudnn.allow_tf32 = config.training.tf32
+    torch.backends.cuda.matmul.allow_tf32 = config.training.tf32
+    torch.backends.cudnn.allow_tf32 = config.training.tf32
     mixed = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[precision]
     return Accelerator(mixed_precision=mixed, cpu=not has_gpu)
 

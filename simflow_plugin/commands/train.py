@@ -25,8 +25,9 @@ def train(
     no_report: Annotated[
         bool, typer.Option("--no-report", help="Train only: no summary, no report.")
     ] = False,
+    profile: Annotated[int, typer.Option(min=0, help="Record N steps to trace.json, a Chrome trace.")] = 0,
 ) -> None:
     """Train a model, or go on with a run that was interrupted; then measure it and write its report."""
     from simflow_plugin.train import train_command
 
-    train_command(config, out, set_, allow_changed, dry_run, no_report)
+    train_command(config, out, set_, allow_changed, dry_run, no_report, profile)
