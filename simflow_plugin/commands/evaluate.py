@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Run directory.")],
     only: Annotated[
-        list[str] | None, typer.Option(help="generation, reconstruction, likelihood; default: all.")
+        list[str] | None, typer.Option(help="generation, reconstruction or likelihood; default: all.")
     ] = None,
     num_samples: Annotated[
         int, typer.Option(min=1, help="Samples to draw; published FIDs use 50,000.")
@@ -62,7 +62,7 @@ def evaluate(
     """Measure a run on held-out data with its averaged weights; an interrupted evaluation goes on."""
     with exit_on_user_error():
         from simflow_plugin.errors import EvaluationError
-        from simflow_plugin.metrics.evaluation_request import PARTS, EvaluationRequest
+        from simflow_plugin.metrics.evaluation_request import EvaluationRequest
 
         logging.basicConfig(level=logging.WARNING, format="%(message)s")
         for option, value, known in (
@@ -72,7 +72,7 @@ def evaluate(
             if value not in known:
                 raise EvaluationError(f"{option} {value}: expected {' or '.join(known)}.")
         request = EvaluationRequest(
-            parts=tuple(only) if only else PARTS,
+            parts=tuple(only) if only else None,
             num_samples=num_samples,
             guidance=guidance,
             seed=seed,
@@ -107,7 +107,7 @@ def run_evaluation(
     state.wait_for_everyone()
     if not state.is_main_process:
         return
-    has_samples = "generation" in request.parts
+    has_samples = "generation" in evaluator.parts
     result = evaluator.measure()
     if npz is not None and has_samples:
         evaluator.shards.save_npz(npz)

@@ -20,19 +20,20 @@ from torch import Tensor
 
 from simflow_plugin import registry
 from simflow_plugin.config import Part
-from simflow_plugin.contracts import NO_LABEL, DataContext, GenerativeModel, ImageDataset
+from simflow_plugin.contracts import NO_LABEL, DataContext, ImageDataset
 from simflow_plugin.data.cache import fingerprint
 from simflow_plugin.data.loader import evaluation_batches
 from simflow_plugin.engine.checkpoints import MANIFEST
 from simflow_plugin.engine.loaded_run import LoadedRun
 from simflow_plugin.engine.parts import build_dataset
 from simflow_plugin.engine.sampling import draw_images, to_uint8
-from simflow_plugin.errors import ConfigError, EvaluationError, WeightsError
+from simflow_plugin.errors import ConfigError, WeightsError
 from simflow_plugin.losses.lpips_loss import BACKBONES
 from simflow_plugin.metrics.evaluation_request import (
     EvaluationRequest,
     assignment,
-    check_request,
+    checked_parts,
+    has_density,
     with_sampling,
 )
 from simflow_plugin.metrics.evaluation_result import Evaluation, read_evaluation
@@ -67,14 +68,14 @@ class RunEvaluator:
     """
 
     def __init__(self, loaded: LoadedRun, request: EvaluationRequest) -> None:
-        check_request(loaded, request)
+        self.parts = checked_parts(loaded, request)
         self.loaded = with_sampling(loaded, request.sampling)
         self.request = request
         self.config = loaded.config
         self.guidance = loaded.config.sampling.guidance if request.guidance is None else request.guidance
         self.batch_size = request.batch_size or loaded.config.sampling.batch_size
         self.extractor: Extractor | None = None
-        if request.extractor is not None and set(request.parts) & {"generation", "reconstruction"}:
+        if request.extractor is not None and set(self.parts) & {"generation", "reconstruction"}:
             self.extractor = build_extractor(request.extractor, request.weights, loaded.device)
         self.lpips, note = self._build_lpips()
         settings = self.settings()
@@ -102,7 +103,7 @@ class RunEvaluator:
 
     def make_samples(self, rank: int = 0, world_size: int = 1) -> None:
         """Draw the missing samples of this process."""
-        if "generation" not in self.request.parts:
+        if "generation" not in self.parts:
             return
         started, drawn = time.monotonic(), 0
 
@@ -122,7 +123,7 @@ class RunEvaluator:
     def measure(self) -> Evaluation:
         """Measure everything that was asked for, on the samples on disk; write and return the result."""
         self.evaluation.folder.mkdir(parents=True, exist_ok=True)
-        parts = self.request.parts
+        parts = self.parts
         if "generation" in parts:
             self.evaluation.metrics |= self._generation()
         if "reconstruction" in parts:
@@ -161,13 +162,6 @@ class RunEvaluator:
             on = f"{samples_on} against {real_on}, {self._extractor_name()}"
             for name, number in fidelity(samples, real, self.extractor, self.request.seed).items():
                 found[name] = number.with_notes(on, self._own_data_warning())
-            if self.extractor.name == "pretrained" and samples.logits is not None and self.loaded.num_classes:
-                labels = np.concatenate([labels for _, labels in self.shards.read()])
-                is_right = samples.logits.argmax(1).numpy() == labels
-                agreement = bootstrap_mean(is_right.astype(float), "samples")
-                found["class_agreement_pretrained"] = agreement.with_notes(
-                    f"{samples_on}, {self._extractor_name()}"
-                )
         if self.config.evaluation.judge != "none":
             found |= self._judge(samples_on)
         return found
@@ -234,9 +228,7 @@ class RunEvaluator:
 
     def _likelihood(self) -> None:
         model = self.loaded.model
-        if model is None or type(model).log_prob is GenerativeModel.log_prob:
-            if self.request.ood is not None:
-                raise EvaluationError("--ood needs a model with an exact density, as flows have.")
+        if model is None or not has_density(self.loaded):
             self.evaluation.notes.append("likelihood: not measured, the model has no exact density")
             return
         train = build_dataset(self.config, "train")
@@ -268,7 +260,7 @@ class RunEvaluator:
 
     def _build_lpips(self) -> tuple[LPIPSDistance | None, str]:
         """Return LPIPS where its weights are; without them only a backbone that was named is an error."""
-        if "reconstruction" not in self.request.parts:
+        if "reconstruction" not in self.parts:
             return None, ""
         try:
             distance = LPIPSDistance("alex", self.request.lpips_backbone, self.loaded.device)

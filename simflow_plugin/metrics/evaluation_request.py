@@ -10,6 +10,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import ValidationError
 
+from simflow_plugin.contracts import GenerativeModel
 from simflow_plugin.engine.loaded_run import LoadedRun
 from simflow_plugin.engine.parts import build_model
 from simflow_plugin.errors import EvaluationError
@@ -23,7 +24,7 @@ class EvaluationRequest:
     """What to measure.
 
     Args:
-        parts: of `PARTS`.
+        parts: of `PARTS`; None is all that the run can give.
         num_samples: to draw.
         guidance: weight w; None is the run's own.
         seed: of the noise.
@@ -39,7 +40,7 @@ class EvaluationRequest:
         batch_size: None is the run's own.
     """
 
-    parts: tuple[str, ...] = PARTS
+    parts: tuple[str, ...] | None = None
     num_samples: int = 10_000
     guidance: float | None = None
     seed: int = 0
@@ -55,26 +56,42 @@ class EvaluationRequest:
     batch_size: int | None = None
 
 
-def check_request(loaded: LoadedRun, request: EvaluationRequest) -> None:
-    """Refuse what cannot be measured.
+def checked_parts(loaded: LoadedRun, request: EvaluationRequest) -> tuple[str, ...]:
+    """Return the parts to measure; refuse what cannot be.
 
     Raises:
         EvaluationError: naming the option and what to do.
     """
-    for part in request.parts:
+    parts = request.parts
+    if parts is None:
+        parts = PARTS if loaded.model is not None else ("reconstruction",)
+    for part in parts:
         if part not in PARTS:
             raise EvaluationError(f"--only: unknown part `{part}`.{did_you_mean(part, PARTS)}")
-    if "generation" in request.parts:
-        model = loaded.require_model()
-        guidance = loaded.config.sampling.guidance if request.guidance is None else request.guidance
-        if guidance > 0 and not (model.supports_guidance and loaded.num_classes is not None):
-            raise EvaluationError(
-                f"--guidance {guidance:g}: the run's model has no unconditional half to guide with. Use --guidance 0."
-            )
-        if request.num_samples < 2:
-            raise EvaluationError(
-                f"--num-samples {request.num_samples}: two are the least that can be compared."
-            )
+    if "generation" in parts:
+        _check_generation(loaded, request)
+    if request.ood is not None and not ("likelihood" in parts and has_density(loaded)):
+        raise EvaluationError(
+            f"--ood {request.ood}: tells data sets apart by likelihood, which needs a model with an exact density, as "
+            "flows have, and the part `likelihood`."
+        )
+    return parts
+
+
+def has_density(loaded: LoadedRun) -> bool:
+    """Return whether the run's model has an exact density."""
+    return loaded.model is not None and type(loaded.model).log_prob is not GenerativeModel.log_prob
+
+
+def _check_generation(loaded: LoadedRun, request: EvaluationRequest) -> None:
+    model = loaded.require_model()
+    guidance = loaded.config.sampling.guidance if request.guidance is None else request.guidance
+    if guidance > 0 and not (model.supports_guidance and loaded.num_classes is not None):
+        raise EvaluationError(
+            f"--guidance {guidance:g}: the run's model has no unconditional half to guide with. Use --guidance 0."
+        )
+    if request.num_samples < 2:
+        raise EvaluationError(f"--num-samples {request.num_samples}: two are the least that can be compared.")
 
 
 def with_sampling(loaded: LoadedRun, assignments: Sequence[str]) -> LoadedRun:

@@ -36,7 +36,6 @@ NAMES = {
     "precision": MetricName("precision", "higher", ".3f"),
     "recall": MetricName("recall", "higher", ".3f"),
     "class_agreement": MetricName("class agreement (judge)", "higher", ".1%"),
-    "class_agreement_pretrained": MetricName("class agreement (pretrained classifier)", "higher", ".1%"),
     "diversity_ratio": MetricName("diversity ratio (1 = real)", "", ".3f"),
     "rfid": MetricName("rFID", "lower", ".2f"),
     "psnr": MetricName("PSNR, dB", "higher", ".2f"),

@@ -16,7 +16,7 @@ from simflow_plugin.errors import CheckpointError, EvaluationError
 from simflow_plugin.metrics.evaluation import RunEvaluator
 from simflow_plugin.metrics.evaluation_request import EvaluationRequest
 from simflow_plugin.metrics.evaluation_result import read_evaluation
-from tests.metrics.runs import copy_run
+from tests.metrics.runs import copy_run, make_run
 
 
 @pytest.fixture
@@ -144,8 +144,13 @@ def test_likelihood_of_a_model_without_density_is_left_out_and_said(diffusion_ru
 
 def test_outliers_need_a_density(diffusion_run, tmp_path):
     run = copy_run(diffusion_run, tmp_path / "run")
-    with pytest.raises(EvaluationError, match="--ood needs a model with an exact density"):
+    with pytest.raises(EvaluationError, match="--ood digits: .*exact density"):
         evaluate(run, parts=("likelihood",), ood="digits")
+
+
+def test_autoencoder_alone_is_measured_by_its_reconstructions(tmp_path):
+    found = evaluate(make_run(tmp_path / "run", None))
+    assert set(found.metrics) == {"psnr", "ssim"}
 
 
 def test_sampler_option_changes_the_sampler(diffusion_run, tmp_path):

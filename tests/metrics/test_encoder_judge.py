@@ -1,0 +1,50 @@
+"""The pretrained classifier as judge of samples."""
+
+import pytest
+import torch
+
+from simflow_plugin.alignment.classifier import ClassifierCard, make_network, save_classifier
+from simflow_plugin.contracts import DataContext
+from simflow_plugin.data.digits import Digits
+from simflow_plugin.errors import EvaluationError
+from simflow_plugin.metrics.encoder_judge import judge_with_encoder
+
+
+@pytest.fixture(scope="module")
+def test_split():
+    return Digits(Digits.Options(), DataContext(8, "test"))
+
+
+def make_judge(path, num_classes):
+    architecture = {"model": "vit_tiny_patch16_224", "embed_dim": 8, "depth": 1, "num_heads": 2}
+    architecture |= {"img_size": 8, "patch_size": 4, "num_classes": num_classes}
+    names = tuple(map(str, range(num_classes)))
+    torch.manual_seed(0)
+    network = make_network(architecture)
+    card = ClassifierCard(architecture, (0.5,) * 3, (0.5,) * 3, names, "digits", 0.1, 10, 1)
+    save_classifier(path, network, card)
+    return str(path)
+
+
+def test_real_images_as_samples_agree_as_often_as_real_images(test_split, tmp_path):
+    images = torch.stack([test_split[i].image for i in range(40)]).permute(0, 2, 3, 1)
+    labels = torch.tensor([test_split[i].label for i in range(40)])
+    judgement = judge_with_encoder(make_judge(tmp_path / "j.safetensors", 10), images, labels, test_split, 40)
+    assert judgement.class_agreement == judgement.class_agreement_real
+    assert judgement.diversity_ratio == pytest.approx(1.0)
+    assert judgement.num_samples == 40
+
+
+def test_judge_of_other_classes_is_refused(test_split, tmp_path):
+    judge = make_judge(tmp_path / "j.safetensors", 3)
+    with pytest.raises(EvaluationError, match=r"knows 3 classes \(digits\), but the data set has 10"):
+        judge_with_encoder(
+            judge, torch.zeros(2, 8, 8, 3, dtype=torch.uint8), torch.zeros(2).long(), test_split
+        )
+
+
+def test_samples_without_classes_are_refused(test_split, tmp_path):
+    judge = make_judge(tmp_path / "j.safetensors", 10)
+    unlabelled = torch.full((2,), -1)
+    with pytest.raises(EvaluationError, match="needs samples of known classes"):
+        judge_with_encoder(judge, torch.zeros(2, 8, 8, 3, dtype=torch.uint8), unlabelled, test_split)
