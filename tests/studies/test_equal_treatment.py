@@ -1,0 +1,78 @@
+"""Runs with different models see the same batches: images, order, augmentation, labels, noise of the posterior."""
+
+import pytest
+import torch
+
+from simflow_plugin.data.loader import make_loader
+from simflow_plugin.engine.joint import JointObjective
+from simflow_plugin.engine.parts import build_dataset, build_parts
+from simflow_plugin.engine.sampling import balanced_labels, draw_images
+from simflow_plugin.randomness import IndexedRandom
+from tests.engine.tiny_runs import TINY_OPTIONS, make_trainer, tiny_config
+
+MODELS = list(TINY_OPTIONS)
+STEPS = 3
+
+
+def recorded_batches(model, path, monkeypatch):
+    """Train a few steps; return what the joint objective was given at each of them."""
+    seen = []
+    forward = JointObjective.forward
+
+    def recording(self, batch, *arguments):
+        noise = batch.random.normal("posterior", (len(batch.images), 2))
+        seen.append((batch.images.clone(), batch.labels.clone(), noise))
+        return forward(self, batch, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(JointObjective, "forward", recording)
+        config = tiny_config(model, steps=STEPS, horizontal_flip=True, sample_every=99, checkpoint_every=99)
+        trainer = make_trainer(config, path)
+        patch.setattr(type(trainer), "_save_sample_grid", lambda self: None, raising=False)
+        trainer.train()
+    return seen
+
+
+def assert_same(first, second):
+    assert len(first) == len(second) == STEPS
+    for one, other in zip(first, second, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("model", [*MODELS[1:], None])
+def test_every_model_is_trained_on_the_same_batches(model, tmp_path, monkeypatch):
+    reference = recorded_batches(MODELS[0], tmp_path / "reference", monkeypatch)
+    assert_same(reference, recorded_batches(model, tmp_path / "other", monkeypatch))
+
+
+def test_the_loader_knows_no_model():
+    served = []
+    for model in MODELS:
+        config = tiny_config(model)
+        dataset = build_dataset(config, "train")
+        loader = make_loader(dataset, config.training.batch_size, config.seed, 0, 4, horizontal_flip=True)
+        served.append([(batch.indices, batch.flipped) for batch in loader])
+    for other in served[1:]:
+        for one, two in zip(served[0], other, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_samples_start_from_the_same_noise(model, monkeypatch):
+    config = tiny_config(model)
+    parts = build_parts(config, 10)
+    drawn = []
+    normal = IndexedRandom.normal
+
+    def recording(self, purpose, shape, device="cpu"):
+        noise = normal(self, purpose, shape, device)
+        drawn.append((purpose, noise.clone()))
+        return noise
+
+    monkeypatch.setattr(IndexedRandom, "normal", recording)
+    joint = parts.joint.eval()
+    draw_images(joint.autoencoder, joint.model, range(2), balanced_labels(2, 10), 0.0, 5, config.image_size)
+    shape = (2, *joint.autoencoder.latent_shape(config.image_size))
+    purpose, noise = drawn[0]
+    assert purpose == "latent"
+    assert torch.equal(noise, normal(IndexedRandom(5, (0, 1)), "latent", shape))
