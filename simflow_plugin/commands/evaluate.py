@@ -30,6 +30,7 @@ def evaluate(
     sampling: Annotated[
         list[str] | None, typer.Option(help="key=value of the model's sampler: method=jacobi.")
     ] = None,
+    step: Annotated[int | None, typer.Option(help="Of the checkpoint; default: the newest.")] = None,
     last_weights: Annotated[
         bool, typer.Option("--last-weights", help="Not the averaged (EMA) weights.")
     ] = False,
@@ -87,11 +88,16 @@ def evaluate(
             ood=ood,
             batch_size=batch_size,
         )
-        run_evaluation(run, request, averaged=not last_weights, npz=npz, png=png)
+        run_evaluation(run, request, averaged=not last_weights, step=step, npz=npz, png=png)
 
 
 def run_evaluation(
-    run: Path, request: EvaluationRequest, averaged: bool, npz: Path | None = None, png: Path | None = None
+    run: Path,
+    request: EvaluationRequest,
+    averaged: bool = True,
+    step: int | None = None,
+    npz: Path | None = None,
+    png: Path | None = None,
 ) -> None:
     """Evaluate, on as many processes as accelerate started; the main one measures, writes and prints."""
     import torch
@@ -102,7 +108,7 @@ def run_evaluation(
     from simflow_plugin.report.evaluation_report import terminal_lines, write_evaluation_report
 
     state = PartialState(cpu=not torch.cuda.is_available())
-    evaluator = RunEvaluator(load_run(run, state.device, averaged), request)
+    evaluator = RunEvaluator(load_run(run, state.device, averaged, step), request)
     evaluator.make_samples(state.process_index, state.num_processes)
     state.wait_for_everyone()
     if not state.is_main_process:

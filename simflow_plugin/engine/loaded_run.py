@@ -9,7 +9,13 @@ import torch
 
 from simflow_plugin.config import RunConfig, read_run_config
 from simflow_plugin.contracts import Autoencoder, GenerativeModel
-from simflow_plugin.engine.checkpoints import Checkpoint, latest_checkpoint
+from simflow_plugin.engine.checkpoints import (
+    Checkpoint,
+    checkpoint_folders,
+    latest_checkpoint,
+    read_checkpoint,
+    verify_checkpoint,
+)
 from simflow_plugin.engine.parts import architecture_only, build_autoencoder, build_model
 from simflow_plugin.engine.run_directory import RunDirectory
 from simflow_plugin.engine.state import restore_module
@@ -55,24 +61,23 @@ class LoadedRun:
         return next(self.autoencoder.parameters()).device
 
 
-def load_run(path: Path | str, device: torch.device | str | None = None, averaged: bool = True) -> LoadedRun:
-    """Load the newest whole checkpoint of a run.
+def load_run(
+    path: Path | str, device: torch.device | str | None = None, averaged: bool = True, step: int | None = None
+) -> LoadedRun:
+    """Load a checkpoint of a run.
 
     Args:
         path: run directory.
         device: default: CUDA if there is one, else CPU.
         averaged: the EMA weights (default) or the last training weights.
+        step: of the checkpoint; default: the newest that is whole.
     Raises:
         ConfigError: if it is no run directory.
-        CheckpointError: if it has no whole checkpoint.
+        CheckpointError: if it has no whole checkpoint, or not that of `step`.
     """
     directory = RunDirectory(path)
     config = read_run_config(directory.config_file)
-    checkpoint = latest_checkpoint(directory.checkpoints)
-    if checkpoint is None:
-        raise CheckpointError(
-            f"{directory.path}: has no checkpoint yet. Train it: simflow train {directory.config_file}"
-        )
+    checkpoint = _find_checkpoint(directory, step)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     state = checkpoint.state
@@ -90,3 +95,26 @@ def load_run(path: Path | str, device: torch.device | str | None = None, average
             restore_module(module, own, checkpoint.path)
             module.to(device).eval().requires_grad_(False)
     return LoadedRun(directory, config, checkpoint, autoencoder, model, state["num_classes"], averaged)
+
+
+def _find_checkpoint(directory: RunDirectory, step: int | None) -> Checkpoint:
+    folders = {
+        int(path.name.removeprefix("step_")): path for path in checkpoint_folders(directory.checkpoints)
+    }
+    if not folders:
+        raise CheckpointError(
+            f"{directory.path}: has no checkpoint yet. Train it: simflow train {directory.config_file}"
+        )
+    if step is None:
+        checkpoint = latest_checkpoint(directory.checkpoints)
+        assert checkpoint is not None
+        return checkpoint
+    if step not in folders:
+        raise CheckpointError(
+            f"{directory.path}: has no checkpoint of step {step}. There are: {', '.join(map(str, folders))}. More are "
+            "kept with training.keep_checkpoints and training.keep_every."
+        )
+    problem = verify_checkpoint(folders[step])
+    if problem is not None:
+        raise CheckpointError(f"{folders[step]}: {problem}. Name another step.")
+    return read_checkpoint(folders[step])

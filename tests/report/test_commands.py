@@ -66,6 +66,19 @@ def test_missing_inception_is_refused_before_sampling(runs, tmp_path):
     assert len(list((runs[0] / "evaluations").iterdir())) == 1
 
 
+def test_earlier_checkpoints_draw_curves_of_quality(runs, tmp_path):
+    run = copy_run(runs[0], tmp_path / "run")
+    call("evaluate", run, *QUICK, "--step", 2, "--only", "reconstruction")
+    call("compare", run, runs[1], "--out", tmp_path / "out", "--per-class", 1)
+    assert "Evaluated quality against optimizer step" in (tmp_path / "out" / "comparison.html").read_text()
+
+
+def test_missing_checkpoint_lists_those_that_are_there(runs):
+    assert re.search(
+        r"no checkpoint of step 3\. There are: 2, 4", call("evaluate", runs[0], "--step", 3, status=2)
+    )
+
+
 def test_unknown_choice_is_refused(runs):
     assert "expected test or train" in call("evaluate", runs[0], "--reference", "validation", status=2)
 
