@@ -204,14 +204,16 @@ def _read_run(loaded: LoadedRun, name: str, guidance: float | None) -> ComparedR
 
 
 def _merge(evaluations: Sequence[Evaluation]) -> dict[str, Measured]:
-    """Join evaluations that differ in the seed alone: intervals over seeds, where there are several."""
+    """Join evaluations that differ in the seed alone: metrics of samples get intervals over the seeds.
+
+    Metrics of held-out images keep their own: another seed does not draw other images.
+    """
     found: dict[str, Measured] = {}
     for key in dict.fromkeys(key for evaluation in evaluations for key in evaluation.metrics):
         numbers = [evaluation.metrics[key] for evaluation in evaluations if key in evaluation.metrics]
-        if len({number.on for number in numbers}) > 1:
-            numbers = numbers[-1:]
-        if len(numbers) == 1:
-            found[key] = numbers[0]
+        is_of_samples = key not in NEVER_REFUSED and not numbers[-1].interval.endswith("images")
+        if len(numbers) == 1 or not is_of_samples or len({number.on for number in numbers}) > 1:
+            found[key] = numbers[-1]
             continue
         warning = next((number.warning for number in numbers if number.warning), "")
         found[key] = repeated([number.value for number in numbers]).with_notes(numbers[0].on, warning)

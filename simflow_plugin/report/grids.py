@@ -42,22 +42,8 @@ def image_grid(
     Raises:
         ShapeError: for another shape or type, no image, or a wrong number of labels.
     """
-    images = np.asarray(images)
-    if (
-        images.ndim != 4
-        or images.shape[3] != 3
-        or images.dtype != np.uint8
-        or len(images) == 0
-        or num_columns < 1
-    ):
-        raise ShapeError(
-            f"image grid: expected uint8 (N, H, W, 3), N and num_columns > 0; got {images.dtype} "
-            f"{images.shape}, {num_columns} columns"
-        )
+    images = _checked(images, num_columns, row_labels, column_labels)
     num_rows = -(-len(images) // num_columns)
-    for labels, count, what in ((row_labels, num_rows, "row"), (column_labels, num_columns, "column")):
-        if labels is not None and len(labels) != count:
-            raise ShapeError(f"image grid: {len(labels)} {what} labels for {count} {what}s")
     factor = max(1, -(-MIN_TILE // max(images.shape[1:3])))
     height, width = images.shape[1] * factor, images.shape[2] * factor
     font = ImageFont.load_default(FONT_SIZE)
@@ -78,6 +64,31 @@ def image_grid(
             (left + column * (width + GAP) + width // 2, top // 2), label, LABEL_COLOUR, font, anchor="mm"
         )
     return canvas
+
+
+def _checked(
+    images: NDArray[np.uint8],
+    num_columns: int,
+    row_labels: Sequence[str] | None,
+    column_labels: Sequence[str] | None,
+) -> NDArray[np.uint8]:
+    images = np.asarray(images)
+    if (
+        images.ndim != 4
+        or images.shape[3] != 3
+        or images.dtype != np.uint8
+        or len(images) == 0
+        or num_columns < 1
+    ):
+        raise ShapeError(
+            f"image grid: expected uint8 (N, H, W, 3), N and num_columns > 0; got {images.dtype} "
+            f"{images.shape}, {num_columns} columns"
+        )
+    num_rows = -(-len(images) // num_columns)
+    for labels, count, what in ((row_labels, num_rows, "row"), (column_labels, num_columns, "column")):
+        if labels is not None and len(labels) != count:
+            raise ShapeError(f"image grid: {len(labels)} {what} labels for {count} {what}s")
+    return images
 
 
 def save_image_grid(

@@ -51,9 +51,10 @@ def test_metrics_under_different_conditions_are_refused_unless_forced(pair, tmp_
 def test_repeated_seeds_give_an_interval_over_seeds(pair, tmp_path):
     run = copy_run(pair[0], tmp_path / "seeds")
     values = [evaluate(run, seed).metrics["diversity_ratio"].value for seed in (0, 1)]
-    number = read_runs([run, pair[1]])[0].metrics["diversity_ratio"]
-    assert number.value == pytest.approx(np.mean(values))
-    assert number.interval == "t interval of 2 seeds"
+    metrics = read_runs([run, pair[1]])[0].metrics
+    assert metrics["diversity_ratio"].value == pytest.approx(np.mean(values))
+    assert metrics["diversity_ratio"].interval == "t interval of 2 seeds"
+    assert metrics["psnr"].interval == "bootstrap of 12 images"
 
 
 def test_run_that_was_not_evaluated_shows_its_summary_and_says_so(flow_run, diffusion_run, tmp_path):
