@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import typer
 
 from simflow_plugin.config import RunConfig, load_config
@@ -116,28 +117,25 @@ def measure_variant(
         evaluator.make_samples()
         metrics = evaluator.measure().metrics
         measured["metrics"][f"{weight:g}"] = {name: number.value for name, number in metrics.items()}
-        measured["cost"][f"{weight:g}"] = cost_of(loaded, weight, settings)
+        measured["cost"][f"{weight:g}"] = cost_of(loaded, weight)
     return measured
 
 
-def cost_of(loaded: Any, guidance: float, settings: StudySettings) -> dict[str, Any]:
+def cost_of(loaded: Any, guidance: float) -> dict[str, Any]:
     """Return parameters, FLOPs per image of training and of sampling, steps and seconds of a run."""
-    from simflow_plugin.alignment.classifier import ClassifierEncoder
-    from simflow_plugin.contracts import DataContext
+    from simflow_plugin.engine.parts import build_parts
     from simflow_plugin.metrics.compute import ComputeSetting, measure_compute
 
+    # A loaded run is frozen; what training costs is counted on the parts as they were trained.
     config, feature_shape = loaded.config, None
-    if config.alignment is not None:
-        options = ClassifierEncoder.Options(checkpoint=str(settings.encoder))
-        encoder = ClassifierEncoder(options, DataContext(config.image_size, "test"))
-        rows, columns = encoder.grid_size(config.image_size)
-        feature_shape = (rows * columns, encoder.feature_dim)
-    has_labels = loaded.num_classes is not None
-    compute = measure_compute(
-        loaded.autoencoder,
-        loaded.require_model(),
-        ComputeSetting(config.image_size, has_labels, guidance, feature_shape),
-    )
+    parts = build_parts(config, loaded.num_classes)
+    if parts.encoder is not None:
+        size = config.image_size
+        encode: Any = parts.encoder.encode
+        feature_shape = tuple(encode(torch.zeros(1, 3, size, size)).shape[1:])
+    assert parts.joint.model is not None
+    setting = ComputeSetting(config.image_size, loaded.num_classes is not None, guidance, feature_shape)
+    compute = measure_compute(parts.joint.autoencoder, parts.joint.model, setting)
     return {
         "model_parameters": compute.model_parameters,
         "autoencoder_parameters": compute.autoencoder_parameters,
