@@ -18,6 +18,9 @@ def analyze(
     last_weights: Annotated[
         bool, typer.Option("--last-weights", help="Not the averaged (EMA) weights.")
     ] = False,
+    lpips_backbone: Annotated[
+        Path | None, typer.Option(help="File of torchvision's AlexNet, for LPIPS.")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Does not change the numbers.")] = None,
 ) -> None:
     """Analyze a run's latent space on held-out images; writes RUN/analysis/."""
@@ -27,7 +30,10 @@ def analyze(
         from simflow_plugin.report.analysis_report import STATISTICS, write_analysis
 
         loaded = load_run(run, averaged=not last_weights)
-        request = AnalysisRequest(num_images, num_strips, seed=seed, batch_size=batch_size)
+        backbone = str(lpips_backbone) if lpips_backbone is not None else None
+        request = AnalysisRequest(
+            num_images, num_strips, seed=seed, batch_size=batch_size, lpips_backbone=backbone
+        )
         analysis = analyze_run(loaded, request)
         page = write_analysis(loaded, analysis)
         for name, title in STATISTICS.items():

@@ -16,6 +16,7 @@ from simflow_plugin.engine.parts import build_dataset
 from simflow_plugin.engine.sampling import to_uint8
 from simflow_plugin.errors import EvaluationError
 from simflow_plugin.metrics.flow_diagnostics import FlowDiagnostics, diagnose_flow, flow_of, jacobi_iterations
+from simflow_plugin.metrics.held_out import find_lpips
 from simflow_plugin.metrics.intervals import bootstrap_mean
 from simflow_plugin.metrics.latent_statistics import (
     interpolate,
@@ -43,6 +44,7 @@ class AnalysisRequest:
         num_steps: images of a strip.
         seed: of noise and posterior samples.
         batch_size: None is the run's own.
+        lpips_backbone: AlexNet's file; None looks into torch's hub cache, and does without if it is not there.
     """
 
     num_images: int | None = None
@@ -50,6 +52,7 @@ class AnalysisRequest:
     num_steps: int = 9
     seed: int = 0
     batch_size: int | None = None
+    lpips_backbone: str | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Analysis:
     Args:
         metrics: latent statistics by name.
         spectrum: (frequency in cycles per position, mean power) of the latents, by `mean` and `sample`.
-        robustness: noise's standard deviation -> PSNR.
+        robustness: `psnr` and, where its weights are, `lpips`: noise's standard deviation -> value.
         posterior_std: mean of the posterior's own standard deviation, for the same axis.
         strips: (N, steps, 3, H, W), [-1, 1].
         flow: diagnostics, or None for a model without a flow.
@@ -69,7 +72,7 @@ class Analysis:
 
     metrics: dict[str, Measured]
     spectrum: dict[str, tuple[list[float], list[float]]]
-    robustness: dict[float, Measured]
+    robustness: dict[str, dict[float, Measured]]
     posterior_std: float
     strips: Tensor
     flow: FlowDiagnostics | None
@@ -80,7 +83,10 @@ class Analysis:
         """Return all numbers, without the pictures."""
         document: dict[str, Any] = {
             "metrics": {name: number.to_json() for name, number in self.metrics.items()},
-            "psnr_by_noise_std": {str(std): number.to_json() for std, number in self.robustness.items()},
+            "robustness_by_noise_std": {
+                name: {f"{std:g}": number.to_json() for std, number in curve.items()}
+                for name, curve in self.robustness.items()
+            },
             "posterior_std": self.posterior_std,
         }
         if self.flow is not None:
@@ -110,6 +116,7 @@ def analyze_run(loaded: LoadedRun, request: AnalysisRequest) -> Analysis:
             f"{count} held-out images: two are the least that can be analyzed. Use --num-images."
         )
     batch_size = request.batch_size or loaded.config.sampling.batch_size
+    lpips, _ = find_lpips(loaded, request.lpips_backbone)
     means, samples, labels, quality, stds = [], [], [], [], []
     first_images: list[Tensor] = []
     with count_progress("held-out images", count) as advance:
@@ -122,7 +129,7 @@ def analyze_run(loaded: LoadedRun, request: AnalysisRequest) -> Analysis:
             samples.append(posterior.sample(noise=noise).cpu())
             stds.append(posterior.std.mean().cpu())
             labels.append(batch.labels)
-            quality.append(noise_robustness(loaded.autoencoder, images, NOISE_STDS, random))
+            quality.append(noise_robustness(loaded.autoencoder, images, NOISE_STDS, random, lpips))
             first_images.append(batch.images)
             advance(len(images))
     latents, sampled = torch.cat(means), torch.cat(samples)
@@ -130,7 +137,7 @@ def analyze_run(loaded: LoadedRun, request: AnalysisRequest) -> Analysis:
     return Analysis(
         metrics=_statistics(latents, sampled, f"{count:,} held-out images"),
         spectrum={"posterior mean": power_by_radius(latents), "posterior sample": power_by_radius(sampled)},
-        robustness={std: bootstrap_mean(torch.cat([q[std] for q in quality]).numpy()) for std in NOISE_STDS},
+        robustness=_robustness(quality),
         posterior_std=float(torch.stack(stds).mean()),
         strips=_strips(loaded, torch.cat(first_images), request),
         flow=flow,
@@ -147,6 +154,16 @@ def _statistics(means: Tensor, samples: Tensor, on: str) -> dict[str, Measured]:
             what = "posterior mean" if not suffix else "posterior samples"
             found[name + suffix] = bootstrap_mean(values.numpy()).with_notes(f"{on}, {what}")
     return found
+
+
+def _robustness(batches: list[dict[str, dict[float, Tensor]]]) -> dict[str, dict[float, Measured]]:
+    return {
+        name: {
+            std: bootstrap_mean(torch.cat([batch[name][std] for batch in batches]).numpy())
+            for std in NOISE_STDS
+        }
+        for name in batches[0]
+    }
 
 
 def _strips(loaded: LoadedRun, images: Tensor, request: AnalysisRequest) -> Tensor:

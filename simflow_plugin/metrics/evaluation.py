@@ -27,8 +27,7 @@ from simflow_plugin.engine.checkpoints import MANIFEST
 from simflow_plugin.engine.loaded_run import LoadedRun
 from simflow_plugin.engine.parts import build_dataset
 from simflow_plugin.engine.sampling import draw_images, to_uint8
-from simflow_plugin.errors import ConfigError, WeightsError
-from simflow_plugin.losses.lpips_loss import BACKBONES
+from simflow_plugin.errors import ConfigError
 from simflow_plugin.metrics.evaluation_request import (
     EvaluationRequest,
     assignment,
@@ -41,6 +40,7 @@ from simflow_plugin.metrics.extractors import Extractor, build_extractor
 from simflow_plugin.metrics.fidelity import cached_features, extract, fidelity
 from simflow_plugin.metrics.held_out import (
     HeldOut,
+    find_lpips,
     fit_likelihood,
     measure_likelihood,
     measure_outliers,
@@ -50,7 +50,6 @@ from simflow_plugin.metrics.intervals import bootstrap_mean
 from simflow_plugin.metrics.judges import judge_samples
 from simflow_plugin.metrics.likelihood import Scorer
 from simflow_plugin.metrics.measured import Measured
-from simflow_plugin.metrics.reconstruction import LPIPSDistance
 from simflow_plugin.metrics.shards import SampleShards
 from simflow_plugin.progress_bar import count_progress
 
@@ -77,7 +76,9 @@ class RunEvaluator:
         self.extractor: Extractor | None = None
         if request.extractor is not None and set(self.parts) & {"generation", "reconstruction"}:
             self.extractor = build_extractor(request.extractor, request.weights, loaded.device)
-        self.lpips, note = self._build_lpips()
+        self.lpips, note = None, ""
+        if "reconstruction" in self.parts:
+            self.lpips, note = find_lpips(loaded, request.lpips_backbone)
         settings = self.settings()
         folder = (
             loaded.directory.path / "evaluations" / f"step_{settings['step']:08d}_{fingerprint(settings)}"
@@ -257,21 +258,6 @@ class RunEvaluator:
 
     def _own_data_warning(self) -> str:
         return "compared with the training split" if self.request.reference == "train" else ""
-
-    def _build_lpips(self) -> tuple[LPIPSDistance | None, str]:
-        """Return LPIPS where its weights are; without them only a backbone that was named is an error."""
-        if "reconstruction" not in self.parts:
-            return None, ""
-        try:
-            distance = LPIPSDistance("alex", self.request.lpips_backbone, self.loaded.device)
-        except WeightsError as error:
-            if self.request.lpips_backbone is not None:
-                raise WeightsError(f"--lpips-backbone: {error}") from error
-            address = BACKBONES["alex"].address
-            return None, f"LPIPS: not measured; name AlexNet's weights ({address}) with --lpips-backbone"
-        if self.config.image_size < 31:
-            return None, f"LPIPS: not measured, {self.config.image_size} pixels are too few for AlexNet"
-        return distance, ""
 
     def _build_other(self) -> HeldOut | None:
         if self.request.ood is None:

@@ -14,6 +14,8 @@ from simflow_plugin.contracts import ImageDataset
 from simflow_plugin.data.loader import evaluation_batches
 from simflow_plugin.engine.loaded_run import LoadedRun
 from simflow_plugin.engine.sampling import to_uint8
+from simflow_plugin.errors import WeightsError
+from simflow_plugin.losses.lpips_loss import BACKBONES
 from simflow_plugin.metrics.intervals import bootstrap, bootstrap_mean
 from simflow_plugin.metrics.likelihood import (
     ImageScores,
@@ -48,6 +50,29 @@ class HeldOut:
     count: int
     batch_size: int
     seed: int
+
+
+def find_lpips(loaded: LoadedRun, backbone: str | None) -> tuple[LPIPSDistance | None, str]:
+    """Return LPIPS where its weights are, or None and why not; only a backbone that was named must be there.
+
+    Args:
+        loaded: the run.
+        backbone: AlexNet's file; None looks into torch's hub cache.
+    Raises:
+        WeightsError: if the file that was named is missing or of another network.
+    """
+    smallest, size = BACKBONES["alex"].min_image_size, loaded.config.image_size
+    if size < smallest:
+        return None, f"LPIPS: not measured, AlexNet needs {smallest} pixels, images have {size}"
+    try:
+        return LPIPSDistance("alex", backbone, loaded.device), ""
+    except WeightsError as error:
+        if backbone is not None:
+            raise WeightsError(f"--lpips-backbone: {error}") from error
+        return (
+            None,
+            f"LPIPS: not measured; name AlexNet's weights ({BACKBONES['alex'].address}) with --lpips-backbone",
+        )
 
 
 @torch.no_grad()

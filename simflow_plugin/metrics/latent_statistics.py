@@ -12,7 +12,7 @@ these: compare directions with those numbers, not digits.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -133,21 +133,34 @@ def autocorrelation(latents: Tensor) -> Tensor:
 
 @torch.no_grad()
 def noise_robustness(
-    autoencoder: Autoencoder, images: Tensor, noise_stds: Sequence[float], random: Random
-) -> dict[float, Tensor]:
-    """Return the PSNR of images decoded from their posterior mean plus noise, by the noise's standard deviation.
+    autoencoder: Autoencoder,
+    images: Tensor,
+    noise_stds: Sequence[float],
+    random: Random,
+    lpips: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> dict[str, dict[float, Tensor]]:
+    """Return how close to the originals images are that are decoded from their posterior mean plus noise.
 
     Args:
         autoencoder: frozen.
         images: (B, 3, H, W), [-1, 1].
         noise_stds: in units of the normalised latents; 0 is the plain reconstruction.
         random: one draw, scaled for each size, so that the curve is smooth.
+        lpips: a distance (B,) of two batches of images, or None.
     Returns:
-        noise's standard deviation -> (B,), dB.
+        `psnr` in dB, and `lpips` if given: noise's standard deviation -> (B,).
     """
     mean = autoencoder.encode(images).mode()
     noise = random.normal("robustness", mean.shape, mean.device)
-    return {std: psnr(autoencoder.decode(mean + std * noise), images).cpu() for std in noise_stds}
+    metrics: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"psnr": psnr}
+    if lpips is not None:
+        metrics["lpips"] = lpips
+    found: dict[str, dict[float, Tensor]] = {name: {} for name in metrics}
+    for std in noise_stds:
+        decoded = autoencoder.decode(mean + std * noise)
+        for name, metric in metrics.items():
+            found[name][std] = metric(decoded, images).cpu()
+    return found
 
 
 @torch.no_grad()

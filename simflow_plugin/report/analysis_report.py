@@ -10,7 +10,8 @@ from simflow_plugin.engine.run_directory import write_text_atomically
 from simflow_plugin.metrics.analysis import Analysis, strip_pixels
 from simflow_plugin.report.grids import image_grid, png_bytes
 from simflow_plugin.report.html import Cell, Figure, Part, Section, Table, Text, write_report
-from simflow_plugin.report.plots import plot_panels
+from simflow_plugin.report.metric_names import metric_name
+from simflow_plugin.report.plots import Curve, plot_panels
 
 STATISTICS = {
     "spectral_entropy": "spectral entropy (1 = flat)",
@@ -83,10 +84,13 @@ def _spectrum(analysis: Analysis) -> Figure:
 
 
 def _robustness(analysis: Analysis) -> Figure:
-    curve = (list(analysis.robustness), [number.value for number in analysis.robustness.values()])
-    plot = plot_panels({"PSNR, dB": {"decoded": curve}}, "std of noise on the latents", marker="o")
+    panels: dict[str, dict[str, Curve]] = {
+        metric_name(name).title: {"decoded": (list(curve), [number.value for number in curve.values()])}
+        for name, curve in analysis.robustness.items()
+    }
+    plot = plot_panels(panels, "std of noise on the latents", marker="o")
     caption = (
-        "PSNR against the original of images decoded from the posterior mean plus Gaussian noise. The posterior's own "
+        "Closeness to the original of images decoded from the posterior mean plus Gaussian noise. The posterior's own "
         f"standard deviation is {analysis.posterior_std:.3g} in the same units."
     )
     return Figure(plot, caption)

@@ -30,8 +30,9 @@ def test_samples_of_a_noisy_posterior_are_rougher_than_its_means(analysis):
 
 
 def test_robustness_starts_at_the_plain_reconstruction(analysis):
-    values = [number.value for number in analysis.robustness.values()]
-    assert next(iter(analysis.robustness)) == 0.0
+    curve = analysis.robustness["psnr"]
+    values = [number.value for number in curve.values()]
+    assert next(iter(curve)) == 0.0
     assert values[0] > values[-1]
     assert analysis.posterior_std == pytest.approx(0.5)
 
@@ -57,7 +58,7 @@ def test_numbers_do_not_depend_on_the_batches(flow_run, analysis):
 
 def test_all_numbers_are_json(analysis):
     document = json.loads(json.dumps(analysis.to_json()))
-    assert {"metrics", "psnr_by_noise_std", "flow", "jacobi_iterations_by_tolerance"} <= set(document)
+    assert {"metrics", "robustness_by_noise_std", "flow", "jacobi_iterations_by_tolerance"} <= set(document)
 
 
 def test_model_without_a_flow_has_no_flow_part(diffusion_run):

@@ -92,11 +92,23 @@ def test_latents_without_signal_are_refused(latents):
 
 def test_noise_costs_what_the_decoder_lets_through():
     images = torch.zeros(4, 3, 16, 16)
-    found = noise_robustness(identity_autoencoder(), images, [0.0, 0.1, 0.2], IndexedRandom(0, (0, 1, 2, 3)))
+    random = IndexedRandom(0, (0, 1, 2, 3))
+    found = noise_robustness(identity_autoencoder(), images, [0.0, 0.1, 0.2], random)["psnr"]
     assert (found[0.0] == 100).all()
     # The mean squared error of values in [0, 1] is (0.1 / 2)^2.
     assert float(found[0.1].mean()) == pytest.approx(-20 * math.log10(0.05), abs=0.3)
     assert float((found[0.1] - found[0.2]).mean()) == pytest.approx(20 * math.log10(2), abs=0.1)
+
+
+def test_robustness_takes_a_perceptual_distance_along():
+    images = torch.zeros(2, 3, 8, 8)
+
+    def distance(decoded, originals):
+        return (decoded - originals).abs().flatten(1).mean(1)
+
+    found = noise_robustness(identity_autoencoder(), images, [0.0, 0.5], IndexedRandom(0, (0, 1)), distance)
+    assert (found["lpips"][0.0] == 0).all()
+    assert (found["lpips"][0.5] > 0.3).all()
 
 
 def test_strips_start_and_end_at_the_images():
