@@ -14,6 +14,7 @@ from simflow_plugin.commands import (
     doctor,
     evaluate,
     patch,
+    plan,
     pretrain_encoder,
     sample,
     study,
@@ -33,6 +34,7 @@ app.command("analyze")(analyze.analyze)
 app.command("compare")(compare.compare)
 app.command("convert")(convert.convert)
 app.command("patch")(patch.patch)
+app.command("plan")(plan.plan)
 app.command("pretrain-encoder")(pretrain_encoder.pretrain_encoder)
 app.command("bench")(bench.bench)
 app.command("study")(study.study)

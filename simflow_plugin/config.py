@@ -118,7 +118,7 @@ class Training(Options):
         "auto", description="auto: bfloat16 on a GPU that has it, float32 on CPU"
     )
     tf32: bool = Field(True, description="allow TF32 matrix products on CUDA")
-    compile: bool = Field(False, description="torch.compile the joint forward pass")
+    compile: bool = Field(False, description="torch.compile the repeated layers of the model")
     horizontal_flip: bool = False
     num_workers: int = Field(0, ge=0)
     ema_decay: float = Field(0.9999, ge=0, lt=1, description="per optimizer step, over all trained parts")

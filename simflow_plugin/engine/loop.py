@@ -31,6 +31,7 @@ from simflow_plugin.engine.checkpoints import (
     read_checkpoint,
     save_checkpoint,
 )
+from simflow_plugin.engine.compilation import compile_layers
 from simflow_plugin.engine.ema import ExponentialMovingAverage
 from simflow_plugin.engine.features import AlignmentFeatures, build_feature_cache
 from simflow_plugin.engine.interrupts import Interrupted, StopRequest
@@ -94,7 +95,7 @@ class Trainer:
         self.joint.train()
         self.sample_grids = SampleGrids(config, run, self.joint, dataset.num_classes, accelerator)
         if config.training.compile:
-            self.joint.compile()
+            compile_layers(self.joint.model)
         trained: dict[str, torch.nn.Module] = {"autoencoder": self.joint.autoencoder}
         if self.joint.model is not None:
             trained["model"] = self.joint.model

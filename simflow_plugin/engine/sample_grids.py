@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from accelerate import Accelerator
 
 from simflow_plugin.config import RunConfig
+from simflow_plugin.engine.compilation import eager
 from simflow_plugin.engine.ema import ExponentialMovingAverage
 from simflow_plugin.engine.joint import JointObjective
 from simflow_plugin.engine.processes import is_sharded
@@ -52,7 +53,7 @@ class SampleGrids:
         labels = balanced_labels(rows * sampling.grid_per_class, rows if classes else None)
         if joint.model is None:
             return
-        with self._averaged(joint, ema) as averaged, self._accelerator.autocast():
+        with self._averaged(joint, ema) as averaged, self._accelerator.autocast(), self._maybe_eager():
             if averaged is None or averaged.model is None:
                 return
             images = draw_images(
@@ -70,6 +71,9 @@ class SampleGrids:
         save_image_grid(
             by_class, self._run.samples / f"step_{step:08d}.png", num_columns=sampling.grid_per_class
         )
+
+    def _maybe_eager(self) -> AbstractContextManager[None]:
+        return eager() if self._config.training.compile else nullcontext()
 
     @contextmanager
     def _averaged(

@@ -1,0 +1,103 @@
+"""The work of one image, counted on the meta device: FLOPs of a step, and bytes kept for its backward pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from simflow_plugin.config import RunConfig
+from simflow_plugin.engine.joint import JointInputs, JointObjective
+from simflow_plugin.engine.parts import objective_weights
+from simflow_plugin.engine.processes import layer_class_names
+from simflow_plugin.losses.pixel import L2Loss
+from simflow_plugin.losses.reconstruction import ReconstructionLoss
+from simflow_plugin.metrics.compute import forward_flops
+from simflow_plugin.planning.outline import Outline, zeros
+from simflow_plugin.randomness import IndexedRandom
+
+PERCEPTUAL_PASSES = 3
+"""Forward for image and reconstruction, and backward to the reconstruction, which costs about one forward."""
+DISCRIMINATOR_PASSES = 8
+"""Generator's side: forward and backward to the images; its own: two forwards, each with a backward of twice that."""
+
+
+class _FlopCounter(TorchDispatchMode):
+    """Torch's formulas without its counter, which follows modules by hooks that forbid gradients within a forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.total += formula(*args, **(kwargs or {}), out_val=result)
+        return result
+
+
+def outlined_joint(config: RunConfig, outline: Outline) -> JointObjective:
+    """Return the joint objective of an outline, with a pixel loss for all reconstruction losses."""
+    losses = ReconstructionLoss([("l2", 1.0, L2Loss(L2Loss.Options()))])
+    return JointObjective(outline.autoencoder, outline.model, losses, objective_weights(config))
+
+
+def _inputs(config: RunConfig, outline: Outline) -> JointInputs:
+    labels = zeros((1,), torch.int64) if outline.num_classes is not None else None
+    features = zeros((1, *outline.feature_shape)) if outline.feature_shape is not None else None
+    return JointInputs(
+        zeros((1, 3, config.image_size, config.image_size)), labels, features, IndexedRandom(0, (0,))
+    )
+
+
+def flops_per_image(config: RunConfig, outline: Outline, joint: JointObjective) -> dict[str, int]:
+    """Return FLOPs of one image's step, forward and backward, by part of the work."""
+    inputs = _inputs(config, outline)
+
+    def step() -> None:
+        loss = joint(inputs)["loss"]
+        assert loss is not None
+        loss.backward()
+
+    with _FlopCounter() as counter:
+        step()
+    flops = {"autoencoder and model, forward and backward": counter.total}
+    if outline.encoder is not None:
+        flops["frozen encoder"] = forward_flops(*outline.encoder)
+    if outline.perceptual is not None and outline.autoencoder.trainable != "none":
+        flops["perceptual loss"] = PERCEPTUAL_PASSES * forward_flops(outline.perceptual, config.image_size)
+    if outline.discriminator is not None and outline.autoencoder.trainable != "none":
+        flops["adversarial loss"] = DISCRIMINATOR_PASSES * forward_flops(
+            outline.discriminator, config.image_size
+        )
+    return flops
+
+
+def saved_bytes(joint: JointObjective, config: RunConfig, outline: Outline) -> float:
+    """Return the bytes that one image's forward pass keeps for the backward pass, parameters left out."""
+    ours = {tensor.untyped_storage()._cdata for tensor in [*joint.parameters(), *joint.buffers()]}
+    kept: dict[int, Tensor] = {}  # holds the tensors too, so that no identity is given twice
+
+    def keep(tensor: Tensor) -> Tensor:
+        identity = tensor.untyped_storage()._cdata
+        if identity not in ours:
+            kept.setdefault(identity, tensor)
+        return tensor
+
+    def keep_input(module: nn.Module, arguments: Any) -> None:
+        if torch.is_grad_enabled() and isinstance(arguments[0], Tensor):
+            keep(arguments[0])  # all that activation checkpointing keeps of a layer
+
+    names = layer_class_names(joint.model) if joint.model is not None else []
+    handles = [m.register_forward_pre_hook(keep_input) for m in joint.modules() if type(m).__name__ in names]
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = joint(_inputs(config, outline))
+        if outline.perceptual is not None and output["reconstruction"] is not None:
+            outline.perceptual.requires_grad_(False)(output["reconstruction"])
+    for handle in handles:
+        handle.remove()
+    return float(sum(tensor.untyped_storage().nbytes() for tensor in kept.values()))
