@@ -42,7 +42,7 @@ def _machine() -> list[Finding]:
             Finding("GPU", "none", "training runs on the CPU in float32; good for small images and for trying"),
         ]
     names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-    bfloat16 = "bfloat16" if torch.cuda.is_bf16_supported() else "no bfloat16: float16 with loss scaling, or float32"
+    bfloat16 = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no bfloat16: float16 with loss scaling, or float32"
     return [Finding("Python", python, ""), Finding("GPU", names, f"precision auto means {bfloat16}")]
 
 

@@ -68,6 +68,7 @@ def train(
         SimflowError: before anything is written, if parts do not fit or the directory is another run's.
         Interrupted: after a signal, when the state was saved.
     """
+    from simflow_plugin.data.order import GlobalBatches
     from simflow_plugin.engine.loop import Trainer
     from simflow_plugin.engine.parts import build_dataset, build_parts
 
@@ -76,7 +77,7 @@ def train(
         level=logging.INFO if accelerator.is_main_process else logging.ERROR, format="%(message)s"
     )
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    check_processes(config, accelerator.num_processes)
+    GlobalBatches(config.training.batch_size, accelerator.num_processes, config.training.accumulation)
     # Everything that can be refused is built before the directory is touched.
     dataset = build_dataset(config, "train")
     if report:
@@ -92,11 +93,13 @@ def train(
         with stop_on_signals() as stop:
             trainer = Trainer(config, run, parts, dataset, accelerator, stop, profile_steps)
             trainer.train()
-        if accelerator.is_main_process and report and config.model is not None:
+        if report:
             from simflow_plugin.report.run_report import summarize_and_report
 
-            summarize_and_report(run, trainer.device)
-        accelerator.wait_for_everyone()
+            is_main = accelerator.is_main_process
+            trainer.processes.run_on_main(
+                (lambda: summarize_and_report(run, trainer.device)) if is_main else None
+            )
     if accelerator.num_processes > 1:
         accelerator.end_training()
 
@@ -109,31 +112,20 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     """
     import torch
     from accelerate import Accelerator
+    from accelerate.utils import parse_flag_from_env
 
-    has_gpu = torch.cuda.is_available()
+    has_gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
     precision = config.training.precision
     if precision == "auto":
-        precision = "bfloat16" if has_gpu and torch.cuda.is_bf16_supported() else "float32"
+        precision = (
+            "bfloat16" if has_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+        )
     if precision == "float16" and not has_gpu:
         raise ConfigError("training.precision: float16 needs a GPU. Use float32 (or auto) on a CPU.")
     torch.backends.cuda.matmul.allow_tf32 = config.training.tf32
     torch.backends.cudnn.allow_tf32 = config.training.tf32
     mixed = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[precision]
     return Accelerator(mixed_precision=mixed, cpu=not has_gpu)
-
-
-def check_processes(config: RunConfig, num_processes: int) -> None:
-    """Refuse a batch that the processes cannot share evenly.
-
-    Raises:
-        ConfigError: with the numbers that clash.
-    """
-    training = config.training
-    if training.batch_size % (training.accumulation * num_processes):
-        raise ConfigError(
-            f"training.batch_size {training.batch_size} is not divisible by {num_processes} processes x "
-            f"{training.accumulation} accumulation steps."
-        )
 
 
 if __name__ == "__main__":

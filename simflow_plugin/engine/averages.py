@@ -2,46 +2,64 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 
+class Means(NamedTuple):
+    """Of the steps since the last row.
+
+    `values`: name -> mean over the steps where it was finite, None if it never was; `not_finite`: name -> steps
+    (averaged over processes) where it was not, only names that have some.
+    """
+
+    values: dict[str, float | None]
+    not_finite: dict[str, float]
+
+
 class RunningMeans:
-    """Sums of named scalars since the last row. Part of a checkpoint: a row may span an interruption."""
+    """Sums of named scalars since the last row. Part of a checkpoint: a row may span an interruption.
+
+    A sum is a pair: of the finite values, and of the steps whose value was not. So one bad step does not hide
+    the others, and the term that was at fault can be told.
+    """
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self.num_steps = 0
 
-    def add(self, name: str, value: Tensor) -> None:
-        """Add a scalar tensor to the sum of `name`."""
-        value = value.detach().float()
-        self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
-
     def add_all(self, output: dict[str, Any], share: float) -> None:
-        """Add the scalars among `output`, each times `share`."""
+        """Add the scalar tensors among `output`, each counting as `share` of a step."""
         for name, value in output.items():
             if isinstance(value, Tensor) and value.ndim == 0:
-                self.add(name, value.detach() * share)
+                value = value.detach().float()
+                finite = torch.isfinite(value)
+                pair = share * torch.stack([torch.where(finite, value, 0.0), (~finite).float()])
+                self._sums[name] = self._sums[name] + pair if name in self._sums else pair
 
     def sums(self, accelerator: Accelerator) -> dict[str, Tensor]:
-        """Return the sums, averaged over processes, which must all call it."""
+        """Return the pairs of sums, averaged over processes, which must all call it."""
         if not self._sums:
             return {}
         names = sorted(self._sums)
         stacked = accelerator.reduce(torch.stack([self._sums[name] for name in names]), reduction="mean")
         return dict(zip(names, stacked.unbind(), strict=True))
 
-    def take_means(self, accelerator: Accelerator) -> dict[str, float]:
+    def take_means(self, accelerator: Accelerator) -> Means:
         """Return the means over steps and processes, and start anew; waits for the device."""
-        sums = self.sums(accelerator)
+        values: dict[str, float | None] = {}
+        not_finite = {}
         # Divided after the copy, in float64: the same numbers whether or not the sums came from a checkpoint.
-        means = {name: value / max(1, self.num_steps) for name, value in _to_host(sums).items()}
+        for name, (total, bad) in _to_host(self.sums(accelerator)).items():
+            count = self.num_steps - bad
+            values[name] = total / count if count > 1e-6 else None
+            if bad > 0:
+                not_finite[name] = bad
         self._sums, self.num_steps = {}, 0
-        return means
+        return Means(values, not_finite)
 
     def restore(self, sums: dict[str, Tensor], num_steps: int, device: torch.device) -> None:
         """Go on from sums that a checkpoint held."""
@@ -49,7 +67,7 @@ class RunningMeans:
         self.num_steps = num_steps
 
 
-def _to_host(tensors: dict[str, Tensor]) -> dict[str, float]:
+def _to_host(tensors: dict[str, Tensor]) -> dict[str, list[float]]:
     if not tensors:
         return {}
     return dict(zip(tensors, torch.stack(list(tensors.values())).tolist(), strict=True))

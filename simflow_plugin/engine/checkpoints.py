@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ from simflow_plugin.errors import CheckpointError, TrainingError
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 STATE = "state.json"
+FOLDER_NAME = re.compile(r"step_\d{8,}")
+"""Other names beside the checkpoints, a copy that somebody made, say, are left alone."""
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +124,7 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
 
 def checkpoint_folders(folder: Path) -> list[Path]:
     """Return the checkpoint folders, oldest first."""
-    return sorted(p for p in folder.glob("step_*") if p.is_dir())
+    return sorted(p for p in folder.glob("step_*") if p.is_dir() and FOLDER_NAME.fullmatch(p.name))
 
 
 def verify_checkpoint(path: Path) -> str | None:

@@ -1,4 +1,4 @@
-"""Exponential moving average of all trained parameters, and of the buffers that go with them."""
+"""Exponential moving average of all trained parameters."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ class ExponentialMovingAverage:
     """ema <- decay * ema + (1 - decay) * parameter, once per optimizer step, in float32.
 
     Early in training the decay is min(decay, (1 + step) / (10 + step)), so that the average forgets the random
-    initialisation. Frozen parameters are not averaged: they do not move. Buffers are copied.
+    initialisation. Frozen parameters are not averaged: they do not move. Buffers are not averaged either; who
+    loads a checkpoint takes them from the module's own state.
 
     Args:
         module: whose trained parameters are averaged; not held, passed to each call instead.

@@ -5,7 +5,8 @@ L = sum_r w_r L_r(decode(z), x) + beta * sum_t L_t(z) + w_a L_align(z) (+ KL or 
 A model declares which of its terms may move the autoencoder (`coupled_terms`); the others see the latents detached.
 Where both kinds meet, or where the alignment weighs differently for model and autoencoder (REPA-E), the model runs
 once on a leaf copy of z, and the gradient of the coupled terms at that leaf is handed to z by the linear surrogate
-<z, dL/dz>, whose gradient at z is that very vector. So the model still runs once, and there is one backward.
+<z, dL/dz>, whose gradient at z is that very vector. So the model still runs forward once and DDP sees one backward;
+the price is a second pass back through the model for dL/dz.
 
 Reference: SimFlow, arXiv:2512.04084; REPA-E, arXiv:2504.10483, section 3.
 """
@@ -63,12 +64,14 @@ class JointInputs:
         labels: (B,) int64, or None.
         features: (B, N, F) of the frozen encoder, or None.
         random: named draws for these rows.
+        loss_scale: scalar of the gradient scaler (float16), or None.
     """
 
     images: Tensor
     labels: Tensor | None
     features: Tensor | None
     random: Random
+    loss_scale: Tensor | None = None
 
 
 class JointObjective(nn.Module):
@@ -160,7 +163,10 @@ class JointObjective(nn.Module):
         loss = self._weigh(terms)
         moving = [self.weights.of_autoencoder(name) * terms[name] for name in sorted(coupled & set(terms))]
         if moving:
-            (gradient,) = torch.autograd.grad(torch.stack(moving).sum(), leaf, retain_graph=True)
+            # Scaled as the backward pass will be, so that float16 gradients inside the model do not underflow.
+            scale = 1.0 if batch.loss_scale is None else batch.loss_scale
+            (scaled,) = torch.autograd.grad(torch.stack(moving).sum() * scale, leaf, retain_graph=True)
+            gradient = scaled.float() / scale
             surrogate = (latents * gradient).sum()
             loss = loss + surrogate - surrogate.detach()
         return loss, terms

@@ -52,7 +52,7 @@ from simflow_plugin.engine.progress import TrainingProgress
 from simflow_plugin.engine.run_directory import RunDirectory
 from simflow_plugin.engine.sample_grids import SampleGrids
 from simflow_plugin.engine.snapshots import Snapshot
-from simflow_plugin.engine.stability import BadStepCounter
+from simflow_plugin.engine.stability import BadStepCounter, poison_if_not_finite
 from simflow_plugin.engine.trackers import Tracker
 from simflow_plugin.errors import TrainingError
 from simflow_plugin.randomness import BatchRandom
@@ -164,12 +164,12 @@ class Trainer:
             if self.step % training.log_every == 0 or self.step == training.steps:
                 now = time.monotonic()
                 rate = (self.step - logged_step) * training.batch_size / max(now - logged_at, 1e-9)
-                row = self._log_row(self.seconds + now - started, rate)
+                row, bad_terms = self._log_row(self.seconds + now - started, rate)
                 logged_at, logged_step = now, self.step
                 if tracker is not None:
                     tracker.log(row)
                 progress.show(row)
-                self.bad_steps.check(row, self._last_checkpoint_name)
+                self.bad_steps.check(bad_terms, self._last_checkpoint_name)
             if self.step % training.sample_every == 0 or self.step == training.steps:
                 self.sample_grids.save(self.step, self.joint, self.ema)
             stopping = self.processes.any(self.stop.requested)
@@ -197,16 +197,16 @@ class Trainer:
             last = index == config.training.accumulation - 1
             with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 output = self._forward(batch, images, adversary)
-                self.accelerator.backward(output["loss"] * share)
+                self.accelerator.backward(poison_if_not_finite(output["loss"]) * share)
             self.means.add_all(output, share)
             if adversary is not None and output["reconstruction"] is not None:
                 pairs.append((output["reconstruction"].detach(), images))
         norms, finite = self._optimizer_step(self.optimizer)
         self.means.add_all(norms, 1.0)
-        self.bad_steps.update(finite)
         self.ema.update(self.joint, self.step)
         if adversary is not None:
-            self._adversary_step(pairs)
+            finite = finite & self._adversary_step(pairs)
+        self.bad_steps.update(finite)
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.update()
         self.means.num_steps += 1
@@ -218,7 +218,9 @@ class Trainer:
         with self.accelerator.autocast():
             features = self.features(batch, images) if self.features is not None else None
             random = BatchRandom(self.config.seed, self.step, batch.offset, self.config.training.batch_size)
-            return self.wrapped(JointInputs(images, labels, features, random), adversary)
+            scaler = self.accelerator.scaler
+            scale = scaler.scale(torch.ones((), device=self.device)) if scaler is not None else None
+            return self.wrapped(JointInputs(images, labels, features, random, scale), adversary)
 
     def _optimizer_step(self, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], Tensor]:
         """Clip, step unless a gradient is not finite, and clear; return the norms and whether they were finite."""
@@ -243,16 +245,19 @@ class Trainer:
         devices = [self.device] if self.device.type == "cuda" else None
         return torch.nn.parallel.DistributedDataParallel(self.adversary, device_ids=devices)
 
-    def _adversary_step(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
+    def _adversary_step(self, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """Let the discriminator learn from (reconstruction, images); return whether its step was finite."""
         assert self.wrapped_adversary is not None
         assert self.adversary_optimizer is not None
         share = 1 / len(pairs)
         for reconstruction, images in pairs:
             with self.accelerator.autocast():
                 terms = self.wrapped_adversary(reconstruction, images)
-            self.accelerator.backward(terms["discriminator"] * share)
+            self.accelerator.backward(poison_if_not_finite(terms["discriminator"]) * share)
             self.means.add_all(terms, share)
-        self._optimizer_step(self.adversary_optimizer)
+        norms, finite = self._optimizer_step(self.adversary_optimizer)
+        self.means.add_all({"grad_norm_discriminator": norms["grad_norm"]}, 1.0)
+        return finite
 
     # ------------------------------------------------------------------ data and log
 
@@ -262,7 +267,13 @@ class Trainer:
         encoder = parts.encoder.to(self.device)
         cache = None
         if self.config.alignment.cache:
-            with self.accelerator.main_process_first():  # one process computes, the others find it there
+            # One process computes, the others wait and find it there.
+            if self.accelerator.is_main_process:
+                cache = self.processes.run_on_main(
+                    lambda: build_feature_cache(encoder, self.config, self.dataset)
+                )
+            else:
+                self.processes.run_on_main(None)
                 cache = build_feature_cache(encoder, self.config, self.dataset)
         return AlignmentFeatures(encoder, cache)
 
@@ -281,13 +292,19 @@ class Trainer:
             num_workers=training.num_workers,
         )
 
-    def _log_row(self, seconds: float, images_per_second: float) -> dict[str, float]:
-        """Return the means since the last row; the only place between checkpoints that waits for the device."""
-        row: dict[str, float] = {"step": self.step, "seconds": round(seconds, 3)}
-        row |= self.means.take_means(self.accelerator)
-        row |= {"lr": self.optimizer.param_groups[0]["lr"], "images_per_second": round(images_per_second, 2)}
+    def _log_row(self, seconds: float, images_per_second: float) -> tuple[dict[str, Any], list[str]]:
+        """Return the means since the last row, and the names of terms that were not always finite.
+
+        The only place between checkpoints that waits for the device.
+        """
+        means = self.means.take_means(self.accelerator)
         skipped, _ = self.bad_steps.read()
-        return row | {"skipped_steps": skipped}
+        row: dict[str, Any] = {"step": self.step, "seconds": round(seconds, 3), **means.values}
+        row |= {"lr": self.optimizer.param_groups[0]["lr"], "images_per_second": round(images_per_second, 2)}
+        row |= {"skipped_steps": skipped}
+        if means.not_finite:
+            row["not_finite"] = means.not_finite
+        return row, list(means.not_finite)
 
     # ------------------------------------------------------------------ state
 

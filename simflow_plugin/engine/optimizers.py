@@ -14,7 +14,8 @@ from simflow_plugin.config import Optimizer as OptimizerConfig
 def parameter_groups(parts: dict[str, nn.Module], config: OptimizerConfig) -> list[dict]:
     """Group the trained parameters by part and by whether they are decayed.
 
-    Matrices and kernels are decayed; vectors (norms, biases) and embeddings are not.
+    Weights of linear maps and convolutions are decayed; norms, biases, embeddings, start tokens and every other
+    parameter are not.
     """
     groups = []
     for name, part in parts.items():
@@ -23,10 +24,10 @@ def parameter_groups(parts: dict[str, nn.Module], config: OptimizerConfig) -> li
             if name == "autoencoder" and config.autoencoder_lr is not None
             else config.lr
         )
-        embeddings = {id(m.weight) for m in part.modules() if isinstance(m, nn.Embedding)}
+        maps = {id(m.weight) for m in part.modules() if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd))}
         trained = [p for p in part.parameters() if p.requires_grad]
-        decayed = [p for p in trained if p.ndim > 1 and id(p) not in embeddings]
-        plain = [p for p in trained if p.ndim <= 1 or id(p) in embeddings]
+        decayed = [p for p in trained if id(p) in maps]
+        plain = [p for p in trained if id(p) not in maps]
         for params, decay in ((decayed, config.weight_decay), (plain, 0.0)):
             if params:
                 groups.append(

@@ -105,6 +105,11 @@ def build_parts(config: RunConfig, num_classes: int | None) -> Parts:
         torch.manual_seed(derive_seed(config.seed, "initialisation"))
         encoder = config.alignment.encoder.build(registry.ENCODERS, context) if config.alignment else None
         autoencoder = build_autoencoder(config)
+        if config.image_size % autoencoder.factor:
+            raise ConfigError(
+                f"image_size {config.image_size} is not divisible by the factor {autoencoder.factor} of autoencoder "
+                f"`{config.autoencoder.name}`."
+            )
         latent_shape = autoencoder.latent_shape(config.image_size)
         feature_dim: Any = encoder.feature_dim if encoder is not None else None
         model = build_model(config, latent_shape, num_classes, feature_dim)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -11,6 +12,8 @@ from accelerate.utils import DistributedType
 from torch import distributed, nn
 
 from simflow_plugin.errors import ConfigError
+
+T = TypeVar("T")
 
 PATIENCE = timedelta(hours=2)
 """How long processes wait for each other: writing a large checkpoint to a busy file system takes its time."""
@@ -35,6 +38,24 @@ class Processes:
         votes = torch.tensor(int(vote))
         distributed.all_reduce(votes, distributed.ReduceOp.MAX, group=self._group)
         return bool(votes)
+
+    def run_on_main(self, work: Callable[[], T] | None) -> Any:
+        """Run `work` on the main process while the others, which pass None, wait; a failure is raised on all.
+
+        Returns:
+            What `work` returned, on the main process; None on the others.
+        """
+        result: T | None = None
+        failure: Exception | None = None
+        if work is not None:
+            try:
+                result = work()
+            except Exception as error:  # whatever it is, the other processes must not wait for ever
+                failure = error
+        announced = self.announce(failure)
+        if announced is not None:
+            raise announced
+        return result
 
     def announce(self, value: Any) -> Any:
         """Return the main process's `value` on all of them; every process must call it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -55,9 +56,9 @@ class TrainingProgress:
         """One step is done."""
         self._progress.advance(self._task)
 
-    def show(self, row: dict[str, float]) -> None:
+    def show(self, row: dict[str, Any]) -> None:
         """Show the losses of a logged row."""
-        losses = "  ".join(f"{name} {row[name]:.3g}" for name in SHOWN if name in row)
+        losses = "  ".join(f"{name} {row[name]:.3g}" for name in SHOWN if row.get(name) is not None)
         self._progress.update(self._task, losses=losses)
         if self._enabled and not self._console.is_terminal:
             self._console.print(

@@ -5,8 +5,7 @@ Counters live on the device: nothing here waits for it except `read`, which the 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -44,11 +43,11 @@ class BadStepCounter:
         """Return (skipped in all, skipped in a row now); waits for the device."""
         return int(self._total), int(self._in_a_row)
 
-    def check(self, last_terms: dict[str, float], last_checkpoint: Callable[[], str]) -> None:
+    def check(self, bad_terms: Iterable[str], last_checkpoint: Callable[[], str]) -> None:
         """Stop the run if too many steps in a row were skipped since the last check.
 
         Args:
-            last_terms: of the log.
+            bad_terms: names of the logged terms that were not finite since the last check.
             last_checkpoint: names the last good one; called only to stop, since it reads all of it.
         Raises:
             TrainingError: naming the terms that are not finite and the last good checkpoint.
@@ -57,13 +56,22 @@ class BadStepCounter:
         self._longest = self._in_a_row.clone()
         if longest < self.limit:
             return
-        bad_terms = [name for name, value in last_terms.items() if not math.isfinite(value)]
+        terms = sorted(name for name in bad_terms if not name.startswith("grad_norm"))
         culprit = (
-            f"terms not finite: {', '.join(bad_terms)}"
-            if bad_terms
+            f"terms not finite: {', '.join(terms)}"
+            if terms
             else "every term is finite, but the gradient is not"
         )
         raise TrainingError(
             f"{longest} steps in a row had a loss or gradient that is not finite ({culprit}). "
             f"The last good checkpoint is {last_checkpoint()}. Try a lower optimizer.lr, a longer warm-up, or float32."
         )
+
+
+def poison_if_not_finite(loss: Tensor) -> Tensor:
+    """Return `loss`, or NaN with NaN gradients where it is not finite.
+
+    A loss that is not finite can have a gradient that is; then one process would step and
+    another skip. A NaN gradient reaches all of them through the average of gradients, without a synchronisation.
+    """
+    return loss * torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan)

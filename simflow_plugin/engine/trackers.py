@@ -20,7 +20,7 @@ class Tracker:
 
     def log(self, row: dict[str, Any]) -> None:
         """Write one row; `row["step"]` counts optimizer steps done."""
-        self._file.write(json.dumps(row) + "\n")
+        self._file.write(json.dumps(row, allow_nan=False) + "\n")
         self._file.flush()
         if self._wandb is not None:
             self._wandb.log(row, step=row["step"])

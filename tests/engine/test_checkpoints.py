@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 
 import pytest
 import torch
@@ -117,3 +118,11 @@ def test_manifest_holds_size_and_checksum_of_every_file(tmp_path):
     manifest = json.loads((path / "manifest.json").read_text())
     assert set(manifest) == {"joint.safetensors", "state.json"}
     assert all(entry["bytes"] > 0 and len(entry["sha256"]) == 64 for entry in manifest.values())
+
+
+def test_copy_that_somebody_made_is_left_alone(tmp_path):
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    shutil.copytree(tmp_path / "step_00000003", tmp_path / "step_00000003.bak")
+    assert latest_checkpoint(tmp_path).path.name == "step_00000003"
+    assert [p.name for p in checkpoint_folders(tmp_path)] == [f"step_0000000{n}" for n in (1, 2, 3)]
