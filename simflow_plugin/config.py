@@ -61,7 +61,8 @@ class Objective(Options):
     """L = sum of reconstruction terms + beta * model terms (+ KL) (+ adversarial); alignment has its own section."""
 
     reconstruction: dict[str, Annotated[WeightedLoss, BeforeValidator(_weighted)]] = Field(
-        default_factory=lambda: {"l2": WeightedLoss(weight=1.0)}, description="loss name -> weight"
+        default_factory=lambda: {"l2": WeightedLoss(weight=20.0)},
+        description="loss name -> weight; against beta 1 per latent dimension l2: 1 would let the mean collapse",
     )
     beta: float = Field(
         1.0, ge=0, description="weight of the model's own terms (NLL in nats per latent dimension)"

@@ -84,6 +84,8 @@ def _tiles(measurement: RunMeasurement) -> list[NumberTile]:
 
 def _judge_table(measurement: RunMeasurement) -> list[Part]:
     judgement = measurement.judgement
+    if "judge_error" in measurement.numbers:
+        return [Text(f"The judge could not judge: {measurement.numbers['judge_error']}", is_warning=True)]
     if judgement is None:
         return []
     classes = sorted(judgement.agreement_by_class)

@@ -16,6 +16,7 @@ from simflow_plugin.engine.loaded_run import LoadedRun
 from simflow_plugin.engine.parts import build_dataset
 from simflow_plugin.engine.run_directory import write_text_atomically
 from simflow_plugin.engine.sampling import balanced_labels, draw_many, to_uint8
+from simflow_plugin.errors import SimflowError
 from simflow_plugin.metrics.judgement import Judgement
 from simflow_plugin.metrics.judges import judge_samples
 from simflow_plugin.metrics.reconstruction import psnr
@@ -141,13 +142,18 @@ def _measure_samples(loaded: LoadedRun, test: ImageDataset, measurement: RunMeas
         )
     measurement.samples, measurement.labels = samples, labels
     measurement.numbers |= {"num_samples": count, "guidance": config.sampling.guidance}
-    if config.evaluation.judge != "none":
+    if config.evaluation.judge == "none":
+        return
+    try:
         measurement.judgement = judgement = judge_samples(config, test, samples, labels)
-        measurement.numbers |= {
-            "class_agreement": judgement.class_agreement,
-            "class_agreement_real": judgement.class_agreement_real,
-            "diversity_ratio": judgement.diversity_ratio,
-        }
+    except SimflowError as error:  # a judge that cannot judge must not cost the other numbers
+        measurement.numbers["judge_error"] = str(error)
+        return
+    measurement.numbers |= {
+        "class_agreement": judgement.class_agreement,
+        "class_agreement_real": judgement.class_agreement_real,
+        "diversity_ratio": judgement.diversity_ratio,
+    }
 
 
 def write_summary(loaded: LoadedRun, measurement: RunMeasurement) -> None:
