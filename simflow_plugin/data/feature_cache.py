@@ -3,8 +3,8 @@
     folder/<key>/values.npy     (views, N, ...), memory-mapped; view 0 as it is, view 1 mirrored
     folder/<key>/cache.json     the facts that the values depend on
 
-The key is a hash of the facts (data set, split, image size, encoder, ...). The folder gets its name when it
-is complete.
+The key is a hash of the facts: data set and its files, split, image size, encoder and its weights, ... The folder
+gets its name when it is complete.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ import torch
 from torch import Tensor
 
 from simflow_plugin.contracts import ImageDataset
-from simflow_plugin.data.cache import fingerprint
+from simflow_plugin.data.cache import fingerprint, tensors_digest
 from simflow_plugin.data.loader import evaluation_batches
 from simflow_plugin.errors import DataError
 
 VALUES, FACTS = "values.npy", "cache.json"
+NUM_PROBED = 64
+"""Images read of a data set that does not say what it holds."""
 
 
 @dataclass(frozen=True)
@@ -61,17 +63,30 @@ def dataset_facts(
 ) -> dict[str, Any]:
     """Return what cached values depend on, as far as the data set goes.
 
-    The labels stand for the selection and order of the images: they change when files are added or moved.
+    A data set tells by `content_facts()` which images it holds: resolved paths, names, sizes and times of files,
+    or the pixels themselves. Of one without, labels and a few evenly spaced images stand for all.
     """
-    labels = getattr(dataset, "labels", None)
-    digest = fingerprint({"labels": labels.tolist()}) if isinstance(labels, Tensor) else None
+    content_facts = getattr(dataset, "content_facts", None)
     return {
         "data": name,
         "options": dict(options),
         "split": split,
         "size": size,
         "num": len(dataset),
-        "labels": digest,
+        "content": content_facts() if content_facts is not None else _probe(dataset),
+    }
+
+
+def _probe(dataset: ImageDataset) -> dict[str, Any]:
+    labels = getattr(dataset, "labels", None)
+    step = max(1, len(dataset) // NUM_PROBED)
+    images = {
+        f"{batch.offset}": batch.images
+        for batch in evaluation_batches(dataset, 1, range(0, len(dataset), step))
+    }
+    return {
+        "labels": fingerprint({"labels": labels.tolist()}) if isinstance(labels, Tensor) else None,
+        "some_images": tensors_digest(images),
     }
 
 

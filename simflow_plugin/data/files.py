@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from simflow_plugin import options
 from simflow_plugin.contracts import NO_LABEL, Example
+from simflow_plugin.data.cache import fingerprint
 from simflow_plugin.data.images import center_crop
 from simflow_plugin.data.split import split_indices
 from simflow_plugin.errors import DataError
@@ -98,6 +99,10 @@ class FileDataset(ABC):
 
     def __getitem__(self, index: int) -> Example:
         return Example(center_crop(self.read_image(index), self.image_size), int(self.labels[index]))
+
+    def content_facts(self) -> dict[str, Any]:
+        """Return what tells these images, in this order, from others; what is cached of them depends on it."""
+        return {"images": fingerprint({"names": list(self.names), "labels": self.labels.tolist()})}
 
     def describe(self, index: int) -> str:
         """Name one image for a message."""

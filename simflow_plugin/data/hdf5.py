@@ -19,6 +19,7 @@ from pydantic import Field
 
 from simflow_plugin import registry
 from simflow_plugin.contracts import DataContext
+from simflow_plugin.data.cache import file_facts
 from simflow_plugin.data.files import (
     FileDataset,
     FileOptions,
@@ -70,6 +71,10 @@ class Hdf5Images(FileDataset):
         if name.endswith(".npy"):
             return Image.fromarray(np.ascontiguousarray(stored.transpose(1, 2, 0)))
         return decode_image(stored.tobytes(), self.describe(index))
+
+    def content_facts(self) -> dict[str, Any]:
+        file = {"path": str(self.path.resolve()), "bytes_and_time": file_facts(self.path)}
+        return super().content_facts() | file
 
     def describe(self, index: int) -> str:
         return f"{self.path}:{self.names[index]}"

@@ -65,6 +65,10 @@ class HuggingFaceImages(FileDataset):
             raise CorruptImage(f"{self.describe(index)}: an empty cell")
         return decode_image(content, self.describe(index))
 
+    def content_facts(self) -> dict[str, Any]:
+        # The library's own fingerprint changes with the data and with every operation on them.
+        return super().content_facts() | {"table": self.table._fingerprint}
+
     def describe(self, index: int) -> str:
         return f"{self.path}[{self.names[index]}]"
 

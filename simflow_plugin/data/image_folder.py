@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from pydantic import Field
 
 from simflow_plugin import registry
 from simflow_plugin.contracts import DataContext
+from simflow_plugin.data.cache import file_facts, fingerprint
 from simflow_plugin.data.files import FileDataset, FileOptions, choose_labels, own_or_held_out
 from simflow_plugin.data.images import IMAGE_SUFFIXES, decode_image
 from simflow_plugin.data.split import check_split
@@ -51,6 +53,13 @@ class ImageFolder(FileDataset):
     def read_image(self, index: int) -> Image.Image:
         path = self.root / self.names[index]
         return decode_image(path, str(path))
+
+    def content_facts(self) -> dict[str, Any]:
+        files = [file_facts(self.root / name) for name in self.names]
+        return super().content_facts() | {
+            "root": str(self.root.resolve()),
+            "files": fingerprint({"files": files}),
+        }
 
     def describe(self, index: int) -> str:
         return str(self.root / self.names[index])

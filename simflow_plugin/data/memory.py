@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from simflow_plugin.contracts import Example
+from simflow_plugin.data.cache import tensors_digest
 from simflow_plugin.errors import ShapeError
 
 
@@ -44,6 +46,10 @@ class InMemoryDataset:
         """Return uint8 images (B, 3, H, W) and int64 labels (B,) in one indexing operation."""
         rows = torch.as_tensor(indices, dtype=torch.int64)
         return self._images[rows].expand(-1, 3, -1, -1), self.labels[rows]
+
+    def content_facts(self) -> dict[str, Any]:
+        """Return a digest of every pixel and label; what is cached of the images depends on it."""
+        return {"images": tensors_digest({"images": self._images, "labels": self.labels})}
 
     def describe(self, index: int) -> str:
         """Name one image for a message."""

@@ -13,6 +13,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -20,7 +21,7 @@ from pydantic import Field
 
 from simflow_plugin import registry
 from simflow_plugin.contracts import NO_LABEL, DataContext
-from simflow_plugin.data.cache import cache_folder, fingerprint, write_atomically
+from simflow_plugin.data.cache import cache_folder, file_facts, fingerprint, write_atomically
 from simflow_plugin.data.files import (
     FileDataset,
     FileOptions,
@@ -106,6 +107,10 @@ class WebDataset(FileDataset):
             raise CorruptImage(f"{self.describe(index)}: {error}") from error
         return decode_image(content, self.describe(index))
 
+    def content_facts(self) -> dict[str, Any]:
+        shards = [(str(Path(shard).resolve()), *file_facts(Path(shard))) for shard in self.shards]
+        return super().content_facts() | {"shards": fingerprint({"shards": shards})}
+
     def describe(self, index: int) -> str:
         return f"{self.shards[self._shard[index]]}:{self.names[index]}"
 
@@ -133,8 +138,8 @@ def _complete(where: str, numbers: np.ndarray) -> list[int] | None:
 
 def cached_index(path: Path, cache: Path) -> ShardIndex:
     """Return the index of one shard, from the cache unless the shard's size or time has changed."""
-    status = path.stat()
-    facts = {"shard": str(path.resolve()), "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
+    num_bytes, modified = file_facts(path)
+    facts = {"shard": str(path.resolve()), "bytes": num_bytes, "modified_ns": modified}
     file = cache / "index" / f"{fingerprint(facts)}.npz"
     if file.is_file():
         with np.load(file, allow_pickle=False) as stored:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from simflow_plugin.config import RunConfig
 from simflow_plugin.contracts import ImageDataset
-from simflow_plugin.data.cache import cache_folder
+from simflow_plugin.data.cache import cache_folder, tensors_digest
 from simflow_plugin.data.feature_cache import FeatureCache, build_cache, dataset_facts
 from simflow_plugin.data.loader import Batch
 
@@ -35,12 +35,17 @@ class AlignmentFeatures:
 def build_feature_cache(encoder: nn.Module, config: RunConfig, dataset: ImageDataset) -> FeatureCache:
     """Return the cache of the encoder's features of the training images, computing it if it is not there.
 
-    Kept in float16 under $SIMFLOW_DATA (or ~/.cache/simflow/data); mirrored images too where training mirrors.
+    Kept in float16 under $SIMFLOW_DATA (or ~/.cache/simflow/data); mirrored images too where training mirrors. The
+    key holds a digest of the encoder's weights and of the data's files: a path alone would give a retrained encoder,
+    or another folder's file of that name, the features of the old one.
     """
     assert config.alignment is not None
     part = config.alignment.encoder
     data = dataset_facts(config.data.name, config.data.options, dataset, "train", config.image_size)
     facts = {**data, "encoder": part.name, "encoder_options": dict(part.options)}
+    facts["encoder_weights"] = tensors_digest(
+        {**dict(encoder.named_parameters()), **dict(encoder.named_buffers())}
+    )
     device = next(encoder.parameters()).device
     return build_cache(
         cache_folder() / "features",

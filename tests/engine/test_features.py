@@ -7,8 +7,10 @@ from torch import nn
 from simflow_plugin.config import Alignment, Part, load_config
 from simflow_plugin.contracts import DataContext
 from simflow_plugin.data.digits import Digits
+from simflow_plugin.data.image_folder import ImageFolder
 from simflow_plugin.data.loader import make_loader
 from simflow_plugin.engine.features import AlignmentFeatures, build_feature_cache
+from tests.data.makers import png
 
 
 class PixelEncoder(nn.Module):
@@ -52,3 +54,30 @@ def test_cache_is_built_once(tmp_path, monkeypatch):
     calls = encoder.calls
     build_feature_cache(encoder, config, dataset)
     assert encoder.calls == calls > 0
+
+
+def test_retrained_encoder_at_the_same_path_has_its_own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SIMFLOW_DATA", str(tmp_path))
+    config = aligned_config()
+    dataset = Digits(Digits.Options(), DataContext(8, "test"))
+    retrained = PixelEncoder()
+    retrained.weight.data.fill_(2.0)
+    first, second = (build_feature_cache(encoder, config, dataset) for encoder in (PixelEncoder(), retrained))
+    rows = torch.arange(4)
+    torch.testing.assert_close(2 * first.read(rows), second.read(rows), atol=1e-3, rtol=1e-3)
+
+
+def test_same_relative_path_in_another_folder_has_its_own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SIMFLOW_DATA", str(tmp_path / "cache"))
+    config = aligned_config()
+    means = []
+    for folder, grey in (("one", 40), ("two", 200)):
+        (tmp_path / folder / "images").mkdir(parents=True)
+        monkeypatch.chdir(tmp_path / folder)
+        for number in range(10):
+            (tmp_path / folder / "images" / f"{number}.png").write_bytes(png(grey))
+        dataset = ImageFolder(ImageFolder.Options(root="images"), DataContext(8, "train"))
+        data = Part(name="image_folder", options={"root": "images"})
+        cache = build_feature_cache(PixelEncoder(), config.model_copy(update={"data": data}), dataset)
+        means.append(float(cache.read(torch.arange(4)).mean()))
+    assert means == pytest.approx([40 / 127.5 - 1, 200 / 127.5 - 1], abs=1e-3)
