@@ -20,6 +20,8 @@ HUB_FILES = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.bin",
 )
+NESTED_WEIGHTS = ("state_dict_ema", "model_ema", "state_dict", "model")
+"""Where training scripts keep the weights in a file that holds more."""
 UNUSED_PREFIXES = ("head", "fc_norm", "mask_token", "decoder", "attn_pool")
 """Parts of a published checkpoint that patch features do not need: classifier, MAE's decoder, ..."""
 
@@ -57,10 +59,8 @@ def load_weights(network: nn.Module, path: Path) -> None:
     Raises:
         WeightsError: if the file is damaged, or of another architecture, naming keys or shapes.
     """
-    from timm.models import load_state_dict
-
     try:
-        state = load_state_dict(str(path))
+        state = _read(path)
     except Exception as error:  # torch, safetensors and pickle each fail in their own ways
         raise WeightsError(
             f"{path}: not a checkpoint, or one that only reads by running code from it: "
@@ -82,6 +82,25 @@ def load_weights(network: nn.Module, path: Path) -> None:
     if missing or foreign or reshaped:
         raise WeightsError(_mismatch(path, network, missing, foreign, reshaped))
     network.load_state_dict({key: converted[key] for key in own})
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """Read a file without running code from it, and find the weights in it, averaged ones first.
+
+    timm's own reader is not used: in timm 1.0.9, the oldest we run with, it unpickles whatever the file holds unless
+    told otherwise, and tries again without that protection if the first attempt ends in a TypeError.
+    """
+    import torch
+    from safetensors.torch import load_file
+    from timm.models import clean_state_dict
+
+    reads_safetensors = path.suffix == ".safetensors"
+    content: dict[str, Any] = (
+        load_file(path) if reads_safetensors else torch.load(path, "cpu", weights_only=True)
+    )
+    nested = next((key for key in NESTED_WEIGHTS if content.get(key) is not None), None)
+    state: dict[str, Any] = content if nested is None else content[nested]
+    return clean_state_dict(state)
 
 
 def _mismatch(

@@ -3,7 +3,7 @@ import time
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from simflow_plugin import registry
 from simflow_plugin.alignment import weights
@@ -39,8 +39,6 @@ def test_features_fill_the_grid_without_prefix_tokens(tiny):
 
 
 def test_position_embeddings_at_the_native_size_are_loaded_unchanged(tiny):
-    from safetensors.torch import load_file
-
     encoder = build(160, checkpoint=str(tiny))
     assert torch.equal(encoder.network.pos_embed, load_file(tiny)["pos_embed"])
 
@@ -137,6 +135,36 @@ def test_checkpoint_that_is_no_checkpoint_is_named(tmp_path):
     (tmp_path / "notes.pth").write_text("hello")
     with pytest.raises(WeightsError, match=r"notes\.pth: not a checkpoint"):
         build(checkpoint=str(tmp_path / "notes.pth"))
+
+
+class Malicious:
+    """Unpickling it would make a file; under weights-only loading it is refused."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return open, (str(self.target), "w")
+
+
+def test_code_in_a_checkpoint_never_runs(tmp_path):
+    torch.save({"model": Malicious(tmp_path / "ran")}, tmp_path / "bad.pth")
+    with pytest.raises(WeightsError, match=r"bad\.pth.*running code"):
+        build(checkpoint=str(tmp_path / "bad.pth"))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_files_are_not_read_by_timm(tiny, monkeypatch):
+    monkeypatch.setattr("timm.models.load_state_dict", lambda *args, **kwargs: pytest.fail("may unpickle"))
+    build(checkpoint=str(tiny))
+
+
+@pytest.mark.parametrize("key", [None, "model", "state_dict"])
+def test_weights_inside_a_training_checkpoint_are_found(tiny, tmp_path, key):
+    state = {f"module.{name}": tensor for name, tensor in load_file(tiny).items()}
+    torch.save(state if key is None else {key: state, "epoch": 3}, tmp_path / "train.pth")
+    found, expected = (build(checkpoint=str(path)).state_dict() for path in (tmp_path / "train.pth", tiny))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_missing_checkpoint_names_option_and_address():
