@@ -7,9 +7,10 @@ A file may name another one to start from (`extends: quickstart`); mappings are 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -18,6 +19,18 @@ from simflow_plugin.options import did_you_mean
 from simflow_plugin.resources import resource_dir
 
 KeyPath = tuple[str, ...]
+PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
+WITHOUT_TAG = "Write the value itself; to start from another file use `extends: FILE`."
+
+
+class Mark(NamedTuple):
+    """A line of a text, from 0; PyYAML's own marks have the same field."""
+
+    line: int
+
+
+Where = Callable[[Any], str]
+"""From a mark to what a message calls that place: 'file:line', or '--set a.b'."""
 
 
 @dataclass
@@ -45,7 +58,7 @@ class YamlSource:
         """Apply `a.b=value`; the value is read as YAML.
 
         Raises:
-            ConfigError: if there is no `=`, or if a parent key holds a value that is no mapping.
+            ConfigError: if there is no `=`, the value is not YAML, or a parent key holds a value that is no mapping.
         """
         dotted, separator, text = assignment.partition("=")
         if not separator or not dotted:
@@ -65,15 +78,20 @@ class YamlSource:
                 raise ConfigError(f"--set {assignment}: {parent} is {child!r}, which has no keys below it")
             target[key] = child
             target = child
-        target[path[-1]] = _parse_scalar(text, f"--set {assignment}")
-        self.places[path] = f"--set {dotted}"
+        place = f"--set {dotted}"
+        # What the file had below this key is gone, and so is where it stood.
+        self.places = {known: line for known, line in self.places.items() if known[: len(path)] != path}
+        node = _compose(text, lambda _: place, "one value, such as 100, [1, 2] or '{name: digits}'")
+        target[path[-1]] = None if node is None else _construct(node, lambda _: place, path, self.places)
+        self.places[path] = place
 
 
 def read_yaml_source(name: str) -> YamlSource:
     """Read a configuration by path, or by the name of one that ships with the package.
 
     Raises:
-        ConfigError: if there is no such file, it is not YAML, not a mapping, has a key twice, or extends itself.
+        ConfigError: if there is no such file, it cannot be read, is not YAML, not a mapping, has a key twice, or
+            extends itself.
     """
     return _read(find_config(name), seen=())
 
@@ -89,11 +107,24 @@ def find_config(name: str, relative_to: Path | None = None) -> Path:
     candidates = [given] if relative_to is None else [relative_to / given]
     candidates += [shipped / name, shipped / f"{name}.yaml"]
     for candidate in candidates:
-        if candidate.is_file():
+        if _is_file(candidate):
             return candidate
     raise ConfigError(
         f"{name}: no such configuration: neither a file nor the name of a shipped one."
         f"{did_you_mean(name, shipped_configs())}"
+    )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:  # a folder that may not be searched, a name that is too long
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"{path}: cannot be read ({error.strerror}). Check its permissions, or name another file."
     )
 
 
@@ -107,9 +138,15 @@ def shipped_configs() -> list[str]:
 def _read(path: Path, seen: tuple[Path, ...]) -> YamlSource:
     if path.resolve() in seen:
         raise ConfigError(f"{path}: `extends` goes round in a circle: {' -> '.join(str(p) for p in seen)}")
-    node = _compose(path)
     places: dict[KeyPath, str] = {}
-    values = _construct(node, path, (), places)
+
+    def where(mark: Mark) -> str:
+        return f"{path}:{mark.line + 1}"
+
+    node = _compose(_read_text(path), where, "`key: value` lines")
+    if not isinstance(node, yaml.MappingNode):
+        raise ConfigError(f"{path}: expected a mapping (`key: value` lines) at the top level.")
+    values = _construct(node, where, (), places)
     base_name = values.pop("extends", None)
     source = YamlSource(values, places, str(path))
     if base_name is None:
@@ -119,37 +156,77 @@ def _read(path: Path, seen: tuple[Path, ...]) -> YamlSource:
     return YamlSource(merged, {**base.places, **places}, str(path))
 
 
-def _compose(path: Path) -> yaml.MappingNode:
+def _read_text(path: Path) -> str:
     try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not YAML: the file is not UTF-8 text.") from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _compose(text: str, where: Where, expected: str) -> yaml.Node | None:
+    """Return the tree of YAML nodes of `text`, None where it is empty."""
+    try:
+        return yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark is not None else str(path)
-        problem = getattr(error, "problem", None) or "the file is not UTF-8 text"
-        raise ConfigError(f"{where}: not YAML: {problem}. Expected `key: value` lines.") from error
-    if not isinstance(node, yaml.MappingNode):
-        raise ConfigError(f"{path}: expected a mapping (`key: value` lines) at the top level.")
-    return node
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
+        raise ConfigError(f"{where(mark or Mark(0))}: not YAML: {problem}. Expected {expected}.") from error
+    except RecursionError as error:
+        raise ConfigError(f"{where(Mark(0))}: nested too deep to be a configuration.") from error
 
 
-def _construct(node: yaml.Node, file: Path, path: KeyPath, places: dict[KeyPath, str]) -> Any:
-    """Build plain data from a YAML node, noting each key's line; refuses a key that stands twice."""
-    if isinstance(node, yaml.MappingNode):
-        mapping: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            key = str(key_node.value)
-            line = f"{file}:{key_node.start_mark.line + 1}"
-            if key in mapping:
-                raise ConfigError(f"{line}: {'.'.join((*path, key))}: stands twice in the same mapping.")
-            places[(*path, key)] = line
-            mapping[key] = _construct(value_node, file, (*path, key), places)
-        return mapping
+def _construct(
+    node: yaml.Node, where: Where, path: KeyPath, places: dict[KeyPath, str], parents: tuple[int, ...] = ()
+) -> Any:
+    """Build plain data from a YAML node, noting each key's place.
+
+    Args:
+        node: of `_compose`.
+        where: from a mark to 'file:line'.
+        path: of `node`.
+        places: filled in.
+        parents: identities of the nodes above: an alias may name one of them, and would never end.
+    Raises:
+        ConfigError: for a key that stands twice, a tag that is not plain YAML, a value that is not of its form (a
+            date in month 13), or an alias that contains itself.
+    """
+    place, key = where(node.start_mark), ".".join(path)
+    if isinstance(node, yaml.ScalarNode):
+        return _scalar(node, f"{place}: {key}")
+    if id(node) in parents:
+        raise ConfigError(
+            f"{place}: {key}: an alias (`*name`) within what it stands for. Write the value out."
+        )
+    if node.tag not in PLAIN_TAGS:
+        raise ConfigError(f"{place}: {key}: the tag {node.tag} is not known here. {WITHOUT_TAG}")
+    parents = (*parents, id(node))
     if isinstance(node, yaml.SequenceNode):
-        return [_construct(child, file, (*path, str(i)), places) for i, child in enumerate(node.value)]
-    loader = yaml.SafeLoader("")
-    value = loader.construct_object(node, deep=True)
-    is_plain = getattr(node, "style", None) is None
-    return _number(value) if isinstance(value, str) and is_plain else value
+        return [_construct(n, where, (*path, str(i)), places, parents) for i, n in enumerate(node.value)]
+    mapping: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        line = where(key_node.start_mark)
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise ConfigError(f"{line}: {key or 'the file'}: a key is no name. Expected `key: value` lines.")
+        below = (*path, str(key_node.value))
+        if below[-1] in mapping:
+            raise ConfigError(f"{line}: {'.'.join(below)}: stands twice in the same mapping.")
+        places[below] = line
+        mapping[below[-1]] = _construct(value_node, where, below, places, parents)
+    return mapping
+
+
+def _scalar(node: yaml.ScalarNode, place: str) -> Any:
+    try:
+        value = yaml.SafeLoader("").construct_object(node, deep=True)
+    except yaml.constructor.ConstructorError as error:
+        raise ConfigError(f"{place}: {error.problem or error.context}. {WITHOUT_TAG}") from error
+    except (ValueError, OverflowError) as error:
+        raise ConfigError(
+            f"{place}: {node.value} looks like a date or number, but is none ({error}). Put it in quotes."
+        ) from error
+    return _number(value) if isinstance(value, str) and node.style is None else value
 
 
 def _number(text: str) -> Any:
@@ -158,14 +235,6 @@ def _number(text: str) -> Any:
         return float(text) if "e" in text.lower() else text
     except ValueError:
         return text
-
-
-def _parse_scalar(text: str, where: str) -> Any:
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: the value is not YAML: {error}") from error
-    return _number(value) if isinstance(value, str) else value
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Configuration: what is refused, and that the message says where, what and what to do."""
 
+from pathlib import Path
+
 import pytest
 
 from simflow_plugin.config import load_config
@@ -93,6 +95,59 @@ def test_not_yaml_names_file_and_line(write, text):
         load_config(write(text))
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: x\ndata: !include foo\n", r"a\.yaml:2: data: .*tag '!include'.*extends: FILE"),
+        ("name: x\ndata: !include [foo]\n", r"a\.yaml:2: data: the tag !include is not known"),
+        ("name: 2021-13-45\n", r"a\.yaml:1: name: 2021-13-45 looks like a date .*Put it in quotes"),
+        (
+            "name: x\nmodel: &m\n  flow: *m\n",
+            r"a\.yaml:\d: model\.flow: an alias .*within what it stands for",
+        ),
+        ("data: &d [*d]\n", r"a\.yaml:1: data\.0: an alias"),
+        ("? [a, b]\n: c\n", r"a\.yaml:1: the file: a key is no name"),
+        ("data: " + "[" * 3000, r"a\.yaml:1: nested too deep"),
+    ],
+)
+def test_yaml_that_is_no_plain_data_names_file_line_and_key(write, text, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(write(text))
+
+
+def test_alias_of_a_finished_value_is_read(write):
+    text = MINIMAL.replace("data: digits", "data: &name digits") + "name: *name\n"
+    assert load_config(write(text)).name == "digits"
+
+
+@pytest.mark.parametrize("value", ["2021-13-45", "!include foo", "&a [*a]", "[1", "{a: 1, a: 2}"])
+def test_override_that_is_no_plain_data_names_itself(write, value):
+    with pytest.raises(ConfigError, match=r"^--set name: "):
+        load_config(write(MINIMAL), [f"name={value}"])
+
+
+def test_numbers_of_an_override_read_as_those_of_a_file(write):
+    config = load_config(write(MINIMAL), ["optimizer={lr: 2e-3}"])
+    assert config.optimizer.lr == 2e-3
+
+
+def test_override_of_a_section_forgets_the_lines_it_replaces(write):
+    with pytest.raises(ConfigError, match=r"^--set model: model\.flow\.width: "):
+        load_config(write(MINIMAL), ["model={name: simflow, flow: {width: -1}}"])
+
+
+@pytest.mark.parametrize("refused", ["read_text", "is_file"])
+def test_file_that_may_not_be_read_is_named(write, monkeypatch, refused):
+    path = write(MINIMAL)
+
+    def deny(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, refused, deny)
+    with pytest.raises(ConfigError, match=r"a\.yaml: cannot be read \(Permission denied\)"):
+        load_config(path)
+
+
 def test_list_at_top_level_is_refused(write):
     with pytest.raises(ConfigError, match="expected a mapping"):
         load_config(write("- a\n- b\n"))
@@ -126,10 +181,24 @@ def test_extending_in_a_circle_is_refused(write):
         load_config(write("extends: a.yaml\n", "b.yaml"))
 
 
-def test_another_part_drops_the_options_of_the_one_it_replaces(write):
+@pytest.mark.parametrize("model", ["dit", "{name: dit}", "{name: dit, backbone: {depth: 2}}"])
+def test_another_part_drops_the_options_of_the_one_it_replaces(write, model):
+    write(MINIMAL.replace("layers_per_block: 1}", "layers_per_block: 1, trainable: none}"), "base.yaml")
+    config = load_config(write(f"extends: base.yaml\nmodel: {model}\n", "child.yaml"))
+    assert config.model.name == "dit"
+    assert "flow" not in config.model.options
+
+
+def test_same_part_by_name_keeps_the_options_of_the_one_it_extends(write):
     write(MINIMAL, "base.yaml")
-    config = load_config(write("extends: base.yaml\nmodel: null\n", "child.yaml"))
-    assert config.model is None
+    child = "extends: base.yaml\nmodel: {name: simflow, flow: {width: 48}}\n"
+    config = load_config(write(child, "child.yaml"))
+    assert config.model.options["flow"]["head_dim"] == 16
+
+
+def test_model_set_to_null_leaves_the_autoencoder_alone(write):
+    write(MINIMAL, "base.yaml")
+    assert load_config(write("extends: base.yaml\nmodel: null\n", "child.yaml")).model is None
 
 
 @pytest.mark.parametrize(
