@@ -65,7 +65,7 @@ def _rows(study: Study, variants: dict[str, Any]) -> list[list[str]]:
             row = [
                 variant.label,
                 guidance,
-                _number(metrics.get(DISTANCE), ".2f"),
+                _number(metrics.get(DISTANCE), ".3f"),
                 _number(metrics.get(AGREEMENT), ".1%"),
                 _number(without_guidance.get("psnr"), ".2f"),
                 _number(without_guidance.get("latent_bits_per_dim"), ".3f"),
@@ -94,7 +94,7 @@ def _notes(study: Study, document: dict[str, Any]) -> list[str]:
     if "real" in document:
         real = document["real"]
         notes.append(
-            f"Real training images, as many, against the test split: FD {real[DISTANCE]:.2f}; the classifier is right "
+            f"Real training images, as many, against the test split: FD {real[DISTANCE]:.3f}; the classifier is right "
             f"on {real[AGREEMENT]:.1%} of the test split."
         )
     for name, autoencoder in document["autoencoders"].items():

@@ -37,7 +37,7 @@ def test_table_shows_measured_and_published_side_by_side():
     text = to_markdown(FIXED_VARIANCE, document([6, 5, 4, 3, 2, 1]))
     row = next(line for line in text.splitlines() if line.startswith("| end to end, fixed variance"))
     cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells[2:4] == ["1.00", "75.0%"]
+    assert cells[2:4] == ["1.000", "75.0%"]
     assert cells[-3:] == ["1", "16.97", "1"]
     assert "FID" not in text.splitlines()[2].replace("no FID", "")
 
