@@ -1,4 +1,7 @@
-"""REPA-E's routing on the real models: which gradients reach the encoder through the joint objective."""
+"""The routing on the real models: which gradients reach the encoder through the joint objective.
+
+The reconstruction weighs nothing and the posterior's variance is fixed, so the encoder's gradient is that of the model.
+"""
 
 import pytest
 import torch
@@ -12,15 +15,17 @@ from simflow_plugin.registry import MODELS
 from tests.engine.toys import LinearAutoencoder
 
 BACKBONE = {"width": 16, "depth": 2, "num_heads": 2, "patch_size": 2}
+FLOW = {"width": 16, "head_dim": 8, "layers_per_block": [1, 2], "patch_size": 2}
 OPTIONS = {
     "sit": {"backbone": BACKBONE},
     "sit with batch norm": {"backbone": BACKBONE, "normalizes_latents": True},
     "dit": {"backbone": BACKBONE},
-    "starflow": {"flow": {"width": 16, "head_dim": 8, "layers_per_block": [1, 2], "patch_size": 2}},
+    "starflow": {"flow": FLOW},
+    "simflow": {"flow": FLOW},
 }
 ENCODER = "autoencoder.encoder.weight"
 REPA, REPA_E = {"alignment_autoencoder": 0.0}, {"alignment_autoencoder": 0.7}
-every_model = pytest.mark.parametrize("name", OPTIONS)
+every_model_but_simflow = pytest.mark.parametrize("name", [name for name in OPTIONS if name != "simflow"])
 every_diffusion_model = pytest.mark.parametrize("name", ["sit", "sit with batch norm", "dit"])
 
 
@@ -58,10 +63,34 @@ def test_encoder_and_model_weigh_the_alignment_apart(name: str) -> None:
         torch.testing.assert_close(factor * light[key], heavy[key])
 
 
-@every_model
+@every_model_but_simflow
 def test_repa_leaves_the_encoder_alone(name: str) -> None:
     assert gradients(name, **REPA)[ENCODER].abs().sum() == 0
 
 
 def test_starflow_leaves_the_encoder_alone_whatever_the_weights() -> None:
     assert gradients("starflow", **REPA_E)[ENCODER].abs().sum() == 0
+
+
+def test_simflows_likelihood_moves_the_encoder() -> None:
+    once, thrice = (gradients("simflow", beta=beta, **REPA)[ENCODER] for beta in (1.0, 3.0))
+    assert once.abs().sum() > 0
+    torch.testing.assert_close(3 * once, thrice)
+
+
+def test_repa_lets_no_alignment_of_simflow_through() -> None:
+    light, heavy = (gradients("simflow", alignment=weight, **REPA) for weight in (0.5, 5.0))
+    torch.testing.assert_close(light[ENCODER], heavy[ENCODER])
+    moved = [key for key in light if not torch.allclose(light[key], heavy[key])]
+    assert moved
+    assert all(key.startswith("model.") for key in moved)
+
+
+@pytest.mark.parametrize("weight", [0.5, 0.7], ids=["equal weights", "weights apart"])
+def test_repa_e_adds_the_alignment_of_simflow_to_its_likelihood(weight: float) -> None:
+    both, alignment, likelihood = (
+        gradients("simflow", beta=beta, alignment_autoencoder=own)[ENCODER]
+        for beta, own in ((1.0, weight), (0.0, weight), (1.0, 0.0))
+    )
+    assert alignment.abs().sum() > 0
+    torch.testing.assert_close(both, alignment + likelihood)
