@@ -20,8 +20,12 @@ def study(
     num_samples: Annotated[int, typer.Option(min=2, help="Of each variant, for each guidance.")] = 2000,
     num_held_out: Annotated[int, typer.Option(min=1, help="Images for reconstruction, likelihood.")] = 1000,
 ) -> None:
-    """Train what the study needs, measure every variant, print the table; the same command again continues."""
+    """Train what the study needs, measure every variant, print the table; the same command again continues.
+
+    The directory gets study.md, study.json and one page of `simflow compare` for each guidance.
+    """
     with exit_on_user_error():
+        from simflow_plugin.commands.compare import compare
         from simflow_plugin.engine.interrupts import RESUME_EXIT_STATUS, Interrupted
         from simflow_plugin.studies.plan import find_study
         from simflow_plugin.studies.runner import StudyRunner
@@ -36,4 +40,7 @@ def study(
         except Interrupted as interruption:
             typer.echo(f"{interruption}. Saved: run the same command again to go on.", err=True)
             raise typer.Exit(RESUME_EXIT_STATUS) from interruption
+        runs = [directory / "runs" / variant.name for variant in found.variants]
+        for guidance in found.guidance:
+            compare(runs, directory / f"comparison_guidance_{guidance:g}", guidance, 0, 3, False)
         typer.echo(to_markdown(found, document))
