@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, Field, model_serializer, model_validator
 from simflow_plugin import registry
 from simflow_plugin.config_checks import check_config
 from simflow_plugin.errors import ConfigError, RegistryError
-from simflow_plugin.options import Options
+from simflow_plugin.options import MomentDecay, Options
 from simflow_plugin.validation import validate
 from simflow_plugin.yaml_source import KeyPath, YamlSource, read_yaml_source
 
@@ -32,9 +32,11 @@ class Part(Options):
     def _from_name_or_mapping(cls, value: Any) -> Any:
         if isinstance(value, str):
             return {"name": value}
-        if isinstance(value, dict):
-            return {"name": value.get("name"), "options": {k: v for k, v in value.items() if k != "name"}}
-        return value
+        if isinstance(value, dict) and isinstance(value.get("name"), str):
+            return {"name": value["name"], "options": {k: v for k, v in value.items() if k != "name"}}
+        if isinstance(value, Part):
+            return value
+        raise ValueError("expected a name or a mapping with a name")
 
     @model_serializer
     def _to_mapping(self) -> Any:
@@ -47,7 +49,11 @@ class Part(Options):
 
 
 def _weighted(value: Any) -> Any:
-    return {"weight": value} if isinstance(value, (int, float)) else value
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return {"weight": value}
+    if isinstance(value, (dict, WeightedLoss)):
+        return value
+    raise ValueError("expected a weight or a mapping with a weight")
 
 
 class WeightedLoss(Options):
@@ -98,7 +104,7 @@ class Optimizer(Options):
 
     lr: float = Field(1e-4, gt=0)
     autoencoder_lr: float | None = Field(None, gt=0, description="null: as `lr`")
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[MomentDecay, MomentDecay] = (0.9, 0.95)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float | None = Field(

@@ -4,14 +4,29 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+MomentDecay = Annotated[float, Field(ge=0, lt=1)]
+"""A beta of Adam: the decay per step of a running mean."""
 
 
 class Options(BaseModel):
-    """Options of one part. An unknown key is an error: an option without effect is worse than none."""
+    """Options of one part. An unknown key is an error: an option without effect is worse than none.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    Numbers are finite.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    def resolved(self) -> Options:
+        """Return the options with every default that depends on other options written out.
+
+        Raises:
+            ConfigError: if they clash.
+        """
+        return self
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

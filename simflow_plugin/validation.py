@@ -1,7 +1,12 @@
-"""Validation of raw values by pydantic, with errors that say where a key came from and what was meant."""
+"""Validation of raw values by pydantic, with errors that say where a key came from and what was meant.
+
+One mistake is one line. Where a value may be of several types pydantic reports every one of them, under names of its
+own: only what the user wrote is kept, and what comes nearest to it.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -9,6 +14,10 @@ from pydantic import BaseModel, ValidationError
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.options import did_you_mean
 from simflow_plugin.yaml_source import KeyPath, YamlSource
+
+MAPPING_TYPES = ("model_type", "model_attributes_type", "dataclass_type", "dict_type", "mapping_type")
+OTHER_TYPE = ("_type", "_parsing")
+"""Ends of pydantic's error types that mean: not this type at all (as opposed to: this type, out of range)."""
 
 
 def validate(model: type[BaseModel], values: Any, source: YamlSource, prefix: KeyPath) -> Any:
@@ -25,26 +34,84 @@ def validate(model: type[BaseModel], values: Any, source: YamlSource, prefix: Ke
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(item, model, source, prefix) for item in error.errors()]
+        lines = []
+        for group in _by_value(error, values):
+            lines += [_explain(mistake, model, source, prefix) for mistake in _nearest(group)]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from error
 
 
-def _explain(item: Any, model: type[BaseModel], source: YamlSource, prefix: KeyPath) -> str:
-    """Turn one pydantic error into 'file:line: key: what is wrong. What to do.'"""
-    # pydantic puts the names of validators and union members into the location: keep what the file has.
-    location = tuple(str(key) for key in item["loc"])
-    path = (*prefix, *_written(location, item))
-    where, key = source.place(path), ".".join(path)
-    if item["type"] == "extra_forbidden":
-        return f"{where}: {key}: unknown key.{did_you_mean(path[-1], _known_keys(model, location[:-1]))}"
-    if item["type"] == "missing":
-        return f"{where}: {key}: required, but not given."
+@dataclass(frozen=True)
+class Mistake:
+    """One error of pydantic.
+
+    Args:
+        path: keys that the user wrote, to the value that is wrong.
+        union: length of the part of `path` that leads to a value of several possible types; None without one.
+        kind: pydantic's type of the error.
+        message: what was expected.
+        found: the value.
+    """
+
+    path: KeyPath
+    union: int | None
+    kind: str
+    message: str
+    found: Any
+
+
+def _read(item: Any, values: Any) -> Mistake:
+    """Take from pydantic's location what is in `values`: the rest are names of union members and validators."""
+    path, union, current = [], None, values
+    for position, key in enumerate(item["loc"]):
+        is_absent = item["type"] == "missing" and position == len(item["loc"]) - 1
+        is_key = isinstance(current, dict) and key in current
+        is_index = isinstance(current, (list, tuple)) and isinstance(key, int) and key < len(current)
+        if is_key or is_index or is_absent:
+            path.append(str(key))
+            current = None if is_absent else current[key]
+        elif union is None:
+            union = len(path)
     message = item["msg"].removeprefix("Value error, ")
-    return f"{where}: {key}: {message}; found {item['input']!r}."
+    if item["type"] in MAPPING_TYPES:
+        message = "Input should be a mapping"
+    elif item["type"].endswith("_parsing"):
+        message = message.partition(", unable to parse")[0]
+    return Mistake(tuple(path), union, item["type"], message, item["input"])
 
 
-def _written(location: KeyPath, item: Any) -> KeyPath:
-    return tuple(key for key in location if not key.startswith("function-") and "[" not in key) or location
+def _by_value(error: ValidationError, values: Any) -> list[list[Mistake]]:
+    """Group the errors by the value they are about: those of the members of one union belong together."""
+    groups: dict[Any, list[Mistake]] = {}
+    for number, item in enumerate(error.errors()):
+        mistake = _read(item, values)
+        key = number if mistake.union is None else mistake.path[: mistake.union]
+        groups.setdefault(key, []).append(mistake)
+    return list(groups.values())
+
+
+def _nearest(group: list[Mistake]) -> list[Mistake]:
+    """Return the mistakes of the union members that come nearest to what was written.
+
+    A member that got inside the value comes first, then one of the right type; otherwise all of them in one line.
+    """
+    inside = [m for m in group if m.union is not None and len(m.path) > m.union]
+    right_type = [m for m in group if not m.kind.endswith(OTHER_TYPE)]
+    if len(group) == 1 or inside or right_type:
+        return inside or right_type or group
+    wanted = [m.message.removeprefix("Input should be ") for m in group]
+    return [replace(group[0], message="Input should be " + " or ".join(dict.fromkeys(wanted)))]
+
+
+def _explain(mistake: Mistake, model: type[BaseModel], source: YamlSource, prefix: KeyPath) -> str:
+    """Return 'file:line: key: what is wrong. What to do.'"""
+    path = (*prefix, *mistake.path)
+    where, key = source.place(path), ".".join(path)
+    if mistake.kind == "extra_forbidden":
+        return f"{where}: {key}: unknown key.{did_you_mean(path[-1], _known_keys(model, mistake.path[:-1]))}"
+    if mistake.kind == "missing":
+        return f"{where}: {key}: required, but not given."
+    found = "null" if mistake.found is None else repr(mistake.found)
+    return f"{where}: {key}: {mistake.message}; found {found}."
 
 
 def _known_keys(model: type[BaseModel], path: KeyPath) -> list[str]:

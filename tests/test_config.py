@@ -228,6 +228,53 @@ def test_guidance_without_label_dropout_is_refused(write):
         load_config(write(MINIMAL), ["sampling.guidance=1.0", "model.flow.class_dropout=0"])
 
 
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (
+            "autoencoder.posterior.std=-1",
+            "autoencoder.posterior.std: Input should be greater than 0; found -1.",
+        ),
+        (
+            "autoencoder.posterior.std=[1, -2]",
+            "autoencoder.posterior.std.1: Input should be greater than 0; found -2.",
+        ),
+        (
+            "autoencoder.posterior.std=much",
+            "autoencoder.posterior.std: Input should be a valid number or a valid list; found 'much'.",
+        ),
+        ("data=null", "data: expected a name or a mapping with a name; found null."),
+        ("model={flow: {}}", "model: expected a name or a mapping with a name; found {'flow': {}}."),
+        ("training=3", "training: Input should be a mapping; found 3."),
+        (
+            "objective.reconstruction.l2=much",
+            "objective.reconstruction.l2: expected a weight or a mapping with a weight; found 'much'.",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line_in_words_of_the_file(write, change, line):
+    with pytest.raises(ConfigError) as error:
+        load_config(write(MINIMAL), [change])
+    assert str(error.value) == f"--set {change.partition('=')[0]}: {line}"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "optimizer.betas=[0.9, 1.5]",
+        "optimizer.betas=[-0.1, 0.95]",
+        "objective.adversarial.betas=[0.5, 1]",
+        "optimizer.lr=.inf",
+        "optimizer.eps=.nan",
+        "objective.beta=.inf",
+        "model.flow.class_dropout=.nan",
+    ],
+)
+def test_number_without_meaning_is_refused(write, change):
+    with pytest.raises(ConfigError, match=rf"--set {change.partition('=')[0]}: .*Input should be "):
+        load_config(write(MINIMAL), [change])
+
+
 def test_nothing_to_train_is_refused(write):
     with pytest.raises(ConfigError, match="nothing to train"):
         load_config(write(MINIMAL), ["model=null", "autoencoder.trainable=none"])

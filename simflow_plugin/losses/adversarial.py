@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from simflow_plugin.losses.discriminator import Norm, PatchDiscriminator, check_image_size
-from simflow_plugin.options import Options
+from simflow_plugin.options import MomentDecay, Options
 
 MAX_ADAPTIVE_WEIGHT = 1e4
 
@@ -47,7 +47,7 @@ class AdversarialOptions(Options):
     )
     r1_weight: NonNegativeFloat = Field(0.0, description="gamma of the R1 gradient penalty; 0: off.")
     learning_rate: PositiveFloat = Field(1e-4, description="of the discriminator's Adam.")
-    betas: tuple[float, float] = Field((0.5, 0.9), description="of the discriminator's Adam.")
+    betas: tuple[MomentDecay, MomentDecay] = Field((0.5, 0.9), description="of the discriminator's Adam.")
 
 
 class AdversarialLoss(nn.Module):
