@@ -109,6 +109,10 @@ class Posterior(Protocol):
     mean: Tensor
     std: Tensor
 
+    @property
+    def learns_variance(self) -> bool:
+        """Whether the encoder predicts the variance, so that the objective adds an entropy or KL term to it."""
+
     def sample(self, generator: torch.Generator | None = None, noise: Tensor | None = None) -> Tensor: ...
     def mode(self) -> Tensor: ...
     def kl(self) -> Tensor: ...

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from simflow_plugin.autoencoders.posterior import LearnedVariancePosterior
 from simflow_plugin.contracts import Autoencoder, GenerativeModel, Posterior
 from simflow_plugin.losses.reconstruction import ReconstructionLoss
 from simflow_plugin.randomness import Random
@@ -185,7 +184,7 @@ class JointObjective(nn.Module):
         With a likelihood that reaches the encoder the negative ELBO asks for minus the entropy, per dimension as the
         NLL is; otherwise the usual small KL to N(0, I). A fixed variance has neither: its entropy is constant.
         """
-        if not isinstance(posterior, LearnedVariancePosterior) or self.autoencoder.trainable != "full":
+        if not posterior.learns_variance or self.autoencoder.trainable != "full":
             return None
         if self.model is not None and "nll" in self._coupled_terms():
             dims = posterior.mean[0].numel()

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from simflow_plugin.autoencoders.posterior import LearnedVariancePosterior
 from simflow_plugin.engine.joint import JointInputs, JointObjective, ObjectiveWeights
 from simflow_plugin.losses.pixel import L2Loss
 from simflow_plugin.losses.reconstruction import ReconstructionLoss
@@ -134,3 +135,23 @@ def test_dead_channels_are_counted():
     with torch.no_grad():
         joint.autoencoder.encoder.weight[0] = 0.0
     assert joint(inputs())["latent_dead"] == pytest.approx(1 / 3)
+
+
+class ForeignPosterior:
+    """What a plugin may return: it keeps the contract and shares no class with ours."""
+
+    def __init__(self, mean, learns_variance):
+        self._gaussian = LearnedVariancePosterior(mean, torch.zeros_like(mean))
+        self.learns_variance = learns_variance
+
+    def __getattr__(self, name):
+        return getattr(self._gaussian, name)
+
+
+@pytest.mark.parametrize(("model", "term"), [(CoupledModel, "negative_entropy"), (DetachedModel, "kl")])
+@pytest.mark.parametrize("learns_variance", [False, True])
+def test_any_posterior_that_learns_its_variance_is_kept_from_collapsing(model, term, learns_variance):
+    joint = objective(model())
+    encoder = joint.autoencoder.encoder
+    joint.autoencoder.encode = lambda images: ForeignPosterior(encoder(images), learns_variance)
+    assert (term in joint(inputs())) == learns_variance
