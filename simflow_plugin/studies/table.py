@@ -27,7 +27,15 @@ def to_markdown(study: Study, document: dict[str, Any]) -> str:
     """
     rows = _rows(study, document["variants"])
     has_published = bool(study.published_as)
-    head = ["variant", "guidance", "FD (pretrained)", "class agreement", "PSNR, dB", "bits/dim (latent)"]
+    head = [
+        "variant",
+        "guidance",
+        "FD (pretrained)",
+        "class agreement",
+        "rFD",
+        "PSNR, dB",
+        "bits/dim (latent)",
+    ]
     head += ["model / VAE parameters", "MFLOPs/image: train", "sample", "steps", "train s"]
     if has_published:
         head += ["order here", "published", "order published"]
@@ -67,6 +75,7 @@ def _rows(study: Study, variants: dict[str, Any]) -> list[list[str]]:
                 guidance,
                 _number(metrics.get(DISTANCE), ".3f"),
                 _number(metrics.get(AGREEMENT), ".1%"),
+                _number(without_guidance.get(f"r{DISTANCE}"), ".3f"),
                 _number(without_guidance.get("psnr"), ".2f"),
                 _number(without_guidance.get("latent_bits_per_dim"), ".3f"),
                 f"{cost['model_parameters'] / 1e6:.2f} M / {cost['autoencoder_parameters'] / 1e6:.2f} M",
@@ -88,7 +97,7 @@ def _notes(study: Study, document: dict[str, Any]) -> list[str]:
         f"Budget {settings['budget']:g}; {settings['num_samples']} samples a row against the test split; "
         f"{settings['num_held_out']} held-out images for PSNR and likelihood; averaged (EMA) weights.",
         "FD (pretrained): Fréchet distance in the features of the classifier of `simflow pretrain-encoder`; it is no "
-        "FID. Bits per dimension are of the latent: they compare rows with the same autoencoder only.",
+        "FID. rFD: the same of reconstructions, which samples can hardly beat. Bits per dimension are of the latent: they compare rows with the same autoencoder only.",
         "Training FLOPs are those of one image, forward and backward, without the frozen alignment encoder.",
     ]
     if "real" in document:
