@@ -97,7 +97,8 @@ def _notes(study: Study, document: dict[str, Any]) -> list[str]:
         f"Budget {settings['budget']:g}; {settings['num_samples']} samples a row against the test split; "
         f"{settings['num_held_out']} held-out images for PSNR and likelihood; averaged (EMA) weights.",
         "FD (pretrained): Fréchet distance in the features of the classifier of `simflow pretrain-encoder`; it is no "
-        "FID. rFD: the same of reconstructions, which samples can hardly beat. Bits per dimension are of the latent: they compare rows with the same autoencoder only.",
+        "FID. rFD: the same of reconstructions, which samples can hardly beat.",
+        "Bits per dimension are of the latent: they compare rows with the same autoencoder only.",
         "Training FLOPs are those of one image, forward and backward, without the frozen alignment encoder.",
     ]
     if "real" in document:
