@@ -24,5 +24,5 @@ class Gaussian(GenerativeModel):
         return {"denoising": ((latents - self.bias) ** 2).mean()}
 
     def sample(self, labels, shape, guidance, random):
-        return self.bias + self.std * random.normal("noise", shape)
+        return self.bias + self.std * random.normal("noise", shape, self.bias.device)
 '''

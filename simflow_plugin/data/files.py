@@ -34,7 +34,7 @@ class FileOptions(options.Options):
         DEFAULT_MAX_CORRUPT_SHARE,
         ge=0,
         le=1,
-        description="of unreadable images; more than that stops the run",
+        description="of unreadable images; more than that, and more than one, stops the run. 0 allows none",
     )
 
 

@@ -235,8 +235,13 @@ def _read(dataset: ImageDataset, index: int, corrupt: dict[int, str]) -> Example
 
 
 def max_num_corrupt(dataset: ImageDataset) -> int:
-    """Return how many images of the data set may be corrupt."""
-    return int(getattr(dataset, "max_corrupt_share", DEFAULT_MAX_CORRUPT_SHARE) * len(dataset))
+    """Return how many images of the data set may be corrupt.
+
+    A share above 0 allows at least one, so that one bad file does not stop a small run; never all of them.
+    """
+    share = getattr(dataset, "max_corrupt_share", DEFAULT_MAX_CORRUPT_SHARE)
+    allowed = max(1, int(share * len(dataset))) if share > 0 else 0
+    return min(allowed, len(dataset) - 1)
 
 
 def watch_corrupt(dataset: ImageDataset, corrupt: dict[int, str], known: set[int]) -> None:

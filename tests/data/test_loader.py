@@ -112,9 +112,40 @@ def test_corrupt_images_are_replaced_alike_by_workers(tmp_path):
 def test_too_many_corrupt_images_stop_the_run(tmp_path, num_workers):
     dataset = folder(tmp_path, {"a": 20})
     corrupt(dataset, *range(len(dataset)))
-    with pytest.raises(DataError, match=r"corrupt, more than the 0 that data\.max_corrupt_share") as caught:
+    with pytest.raises(DataError, match=r"corrupt, more than the 1 that data\.max_corrupt_share") as caught:
         list(make_loader(dataset, 4, 0, 0, 2, num_workers=num_workers))
     assert "Traceback" not in str(caught.value)
+
+
+def test_one_corrupt_image_does_not_stop_a_small_run(tmp_path):
+    dataset = folder(tmp_path, {"a": 20})
+    corrupt(dataset, 3)
+    loader = make_loader(dataset, 4, 0, 0, 10)
+    assert len(list(loader)) == 10
+    assert loader.corrupt == {3}
+
+
+def test_share_of_zero_allows_no_corrupt_image(tmp_path):
+    dataset = folder(tmp_path, {"a": 20}, max_corrupt_share=0)
+    corrupt(dataset, 3)
+    with pytest.raises(DataError, match="1 of 20 images are corrupt, more than the 0"):
+        list(make_loader(dataset, 4, 0, 0, 10))
+
+
+def test_share_is_of_all_images(tmp_path):
+    dataset = folder(tmp_path, {"a": 220})
+    corrupt(dataset, 3, 4)
+    assert len(list(make_loader(dataset, 16, 0, 0, 30))) == 30
+    corrupt(dataset, 5)
+    with pytest.raises(DataError, match=r"3 of \d+ images are corrupt, more than the 2"):
+        list(make_loader(dataset, 16, 0, 0, 30))
+
+
+def test_nothing_but_corrupt_images_stops_the_run_whatever_the_share(tmp_path):
+    dataset = folder(tmp_path, {"a": 2}, max_corrupt_share=1)
+    corrupt(dataset, *range(len(dataset)))
+    with pytest.raises(DataError, match="are corrupt"):
+        list(make_loader(dataset, 1, 0, 0, 2))
 
 
 def test_evaluation_is_in_order_and_complete(digits):
