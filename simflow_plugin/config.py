@@ -186,7 +186,7 @@ class RunConfig(Options):
     tracker: Literal["none", "wandb"] = "none"
 
     def to_yaml(self) -> str:
-        """Return the configuration as YAML, every default written out."""
+        """Return the configuration as YAML, every default written out; null is what pretrained weights decide."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
@@ -248,6 +248,10 @@ def _resolve_part(part: Part, parts: registry.Registry, source: YamlSource, path
     except RegistryError as error:
         raise ConfigError(f"{source.place((*path, 'name'))}: {'.'.join(path)}: {error}") from error
     options = validate(factory.Options, part.options, source, path)
+    try:
+        options = options.resolved()
+    except ConfigError as error:
+        raise ConfigError(f"{source.place(path)}: {'.'.join(path)}: {error}") from error
     return part.model_copy(update={"options": options.model_dump(mode="json")})
 
 

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from simflow_plugin.config import load_config
+from simflow_plugin.config_checks import check_before_training
 from simflow_plugin.errors import ConfigError
+from simflow_plugin.yaml_source import shipped_configs
 
 MINIMAL = """\
 image_size: 16
@@ -273,6 +275,105 @@ def test_a_mistake_is_one_line_in_words_of_the_file(write, change, line):
 def test_number_without_meaning_is_refused(write, change):
     with pytest.raises(ConfigError, match=rf"--set {change.partition('=')[0]}: .*Input should be "):
         load_config(write(MINIMAL), [change])
+
+
+ADVERSARIAL = "objective.adversarial={width: 8}"
+FROZEN = ["model=starflow", "autoencoder.trainable=none"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            [*FROZEN, ADVERSARIAL],
+            r"--set objective\.adversarial: .*no effect with autoencoder\.trainable: none",
+        ),
+        (
+            [*FROZEN, "optimizer.autoencoder_lr=1e-5"],
+            r"optimizer\.autoencoder_lr 1e-05 has no effect with autoencoder\.trainable: none",
+        ),
+        (["model=null", "alignment={encoder: dinov2-b}"], r"alignment has no effect with model: null"),
+        (
+            ["alignment={encoder: dinov2-b, mode: repa, autoencoder_weight: 1.5}"],
+            r"alignment\.autoencoder_weight 1\.5 has no effect with alignment\.mode: repa",
+        ),
+        (
+            ["optimizer.warmup_steps=11"],
+            r"--set optimizer\.warmup_steps: .*11 is more than training\.steps 10",
+        ),
+        (
+            ["evaluation.judge=digits", "data=fashion-mnist"],
+            r"--set evaluation\.judge: .*`digits` only, not `fashion-mnist`",
+        ),
+        (
+            ["evaluation.judge=digits", "evaluation.num_samples=19"],
+            r"--set evaluation\.num_samples: .*num_samples 19 is too few .*two samples of each of 10 classes: 20",
+        ),
+    ],
+)
+def test_option_that_would_have_no_effect_or_crash_late_is_refused(write, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(write(MINIMAL), changes)
+
+
+@pytest.mark.parametrize(
+    "changes", [["optimizer.warmup_steps=10"], ["evaluation={judge: digits, num_samples: 20}"]]
+)
+def test_least_that_makes_sense_is_accepted(write, changes):
+    load_config(write(MINIMAL), changes)
+
+
+def judged_by_encoder(write, checkpoint, num_samples=20):
+    evaluation = f"evaluation={{judge: encoder, judge_checkpoint: {checkpoint}, num_samples: {num_samples}}}"
+    return load_config(write(MINIMAL), [evaluation])
+
+
+def test_judge_without_its_file_is_refused_before_training_and_reads_everywhere(write, tmp_path):
+    config = judged_by_encoder(write, "no_such.safetensors")
+    with pytest.raises(
+        ConfigError, match=r"no_such\.safetensors: no such file\..*pretrain-encoder --data digits"
+    ):
+        check_before_training(config, 10)
+
+
+def test_judge_of_too_few_samples_or_no_labels_is_refused_before_training(write, tmp_path):
+    (tmp_path / "judge.safetensors").touch()
+    config = judged_by_encoder(write, tmp_path / "judge.safetensors")
+    check_before_training(config, 10)
+    with pytest.raises(ConfigError, match="two samples of each of 11 classes"):
+        check_before_training(config, 11)
+    with pytest.raises(ConfigError, match="needs labels"):
+        check_before_training(config, None)
+
+
+def test_tracker_without_its_package_is_refused_before_training(write, monkeypatch):
+    config = load_config(write(MINIMAL), ["tracker=wandb"])
+    monkeypatch.setattr("simflow_plugin.config_checks.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'simflow-plugin\[wandb\]'"):
+        check_before_training(config, 10)
+
+
+@pytest.mark.parametrize("name", shipped_configs())
+def test_shipped_configuration_loads(name):
+    load_config(name)
+
+
+def test_resolved_autoencoder_has_its_numbers_and_reads_back_equal(write):
+    text = MINIMAL.replace("factor: 2, widths: [8, 16], norm_num_groups: 4, layers_per_block: 1", "factor: 2")
+    config = load_config(write(text))
+    options = config.autoencoder.options
+    assert (options["widths"], options["norm_num_groups"], options["latent_channels"]) == ([64, 128], 16, 4)
+    assert options["posterior"]["std"] == 0.5
+    unknown = {key for key, value in options.items() if value is None}
+    assert unknown == {"pretrained", "subfolder"}
+    assert load_config(write(config.to_yaml(), "b.yaml")) == config
+
+
+def test_what_pretrained_weights_decide_stays_open(write):
+    config = load_config(
+        write(MINIMAL), ["autoencoder={name: kl, pretrained: weights/vae, trainable: none}", "model=starflow"]
+    )
+    assert config.autoencoder.options["widths"] is None
 
 
 def test_nothing_to_train_is_refused(write):

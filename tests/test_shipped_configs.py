@@ -67,6 +67,7 @@ def reduced(name):
     if values.get("alignment"):
         values["alignment"] |= {"encoder": "toy", "projector_dim": 8, "layer": 1}
     values["data"] = "labelled_noise"
+    values["evaluation"] = {"judge": "none"}
     values["optimizer"] = {**values.get("optimizer", {}), "warmup_steps": 0}
     values["training"] |= {
         "steps": 1,

@@ -48,6 +48,12 @@ class PosteriorOptions(Options):
         "space: the variance becomes sigma(x)^2 + noise_std^2, for flow and decoder alike.",
     )
 
+    def resolved(self) -> PosteriorOptions:
+        """Return the options with the standard deviation of a fixed posterior written out."""
+        if self.kind == "learnable" or self.std is not None:
+            return self
+        return self.model_copy(update={"std": DEFAULT_STD})
+
     @model_validator(mode="after")
     def _std_has_an_effect(self) -> PosteriorOptions:
         if self.kind == "learnable" and self.std is not None:

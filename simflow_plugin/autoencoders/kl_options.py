@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -66,6 +66,21 @@ class KLOptions(Options):
         "`pretrained`, else 1."
     )  # fmt: skip
     shift: Numbers | None = Field(None, description="see scale; default from `pretrained`, else 0.")
+
+    def resolved(self) -> KLOptions:
+        """Return the options with the numbers of the network, which are not known here where weights decide them.
+
+        Raises:
+            ConfigError: if options clash.
+        """
+        update: dict[str, Any] = {"posterior": self.posterior.resolved()}
+        if self.pretrained is None:
+            architecture = architecture_from_options(self)
+            known = {**asdict(architecture), "factor": architecture.factor}
+            update |= {name: list(v) if isinstance(v, tuple) else v for name, v in known.items()}
+            update["scale"] = 1.0 if self.scale is None else self.scale
+            update["shift"] = 0.0 if self.shift is None else self.shift
+        return self.model_copy(update=update)
 
 
 def resolve_architecture(options: KLOptions) -> tuple[Architecture, AutoencoderWeights | None]:
