@@ -18,7 +18,7 @@ from importlib import metadata
 from typing import Any, TypeVar
 
 from simflow_plugin.errors import RegistryError
-from simflow_plugin.options import did_you_mean
+from simflow_plugin.options import Options, did_you_mean
 
 T = TypeVar("T")
 
@@ -49,10 +49,11 @@ class Registry:
 
         def decorate(part: T) -> T:
             known = self._builtin.get(name)
-            if known is not None and known is not part:
+            # The same definition again: its file was imported a second time, since it failed further down.
+            if known is not None and _defined_as(known) != _defined_as(part):
                 raise RegistryError(
-                    f"{self.kind}: `{name}` is registered twice in {OWN_DISTRIBUTION}: "
-                    f"{known.__module__}.{known.__qualname__} and {part.__module__}.{part.__qualname__}"  # type: ignore[attr-defined]
+                    f"{self.kind}: `{name}` is registered twice in {OWN_DISTRIBUTION}: {_defined_as(known)} and "
+                    f"{_defined_as(part)}"
                 )
             self._builtin[name] = part
             return part
@@ -69,7 +70,7 @@ class Registry:
 
         Raises:
             RegistryError: if the name is unknown (with the nearest match and the known names), claimed by two
-                distributions, or if its entry point does not import.
+                distributions, if its entry point does not import, or if the part declares no `Options`.
         """
         self._import_builtins()
         claims = [entry for entry in self._entry_points() if entry.name == name]
@@ -81,11 +82,17 @@ class Registry:
                 f"{self.kind}: `{name}` is declared by more than one distribution: {', '.join(owners)}. "
                 f"Uninstall one of them, or ask its authors to rename their entry point in `{self.group}`."
             )
-        if name in self._builtin:
-            return self._builtin[name]
-        if not claims:
+        if not owners:
             raise RegistryError(f"{self.kind}: unknown name `{name}`.{did_you_mean(name, self.names())}")
-        return self._load(claims[0])
+        part = self._builtin[name] if name in self._builtin else self._load(claims[0])
+        declared = getattr(part, "Options", None)
+        if not (isinstance(declared, type) and issubclass(declared, Options)):
+            raise RegistryError(
+                f"{self.kind}: `{name}` ({_defined_as(part)}, distribution {owners[0]}) declares no options: found "
+                f"Options = {declared!r}. Add to it `class Options(simflow_plugin.options.Options)` with one field an "
+                "option, or with `pass`."
+            )
+        return part
 
     def _load(self, entry: metadata.EntryPoint) -> Any:
         try:
@@ -107,10 +114,16 @@ class Registry:
     def _import_builtins(self) -> None:
         if self._builtins_imported:
             return
-        self._builtins_imported = True
         package = importlib.import_module(self._package)
         for module in pkgutil.iter_modules(getattr(package, "__path__", [])):
             importlib.import_module(f"{self._package}.{module.name}")
+        self._builtins_imported = (
+            True  # only now: a part that did not import fails again, under its own error
+        )
+
+
+def _defined_as(part: Any) -> str:
+    return f"{getattr(part, '__module__', '?')}.{getattr(part, '__qualname__', repr(part))}"
 
 
 def _owner(entry: metadata.EntryPoint) -> str:

@@ -14,6 +14,7 @@ from simflow_plugin.registry import (
     GUIDANCE,
     MODELS,
     RECONSTRUCTION_LOSSES,
+    Registry,
 )
 from tests.third_party import MODEL_SOURCE
 
@@ -73,6 +74,36 @@ def test_third_party_name_of_a_builtin_part_names_both(install):
     install("rival-models", "rival_models", MODEL_SOURCE, "simflow", "Gaussian")
     with pytest.raises(RegistryError, match=r"simflow-plugin, rival-models"):
         MODELS.get("simflow")
+
+
+@pytest.mark.parametrize("options", ["", "    Options = dict\n", "    class Options:\n        width = 3\n"])
+def test_part_without_options_names_its_distribution_and_what_to_add(install, options):
+    source = f"class Bare:\n{options}    pass\n"
+    install("bare-models", f"bare_models_{len(options)}", source, "bare", "Bare")
+    with pytest.raises(
+        RegistryError, match=r"`bare` \(bare_models_.*Bare, distribution bare-models\).*class Options\("
+    ):
+        MODELS.get("bare")
+
+
+def test_builtin_part_that_does_not_import_fails_the_same_way_again(tmp_path, monkeypatch):
+    package = tmp_path / "broken_parts"
+    package.mkdir()
+    (package / "__init__.py").write_text(
+        "from simflow_plugin.registry import Registry\nPARTS = Registry('parts', 'broken_parts')\n"
+    )
+    (package / "first.py").write_text(
+        "from broken_parts import PARTS\nfrom simflow_plugin.options import Options\n"
+        "@PARTS.register('first')\nclass First:\n    Options = Options\n"
+        "import a_package_that_is_not_there\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import broken_parts
+
+    assert isinstance(broken_parts.PARTS, Registry)
+    for _ in range(2):
+        with pytest.raises(ModuleNotFoundError, match="a_package_that_is_not_there"):
+            broken_parts.PARTS.get("first")
 
 
 def test_importing_the_package_imports_neither_torch_nor_third_party_parts():
