@@ -65,6 +65,9 @@ class GenerativeModel(nn.Module, ABC):
     supports_guidance: bool = False
     """Whether `sample` accepts guidance > 0 (it needs label dropout in training)."""
 
+    noise_std: float = 0.0
+    """Std of the noise that the model itself adds to latents in training (STARFlow), in their normalised units."""
+
     @abstractmethod
     def training_losses(
         self, latents: Tensor, labels: Tensor | None, features: Tensor | None, random: Random
@@ -94,8 +97,14 @@ class GenerativeModel(nn.Module, ABC):
             (B, C, h, w), in the autoencoder's normalised space.
         """
 
+    def remove_noise(self, noisy_latents: Tensor, labels: Tensor | None) -> Tensor:
+        """Return what is decoded in place of noisy latents (B, C, h, w), as `sample` does it."""
+        return noisy_latents
+
     def log_prob(self, latents: Tensor, labels: Tensor | None) -> Tensor:
         """Return log p(latents given labels), (B,), float32, nats; only models with an exact density have it.
+
+        The latents are those that the model learns: whoever evaluates adds noise of `noise_std` first.
 
         Raises:
             NotImplementedError: for a model without a tractable density.

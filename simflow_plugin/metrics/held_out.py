@@ -22,6 +22,7 @@ from simflow_plugin.metrics.likelihood import (
     ReconstructionLikelihood,
     Scorer,
     auroc,
+    draw_latents,
     write_scores,
 )
 from simflow_plugin.metrics.measured import Measured
@@ -111,12 +112,15 @@ def fit_likelihood(
 ) -> ReconstructionLikelihood:
     """Fit the scale of P(x given z) on training images, decoded from posterior samples."""
     pairs = []
+    model = loaded.require_model()
     for batch in evaluation_batches(train, batch_size, range(min(NUM_FITTED, len(train)))):
         images = batch.images.to(loaded.device)
         posterior = loaded.autoencoder.encode(images)
         random = IndexedRandom(loaded.config.seed, tuple(batch.indices.tolist()))
         noise = random.normal("fit_likelihood", posterior.mean.shape, loaded.device)
-        pairs.append((images, loaded.autoencoder.decode(posterior.sample(noise=noise))))
+        latents = draw_latents(posterior, model.noise_std, noise)
+        labels = batch.labels.to(loaded.device) if loaded.num_classes is not None else None
+        pairs.append((images, loaded.autoencoder.decode(model.remove_noise(latents, labels))))
     images, decoded = (torch.cat(part) for part in zip(*pairs, strict=True))
     return ReconstructionLikelihood.fit(kind, images, decoded)
 
@@ -152,15 +156,10 @@ def measure_likelihood(
     given = "given labels" if loaded.num_classes is not None else "unconditional"
     on = f"{held_out.count:,} images, {held_out.name}, {given}"
     likelihood = scorer.likelihood
-    warning = ""
-    if getattr(loaded.model, "noise_std", 0):
-        # Such a density is that of latents plus noise; the bound would need the noisy latents' own posterior.
-        warning = "density of noised latents, evaluated on clean ones: not a bound"
+    if scorer.model.noise_std:
+        on = f"{on}; latents plus noise of std {scorer.model.noise_std:g}, the model's own"
     names = {"latent_bits_per_dim": on, "image_bits_per_dim": f"{on}; {likelihood.kind} of fitted scale"}
-    found = {
-        name: bootstrap_mean(getattr(scores, name).numpy()).with_notes(of, warning)
-        for name, of in names.items()
-    }
+    found = {name: bootstrap_mean(getattr(scores, name).numpy()).with_notes(of) for name, of in names.items()}
     return found
 
 

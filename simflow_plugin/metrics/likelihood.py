@@ -3,6 +3,11 @@
     latent:  -log p(z) / (C h w ln 2),  z ~ q(z given x)
     image:   -E_q[log P(x given z) + log p(z)] - H(q), divided by 3 H W ln 2: an upper bound of -log2 P(x) per dimension
 
+A model that adds noise to latents before it learns them (STARFlow) has the density of z~ = z + sigma eps. Both numbers
+are then of z~: it is drawn from q~ = N(mean, std^2 + sigma^2), whose entropy takes the place of H(q), and the image is
+decoded from z~ as a sample is, noise removed. That is a bound again; clean latents under a density of noised ones give
+none.
+
 P(x given z) is the mass that a Gaussian or Laplace around the decoded image, of one scale for all pixels, gives to the
 8-bit level of each pixel; the lowest and highest level take the tails. Latent bits depend on the scale of the latent
 space, so they compare runs with one autoencoder only; image bits compare any two.
@@ -127,14 +132,16 @@ class Scorer:
         log_probs, reconstructions = [], []
         for sample in range(self.num_samples):
             noise = random.normal(f"likelihood_{sample}", posterior.mean.shape, posterior.mean.device)
-            latents = posterior.sample(noise=noise)
+            latents = draw_latents(posterior, self.model.noise_std, noise)
             log_probs.append(latent_log_prob(self.model, latents, labels))
-            reconstructions.append(self.likelihood.log_prob(images, self.autoencoder.decode(latents)).cpu())
+            decoded = self.autoencoder.decode(self.model.remove_noise(latents, labels))
+            reconstructions.append(self.likelihood.log_prob(images, decoded).cpu())
         return combine(
             torch.stack(log_probs).mean(0),
             torch.stack(reconstructions).mean(0),
-            posterior,
+            noisy_entropy(posterior, self.model.noise_std),
             math.prod(images.shape[1:]),
+            math.prod(posterior.mean.shape[1:]),
         )
 
 
@@ -150,17 +157,39 @@ def latent_log_prob(model: GenerativeModel, latents: Tensor, labels: Tensor | No
         raise EvaluationError(f"{error}: likelihood metrics need an exact density, as flows have.") from error
 
 
-def combine(log_prob: Tensor, reconstruction: Tensor, posterior: Posterior, image_dims: int) -> ImageScores:
+def draw_latents(posterior: Posterior, noise_std: float, noise: Tensor) -> Tensor:
+    """Draw latents as the model learns them, from N(mean, std^2 + noise_std^2).
+
+    Args:
+        posterior: q(z given x).
+        noise_std: the model's `noise_std`, 0 for most.
+        noise: (B, C, h, w), standard normal.
+    """
+    if noise_std == 0:
+        return posterior.sample(noise=noise)
+    return posterior.mean + (posterior.std.square() + noise_std**2).sqrt() * noise.to(posterior.mean)
+
+
+def noisy_entropy(posterior: Posterior, noise_std: float) -> Tensor:
+    """Return the entropy of latents plus independent Gaussian noise, (B,), float64, nats, on the CPU."""
+    if noise_std == 0:
+        return posterior.entropy().double().cpu()
+    variance = posterior.std.double().square().expand_as(posterior.mean) + noise_std**2
+    return 0.5 * torch.log(2 * math.pi * math.e * variance).flatten(1).sum(1).cpu()
+
+
+def combine(
+    log_prob: Tensor, reconstruction: Tensor, entropy: Tensor, image_dims: int, latent_dims: int
+) -> ImageScores:
     """Put the terms of the bound together.
 
     Args:
         log_prob: (B,), E_q log p(z), nats.
         reconstruction: (B,), E_q log P(x given z), nats.
-        posterior: q; its entropy is exact.
+        entropy: (B,), of q, nats.
         image_dims: 3 H W.
+        latent_dims: C h w.
     """
-    entropy = posterior.entropy().double().cpu()
-    latent_dims = math.prod(posterior.mean.shape[1:])
     per_image_dim = image_dims * math.log(2)
     return ImageScores(
         log_prob,

@@ -78,6 +78,9 @@ class StarFlow(SimFlow):
 
     def sample(self, labels: Tensor | None, shape: Sequence[int], guidance: float, random: Random) -> Tensor:
         noisy_latents = super().sample(labels, shape, guidance, random)
+        return self.remove_noise(noisy_latents, labels)
+
+    def remove_noise(self, noisy_latents: Tensor, labels: Tensor | None) -> Tensor:
         return self.denoise(noisy_latents, labels) if self.options.denoise == "score" else noisy_latents
 
     def add_noise(self, latents: Tensor, random: Random) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from simflow_plugin.contracts import ImageDataset
+from simflow_plugin.contracts import GenerativeModel, ImageDataset
 from simflow_plugin.data.loader import evaluation_batches
 from simflow_plugin.engine.loaded_run import LoadedRun
 from simflow_plugin.engine.parts import build_dataset
@@ -19,6 +19,7 @@ from simflow_plugin.engine.sampling import balanced_labels, draw_many, to_uint8
 from simflow_plugin.errors import SimflowError
 from simflow_plugin.metrics.judgement import Judgement
 from simflow_plugin.metrics.judges import judge_samples
+from simflow_plugin.metrics.likelihood import draw_latents
 from simflow_plugin.metrics.reconstruction import psnr
 from simflow_plugin.progress_bar import count_progress
 from simflow_plugin.randomness import IndexedRandom
@@ -51,7 +52,8 @@ def measure_run(loaded: LoadedRun) -> RunMeasurement:
     """Measure reconstruction, likelihood and samples of a run.
 
     PSNR is that of the decoded posterior mean. Bits per dimension are of the latent: -log2 p(z) / dims with
-    z drawn from the posterior, so they compare runs with the same autoencoder only.
+    z drawn from the posterior, so they compare runs with the same autoencoder only. A model that learns noised latents
+    (STARFlow) is asked for those of noised ones.
     """
     numbers: dict[str, Any] = {
         "step": loaded.checkpoint.step,
@@ -105,7 +107,7 @@ def _measure_held_out(loaded: LoadedRun, test: ImageDataset, measurement: RunMea
         dims = math.prod(loaded.autoencoder.latent_shape(loaded.config.image_size))
         numbers |= {
             "bits_per_dim": float(torch.cat(known).mean()) / dims / math.log(2),
-            "bits_per_dim_of": "latent",
+            "bits_per_dim_of": _density_of(loaded.model),
             "latent_dims": dims,
         }
     measurement.originals = torch.cat(originals)[:GRID_RECONSTRUCTIONS]
@@ -117,12 +119,18 @@ def _latent_nll(loaded: LoadedRun, posterior: Any, labels: Tensor, indices: Tens
     if loaded.model is None:
         return None
     random = IndexedRandom(loaded.config.seed, tuple(indices.tolist()))
-    latents = posterior.sample(noise=random.normal("held_out_posterior", posterior.mean.shape, loaded.device))
+    noise = random.normal("held_out_posterior", posterior.mean.shape, loaded.device)
+    latents = draw_latents(posterior, loaded.model.noise_std, noise)
     known = labels.to(loaded.device) if loaded.num_classes is not None else None
     try:
         return -loaded.model.log_prob(latents, known).cpu()
     except NotImplementedError:
         return None
+
+
+def _density_of(model: GenerativeModel | None) -> str:
+    noise_std = 0.0 if model is None else model.noise_std
+    return f"latent plus noise of std {noise_std:g}" if noise_std else "latent"
 
 
 def _measure_samples(loaded: LoadedRun, test: ImageDataset, measurement: RunMeasurement) -> None:

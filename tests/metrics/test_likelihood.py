@@ -2,6 +2,7 @@
 
 import csv
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from simflow_plugin.contracts import GenerativeModel
+from simflow_plugin.autoencoders.posterior import FixedVariancePosterior
+from simflow_plugin.contracts import NO_LABEL, GenerativeModel
 from simflow_plugin.errors import EvaluationError
 from simflow_plugin.metrics.likelihood import (
     ReconstructionLikelihood,
@@ -19,6 +21,7 @@ from simflow_plugin.metrics.likelihood import (
     write_scores,
 )
 from simflow_plugin.randomness import IndexedRandom
+from simflow_plugin.report import summary
 from tests.engine.toys import LinearAutoencoder, LinearModel
 
 LEVELS = torch.arange(256, dtype=torch.float64) / 127.5 - 1
@@ -78,24 +81,53 @@ def test_fitted_scale_is_the_most_likely():
         assert other.log_prob(images, decoded).sum() < fitted.log_prob(images, decoded).sum()
 
 
-def test_bound_is_below_the_exact_likelihood_and_tight_for_the_true_posterior():
-    # x = z + 0.3 noise with z ~ N(0, 1): p(x) = N(0, 1.09); the posterior is N(x / 1.09, 0.09 / 1.09).
+@pytest.mark.parametrize("noise_std", [0.0, 0.2], ids=["clean latents", "noised latents"])
+def test_bound_is_below_the_exact_likelihood_and_tight_for_the_true_posterior(noise_std):
+    # x = z + 0.3 noise with z ~ N(0, 1): p(x) = N(0, 1.09); the posterior is N(x / 1.09, 0.09 / 1.09). Of a model
+    # that adds noise to what the encoder says, z is the noised latent, and the encoder's own share is smaller.
     std, count = 0.3, 400
     precision = 1 + 1 / std**2
-    autoencoder = identity_autoencoder(std=precision**-0.5)
+    autoencoder = identity_autoencoder(std=math.sqrt(1 / precision - noise_std**2))
+    model = StandardNormal()
+    model.noise_std = noise_std
     with torch.no_grad():
         autoencoder.encoder.weight *= 1 / (std**2 * precision)
     images = LEVELS[
         torch.randint(64, 192, (count, 3, 2, 2), generator=torch.Generator().manual_seed(0))
     ].float()
-    scorer = Scorer(autoencoder, StandardNormal(), ReconstructionLikelihood("gaussian", std), num_samples=8)
+    scorer = Scorer(autoencoder, model, ReconstructionLikelihood("gaussian", std), num_samples=8)
     found = scorer(images, None, IndexedRandom(0, tuple(range(count)))).image_bits_per_dim
     exact = 0.5 * (images.double() ** 2 / 1.09 + math.log(2 * math.pi * 1.09)) - math.log(2 / 255)
     exact = exact.flatten(1).mean(1) / math.log(2)
     assert float((found - exact).mean()) == pytest.approx(0, abs=0.01)
-    loose = Scorer(identity_autoencoder(0.5), StandardNormal(), scorer.likelihood)
+    loose = Scorer(identity_autoencoder(0.5), model, scorer.likelihood)
     worse = loose(images, None, IndexedRandom(0, tuple(range(count)))).image_bits_per_dim
     assert float((worse - exact).mean()) > 0.1
+
+
+def test_image_is_decoded_from_latents_without_the_models_noise():
+    images = LEVELS[torch.randint(0, 256, (3, 3, 4, 4))].float()
+    likelihood = ReconstructionLikelihood("gaussian", 0.3)
+    plain, halving, autoencoder = StandardNormal(), StandardNormal(), identity_autoencoder()
+    halving.remove_noise = lambda noisy_latents, labels: noisy_latents / 2
+    expected = Scorer(autoencoder, plain, likelihood)(images, None, IndexedRandom(0, (0, 1, 2)))
+    with torch.no_grad():
+        autoencoder.decoder.weight *= 2
+    found = Scorer(autoencoder, halving, likelihood)(images, None, IndexedRandom(0, (0, 1, 2)))
+    torch.testing.assert_close(found.image_bits_per_dim, expected.image_bits_per_dim)
+
+
+def test_summary_reports_the_density_of_noised_latents():
+    model = StandardNormal()
+    model.noise_std = 3.0
+    loaded = SimpleNamespace(model=model, config=SimpleNamespace(seed=0), device="cpu", num_classes=None)
+    posterior = FixedVariancePosterior(torch.zeros(64, 3, 4, 4), torch.tensor(4.0))
+    labels = torch.full((64,), NO_LABEL)
+    nll = summary._latent_nll(loaded, posterior, labels, torch.arange(64))
+    # E[z~^2] = 4^2 + 3^2.
+    assert float(nll.mean()) / 48 == pytest.approx(0.5 * (25 + math.log(2 * math.pi)), rel=0.05)
+    assert summary._density_of(model) == "latent plus noise of std 3"
+    assert summary._density_of(StandardNormal()) == "latent"
 
 
 def test_parts_add_up_to_the_bound():
