@@ -7,7 +7,6 @@ latents / scale + shift -> decoder                                        = reco
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from simflow_plugin.autoencoders.heads import PosteriorHead, build_head
 from simflow_plugin.autoencoders.kl_options import KLOptions, Numbers, resolve_architecture
 from simflow_plugin.autoencoders.network import select_moments
 from simflow_plugin.autoencoders.posterior import GaussianPosterior
-from simflow_plugin.autoencoders.weights import AutoencoderWeights, load_strictly, read_autoencoder
+from simflow_plugin.autoencoders.weights import AutoencoderWeights, load_strictly
 from simflow_plugin.contracts import Autoencoder
 from simflow_plugin.errors import ConfigError, ShapeError, WeightsError
 from simflow_plugin.registry import AUTOENCODERS
@@ -183,14 +182,3 @@ class KLAutoencoder(Autoencoder):
                 f"one per latent channel ({self.latent_channels})"
             )
         buffer.copy_(values)
-
-
-def load_autoencoder_weights(autoencoder: KLAutoencoder, path: Path) -> None:
-    """Copy into `autoencoder` the weights, and the normalisation if any, of a file of any known layout.
-
-    A file with (mean, log-variance) outputs can be loaded into an autoencoder with fixed variance.
-
-    Raises:
-        WeightsError: if the file is missing, torn or of another architecture.
-    """
-    autoencoder._load(read_autoencoder(path))

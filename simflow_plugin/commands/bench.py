@@ -55,12 +55,23 @@ def bench(
     log_scale_std: Annotated[
         float, typer.Option(min=0, help="Spread of the random weights' log-scales; Jacobi depends on it.")
     ] = 0.3,
+    loader: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CONFIG", help="Measure this configuration's data loader instead, in images per second."
+        ),
+    ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Seconds: a tiny flow, to see that all of it runs.")
     ] = False,
 ) -> None:
     """Measure GEMM speed, the training step and every sampler, with and without guidance, in one run."""
     with exit_on_user_error():
+        if loader is not None:
+            from simflow_plugin.bench.loader import measure_loader
+
+            typer.echo(measure_loader(loader))
+            return
         from simflow_plugin.bench.choose import Choice, make_setting
         from simflow_plugin.bench.run import run_bench
 

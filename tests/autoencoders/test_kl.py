@@ -5,7 +5,7 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
-from simflow_plugin.autoencoders.kl import KLAutoencoder, KLOptions, load_autoencoder_weights
+from simflow_plugin.autoencoders.kl import KLAutoencoder, KLOptions
 from simflow_plugin.errors import ConfigError, ShapeError, WeightsError
 from simflow_plugin.registry import AUTOENCODERS
 
@@ -162,8 +162,7 @@ def test_unknown_option_is_refused():
 def test_own_checkpoint_restores_every_tensor(kind, tmp_path):
     trained = build(posterior={"kind": kind}, scale=2.0, shift=0.5)
     save_file({f"joint.{k}": v for k, v in trained.state_dict().items()}, tmp_path / "a.safetensors")
-    fresh = build(seed=1, posterior={"kind": kind})
-    load_autoencoder_weights(fresh, tmp_path / "a.safetensors")
+    fresh = build(seed=1, posterior={"kind": kind}, pretrained=str(tmp_path / "a.safetensors"))
     assert all(torch.equal(value, fresh.state_dict()[name]) for name, value in trained.state_dict().items())
 
 
