@@ -72,7 +72,11 @@ def _tiles(measurement: RunMeasurement) -> list[NumberTile]:
         )
     if "bits_per_dim" in n:
         tiles.append(
-            NumberTile("bits per dim", f"{n['bits_per_dim']:.3f}", f"of the latent, {n['latent_dims']} dims")
+            NumberTile(
+                "bits per dim",
+                f"{n['bits_per_dim']:.3f}",
+                f"of the {n['bits_per_dim_of']}, {n['latent_dims']} dims",
+            )
         )
     tiles.append(
         NumberTile(

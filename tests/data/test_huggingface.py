@@ -16,7 +16,7 @@ def load(path, split="train", **options) -> HuggingFaceImages:
 @pytest.fixture
 def folder(tmp_path):
     """Eight pictures on disk: grey value v, class v mod 2, the last one corrupt."""
-    datasets = pytest.importorskip("datasets")
+    datasets = pytest.importorskip("datasets", reason="needs the `datasets` extra")
     kinds = datasets.ClassLabel(names=["even", "odd"])
     features = datasets.Features({"img": datasets.Image(), "kind": kinds})
     cells = [{"bytes": png(v) if v < 7 else CORRUPT, "path": None} for v in range(8)]
@@ -59,6 +59,6 @@ def test_missing_library_says_what_to_install(monkeypatch):
 
 
 def test_unreachable_data_set_is_named():
-    pytest.importorskip("datasets")
+    pytest.importorskip("datasets", reason="needs the `datasets` extra")
     with pytest.raises(DataError, match="no-such-owner/no-such-data"):
         load("no-such-owner/no-such-data")

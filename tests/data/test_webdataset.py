@@ -128,7 +128,9 @@ def test_ranges_keep_their_width():
 
 
 def test_libraries_read_the_same_samples(shards):
-    webdataset = pytest.importorskip("webdataset")
+    webdataset = pytest.importorskip(
+        "webdataset", reason="compares with the webdataset package where it is installed"
+    )
     path = str(shards / "shards" / "train-000.tar")
     theirs = [sample["__key__"] for sample in webdataset.WebDataset(path, shardshuffle=False)]
     ours = load(shards, path, test_share=0.01)
