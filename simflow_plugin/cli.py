@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
+from typer.core import TyperGroup
 
 from simflow_plugin import __version__
 from simflow_plugin.commands import (
@@ -20,8 +23,19 @@ from simflow_plugin.commands import (
     study,
     train,
 )
+from simflow_plugin.exits import exit_on_user_error
+
+
+class Commands(TyperGroup):
+    """The group of all commands: a user's mistake in any of them is one message and an exit status."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with exit_on_user_error():
+            return super().invoke(ctx)
+
 
 app = typer.Typer(
+    cls=Commands,
     help="SimFlow: train a VAE and a latent normalizing flow end to end, and compare them fairly.",
     no_args_is_help=True,
     add_completion=False,

@@ -216,18 +216,18 @@ def config_from_source(source: YamlSource) -> RunConfig:
 def _resolve_parts(config: RunConfig, source: YamlSource) -> RunConfig:
     """Validate every part's options against its factory, and write out the defaults."""
     update: dict[str, Any] = {
-        "data": _resolve_part(config.data, registry.DATASETS, source, ("data",)),
-        "autoencoder": _resolve_part(config.autoencoder, registry.AUTOENCODERS, source, ("autoencoder",)),
+        "data": resolve_part(config.data, registry.DATASETS, source, ("data",)),
+        "autoencoder": resolve_part(config.autoencoder, registry.AUTOENCODERS, source, ("autoencoder",)),
     }
     if config.model is not None:
-        update["model"] = _resolve_part(config.model, registry.MODELS, source, ("model",))
+        update["model"] = resolve_part(config.model, registry.MODELS, source, ("model",))
     if config.alignment is not None:
-        encoder = _resolve_part(config.alignment.encoder, registry.ENCODERS, source, ("alignment", "encoder"))
+        encoder = resolve_part(config.alignment.encoder, registry.ENCODERS, source, ("alignment", "encoder"))
         update["alignment"] = config.alignment.model_copy(update={"encoder": encoder})
     losses = {}
     for name, loss in config.objective.reconstruction.items():
         path = ("objective", "reconstruction", name)
-        part = _resolve_part(
+        part = resolve_part(
             Part.model_validate({"name": name, **loss.options}), registry.RECONSTRUCTION_LOSSES, source, path
         )
         losses[name] = loss.model_copy(update={"options": part.options})
@@ -242,16 +242,27 @@ def _resolve_parts(config: RunConfig, source: YamlSource) -> RunConfig:
     return config.model_copy(update=update)
 
 
-def _resolve_part(part: Part, parts: registry.Registry, source: YamlSource, path: KeyPath) -> Part:
+def resolve_part(part: Part, parts: registry.Registry, source: YamlSource, path: KeyPath) -> Part:
+    """Validate a part's options, and write out their defaults.
+
+    Args:
+        part: as written.
+        parts: its registry.
+        source: where its keys came from.
+        path: of the part in the source.
+    Raises:
+        ConfigError: if the part is unknown or does not load, or its options are wrong or clash.
+    """
+    key = f"{'.'.join(path)}: " if path else ""
     try:
         factory = parts.get(part.name)
     except RegistryError as error:
-        raise ConfigError(f"{source.place((*path, 'name'))}: {'.'.join(path)}: {error}") from error
+        raise ConfigError(f"{source.place((*path, 'name'))}: {key}{error}") from error
     options = validate(factory.Options, part.options, source, path)
     try:
         options = options.resolved()
     except ConfigError as error:
-        raise ConfigError(f"{source.place(path)}: {'.'.join(path)}: {error}") from error
+        raise ConfigError(f"{source.place(path)}: {key}{error}") from error
     return part.model_copy(update={"options": options.model_dump(mode="json")})
 
 

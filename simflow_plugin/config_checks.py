@@ -1,4 +1,4 @@
-"""Whether the values of a configuration fit together, and the machine has what they need: refused before a run begins."""
+"""Whether the values of a configuration fit together, and whether this machine has what they name."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def check_config(config: RunConfig, source: YamlSource | None = None) -> None:
         geometry = factory.geometry(autoencoder)
     except ConfigError as error:
         raise _refused(where, ("autoencoder",), f"autoencoder: {error}") from error
-    factor = geometry[0] if geometry is not None else 1
+    factor, channels = geometry if geometry is not None else (1, None)
     if config.image_size % factor:
         below = max(factor, config.image_size - config.image_size % factor)
         raise _refused(
@@ -47,8 +47,8 @@ def check_config(config: RunConfig, source: YamlSource | None = None) -> None:
         )
     if config.model is not None:
         _check_coupling(config, trainable, where)
-        if geometry is not None:
-            _check_model(config, *geometry, where)
+        if channels is not None:
+            _check_model(config, factor, channels, where)
 
 
 def check_before_training(config: RunConfig, num_classes: int | None) -> None:

@@ -54,17 +54,19 @@ class YamlSource:
                 return self.places[path[:length]]
         return self.name
 
-    def override(self, assignment: str) -> None:
+    def override(self, assignment: str, option: str = "--set") -> None:
         """Apply `a.b=value`; the value is read as YAML.
 
+        Args:
+            assignment: what the user wrote.
+            option: where; for messages.
         Raises:
             ConfigError: if there is no `=`, the value is not YAML, or a parent key holds a value that is no mapping.
         """
         dotted, separator, text = assignment.partition("=")
         if not separator or not dotted:
-            raise ConfigError(
-                f"--set {assignment}: expected key.sub=value, for example --set training.steps=100"
-            )
+            example = "--set training.steps=100" if option == "--set" else f"{option} root=FOLDER"
+            raise ConfigError(f"{option} {assignment}: expected key.sub=value, for example {example}")
         path = tuple(dotted.strip().split("."))
         target = self.values
         for depth, key in enumerate(path[:-1]):
@@ -75,10 +77,10 @@ class YamlSource:
                 child = {}
             elif not isinstance(child, dict):
                 parent = ".".join(path[: depth + 1])
-                raise ConfigError(f"--set {assignment}: {parent} is {child!r}, which has no keys below it")
+                raise ConfigError(f"{option} {assignment}: {parent} is {child!r}, which has no keys below it")
             target[key] = child
             target = child
-        place = f"--set {dotted}"
+        place = f"{option} {dotted}"
         # What the file had below this key is gone, and so is where it stood.
         self.places = {known: line for known, line in self.places.items() if known[: len(path)] != path}
         node = _compose(text, lambda _: place, "one value, such as 100, [1, 2] or '{name: digits}'")

@@ -1,5 +1,6 @@
 """The command line as a new user meets it: a small run from start to samples, and one clear message per mistake."""
 
+import functools
 import json
 import re
 
@@ -10,6 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from simflow_plugin.cli import app
+from simflow_plugin.errors import ConfigError
 from tests.third_party import MODEL_SOURCE
 
 TINY = """\
@@ -111,6 +113,100 @@ def test_samples_go_into_a_folder_as_png(trained, tmp_path):
     status, _ = simflow("sample", trained, "--num", 3, "--out", tmp_path / "pngs")
     assert status == 0
     assert sorted(p.name for p in (tmp_path / "pngs").iterdir())[0] == "000000_class0.png"
+
+
+def test_folder_with_files_is_refused_for_png_before_samples_are_drawn(trained, tmp_path, monkeypatch):
+    (tmp_path / "000000_class0.png").write_text("mine")
+    monkeypatch.setattr(
+        "simflow_plugin.engine.export.sample_run", lambda *_: pytest.fail("samples were drawn")
+    )
+    status, output = simflow("sample", trained, "--num", 3, "--out", tmp_path)
+    assert status == 2
+    assert "holds files already" in output
+    assert [p.name for p in tmp_path.iterdir()] == ["000000_class0.png"]
+
+
+@pytest.mark.parametrize("name", ["s.npz", "pngs"])
+def test_samples_that_cannot_be_written_are_one_message(trained, tmp_path, name):
+    (tmp_path / "file").write_text("no folder")
+    status, output = simflow("sample", trained, "--num", 1, "--out", tmp_path / "file" / name)
+    assert status == 2
+    assert f"{name}: cannot be written" in output.replace("\n", " ")
+
+
+def test_npz_of_samples_may_be_replaced(trained, tmp_path):
+    for seed in (0, 1):
+        assert simflow("sample", trained, "--num", 1, "--seed", seed, "--out", tmp_path / "s.npz")[0] == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["s.npz"]
+
+
+def every_command():
+    """Return every command by its words, those of groups too."""
+    found = {command.name: command for command in app.registered_commands}
+    for group in app.registered_groups:
+        for command in group.typer_instance.registered_commands:
+            found[f"{group.name} {command.name or command.callback.__name__}"] = command
+    return found
+
+
+REQUIRED = {
+    "train": ["x"],
+    "sample": ["x", "--out", "y"],
+    "evaluate": ["x"],
+    "analyze": ["x"],
+    "compare": ["x"],
+    "convert": ["--from", "x", "--checkpoint", "y", "--out", "z"],
+    "plan": ["x"],
+    "pretrain-encoder": ["--out", "x", "--data", "y"],
+    "study": ["x"],
+    "config show": ["x"],
+}
+
+
+@pytest.mark.parametrize("words", every_command())
+def test_mistake_within_any_command_is_one_message(words, monkeypatch):
+    def fail(*_, **__):
+        raise ConfigError("a.yaml:3: lr: too high")
+
+    command = every_command()[words]
+    monkeypatch.setattr(command, "callback", functools.wraps(command.callback)(fail))
+    status, output = simflow(*words.split(), *REQUIRED.get(words, []))
+    assert (status, output) == (2, "error: a.yaml:3: lr: too high\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "digitz"], "Did you mean `digits`"),
+        (["--data-option", "root"], "--data-option root: expected key"),
+        (["--data-option", "root=3"], "--data-option root: root: Input should be a valid string"),
+        (["--data-option", "root=[1"], "--data-option root: not YAML"),
+        (["--data", "image_folder"], "--data image_folder: root: required"),
+        (["--steps", 1, "--epochs", 1], "say the same thing"),
+    ],
+)
+def test_mistake_in_pretraining_is_one_message(tmp_path, arguments, message):
+    status, output = simflow("pretrain-encoder", "--out", tmp_path / "x.safetensors", *arguments)
+    assert status == 2
+    assert message in output.replace("\n", " ")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "objective.adversarial={width: 8}",
+        "optimizer.autoencoder_lr=0.1",
+        "optimizer.warmup_steps=5",
+        "evaluation.num_samples=5",
+    ],
+)
+def test_what_would_crash_or_have_no_effect_is_refused_before_anything_is_written(tiny, tmp_path, setting):
+    frozen = ("--set", "model=starflow", "--set", "autoencoder.trainable=none")
+    status, output = simflow("train", tiny, *frozen, "--set", setting, "--out", tmp_path / "run")
+    assert status == 2
+    assert output.startswith("error: --set ")
+    assert not (tmp_path / "run").exists()
 
 
 def test_finished_run_is_not_trained_again(trained):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from simflow_plugin.config import Part
 
 
 def pretrain_encoder(
@@ -32,7 +35,6 @@ def pretrain_encoder(
 
     from simflow_plugin.alignment.classifier import save_classifier
     from simflow_plugin.alignment.pretraining import PretrainingOptions, pretrain_classifier
-    from simflow_plugin.config import Part
     from simflow_plugin.contracts import DataContext
     from simflow_plugin.errors import ConfigError
     from simflow_plugin.registry import DATASETS
@@ -41,7 +43,7 @@ def pretrain_encoder(
         raise ConfigError(f"{out}: exists already. Choose another --out, or add --overwrite.")
     if steps is not None and epochs is not None:
         raise ConfigError("--steps and --epochs say the same thing: give one of them.")
-    part = Part.model_validate({"name": data, **parse_options(data_option or [])})
+    part = parse_data(data, data_option or [])
     train, test = (part.build(DATASETS, DataContext(image_size, split, seed)) for split in ("train", "test"))
     options = PretrainingOptions(
         data, image_size, patch_size=patch_size, batch_size=batch_size, learning_rate=learning_rate, seed=seed
@@ -61,20 +63,17 @@ def pretrain_encoder(
     )
 
 
-def parse_options(assignments: list[str]) -> dict[str, object]:
-    """Parse `key=value` pairs; values are YAML scalars.
+def parse_data(name: str, assignments: list[str]) -> Part:
+    """Return the data set `name` with options from `key=value` pairs; values are YAML.
 
     Raises:
-        ConfigError: if one is not of that form.
+        ConfigError: if there is no such data set, or an option is unknown, wrong or missing.
     """
-    import yaml
+    from simflow_plugin.config import Part, resolve_part
+    from simflow_plugin.registry import DATASETS
+    from simflow_plugin.yaml_source import YamlSource
 
-    from simflow_plugin.errors import ConfigError
-
-    options = {}
+    source = YamlSource({}, {}, f"--data {name}")
     for assignment in assignments:
-        key, separator, value = assignment.partition("=")
-        if not separator or not key:
-            raise ConfigError(f"--data-option {assignment}: expected key=value, such as root=FOLDER.")
-        options[key] = yaml.safe_load(value)
-    return options
+        source.override(assignment, "--data-option")
+    return resolve_part(Part.model_validate({**source.values, "name": name}), DATASETS, source, ())

@@ -53,21 +53,58 @@ def sample_run(
     return images, labels
 
 
-def save_samples(out: Path, images: Tensor, labels: Tensor) -> None:
-    """Write samples to `out`: one `.npz` file, or PNG files named by index and class in a folder.
+def check_out(out: Path) -> None:
+    """Refuse a place for samples before they are drawn.
 
     Raises:
-        ConfigError: if `out` is neither a `.npz` name nor a folder that can be made.
+        ConfigError: if `out` is neither a `.npz` name nor a folder that is new or empty.
     """
     if out.suffix == ".npz":
-        out.parent.mkdir(parents=True, exist_ok=True)
-        aside = out.with_name(f".{out.name}.writing")
-        with aside.open("wb") as file:
-            np.savez(file, arr_0=images.numpy(), labels=labels.numpy())
-        os.replace(aside, out)
+        if out.is_dir():
+            raise ConfigError(f"--out {out}: is a folder. Name a file that ends in .npz, or another folder.")
         return
     if out.suffix or out.is_file():
         raise ConfigError(f"--out {out}: expected a name that ends in .npz, or a folder for PNG files.")
+    try:
+        is_used = out.is_dir() and any(out.iterdir())
+    except OSError as error:
+        raise ConfigError(f"--out {out}: cannot be read ({error.strerror}). Name another folder.") from error
+    if is_used:
+        raise ConfigError(
+            f"--out {out}: holds files already, which would mix with the samples. Name a new or an empty folder."
+        )
+
+
+def save_samples(out: Path, images: Tensor, labels: Tensor) -> None:
+    """Write samples to `out`: one `.npz` file, which is replaced, or PNG files named by index and class in a folder.
+
+    Raises:
+        ConfigError: if `out` is neither a `.npz` name nor a folder that is new or empty, or cannot be written.
+    """
+    check_out(out)
+    try:
+        if out.suffix == ".npz":
+            _save_npz(out, images, labels)
+        else:
+            _save_png(out, images, labels)
+    except OSError as error:
+        raise ConfigError(
+            f"--out {out}: cannot be written ({error.strerror or error}). Name another place."
+        ) from error
+
+
+def _save_npz(out: Path, images: Tensor, labels: Tensor) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = out.with_name(f".{out.name}.writing")
+    try:
+        with aside.open("wb") as file:
+            np.savez(file, arr_0=images.numpy(), labels=labels.numpy())
+        os.replace(aside, out)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _save_png(out: Path, images: Tensor, labels: Tensor) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for index, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
         name = f"{index:06d}.png" if label < 0 else f"{index:06d}_class{label}.png"

@@ -57,20 +57,31 @@ class RunDirectory:
         Raises:
             RunDirectoryError: if it holds another configuration, other files, or cannot be written.
         """
+        self._refuse_foreign_folder()
         if self.config_file.exists():
             self._check_same(config, allow_changed)
-        elif self.path.is_dir() and any(p.name != ".lock" for p in self.path.iterdir()):
-            raise RunDirectoryError(
-                f"{self.path}: holds other files but no config.yaml, so it is no run directory. Name another: --out."
-            )
         try:
             for folder in (self.path, self.samples, self.checkpoints):
                 folder.mkdir(parents=True, exist_ok=True)
             write_text_atomically(self.config_file, config.to_yaml())
         except OSError as error:
+            raise self._not_writable(error) from error
+
+    def _refuse_foreign_folder(self) -> None:
+        try:
+            holds_others = self.path.is_dir() and any(p.name != ".lock" for p in self.path.iterdir())
+            is_foreign = holds_others and not self.config_file.exists()
+        except OSError as error:
+            raise self._not_writable(error) from error
+        if is_foreign:
             raise RunDirectoryError(
-                f"{self.path}: cannot be written ({error.strerror}). Name another with --out."
-            ) from error
+                f"{self.path}: holds other files but no config.yaml, so it is no run directory. Name another: --out."
+            )
+
+    def _not_writable(self, error: OSError) -> RunDirectoryError:
+        return RunDirectoryError(
+            f"{self.path}: cannot be written ({error.strerror}). Name another with --out."
+        )
 
     def _check_same(self, config: RunConfig, allow_changed: list[str]) -> None:
         for key in allow_changed:
@@ -94,15 +105,15 @@ class RunDirectory:
         """Hold the directory's lock; the kernel drops it when the process ends, however it ends.
 
         Raises:
-            RunDirectoryError: if another process holds it, or the directory cannot be written.
+            RunDirectoryError: if another process holds it, the folder holds other files but no run, or it cannot be
+                written. A folder that is refused stays as it is.
         """
+        self._refuse_foreign_folder()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             file = (self.path / ".lock").open("a+")
         except OSError as error:
-            raise RunDirectoryError(
-                f"{self.path}: cannot be written ({error.strerror}). Name another with --out."
-            ) from error
+            raise self._not_writable(error) from error
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -56,6 +56,23 @@ def test_folder_with_other_files_is_refused(tmp_path, config):
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_lock_of_a_folder_with_other_files_leaves_it_as_it_was(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(RunDirectoryError, match="no run directory"), RunDirectory(tmp_path).locked():
+        pass
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_lock_of_a_new_an_empty_and_a_begun_directory_is_given(tmp_path, config):
+    (tmp_path / "empty").mkdir()
+    for name in ("new", "empty"):
+        run = RunDirectory(tmp_path / name)
+        with run.locked():
+            run.prepare(config, [])
+        with run.locked():
+            run.prepare(config, [])
+
+
 def test_second_process_is_refused_by_the_lock(tmp_path):
     run = RunDirectory(tmp_path / "run")
     code = (
