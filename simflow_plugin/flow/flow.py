@@ -78,6 +78,7 @@ class TransformerFlow(nn.Module):
         condition: Tensor | None = None,
         hidden_layer: int | None = None,
         hidden_block: int | None = None,
+        checks_values: bool | None = None,
     ) -> FlowOutput:
         """Map tokens to noise.
 
@@ -90,12 +91,15 @@ class TransformerFlow(nn.Module):
                 tokens before t (in the block's order) and predicts token t; with an output shift it has
                 read token t as well.
             hidden_block: counted from 1 in training order; the deep block if None.
+            checks_values: look for NaN and for labels out of range; None does on the CPU, where it is free. A
+                training loop that counts and skips bad steps itself turns it off.
 
         Raises:
-            ShapeError: for wrong shapes; for labels out of range and NaN when the tensors are on the CPU.
+            ShapeError: for wrong shapes; for labels out of range and NaN where values are checked.
         """
-        reads_values = tokens.device.type == "cpu" and not torch.compiler.is_compiling()
-        rows = self._check(tokens, labels, condition, "tokens", reads_values)
+        if checks_values is None:
+            checks_values = tokens.device.type == "cpu" and not torch.compiler.is_compiling()
+        rows = self._check(tokens, labels, condition, "tokens", checks_values)
         block_of_hidden = self._locate_hidden(hidden_layer, hidden_block)
         rotation = rotation_table(self.config, self._num_prefix(rows), tokens)
         noise, hidden, logdets = tokens, None, []

@@ -118,3 +118,33 @@ def test_profile_writes_a_chrome_trace(tmp_path):
     text = (tmp_path / "run" / "trace.json").read_text()
     assert '"traceEvents"' in text
     assert "aten::" in text
+
+
+@pytest.mark.parametrize("model", ["simflow", "sit"])
+def test_batch_that_is_not_finite_is_skipped_and_counted_and_the_run_goes_on(tmp_path, model):
+    trainer = make_trainer(tiny_config(model, steps=4, log_every=4), tmp_path / "run")
+    poison_images(trainer, steps={1})
+    trainer.train()
+    (row,) = losses_of(tmp_path / "run")
+    assert row["skipped_steps"] == 1
+    assert row["loss"] is not None
+    assert "loss" in row["not_finite"]
+    assert all(torch.isfinite(p).all() for p in trainer.joint.parameters())
+
+
+def test_bad_batches_in_a_row_stop_the_run_and_name_the_terms(tmp_path):
+    config = tiny_config("simflow", steps=6, log_every=2, max_bad_steps=3)
+    trainer = make_trainer(config, tmp_path / "run")
+    poison_images(trainer, steps={1, 2, 3, 4, 5})
+    with pytest.raises(TrainingError, match=r"steps in a row .*terms not finite: .*nll"):
+        trainer.train()
+
+
+def poison_images(trainer, steps):
+    """Let the images of the given steps be NaN, as a broken sensor or a bad product would leave them."""
+    forward = trainer._forward
+
+    def poisoned(batch, images, adversary):
+        return forward(batch, images * torch.nan if batch.step in steps else images, adversary)
+
+    trainer._forward = poisoned
