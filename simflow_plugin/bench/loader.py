@@ -30,8 +30,8 @@ class LoaderSpeed:
         seconds = self.batch_size / self.images_per_second
         rate = f"{self.images_per_second:.0f}"
         return (
-            f"loader: {rate} images/s ({self.data}, {self.num_workers} workers), {1000 * seconds:.1f} ms for a batch of "
-            f"{self.batch_size}. On one process, training waits for it only if a step takes less, that is, if the log's "
+            f"loader: {rate} images/s ({self.data}, {self.num_workers} workers), {1000 * seconds:.1f} ms for a batch "
+            f"of {self.batch_size}. On one process, training waits for it only if a step takes less: if the log's "
             f"images_per_second comes near {rate}; then raise training.num_workers."
         )
 
