@@ -98,7 +98,10 @@ def training_flops(autoencoder: Autoencoder, model: GenerativeModel, setting: Co
         leaf = latents.detach().requires_grad_(is_end_to_end and bool(model.coupled_terms))
         if autoencoder.trainable != "none":
             autoencoder.decode(latents).sum().backward()
-        terms = model.training_losses(leaf, _labels(setting), _features(setting), IndexedRandom(0, (0,)))
+        # A copy goes in: the counter's hooks on the inputs of a module cannot sit on a leaf under `autograd.grad`.
+        terms = model.training_losses(
+            leaf.clone(), _labels(setting), _features(setting), IndexedRandom(0, (0,))
+        )
         coupled = [term for name, term in terms.items() if name in model.coupled_terms]
         # As in the joint objective: where only some terms may move the autoencoder, they are differentiated
         # twice.
