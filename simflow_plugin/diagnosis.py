@@ -39,11 +39,14 @@ def _machine() -> list[Finding]:
     if not torch.cuda.is_available():
         return [
             Finding("Python", python, ""),
-            Finding("GPU", "none", "training runs on the CPU in float32; good for small images and for trying"),
+            Finding(
+                "GPU", "none", "training runs on the CPU in float32; good for small images and for trying"
+            ),
         ]
     names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-    bfloat16 = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no bfloat16: float16 with loss scaling, or float32"
-    return [Finding("Python", python, ""), Finding("GPU", names, f"precision auto means {bfloat16}")]
+    has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    precision = "bfloat16" if has_bfloat16 else "float32 (float16 with loss scaling on request)"
+    return [Finding("Python", python, ""), Finding("GPU", names, f"precision auto means {precision}")]
 
 
 def _packages() -> list[Finding]:
@@ -65,7 +68,9 @@ def _fashion_mnist() -> Finding:
     from simflow_plugin.data.fashion_mnist import find_fashion_mnist
 
     try:
-        return Finding("Fashion-MNIST", str(find_fashion_mnist(None, download=False)), "data: fashion-mnist works")
+        return Finding(
+            "Fashion-MNIST", str(find_fashion_mnist(None, download=False)), "data: fashion-mnist works"
+        )
     except SimflowError as error:
         return Finding("Fashion-MNIST", "not found", str(error))
 
@@ -74,4 +79,7 @@ def _parts() -> list[Finding]:
     registries = (registry.MODELS, registry.AUTOENCODERS, registry.ENCODERS, registry.DATASETS)
     findings = [Finding(r.kind, ", ".join(r.names()), f"entry-point group {r.group}") for r in registries]
     folder = os.environ.get("HF_HOME", "~/.cache/huggingface")
-    return [*findings, Finding("hub cache", folder, "where pretrained weights are looked up after a path option")]
+    return [
+        *findings,
+        Finding("hub cache", folder, "where pretrained weights are looked up after a path option"),
+    ]

@@ -68,6 +68,7 @@ def train(
         SimflowError: before anything is written, if parts do not fit or the directory is another run's.
         Interrupted: after a signal, when the state was saved.
     """
+    from simflow_plugin.config_checks import check_before_training
     from simflow_plugin.data.order import GlobalBatches
     from simflow_plugin.engine.loop import Trainer
     from simflow_plugin.engine.parts import build_dataset, build_parts
@@ -81,6 +82,7 @@ def train(
     # Everything that can be refused is built before the directory is touched.
     dataset = build_dataset(config, "train")
     if report:
+        check_before_training(config, dataset.num_classes)
         build_dataset(config, "test")
     parts = build_parts(config, dataset.num_classes)
     with ExitStack() as stack:

@@ -61,15 +61,17 @@ class RunDirectory:
         if self.config_file.exists():
             self._check_same(config, allow_changed)
         try:
-            for folder in (self.path, self.samples, self.checkpoints):
-                folder.mkdir(parents=True, exist_ok=True)
+            # The configuration first: it is what makes the folder ours, should the process be killed right here.
+            self.path.mkdir(parents=True, exist_ok=True)
             write_text_atomically(self.config_file, config.to_yaml())
+            for folder in (self.samples, self.checkpoints):
+                folder.mkdir(exist_ok=True)
         except OSError as error:
             raise self._not_writable(error) from error
 
     def _refuse_foreign_folder(self) -> None:
         try:
-            holds_others = self.path.is_dir() and any(p.name != ".lock" for p in self.path.iterdir())
+            holds_others = self.path.is_dir() and any(not p.name.startswith(".") for p in self.path.iterdir())
             is_foreign = holds_others and not self.config_file.exists()
         except OSError as error:
             raise self._not_writable(error) from error

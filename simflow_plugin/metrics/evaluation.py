@@ -14,12 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
-from pydantic import ValidationError
 from torch import Tensor
 
 from simflow_plugin import registry
-from simflow_plugin.config import Part
+from simflow_plugin.config import Part, resolve_part
 from simflow_plugin.contracts import NO_LABEL, DataContext, ImageDataset
 from simflow_plugin.data.cache import fingerprint
 from simflow_plugin.data.loader import evaluation_batches
@@ -27,7 +25,6 @@ from simflow_plugin.engine.checkpoints import MANIFEST
 from simflow_plugin.engine.loaded_run import LoadedRun
 from simflow_plugin.engine.parts import build_dataset
 from simflow_plugin.engine.sampling import draw_images, to_uint8
-from simflow_plugin.errors import ConfigError
 from simflow_plugin.metrics.evaluation_request import (
     EvaluationRequest,
     assignment,
@@ -52,6 +49,8 @@ from simflow_plugin.metrics.likelihood import Scorer
 from simflow_plugin.metrics.measured import Measured
 from simflow_plugin.metrics.shards import SampleShards
 from simflow_plugin.progress_bar import count_progress
+from simflow_plugin.validation import validate
+from simflow_plugin.yaml_source import YamlSource
 
 
 class RunEvaluator:
@@ -262,12 +261,11 @@ class RunEvaluator:
     def _build_other(self) -> HeldOut | None:
         if self.request.ood is None:
             return None
-        part = Part.model_validate(yaml.safe_load(self.request.ood))
-        context = DataContext(self.config.image_size, "test", self.config.seed)
-        try:
-            dataset = part.build(registry.DATASETS, context)
-        except ValidationError as error:
-            raise ConfigError(f"--ood {self.request.ood}: {error}") from error
+        source = YamlSource({}, {}, "--ood")
+        source.override(f"data={self.request.ood}", option="--ood")
+        raw = validate(Part, source.values["data"], source, ("data",))
+        part = resolve_part(raw, registry.DATASETS, source, ("data",))
+        dataset = part.build(registry.DATASETS, DataContext(self.config.image_size, "test", self.config.seed))
         count = min(self.request.num_held_out or len(dataset), len(dataset))
         return HeldOut(dataset, f"test split of {part.name}", count, self.batch_size, self.request.seed)
 
