@@ -12,6 +12,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from simflow_plugin.commands.train_options import (
+    AllowChangedOption,
+    DryRunOption,
+    NoReportOption,
+    OutOption,
+    ProfileOption,
+    SetOption,
+)
 from simflow_plugin.config import RunConfig, load_config
 from simflow_plugin.engine.interrupts import RESUME_EXIT_STATUS, Interrupted, stop_on_signals
 from simflow_plugin.engine.run_directory import RunDirectory
@@ -24,22 +32,12 @@ if TYPE_CHECKING:
 
 def train_command(
     config: Annotated[str, typer.Option("--config", "-c", help="A YAML file, or the name of a shipped one.")],
-    out: Annotated[
-        Path | None, typer.Option(help="Run directory; default runs/<name of the configuration>.")
-    ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="key.sub=value, as often as needed.")
-    ] = None,
-    allow_changed: Annotated[
-        list[str] | None, typer.Option(help="A key that may differ from the run that is resumed.")
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")
-    ] = False,
-    no_report: Annotated[
-        bool, typer.Option("--no-report", help="Train only: no summary, no report.")
-    ] = False,
-    profile: Annotated[int, typer.Option(min=0, help="Record N steps to trace.json, a Chrome trace.")] = 0,
+    out: OutOption = None,
+    set_: SetOption = None,
+    allow_changed: AllowChangedOption = None,
+    dry_run: DryRunOption = False,
+    no_report: NoReportOption = False,
+    profile: ProfileOption = 0,
 ) -> None:
     """Train, from the start or from the run's last checkpoint; then measure, and write the report."""
     with exit_on_user_error():

@@ -1,0 +1,20 @@
+"""The options that `simflow train` and `python -m simflow_plugin.train` share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+OutOption = Annotated[
+    Path | None, typer.Option("--out", help="Run directory; default runs/<name of the configuration>.")
+]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="key.sub=value, as often as needed.")]
+AllowChangedOption = Annotated[
+    list[str] | None,
+    typer.Option("--allow-changed", help="A key that may differ from the run that is resumed."),
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")]
+NoReportOption = Annotated[bool, typer.Option("--no-report", help="Train only: no summary, no report.")]
+ProfileOption = Annotated[
+    int, typer.Option("--profile", min=0, help="Record N steps to trace.json, a Chrome trace.")
+]
