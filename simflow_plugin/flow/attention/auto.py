@@ -12,7 +12,7 @@ from simflow_plugin.errors import ConfigError
 from simflow_plugin.flow.attention.base import AttentionContext
 from simflow_plugin.flow.attention.sdpa import SdpaAttention
 from simflow_plugin.flow.attention.xformers import XformersAttention
-from simflow_plugin.options import Options
+from simflow_plugin.options import Options as BaseOptions
 from simflow_plugin.registry import ATTENTION
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 class AutoAttention:
     """See `AttentionBackend`. CPU tensors always go to sdpa, since a flow may be built before it is moved."""
 
-    class Options(Options):
+    class Options(BaseOptions):
         pass
 
     def __init__(self, options: Options, context: AttentionContext) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from simflow_plugin.flow.attention.base import AttentionContext
-from simflow_plugin.options import Options
+from simflow_plugin.options import Options as BaseOptions
 from simflow_plugin.registry import ATTENTION
 
 
@@ -15,7 +15,7 @@ from simflow_plugin.registry import ATTENTION
 class SdpaAttention:
     """See `AttentionBackend`."""
 
-    class Options(Options):
+    class Options(BaseOptions):
         pass
 
     def __init__(self, options: Options, context: AttentionContext) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.flow.attention.base import AttentionContext
-from simflow_plugin.options import Options
+from simflow_plugin.options import Options as BaseOptions
 from simflow_plugin.registry import ATTENTION
 
 
@@ -24,7 +24,7 @@ class XformersAttention:
         ConfigError: if xformers is not installed or does not load.
     """
 
-    class Options(Options):
+    class Options(BaseOptions):
         pass
 
     def __init__(self, options: Options, context: AttentionContext) -> None:
