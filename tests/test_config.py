@@ -320,7 +320,7 @@ def test_option_that_would_have_no_effect_or_crash_late_is_refused(write, change
     "changes", [["optimizer.warmup_steps=10"], ["evaluation={judge: digits, num_samples: 20}"]]
 )
 def test_least_that_makes_sense_is_accepted(write, changes):
-    load_config(write(MINIMAL), changes)
+    assert load_config(write(MINIMAL), changes) != load_config(write(MINIMAL))
 
 
 def judged_by_encoder(write, checkpoint, num_samples=20):
@@ -354,8 +354,9 @@ def test_tracker_without_its_package_is_refused_before_training(write, monkeypat
 
 
 @pytest.mark.parametrize("name", shipped_configs())
-def test_shipped_configuration_loads(name):
-    load_config(name)
+def test_shipped_configuration_loads_and_reads_back_equal(write, name):
+    config = load_config(name)
+    assert load_config(write(config.to_yaml(), "again.yaml")) == config
 
 
 def test_resolved_autoencoder_has_its_numbers_and_reads_back_equal(write):

@@ -67,10 +67,10 @@ def test_lock_of_a_new_an_empty_and_a_begun_directory_is_given(tmp_path, config)
     (tmp_path / "empty").mkdir()
     for name in ("new", "empty"):
         run = RunDirectory(tmp_path / name)
-        with run.locked():
-            run.prepare(config, [])
-        with run.locked():
-            run.prepare(config, [])
+        for _ in range(2):
+            with run.locked():
+                run.prepare(config, [])
+                assert run.config_file.is_file()
 
 
 def test_second_process_is_refused_by_the_lock(tmp_path):
