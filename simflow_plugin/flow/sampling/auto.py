@@ -14,8 +14,9 @@ import time
 import torch
 
 from simflow_plugin.flow.sampling.cached import solve_cached
+from simflow_plugin.flow.sampling.decode_steps import DecodeStep, make_step, step_kind
 from simflow_plugin.flow.sampling.jacobi import iterate, solve_jacobi
-from simflow_plugin.flow.sampling.methods import Auto, Jacobi
+from simflow_plugin.flow.sampling.methods import Auto, Cached, Jacobi
 from simflow_plugin.flow.sampling.state import BlockState
 
 PRICED_STEPS = 6
@@ -28,22 +29,31 @@ def solve_auto(state: BlockState, method: Auto) -> None:
     total = state.num_steps
     state.statistics.method = "cached"
     if total < PRICED_STEPS + method.segment:
-        solve_cached(state, 0, total)
+        solve_cached(state, _make_step(state), 0, total)
         state.statistics.reason = "the sequence is too short to try jacobi"
         return
-    solve_cached(state, 0, 1)
+    decode = _make_step(state)
+    solve_cached(state, decode, 0, 1)
     begin = _now(state)
-    solve_cached(state, 1, PRICED_STEPS)
+    solve_cached(state, decode, 1, PRICED_STEPS)
     cached_price = (_now(state) - begin) / (PRICED_STEPS - 1)
+    state.pack()
     jacobi_price, first = _try_segment(state, jacobi, method.patience, cached_price)
     if jacobi_price < cached_price:
         state.statistics.method = "jacobi"
         solve_jacobi(state, jacobi, first, total)
     else:
-        solve_cached(state, first, total)
+        solve_cached(state, decode, first, total)
     state.statistics.reason = (
         f"a token took {1e3 * jacobi_price:.2f} ms by jacobi, {1e3 * cached_price:.2f} ms by cached"
     )
+
+
+def _make_step(state: BlockState) -> DecodeStep:
+    method = Cached(step="auto", compile_backend="inductor")
+    if step_kind(state, method) == "eager":
+        state.pack()
+    return make_step(state, method)
 
 
 def _try_segment(state: BlockState, jacobi: Jacobi, patience: int, cached_price: float) -> tuple[float, int]:

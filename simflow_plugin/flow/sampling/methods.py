@@ -21,10 +21,11 @@ class Cached(Options):
     """One token after the other, over a KV cache."""
 
     name: Literal["cached"] = "cached"
-    step: Literal["eager", "static", "compiled", "cuda_graph"] = Field(
-        "eager",
-        description="How a step runs. `static` keeps all shapes fixed and reads the whole cache behind a mask; "
-        "`compiled` is torch.compile of that, `cuda_graph` its capture (CUDA only).",
+    step: Literal["auto", "native", "eager", "static", "compiled", "cuda_graph"] = Field(
+        "auto",
+        description="How a step runs. `native` is a compiled kernel for a few rows in float32 on the CPU, `eager` is "
+        "torch; `auto` takes the first of these that can run. `static` keeps all shapes fixed and reads the whole "
+        "cache behind a mask; `compiled` is torch.compile of that, `cuda_graph` its capture (CUDA only).",
     )
     compile_backend: str = Field("inductor", description="Of torch.compile, for `compiled`.")
 

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from simflow_plugin.flow.block import FlowBlock
 from simflow_plugin.flow.guidance import GuidanceRule, GuidanceWeights
-from simflow_plugin.flow.packing import can_pack, packed_copy
 from simflow_plugin.flow.sampling.auto import solve_auto
 from simflow_plugin.flow.sampling.cached import solve_cached
+from simflow_plugin.flow.sampling.decode_steps import make_step, step_kind
 from simflow_plugin.flow.sampling.jacobi import solve_jacobi
-from simflow_plugin.flow.sampling.methods import Auto, Cached, Jacobi, Method, Naive
+from simflow_plugin.flow.sampling.methods import Auto, Jacobi, Method, Naive
 from simflow_plugin.flow.sampling.naive import solve_naively
 from simflow_plugin.flow.sampling.state import BlockState
 from simflow_plugin.flow.sampling.statistics import BlockStatistics, SamplingStatistics
@@ -47,10 +47,7 @@ def invert(
     run = SamplingStatistics()
     for index in reversed(range(len(blocks))):
         statistics = BlockStatistics(index + 1, request.methods[index].name)
-        block = blocks[index]
-        if can_pack(block.proj_in.weight) and not _is_compiled(request.methods[index]):
-            block = packed_copy(block, len(noise))
-        state = _begin(block, index, tokens, rotation, request, statistics)
+        state = _begin(blocks[index], index, tokens, rotation, request, statistics)
         _solve(state, request.methods[index])
         tokens = state.result()
         run.blocks.append(statistics)
@@ -74,18 +71,20 @@ def _begin(
     return BlockState.begin(block, noise, condition, rotation, guidance, statistics)
 
 
-def _is_compiled(method: Method) -> bool:
-    return isinstance(method, Cached) and method.step == "compiled"
-
-
 def _solve(state: BlockState, method: Method) -> None:
     if isinstance(method, Naive):
+        state.pack()
         solve_naively(state)
-        return
-    state.prefill()
-    if isinstance(method, Auto):
-        solve_auto(state, method)
     elif isinstance(method, Jacobi):
+        state.pack()
+        state.prefill()
         solve_jacobi(state, method, 0, state.num_steps)
+    elif isinstance(method, Auto):
+        state.prefill()
+        solve_auto(state, method)
     else:
-        solve_cached(state, 0, state.num_steps, method)
+        # The kernel packs weights its own way, and a compiler has to see plain ones.
+        if step_kind(state, method) in ("eager", "static"):
+            state.pack()
+        state.prefill()
+        solve_cached(state, make_step(state, method), 0, state.num_steps)

@@ -12,6 +12,7 @@ from simflow_plugin.flow.block import FlowBlock
 from simflow_plugin.flow.cache import LayerCache, allocate_cache
 from simflow_plugin.flow.conditioning import Embedding
 from simflow_plugin.flow.guidance import GuidanceWeights
+from simflow_plugin.flow.packing import can_pack, packed_copy
 from simflow_plugin.flow.sampling.statistics import BlockStatistics
 
 
@@ -20,7 +21,7 @@ class BlockState:
     """What all methods share. Rows are B, or 2 B with guidance: the conditional ones first.
 
     Args:
-        block: the block; its weights may be packed for this run.
+        block: the block; see `pack`.
         noise: (B, T, D) in the block's own order, at least float32.
         tokens: (B, T + 1, D), filled in by the method: tokens[:, t + 1] is x_t, and tokens[:, 0] is the start
             token, so that the input of step i is tokens[:, i + lag] for both kinds of block.
@@ -81,8 +82,17 @@ class BlockState:
             turn = None if self.rotation is None else self.rotation[: self.num_prefix]
             self.block.run_layers(self.embedding.prefix, turn, self.cache, 0)
 
+    def pack(self) -> None:
+        """Pack the block's weights for products of a few rows, where that helps."""
+        if can_pack(self.block.proj_in.weight):
+            self.block = packed_copy(self.block, self.num_rows)
+
     def solve(self, first: int, stop: int) -> Tensor:
         """Return the targets (B, n, D) of steps first : stop from the inputs in `tokens`; write the cache."""
+        return self.targets(self.evaluate(first, stop), first, stop)
+
+    def evaluate(self, first: int, stop: int) -> Affine:
+        """Return the parameters (rows, n, D) that steps first : stop give; write the cache."""
         block = self.block
         hidden = block.embed_inputs(
             self.inputs(first, stop), block.position_rows(first, stop), self.embedding
@@ -91,7 +101,7 @@ class BlockState:
         turn = None if self.rotation is None else self.rotation[position : self.num_prefix + stop]
         hidden = block.run_layers(hidden, turn, self.cache, position)
         self.count(stop - first)
-        return self.targets(block.head(hidden), first, stop)
+        return block.head(hidden)
 
     def inputs(self, first: int, stop: int) -> Tensor:
         """Return the inputs (rows, n, D) of steps first : stop, the same for both halves with guidance."""

@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.flow.affine import Affine
 from simflow_plugin.flow.cache import StaticCache
-from simflow_plugin.flow.sampling.methods import Cached
 from simflow_plugin.flow.sampling.state import BlockState
 
 WARM_UP_RUNS = 3
@@ -26,13 +24,14 @@ class StaticStep:
 
     Args:
         state: of the block; its prefix is in the cache.
-        method: `step` is static, compiled or cuda_graph.
+        kind: `static`, `compiled` or `cuda_graph`.
+        compile_backend: of torch.compile.
 
     Raises:
         ConfigError: for a CUDA graph without CUDA.
     """
 
-    def __init__(self, state: BlockState, method: Cached) -> None:
+    def __init__(self, state: BlockState, kind: str, compile_backend: str) -> None:
         self._state = state
         device = state.noise.device
         self._step = torch.zeros(1, dtype=torch.int64, device=device)
@@ -40,22 +39,20 @@ class StaticStep:
         self._positions = state.block.position_rows(0, state.noise.shape[1])
         self._slots = torch.arange(state.num_prefix + state.num_steps, device=device)[None]
         self._run: Callable[[], Affine] = self._evaluate
-        if method.step == "compiled":
-            self._run = torch.compile(self._evaluate, backend=method.compile_backend, fullgraph=True)
-        if method.step == "cuda_graph":
+        if kind == "compiled":
+            self._run = torch.compile(self._evaluate, backend=compile_backend, fullgraph=True)
+        if kind == "cuda_graph":
             if not state.noise.is_cuda:
                 raise ConfigError(
                     f"method.step: `cuda_graph` needs a flow on CUDA, found {device}; use `eager` or `compiled`"
                 )
             self._run = self._capture()
 
-    def __call__(self, step: int, inputs: Tensor) -> Affine:
-        """Return the parameters (rows, 1, D) that `step` gives for inputs (rows, 1, D); write the cache.
-
-        They are overwritten by the next call.
-        """
+    def __call__(self, step: int) -> Affine:
+        """Return the parameters (rows, 1, D) that `step` gives; they are overwritten by the next call."""
         self._step.fill_(step)
-        self._inputs.copy_(inputs)
+        self._inputs.copy_(self._state.inputs(step, step + 1))
+        self._state.count(1)
         return self._run()
 
     def _evaluate(self) -> Affine:

@@ -1,0 +1,1 @@
+"""The decode step as compiled code, for the CPU."""
