@@ -1,8 +1,9 @@
 """`auto`: per block, `jacobi` where its residuals fall fast enough to beat `cached` here and now, else `cached`.
 
-A few tokens by `cached` give its price per token. Then a segment is iterated. After each pass, the fall of the
+A few tokens by `cached` give its price per token. Then a short segment is iterated. After each pass, the fall of the
 residual forecasts how many more are needed, hence the price of a token by `jacobi`; if it is higher after
-`patience` passes, the segment is finished by `cached`. All these tokens are part of the sample: little is wasted.
+`patience` passes, or must be since one pass more is already too dear, the segment is finished by `cached`. All these
+tokens are part of the sample: little is wasted.
 What is picked depends on the machine's speed, so samples repeat up to the tolerance, not bit for bit.
 """
 
@@ -21,6 +22,9 @@ from simflow_plugin.flow.sampling.state import BlockState
 
 PRICED_STEPS = 6
 """Steps by `cached` that are timed; the first of them is not counted, since it warms up."""
+
+TRIAL_STEPS = 16
+"""Steps of the segment that is tried, at most."""
 
 
 def solve_auto(state: BlockState, method: Auto) -> None:
@@ -58,7 +62,8 @@ def _make_step(state: BlockState) -> DecodeStep:
 
 def _try_segment(state: BlockState, jacobi: Jacobi, patience: int, cached_price: float) -> tuple[float, int]:
     """Iterate on a segment while it may pay; return seconds per token, and the first step that is not final."""
-    first, stop = PRICED_STEPS, PRICED_STEPS + jacobi.segment
+    num_steps = min(jacobi.segment, TRIAL_STEPS)
+    first, stop = PRICED_STEPS, PRICED_STEPS + num_steps
     passes, begin, previous = 0, _now(state), math.inf
     while first < stop:
         first, residual = iterate(state, jacobi, first, stop)
@@ -66,8 +71,10 @@ def _try_segment(state: BlockState, jacobi: Jacobi, patience: int, cached_price:
         seconds = _now(state) - begin
         price = seconds / (first - PRICED_STEPS)
         needed = passes_to_go(residual, previous, jacobi.tolerance)
-        forecast = min(price, (seconds + needed * seconds / passes) / jacobi.segment)
-        if passes >= patience and forecast > cached_price:
+        per_pass = seconds / passes / num_steps
+        forecast = min(price, (passes + needed) * per_pass)
+        at_least = (passes + min(needed, 1)) * per_pass  # an iteration that goes on needs one pass more
+        if min(at_least, price) > cached_price or (passes >= patience and forecast > cached_price):
             break
         previous = residual
     state.statistics.iterations.append(passes)

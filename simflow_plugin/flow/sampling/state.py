@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from simflow_plugin.flow.affine import Affine, affine_inverse
 from simflow_plugin.flow.block import FlowBlock
@@ -84,7 +84,7 @@ class BlockState:
 
     def pack(self) -> None:
         """Pack the block's weights for products of a few rows, where that helps."""
-        if can_pack(self.block.proj_in.weight):
+        if isinstance(self.block.proj_in, nn.Linear) and can_pack(self.block.proj_in.weight):
             self.block = packed_copy(self.block, self.num_rows)
 
     def solve(self, first: int, stop: int) -> Tensor:
