@@ -29,7 +29,7 @@ class Finding(NamedTuple):
 
 def diagnose() -> list[Finding]:
     """Return the findings; never raises for something that is merely missing."""
-    return [*_machine(), *_packages(), _attention(), _fashion_mnist(), *_parts()]
+    return [*_machine(), *_packages(), _attention(), _decode_kernel(), _fashion_mnist(), *_parts()]
 
 
 def _machine() -> list[Finding]:
@@ -62,6 +62,17 @@ def _attention() -> Finding:
 
     backend = build_attention("auto", AttentionContext(64))
     return Finding("attention: auto", type(backend).__name__, "what `attention: auto` picks on this machine")
+
+
+def _decode_kernel() -> Finding:
+    from simflow_plugin.flow.native.library import find_library
+
+    if find_library() is None:
+        meaning = (
+            "sampling on the CPU takes two to three times as long; a C++ compiler (g++) on Linux changes that"
+        )
+        return Finding("decode kernel", "not available", meaning)
+    return Finding("decode kernel", "compiled for this processor", "sampling a flow on the CPU is fast")
 
 
 def _fashion_mnist() -> Finding:
