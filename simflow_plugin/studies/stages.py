@@ -93,15 +93,23 @@ def measure_variant(
 ) -> dict[str, Any]:
     """Measure a variant's samples at each guidance, its reconstruction and likelihood, and what it cost.
 
+    The study's classifier judges, whatever judge the run's own configuration names for its report.
+
     Returns:
-        `metrics` by guidance (as text): name -> number; `cost`: parameters, FLOPs per image, seconds.
+        `metrics` by guidance (as text): name -> number; `intervals` likewise: name -> [low, high], 95 %; `cost`:
+        parameters, FLOPs per image, seconds.
     """
+    from dataclasses import replace
+
     from simflow_plugin.engine.loaded_run import load_run
     from simflow_plugin.metrics.evaluation import RunEvaluator
     from simflow_plugin.metrics.evaluation_request import EvaluationRequest
 
     loaded = load_run(run.path)
-    measured: dict[str, Any] = {"metrics": {}, "cost": {}}
+    judged = {"judge": "encoder", "judge_checkpoint": str(settings.encoder)}
+    evaluation = loaded.config.evaluation.model_copy(update=judged)
+    loaded = replace(loaded, config=loaded.config.model_copy(update={"evaluation": evaluation}))
+    measured: dict[str, Any] = {"metrics": {}, "intervals": {}, "cost": {}}
     for number, weight in enumerate(guidance):
         # Reconstruction and likelihood do not depend on guidance.
         parts = ("generation",) if number else ("generation", "reconstruction", "likelihood")
@@ -117,6 +125,9 @@ def measure_variant(
         evaluator.make_samples()
         metrics = evaluator.measure().metrics
         measured["metrics"][f"{weight:g}"] = {name: number.value for name, number in metrics.items()}
+        measured["intervals"][f"{weight:g}"] = {
+            name: [number.low, number.high] for name, number in metrics.items() if number.low is not None
+        }
         measured["cost"][f"{weight:g}"] = cost_of(loaded, weight)
     return measured
 
@@ -171,7 +182,7 @@ def measure_real(config: RunConfig, settings: StudySettings) -> dict[str, float]
             total = len(labels)
     return {
         "fd_pretrained": frechet(features["train"], features["test"]),
-        "class_agreement_pretrained": right / max(1, total),
+        "class_agreement": right / max(1, total),
     }
 
 

@@ -10,7 +10,7 @@ from simflow_plugin.engine.run_directory import write_text_atomically
 from simflow_plugin.studies.plan import Study
 
 DISTANCE = "fd_pretrained"
-AGREEMENT = "class_agreement_pretrained"
+AGREEMENT = "class_agreement"
 
 
 def write_table(path: Path, study: Study, document: dict[str, Any]) -> None:
@@ -31,7 +31,8 @@ def to_markdown(study: Study, document: dict[str, Any]) -> str:
         "variant",
         "guidance",
         "FD (pretrained)",
-        "class agreement",
+        "class agreement (95 %)",
+        "diversity",
         "rFD",
         "PSNR, dB",
         "bits/dim (latent)",
@@ -74,7 +75,8 @@ def _rows(study: Study, variants: dict[str, Any]) -> list[list[str]]:
                 variant.label,
                 guidance,
                 _number(metrics.get(DISTANCE), ".3f"),
-                _number(metrics.get(AGREEMENT), ".1%"),
+                _with_interval(metrics.get(AGREEMENT), measured["intervals"][guidance].get(AGREEMENT)),
+                _number(metrics.get("diversity_ratio"), ".2f"),
                 _number(without_guidance.get(f"r{DISTANCE}"), ".3f"),
                 _number(without_guidance.get("psnr"), ".2f"),
                 _number(without_guidance.get("latent_bits_per_dim"), ".3f"),
@@ -98,6 +100,8 @@ def _notes(study: Study, document: dict[str, Any]) -> list[str]:
         f"{settings['num_held_out']} held-out images for PSNR and likelihood; averaged (EMA) weights.",
         "FD (pretrained): Fréchet distance in the features of the classifier of `simflow pretrain-encoder`; it is no "
         "FID. rFD: the same of reconstructions, which samples can hardly beat.",
+        "Class agreement: share of samples that this classifier gives the class that was asked for. Diversity: mean "
+        "pairwise pixel distance within a class, samples over real images.",
         "Bits per dimension are of the latent: they compare rows with the same autoencoder only.",
         "Training FLOPs are those of one image, forward and backward, without the frozen alignment encoder.",
     ]
@@ -129,6 +133,11 @@ def _ranks(values: dict[str, Any]) -> dict[str, int]:
 
 def _number(value: float | None, spec: str) -> str:
     return "-" if value is None else format(value, spec)
+
+
+def _with_interval(value: float | None, interval: list[float] | None) -> str:
+    text = _number(value, ".1%")
+    return text if interval is None else f"{text} ({interval[0]:.1%} to {interval[1]:.1%})"
 
 
 def _line(cells: list[str]) -> str:

@@ -3,27 +3,16 @@
 import pytest
 import torch
 
-from simflow_plugin.alignment.classifier import ClassifierCard, make_network, save_classifier
 from simflow_plugin.contracts import DataContext
 from simflow_plugin.data.digits import Digits
 from simflow_plugin.errors import EvaluationError
 from simflow_plugin.metrics.encoder_judge import judge_with_encoder
+from tests.metrics.judges import make_judge
 
 
 @pytest.fixture(scope="module")
 def test_split():
     return Digits(Digits.Options(), DataContext(8, "test"))
-
-
-def make_judge(path, num_classes):
-    architecture = {"model": "vit_tiny_patch16_224", "embed_dim": 8, "depth": 1, "num_heads": 2}
-    architecture |= {"img_size": 8, "patch_size": 4, "num_classes": num_classes}
-    names = tuple(map(str, range(num_classes)))
-    torch.manual_seed(0)
-    network = make_network(architecture)
-    card = ClassifierCard(architecture, (0.5,) * 3, (0.5,) * 3, names, "digits", 0.1, 10, 1)
-    save_classifier(path, network, card)
-    return str(path)
 
 
 def test_real_images_as_samples_agree_as_often_as_real_images(test_split, tmp_path):

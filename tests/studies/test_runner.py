@@ -42,14 +42,15 @@ class FakeStages:
     def measure(self, run, settings, guidance):
         self.measured.append(run.path.name)
         cost = {"model_parameters": 1, "autoencoder_parameters": 1, "training_flops": 1, "sampling_flops": 1}
-        numbers = {"fd_pretrained": float(len(self.measured)), "class_agreement_pretrained": 0.5}
+        numbers = {"fd_pretrained": float(len(self.measured)), "class_agreement": 0.5}
         return {
             "metrics": {f"{w:g}": numbers for w in guidance},
+            "intervals": {f"{w:g}": {} for w in guidance},
             "cost": {f"{w:g}": {**cost, "steps": 1, "train_seconds": 1.0} for w in guidance},
         }
 
     def measure_real(self, config, settings):
-        return {"fd_pretrained": 0.1, "class_agreement_pretrained": 0.9}
+        return {"fd_pretrained": 0.1, "class_agreement": 0.9}
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ def measured(distance):
     cost = {"model_parameters": 1_000_000, "autoencoder_parameters": 500_000, "steps": 10}
     cost |= {"training_flops": 2_000_000, "sampling_flops": 3_000_000, "train_seconds": 7.0}
     return {
-        "metrics": {"0": {"fd_pretrained": distance, "class_agreement_pretrained": 0.75, "psnr": 20.0}},
+        "metrics": {"0": {"fd_pretrained": distance, "class_agreement": 0.75, "psnr": 20.0}},
+        "intervals": {"0": {"class_agreement": [0.7, 0.8]}},
         "cost": {"0": cost},
     }
 
@@ -19,7 +20,7 @@ def document(distances):
         "settings": {"budget": 0.1, "num_samples": 100, "num_held_out": 50},
         "autoencoders": {"autoencoder_fixed": {"steps": 10, "train_seconds": 3.0}},
         "variants": {n: measured(d) for n, d in zip(names, distances, strict=False)},
-        "real": {"fd_pretrained": 0.5, "class_agreement_pretrained": 0.9},
+        "real": {"fd_pretrained": 0.5, "class_agreement": 0.9},
     }
 
 
@@ -37,7 +38,7 @@ def test_table_shows_measured_and_published_side_by_side():
     text = to_markdown(FIXED_VARIANCE, document([6, 5, 4, 3, 2, 1]))
     row = next(line for line in text.splitlines() if line.startswith("| end to end, fixed variance"))
     cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells[2:4] == ["1.000", "75.0%"]
+    assert cells[2:4] == ["1.000", "75.0% (70.0% to 80.0%)"]
     assert cells[-3:] == ["1", "16.97", "1"]
     assert "FID" not in text.splitlines()[2].replace("no FID", "")
 
