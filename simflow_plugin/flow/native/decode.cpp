@@ -1,252 +1,25 @@
 // One decode step of a block: one new position of every row through all layers, float32, one parallel region.
 //
 // A step of a few rows is bound by reading weights and cache once, so everything else has to cost nothing: no
-// kernel launches, no temporaries outside the caches of the cores, threads that meet at barriers only. Weights are packed in
-// panels of kPanel outputs, [panel][input][kPanel], so that a panel is one stream of memory. Every output is
-// summed in the same order whatever the number of threads, so results do not depend on it.
+// kernel launches, no temporaries outside the caches of the cores, threads that meet at barriers only. Weights are
+// packed in panels of kPanel outputs, [panel][input][kPanel], so that a panel is one stream of memory. Every output
+// is summed in the same order whatever the number of threads, so results do not depend on it.
 //
-// The structs mirror those of library.py, field by field. Matrices are row-major; their strides are padded to
-// kPanel, the number of rows to kRows, and what is in the padding does not matter.
+// Matrices are row-major; their strides are padded to kPanel, the number of rows to kRows, and what is in the
+// padding does not matter.
 
 #include <omp.h>
 
 #include <algorithm>
 #include <cmath>
-#include <cstdint>
 
-#if defined(__AVX512F__)
-#include <immintrin.h>
-#endif
+#include "kernels.h"
+#include "parts.h"
+#include "vectors.h"
 
-namespace {
-
-#if defined(__AVX512F__)
-constexpr int64_t kLanes = 16, kRows = 8;
-#elif defined(__AVX__)
-constexpr int64_t kLanes = 8, kRows = 4;
-#else
-constexpr int64_t kLanes = 4, kRows = 4;
-#endif
-constexpr int64_t kPanel = 2 * kLanes;  // kRows x kPanel sums stay in registers
-
-typedef float Vec __attribute__((vector_size(kLanes * 4)));
-typedef int32_t IntVec __attribute__((vector_size(kLanes * 4)));
-typedef float LooseVec __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
-
-enum NormKind : int64_t { kNoNorm = 0, kLayerNorm = 1, kRmsNorm = 2 };
-enum Activation : int64_t { kGelu = 0, kSwiglu = 1, kGeglu = 2 };
-
-}  // namespace
-
-extern "C" {
-
-struct LinearMap {
-  const float* weight;  // packed; null where there is no such map
-  const float* bias;    // padded; null for none
-  int64_t inputs, outputs;
-};
-
-struct Norm {
-  const float *weight, *bias;  // null for none
-  int64_t kind;
-  double eps;
-};
-
-struct LayerParts {
-  LinearMap qkv, proj, up, value, down;  // `value` is the half that a gated activation multiplies
-  Norm attention_norm, attention_post_norm, mlp_norm, mlp_post_norm;
-  const float *query_scale, *key_scale;  // (d,), null without QK norm
-  float *keys, *values;                  // (rows, key heads, capacity, d)
-};
-
-struct BlockParts {
-  int64_t rows, width, query_heads, key_heads, head_dim, is_gated, activation, capacity, num_layers, num_threads;
-  double qk_eps;
-  const LayerParts* layers;
-  LinearMap in, out;
-  Norm final_norm;
-  const float* rotation;   // (capacity, d), pairs cos, sin; or null
-  const float* positions;  // (steps, width), or null
-  const float* added;      // (rows, width), or null
-  float* scratch;          // simflow_scratch_size floats
-};
-
-}  // extern "C"
+using namespace simflow;
 
 namespace {
-
-int64_t padded(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
-
-Vec load(const float* from) { return *reinterpret_cast<const LooseVec*>(from); }
-void store(float* to, Vec values) { *reinterpret_cast<LooseVec*>(to) = values; }
-
-float sum(Vec values) {
-#if defined(__AVX512F__)
-  return _mm512_reduce_add_ps(values);
-#else
-  float total = 0;
-  for (int64_t lane = 0; lane < kLanes; ++lane) total += values[lane];
-  return total;
-#endif
-}
-
-// exp to 2 units in the last place: 2^n e^r with |r| <= log(2) / 2 and the polynomial of Cephes' expf.
-Vec exp_of(Vec x) {
-  const float low = -87.0f, high = 88.0f, magic = 12582912.0f;  // adding 1.5 * 2^23 rounds to an integer
-  x = x < low ? Vec{} + low : x;  // NaN stays NaN
-  x = x > high ? Vec{} + high : x;
-  const Vec n = (x * 1.44269504088896341f + magic) - magic;
-  const Vec r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
-  Vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  const IntVec exponent = (__builtin_convertvector(n, IntVec) + 127) << 23;
-  return p * (Vec)exponent;  // the same bits, not the same numbers
-}
-
-Vec sigmoid(Vec x) { return 1.0f / (1.0f + exp_of(-x)); }
-
-// x Phi(x), erf by Abramowitz and Stegun 7.1.26 (absolute error 1.5e-7).
-Vec gelu(Vec x) {
-  const Vec z = x * 0.70710678118654752f, magnitude = z < 0 ? -z : z;
-  const Vec t = 1.0f / (1.0f + 0.3275911f * magnitude);
-  Vec p = t * 1.061405429f - 1.453152027f;
-  p = p * t + 1.421413741f;
-  p = p * t - 0.284496736f;
-  p = p * t + 0.254829592f;
-  const Vec tail = p * t * exp_of(-magnitude * magnitude);  // erfc(|z|)
-  return 0.5f * x * (z < 0 ? tail : 2.0f - tail);
-}
-
-Vec gelu_tanh(Vec x) { return x * sigmoid(1.5957691216057308f * (x + 0.044715f * x * x * x)); }
-
-struct Range {
-  int64_t begin, end;
-};
-
-struct Team {
-  int64_t id, size;
-  Range share(int64_t count) const { return {count * id / size, count * (id + 1) / size}; }
-};
-
-// The sums of kRows rows of x (stride apart) with one panel of weights.
-struct Sums {
-  Vec at[kRows][2];
-};
-
-Sums multiply(const float* weight, const float* x, int64_t stride, int64_t inputs) {
-  Sums sums = {};
-  for (int64_t k = 0; k < inputs; ++k, weight += kPanel) {
-    const Vec first = load(weight), second = load(weight + kLanes);
-#pragma GCC unroll 8
-    for (int64_t row = 0; row < kRows; ++row) {
-      const float factor = x[row * stride + k];
-      sums.at[row][0] += factor * first;
-      sums.at[row][1] += factor * second;
-    }
-  }
-  return sums;
-}
-
-Sums apply(const LinearMap& map, int64_t panel, const float* x, int64_t stride) {
-  Sums sums = multiply(map.weight + panel * map.inputs * kPanel, x, stride, map.inputs);
-  if (map.bias) {
-    const Vec first = load(map.bias + panel * kPanel), second = load(map.bias + panel * kPanel + kLanes);
-    for (auto& row : sums.at) row[0] += first, row[1] += second;
-  }
-  return sums;
-}
-
-// This thread's panels of `map`, over all rows: keep(row, column, vector) gets two vectors a row and panel.
-template <typename Keep>
-void for_each_output(const Team& team, const LinearMap& map, const float* x, int64_t stride, int64_t rows, Keep keep) {
-  const Range panels = team.share(padded(map.outputs, kPanel) / kPanel);
-  for (int64_t panel = panels.begin; panel < panels.end; ++panel)
-    for (int64_t first = 0; first < rows; first += kRows) {
-      const Sums sums = apply(map, panel, x + first * stride, stride);
-      for (int64_t row = 0; row < kRows; ++row)
-        for (int64_t half = 0; half < 2; ++half)
-          keep(first + row, panel * kPanel + half * kLanes, sums.at[row][half]);
-    }
-}
-
-// The sum of (x - shift)^power over x, in lanes: a plain loop would wait for each addition.
-template <int power>
-float moment(const float* x, int64_t size, float shift) {
-  Vec totals = {};
-  int64_t i = 0;
-  for (; i + kLanes <= size; i += kLanes) {
-    const Vec centred = load(x + i) - shift;
-    totals += power == 1 ? centred : centred * centred;
-  }
-  float total = sum(totals);
-  for (; i < size; ++i) total += power == 1 ? x[i] - shift : (x[i] - shift) * (x[i] - shift);
-  return total;
-}
-
-void normalize(const Norm& norm, const float* x, float* result, int64_t width) {
-  const float mean = norm.kind == kLayerNorm ? moment<1>(x, width, 0) / width : 0;
-  const float scale = norm.kind == kNoNorm ? 1 : 1 / std::sqrt(moment<2>(x, width, mean) / width + norm.eps);
-  for (int64_t i = 0; i < width; ++i) {
-    const float value = (x[i] - mean) * scale;
-    result[i] = (norm.weight ? norm.weight[i] * value : value) + (norm.bias ? norm.bias[i] : 0);
-  }
-}
-
-void turn(float* head, const float* rotation, int64_t head_dim) {
-  for (int64_t i = 0; i < head_dim; i += 2) {
-    const float even = head[i], odd = head[i + 1], cosine = rotation[i], sine = rotation[i + 1];
-    head[i] = even * cosine - odd * sine;
-    head[i + 1] = even * sine + odd * cosine;
-  }
-}
-
-float dot(const float* a, const float* b, int64_t size) {
-  Vec total = {};
-  int64_t i = 0;
-  for (; i + kLanes <= size; i += kLanes) total += load(a + i) * load(b + i);
-  float result = sum(total);
-  for (; i < size; ++i) result += a[i] * b[i];
-  return result;
-}
-
-// softmax(scores) in place, without the division; returns the sum. The memory behind `count` is padded, and what
-// stands there becomes 1e-38.
-float exponentials(float* scores, int64_t count) {
-  const float largest = *std::max_element(scores, scores + count);
-  for (int64_t i = count; i < padded(count, kLanes); ++i) scores[i] = -INFINITY;
-  Vec total = {};
-  for (int64_t i = 0; i < count; i += kLanes) {
-    const Vec values = exp_of(load(scores + i) - largest);
-    store(scores + i, values);
-    total += values;
-  }
-  return sum(total);
-}
-
-void weighted_sum(const float* weights, const float* values, int64_t count, int64_t size, float* result) {
-  int64_t i = 0;
-  for (; i + 4 * kLanes <= size; i += 4 * kLanes) {
-    Vec sums[4] = {};
-    for (int64_t j = 0; j < count; ++j)
-#pragma GCC unroll 4
-      for (int64_t v = 0; v < 4; ++v) sums[v] += weights[j] * load(values + j * size + i + v * kLanes);
-    for (int64_t v = 0; v < 4; ++v) store(result + i + v * kLanes, sums[v]);
-  }
-  for (; i + kLanes <= size; i += kLanes) {
-    Vec total = {};
-    for (int64_t j = 0; j < count; ++j) total += weights[j] * load(values + j * size + i);
-    store(result + i, total);
-  }
-  for (; i < size; ++i) {
-    float total = 0;
-    for (int64_t j = 0; j < count; ++j) total += weights[j] * values[j * size + i];
-    result[i] = total;
-  }
-}
 
 // Strides and memory of a step. Shared matrices first, then what each thread has of its own.
 struct Scratch {
@@ -428,6 +201,8 @@ extern "C" {
 int64_t simflow_panel() { return kPanel; }
 
 int64_t simflow_row_unit() { return kRows; }
+
+int64_t simflow_sizes_of_parts() { return sizeof(BlockParts) * 1000000 + sizeof(LayerParts); }
 
 int64_t simflow_scratch_size(const BlockParts* block) {
   const Scratch sizes(*block);

@@ -20,6 +20,7 @@ import tempfile
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("decode.cpp")
+HEADERS = ("parts.h", "vectors.h", "kernels.h")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
 BUILD_SECONDS = 300
 """A compiler that takes longer is stuck."""
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class LinearMap(ctypes.Structure):
-    """Mirrors decode.cpp, as do the other structures."""
+    """Mirrors parts.h, as do the other structures."""
 
     _fields_ = (("weight", Pointer), ("bias", Pointer), ("inputs", Int), ("outputs", Int))
 
@@ -85,6 +86,9 @@ class DecodeLibrary:
 
     def __init__(self, path: Path) -> None:
         library = ctypes.CDLL(str(path))
+        sizes = ctypes.sizeof(BlockParts) * 1_000_000 + ctypes.sizeof(LayerParts)
+        if _function(library.simflow_sizes_of_parts, Int)() != sizes:
+            raise OSError(f"{path}: its structures are not those of library.py")
         self.panel = _function(library.simflow_panel, Int)()
         self.row_unit = _function(library.simflow_row_unit, Int)()
         block = ctypes.POINTER(BlockParts)
@@ -138,7 +142,8 @@ def _cache_folder() -> Path:
 
 def _key(compiler: list[str]) -> str:
     version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    parts = (SOURCE.read_text(), " ".join(FLAGS), " ".join(compiler), version, _processor())
+    source = "".join(SOURCE.with_name(name).read_text() for name in (SOURCE.name, *HEADERS))
+    parts = (source, " ".join(FLAGS), " ".join(compiler), version, _processor())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 

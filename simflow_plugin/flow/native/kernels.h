@@ -1,0 +1,137 @@
+// The pieces of a step: products of a few rows with packed weights, norms, rotation, attention of one query.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+
+#include "parts.h"
+#include "vectors.h"
+
+namespace simflow {
+
+struct Range {
+  int64_t begin, end;
+};
+
+struct Team {
+  int64_t id, size;
+  Range share(int64_t count) const { return {count * id / size, count * (id + 1) / size}; }
+};
+
+// The sums of kRows rows of x (stride apart) with one panel of weights.
+struct Sums {
+  Vec at[kRows][2];
+};
+
+inline Sums multiply(const float* weight, const float* x, int64_t stride, int64_t inputs) {
+  Sums sums = {};
+  for (int64_t k = 0; k < inputs; ++k, weight += kPanel) {
+    const Vec first = load(weight), second = load(weight + kLanes);
+#pragma GCC unroll 8
+    for (int64_t row = 0; row < kRows; ++row) {
+      const float factor = x[row * stride + k];
+      sums.at[row][0] += factor * first;
+      sums.at[row][1] += factor * second;
+    }
+  }
+  return sums;
+}
+
+inline Sums apply(const LinearMap& map, int64_t panel, const float* x, int64_t stride) {
+  Sums sums = multiply(map.weight + panel * map.inputs * kPanel, x, stride, map.inputs);
+  if (map.bias) {
+    const Vec first = load(map.bias + panel * kPanel), second = load(map.bias + panel * kPanel + kLanes);
+    for (auto& row : sums.at) row[0] += first, row[1] += second;
+  }
+  return sums;
+}
+
+// This thread's panels of `map`, over all rows: keep(row, column, vector) gets two vectors a row and panel.
+template <typename Keep>
+void for_each_output(const Team& team, const LinearMap& map, const float* x, int64_t stride, int64_t rows, Keep keep) {
+  const Range panels = team.share(padded(map.outputs, kPanel) / kPanel);
+  for (int64_t panel = panels.begin; panel < panels.end; ++panel)
+    for (int64_t first = 0; first < rows; first += kRows) {
+      const Sums sums = apply(map, panel, x + first * stride, stride);
+      for (int64_t row = 0; row < kRows; ++row)
+        for (int64_t half = 0; half < 2; ++half)
+          keep(first + row, panel * kPanel + half * kLanes, sums.at[row][half]);
+    }
+}
+
+// The sum of (x - shift)^power over x, in lanes: a plain loop would wait for each addition.
+template <int power>
+float moment(const float* x, int64_t size, float shift) {
+  Vec totals = {};
+  int64_t i = 0;
+  for (; i + kLanes <= size; i += kLanes) {
+    const Vec centred = load(x + i) - shift;
+    totals += power == 1 ? centred : centred * centred;
+  }
+  float total = sum(totals);
+  for (; i < size; ++i) total += power == 1 ? x[i] - shift : (x[i] - shift) * (x[i] - shift);
+  return total;
+}
+
+inline void normalize(const Norm& norm, const float* x, float* result, int64_t width) {
+  const float mean = norm.kind == kLayerNorm ? moment<1>(x, width, 0) / width : 0;
+  const float scale = norm.kind == kNoNorm ? 1 : 1 / std::sqrt(moment<2>(x, width, mean) / width + norm.eps);
+  for (int64_t i = 0; i < width; ++i) {
+    const float value = (x[i] - mean) * scale;
+    result[i] = (norm.weight ? norm.weight[i] * value : value) + (norm.bias ? norm.bias[i] : 0);
+  }
+}
+
+inline void turn(float* head, const float* rotation, int64_t head_dim) {
+  for (int64_t i = 0; i < head_dim; i += 2) {
+    const float even = head[i], odd = head[i + 1], cosine = rotation[i], sine = rotation[i + 1];
+    head[i] = even * cosine - odd * sine;
+    head[i + 1] = even * sine + odd * cosine;
+  }
+}
+
+inline float dot(const float* a, const float* b, int64_t size) {
+  Vec total = {};
+  int64_t i = 0;
+  for (; i + kLanes <= size; i += kLanes) total += load(a + i) * load(b + i);
+  float result = sum(total);
+  for (; i < size; ++i) result += a[i] * b[i];
+  return result;
+}
+
+// softmax(scores) in place, without the division; returns the sum. The memory behind `count` is padded, and what
+// stands there becomes 1e-38.
+inline float exponentials(float* scores, int64_t count) {
+  const float largest = *std::max_element(scores, scores + count);
+  for (int64_t i = count; i < padded(count, kLanes); ++i) scores[i] = -INFINITY;
+  Vec total = {};
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const Vec values = exp_of(load(scores + i) - largest);
+    store(scores + i, values);
+    total += values;
+  }
+  return sum(total);
+}
+
+inline void weighted_sum(const float* weights, const float* values, int64_t count, int64_t size, float* result) {
+  int64_t i = 0;
+  for (; i + 4 * kLanes <= size; i += 4 * kLanes) {
+    Vec sums[4] = {};
+    for (int64_t j = 0; j < count; ++j)
+#pragma GCC unroll 4
+      for (int64_t v = 0; v < 4; ++v) sums[v] += weights[j] * load(values + j * size + i + v * kLanes);
+    for (int64_t v = 0; v < 4; ++v) store(result + i + v * kLanes, sums[v]);
+  }
+  for (; i + kLanes <= size; i += kLanes) {
+    Vec total = {};
+    for (int64_t j = 0; j < count; ++j) total += weights[j] * load(values + j * size + i);
+    store(result + i, total);
+  }
+  for (; i < size; ++i) {
+    float total = 0;
+    for (int64_t j = 0; j < count; ++j) total += weights[j] * values[j * size + i];
+    result[i] = total;
+  }
+}
+
+}  // namespace simflow
