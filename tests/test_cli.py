@@ -126,6 +126,14 @@ def test_folder_with_files_is_refused_for_png_before_samples_are_drawn(trained, 
     assert [p.name for p in tmp_path.iterdir()] == ["000000_class0.png"]
 
 
+def test_folder_with_files_is_refused_before_an_evaluation(trained, tmp_path):
+    (tmp_path / "000000_class0.png").write_text("mine")
+    status, output = simflow("evaluate", trained, "--extractor", "none", "--png", tmp_path)
+    assert status == 2
+    assert f"--png {tmp_path}: holds files already" in output.replace("\n", "")
+    assert not (trained / "evaluations").exists()
+
+
 @pytest.mark.parametrize("name", ["s.npz", "pngs"])
 def test_samples_that_cannot_be_written_are_one_message(trained, tmp_path, name):
     (tmp_path / "file").write_text("no folder")

@@ -103,10 +103,13 @@ def run_evaluation(
     import torch
     from accelerate import PartialState
 
+    from simflow_plugin.engine.export import check_out
     from simflow_plugin.engine.loaded_run import load_run
     from simflow_plugin.metrics.evaluation import RunEvaluator
     from simflow_plugin.report.evaluation_report import terminal_lines, write_evaluation_report
 
+    if png is not None:
+        check_out(png, "--png")
     state = PartialState(cpu=not torch.cuda.is_available())
     evaluator = RunEvaluator(load_run(run, state.device, averaged, step), request)
     evaluator.make_samples(state.process_index, state.num_processes)

@@ -53,25 +53,32 @@ def sample_run(
     return images, labels
 
 
-def check_out(out: Path) -> None:
+def check_out(out: Path, option: str = "--out") -> None:
     """Refuse a place for samples before they are drawn.
 
+    Args:
+        out: where to.
+        option: as the user knows it.
     Raises:
         ConfigError: if `out` is neither a `.npz` name nor a folder that is new or empty.
     """
     if out.suffix == ".npz":
         if out.is_dir():
-            raise ConfigError(f"--out {out}: is a folder. Name a file that ends in .npz, or another folder.")
+            raise ConfigError(
+                f"{option} {out}: is a folder. Name a file that ends in .npz, or another folder."
+            )
         return
     if out.suffix or out.is_file():
-        raise ConfigError(f"--out {out}: expected a name that ends in .npz, or a folder for PNG files.")
+        raise ConfigError(f"{option} {out}: expected a name that ends in .npz, or a folder for PNG files.")
     try:
         is_used = out.is_dir() and any(out.iterdir())
     except OSError as error:
-        raise ConfigError(f"--out {out}: cannot be read ({error.strerror}). Name another folder.") from error
+        raise ConfigError(
+            f"{option} {out}: cannot be read ({error.strerror}). Name another folder."
+        ) from error
     if is_used:
         raise ConfigError(
-            f"--out {out}: holds files already, which would mix with the samples. Name a new or an empty folder."
+            f"{option} {out}: holds files already, which would mix with the samples. Name a new or an empty folder."
         )
 
 
