@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,15 @@ from torch import Tensor, nn
 from simflow_plugin.errors import CheckpointError
 
 
-def whole_tensors(state: dict[str, Tensor], keeps: bool = True) -> dict[str, Tensor]:
+def whole_tensors(state: Iterable[tuple[str, Tensor]], keeps: bool = True) -> dict[str, Tensor]:
     """Gather sharded tensors (FSDP2) on the host, one after the other; every process must call it.
 
     Args:
-        state: tensors by name, the same names in the same order on every process.
+        state: names and tensors, the same names in the same order on every process; may be made one by one.
         keeps: whether this process wants the result; the others get {} and hold one whole tensor at a time.
     """
     whole = {}
-    for name, tensor in state.items():
+    for name, tensor in state:
         gathered = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
         if keeps:
             whole[name] = gathered.detach().cpu()

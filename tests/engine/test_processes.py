@@ -129,8 +129,8 @@ def test_files_are_written_once_by_one_process(runs, name):
     assert not any(folder.startswith(".") for folder in folders)
 
 
-@pytest.mark.parametrize(("kind", "name"), [("DEEPSPEED", "DEEPSPEED"), ("FSDP", "FSDP version 1")])
-def test_engine_that_owns_the_optimizer_step_is_refused(kind, name):
+@pytest.mark.parametrize(("kind", "name"), [("MEGATRON_LM", "MEGATRON_LM"), ("FSDP", "FSDP version 1")])
+def test_engine_that_the_loop_does_not_run_is_refused(kind, name):
     from accelerate.utils import DistributedType
 
     class Configured:

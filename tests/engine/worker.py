@@ -14,6 +14,7 @@ from accelerate.utils import DistributedType
 from simflow_plugin.engine.interrupts import Interrupted, StopRequest
 from simflow_plugin.engine.loop import Trainer
 from simflow_plugin.engine.parts import build_dataset, build_parts
+from simflow_plugin.engine.processes import process_group_options
 from simflow_plugin.engine.run_directory import RunDirectory
 from tests.engine.tiny_runs import StopAfter, tiny_config
 
@@ -21,7 +22,7 @@ from tests.engine.tiny_runs import StopAfter, tiny_config
 def make_accelerator(fsdp, precision):
     """Accelerate shards on accelerators only; told that this is one, its own FSDP2 path runs on the CPU too."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = Accelerator(cpu=True, mixed_precision=precision)
+    accelerator = Accelerator(mixed_precision=precision, **process_group_options(has_gpu=False))
     if fsdp is not None:
         accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2, **fsdp)
         if precision != "no":
