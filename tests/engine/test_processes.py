@@ -34,8 +34,8 @@ RUNS = [
     {"name": "fsdp", "values": WITH_ADVERSARY, "fsdp": SHARDED},
     {"name": "grown", "values": PLAIN},
     {"name": "grown_sharded", "values": PLAIN, "fsdp": SHARDED},
-    {"name": "shrunk", "values": PLAIN, "stop_on_rank_1_after": 3},
-    {"name": "shrunk_sharded", "values": PLAIN, "fsdp": SHARDED, "stop_on_rank_1_after": 3},
+    {"name": "shrunk", "values": PLAIN, "stop_after": 3},
+    {"name": "shrunk_sharded", "values": PLAIN, "fsdp": SHARDED, "stop_after": 3},
 ]
 
 
