@@ -24,6 +24,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from simflow_plugin.config import RunConfig
+from simflow_plugin.engine.ema import trained_parameters
 from simflow_plugin.engine.engines import TorchEngine
 from simflow_plugin.errors import CheckpointError, ConfigError
 
@@ -69,10 +70,10 @@ def check_settings(settings: dict[str, Any], ours: dict[str, Any]) -> None:
                 f"{where}: {name} is {found}, the run's configuration says {value}. Remove it, or set it to auto."
             )
     zero = settings.get("zero_optimization", {})
-    if zero.get("stage") not in (1, 2):
+    if zero.get("stage") not in (1, 2, 3):
         raise ConfigError(
-            f"{where}: zero_stage is {zero.get('stage')}; 1 and 2 are supported. For sharded parameters use "
-            "configs/accelerate/fsdp2_zero3.yaml, for none of it configs/accelerate/ddp.yaml."
+            f"{where}: zero_stage is {zero.get('stage')}; 1, 2 and 3 shard something. For none of it use "
+            "configs/accelerate/ddp.yaml."
         )
     for name in ("offload_optimizer", "offload_param"):
         device = (zero.get(name) or {}).get("device") or "none"
@@ -102,7 +103,7 @@ def check_version() -> None:
 
 
 class DeepSpeedEngine(TorchEngine):
-    """ZeRO 1 and 2 through accelerate.
+    """ZeRO 1 and 2 through accelerate: parameters stay whole.
 
     Args:
         accelerator: configured for DeepSpeed.
@@ -132,7 +133,6 @@ class DeepSpeedEngine(TorchEngine):
     def prepare(self, joint: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
         """Hand both to DeepSpeed, which puts its flat tensors in the place of the optimizer's parameters."""
         self._grouped = [list(group["params"]) for group in optimizer.param_groups]
-        self._names = {parameter: name for name, parameter in joint.named_parameters()}
         super().prepare(joint, optimizer)
         self.optimizer = optimizer
         return self.wrapped
@@ -162,54 +162,64 @@ class DeepSpeedEngine(TorchEngine):
 
     def optimizer_state(self) -> Iterator[tuple[str, Tensor]]:
         """Gather the state of one parameter after the other; nothing before the first step."""
-        from deepspeed.utils import lazy_init_hp_params_optimizer_state, safe_get_full_optimizer_state
+        from deepspeed.utils import safe_get_full_optimizer_state
 
-        for group, flat in zip(self._grouped, self._flat_parameters(), strict=True):
-            state = self.optimizer.state.get(flat)
-            if state:
-                # DeepSpeed itself does this after the step of the first group, when the others had no state yet.
-                lazy_init_hp_params_optimizer_state(group, flat, self.optimizer.state)
-                for parameter in group:
-                    name = self._names[parameter]
-                    yield f"{name}/step", state["step"].clone()
-                    for key in MOMENTS:
-                        yield f"{name}/{key}", safe_get_full_optimizer_state(parameter, key)
+        steps = [state["step"] for flat in self._flat() if (state := self.optimizer.state.get(flat))]
+        if not steps:
+            return
+        self._link()
+        for name, parameter in trained_parameters(self.joint).items():
+            yield f"{name}/step", steps[0].clone()
+            for key in MOMENTS:
+                yield f"{name}/{key}", safe_get_full_optimizer_state(parameter, key)
 
     def restore_weights(self, tensors: dict[str, Tensor], source: Path) -> None:
         """Copy into the module, and from there into DeepSpeed's own copy."""
         from deepspeed.utils import safe_set_full_fp32_param
 
         super().restore_weights(tensors, source)
-        for group in self._grouped:
-            for parameter in group:
-                safe_set_full_fp32_param(parameter, parameter.detach())
+        for parameter in trained_parameters(self.joint).values():
+            safe_set_full_fp32_param(parameter, parameter.detach())
 
     def restore_optimizer(self, tensors: dict[str, Tensor], source: Path) -> None:
-        """Make room as the first step would, then hand each process its pieces."""
-        from deepspeed.utils import lazy_init_hp_params_optimizer_state, safe_set_full_optimizer_state
-
-        unknown = {name.rpartition("/")[0] for name in tensors} - set(self._names.values())
+        """Make the state that the first step would make, and hand each process its pieces."""
+        trained = trained_parameters(self.joint)
+        unknown = {name.rpartition("/")[0] for name in tensors} - trained.keys()
         if unknown:
             raise CheckpointError(f"{source}: optimizer state of an unknown parameter `{min(unknown)}`.")
-        for group, flat in zip(self._grouped, self._flat_parameters(), strict=True):
-            names = [self._names[parameter] for parameter in group]
-            steps = {float(tensors[f"{name}/step"]) if f"{name}/step" in tensors else 0.0 for name in names}
-            if not any(f"{name}/step" in tensors for name in names):
-                continue
-            if len(steps) > 1:
-                raise CheckpointError(
-                    f"{source}: parameters of one group took {sorted(steps)} optimizer steps, and DeepSpeed keeps one "
-                    "number for all. Go on with configs/accelerate/ddp.yaml or an FSDP2 file."
-                )
-            state = {"step": torch.tensor(steps.pop(), device=flat.device)}
-            state |= {key: torch.zeros_like(flat) for key in MOMENTS}
+        steps = {float(tensor) for name, tensor in tensors.items() if name.endswith("/step")}
+        if len(steps) > 1:
+            raise CheckpointError(
+                f"{source}: parameters took different numbers of optimizer steps, {sorted(steps)[:3]}, and DeepSpeed "
+                "keeps one for all. Go on with configs/accelerate/ddp.yaml or an FSDP2 file."
+            )
+        if not steps:
+            return
+        step = torch.tensor(steps.pop(), device=self.accelerator.device)
+        for flat in self._flat():
+            state = {"step": step.clone(), **{key: torch.zeros_like(flat) for key in MOMENTS}}
             self.optimizer.state[flat] = state
-            lazy_init_hp_params_optimizer_state(group, flat, self.optimizer.state)
-            for parameter, name in zip(group, names, strict=True):
-                for key in MOMENTS:
-                    whole = tensors[f"{name}/{key}"].to(flat.device)
-                    safe_set_full_optimizer_state(parameter, whole, key)
+        self._link()
+        for name, parameter in trained.items():
+            for key in MOMENTS:
+                if f"{name}/{key}" in tensors:
+                    self._set_moment(name, parameter, tensors[f"{name}/{key}"], key)
 
-    def _flat_parameters(self) -> list[Tensor]:
-        """Return this process's piece of each parameter group."""
+    def _set_moment(self, name: str, parameter: Tensor, whole: Tensor, key: str) -> None:
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        safe_set_full_optimizer_state(parameter, whole.to(parameter.device), key)
+
+    def _flat(self) -> list[Tensor]:
+        """Return this process's flat pieces, by which the optimizer's state is kept: one for each parameter group."""
         return [group["params"][0] for group in self.optimizer.param_groups]
+
+    def _link(self) -> None:
+        """Tell each parameter where its state is.
+
+        DeepSpeed does so by itself, but after the step of the first group, when the others had no state yet.
+        """
+        from deepspeed.utils import lazy_init_hp_params_optimizer_state
+
+        for group, flat in zip(self._grouped, self._flat(), strict=True):
+            lazy_init_hp_params_optimizer_state(group, flat, self.optimizer.state)

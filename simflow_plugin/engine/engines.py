@@ -21,9 +21,10 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from simflow_plugin.config import RunConfig
+from simflow_plugin.engine.ema import trained_parameters
 from simflow_plugin.engine.optimizers import clip_and_step, scale_loss
 from simflow_plugin.engine.processes import configure_engine
-from simflow_plugin.engine.state import optimizer_state, restore_module, restore_optimizer
+from simflow_plugin.engine.state import optimizer_state, place_like, restore_module, restore_optimizer
 
 
 class TorchEngine:
@@ -74,8 +75,20 @@ class TorchEngine:
         """Clip, step unless a gradient is not finite, and clear; return the norms and whether they were finite."""
         return clip_and_step(self.optimizer, self._max_grad_norm, self.accelerator.scaler)
 
+    def trained(self) -> dict[str, Tensor]:
+        """Return what this process holds of each trained parameter, whole or a shard, by name."""
+        return trained_parameters(self.joint)
+
+    def gathered(self, state: dict[str, Tensor]) -> Iterable[tuple[str, Tensor]]:
+        """Give what is held as `trained` is, as `whole_tensors` takes it; every process must go to the end."""
+        return state.items()
+
+    def scattered(self, whole: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return of whole tensors, by name of a trained parameter, what this process holds."""
+        return {name: place_like(held, whole[name]) for name, held in self.trained().items()}
+
     def weights(self) -> Iterable[tuple[str, Tensor]]:
-        """Give parameters and buffers by name, as `whole_tensors` takes them; every process must go through all."""
+        """Give parameters and buffers by name, likewise."""
         return self.joint.state_dict().items()
 
     def optimizer_state(self) -> Iterable[tuple[str, Tensor]]:
@@ -106,7 +119,12 @@ def make_engine(accelerator: Accelerator, config: RunConfig) -> TorchEngine:
         ConfigError: naming the engine or the setting that this loop does not run, and what to use in its place.
     """
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        from simflow_plugin.engine.deepspeed import DeepSpeedEngine  # optional: needs its package
+        # Imported here: only these runs need the package, which is optional.
+        if accelerator.deepspeed_plugin.deepspeed_config["zero_optimization"]["stage"] == 3:
+            from simflow_plugin.engine.deepspeed_zero3 import Zero3Engine
+
+            return Zero3Engine(accelerator, config)
+        from simflow_plugin.engine.deepspeed import DeepSpeedEngine
 
         return DeepSpeedEngine(accelerator, config)
     return TorchEngine(accelerator, config)

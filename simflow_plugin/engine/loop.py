@@ -104,7 +104,7 @@ class Trainer:
         self.wrapped = self.engine.prepare(self.joint, optimizer)
         self.optimizer = self.engine.optimizer
         # After `prepare`: where that sharded the parameters, their averages are sharded too.
-        self.ema = ExponentialMovingAverage(self.joint, config.training.ema_decay)
+        self.ema = ExponentialMovingAverage(self.engine.trained(), config.training.ema_decay)
         self.adversary_optimizer = self.adversary.make_optimizer() if self.adversary is not None else None
         self.wrapped_adversary = self._wrap_adversary()
         self._description = {
@@ -201,7 +201,7 @@ class Trainer:
                 pairs.append((output["reconstruction"].detach(), images))
         norms, finite = self.engine.step()
         self.means.add_all(norms, 1.0)
-        self.ema.update(self.joint, self.step)
+        self.ema.update(self.engine.trained(), self.step)
         if adversary is not None:
             finite = finite & self._adversary_step(pairs)
         self.bad_steps.update(finite)

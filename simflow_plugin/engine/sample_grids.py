@@ -41,7 +41,7 @@ class SampleGrids:
         self._config, self._run = config, run
         self._engine, self._accelerator = engine, engine.accelerator
         self._num_classes = num_classes
-        # FSDP2 turns the modules themselves into shards, whole during `forward` only; sampling calls other methods.
+        # Sharding turns the modules themselves into shards, whole during `forward` only; sampling calls other methods.
         self._twin = copy.deepcopy(joint).cpu() if engine.is_sharded else None
 
     def save(self, step: int, joint: JointObjective, ema: ExponentialMovingAverage) -> None:
@@ -80,8 +80,8 @@ class SampleGrids:
         """Give the main process the averaged weights, whole and in eval mode, and the others None."""
         is_main = self._accelerator.is_main_process
         if self._twin is not None:
-            state = whole_tensors(joint.state_dict().items(), is_main)
-            state |= whole_tensors(ema.state_dict().items(), is_main)
+            state = whole_tensors(self._engine.weights(), is_main)
+            state |= whole_tensors(self._engine.gathered(ema.state_dict()), is_main)
             if is_main:
                 restore_module(self._twin, state, self._run.path)
                 yield self._twin.to(self._accelerator.device).eval()

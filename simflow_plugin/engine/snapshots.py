@@ -48,7 +48,7 @@ class Snapshot:
         """Return all tensors on the main process, {} by name on the others; every process must call it."""
         groups: dict[str, Iterable[tuple[str, Tensor]]] = {
             "joint": self.engine.weights(),
-            "ema": self.ema.state_dict().items(),
+            "ema": self.engine.gathered(self.ema.state_dict()),
             "optimizer": self.engine.optimizer_state(),
             "log_sums": self.means.sums(accelerator).items(),
         }
@@ -77,7 +77,7 @@ class Snapshot:
         """
         device, state = accelerator.device, checkpoint.state
         self.engine.restore_weights(checkpoint.tensors("joint"), checkpoint.path)
-        self.ema.load_state_dict(checkpoint.tensors("ema"))
+        self.ema.load_state_dict(self.engine.scattered(checkpoint.tensors("ema")))
         self.engine.restore_optimizer(checkpoint.tensors("optimizer"), checkpoint.path)
         if self.adversary is not None and self.adversary_optimizer is not None:
             if not checkpoint.has("adversary"):
