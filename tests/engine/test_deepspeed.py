@@ -42,15 +42,27 @@ COMMON = [
     {"name": "skipped", "values": PLAIN, "poisoned_steps": [2]},
     {"name": "shrunk", "values": PLAIN, "stop_after": 3},
 ]
+ACCUMULATED = {"name": "accumulation", "values": VALUES["accumulation"]}
+WHOLE = {"name": "whole", "values": PLAIN}
+LOWER_PRECISION = {"name": "bfloat16", "values": PLAIN, "precision": "bf16"}
 RUNS = {
-    "zero1": [{"name": "adversary", "values": WITH_ADVERSARY}],
+    "zero1": [{"name": name, "values": VALUES[name]} for name in ("adversary", "grown")],
     "zero2": [
         *COMMON,
-        *({"name": name, "values": VALUES[name]} for name in ("whole", "alignment", "accumulation")),
-        {"name": "bfloat16", "values": PLAIN, "precision": "bf16"},
-        {"name": "killed", "values": KILLED, "kill_after": 5},
+        WHOLE,
+        ACCUMULATED,
+        LOWER_PRECISION,
+        {"name": "alignment", "values": VALUES["alignment"]},
+        {"name": "resumed", "values": KILLED, "kill_after": 5},
     ],
-    "zero3": COMMON,
+    "zero3": [
+        *COMMON,
+        WHOLE,
+        ACCUMULATED,
+        LOWER_PRECISION,
+        {"name": "resumed", "values": KILLED, "stop_after": 3},
+        {"name": "resumed", "values": KILLED},
+    ],
 }
 
 
@@ -88,7 +100,7 @@ def two(request, one, tmp_path_factory):
     result = launch(f"deepspeed_{stage}.yaml", out, RUNS[stage])
     if any("kill_after" in run for run in RUNS[stage]):
         assert result.returncode != 0, "the last run was to be killed"
-        result = launch(f"deepspeed_{stage}.yaml", out, [{"name": "killed", "values": KILLED}])
+        result = launch(f"deepspeed_{stage}.yaml", out, [{"name": "resumed", "values": KILLED}])
     assert result.returncode == 0, result.stderr
     return out
 
@@ -141,15 +153,15 @@ def test_step_that_is_not_finite_on_one_process_is_skipped_by_all(one, two):
         assert ours == pytest.approx(theirs, rel=1e-5), key
 
 
-@in_stages("zero2")
-def test_killed_run_goes_on_bit_for_bit(two):
-    """The second process was killed in step 5, after the checkpoint of step 4."""
-    assert losses_of(two / "killed") == losses_of(two / "whole")
-    ours, reference = tensors_of(two / "killed"), tensors_of(two / "whole")
+@in_stages("zero2", "zero3")
+def test_resumed_run_is_bitwise_equal(two):
+    """With ZeRO 2 the second process was killed in step 5, with ZeRO 3 it was asked to stop after step 3."""
+    assert losses_of(two / "resumed") == losses_of(two / "whole")
+    ours, reference = tensors_of(two / "resumed"), tensors_of(two / "whole")
     assert [name for name in reference if not torch.equal(ours[name], reference[name])] == []
 
 
-@in_stages("zero2")
+@in_stages("zero2", "zero3")
 def test_bfloat16_is_autocast_over_float32_weights(two):
     tensors = tensors_of(two / "bfloat16")
     assert {t.dtype for name, t in tensors.items() if name.startswith(("joint/", "optimizer/"))} == {

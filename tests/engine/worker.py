@@ -31,6 +31,10 @@ def make_accelerator(fsdp, precision):
         if precision != "no":
             accelerator.state.fsdp_plugin.set_mixed_precision(precision)
         accelerator.state.distributed_type = DistributedType.FSDP
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        # ZeRO 3 leaves parameters of fewer than 100,000 numbers whole; all of ours have fewer.
+        zero = accelerator.deepspeed_plugin.deepspeed_config["zero_optimization"]
+        zero["stage3_param_persistence_threshold"] = 0
     return accelerator
 
 
