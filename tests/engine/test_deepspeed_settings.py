@@ -3,6 +3,7 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import accelerate
 import pytest
 import torch
 import yaml
@@ -14,6 +15,7 @@ from simflow_plugin.engine.deepspeed_zero3 import Zero3Engine
 from simflow_plugin.engine.joint import JointObjective
 from simflow_plugin.engine.processes import process_group_options
 from simflow_plugin.errors import CheckpointError, ConfigError
+from simflow_plugin.train import make_accelerator
 from tests.engine.tiny_runs import make_trainer, tiny_config, tiny_values
 
 FILES = Path(__file__).parents[2] / "configs" / "accelerate"
@@ -61,6 +63,13 @@ def test_setting_against_the_run_is_refused_by_name(changes, message):
     check_settings(settings(), ours)
     with pytest.raises(ConfigError, match=message):
         check_settings(settings(**changes), ours)
+
+
+def test_deepspeed_in_another_precision_is_refused(monkeypatch):
+    """As accelerate reports it where DeepSpeed's own file enables bf16."""
+    monkeypatch.setattr(accelerate, "Accelerator", lambda **options: SimpleNamespace(mixed_precision="bf16"))
+    with pytest.raises(ConfigError, match=r"training\.precision: the run computes in float32, .*say bf16"):
+        make_accelerator(tiny_config(precision="float32"))
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
