@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO 1 and 2: its engine reduces, clips and steps, with this run's settings and this run's optimizer.
+"""DeepSpeed ZeRO: its engine reduces, clips and steps, with this run's settings and this run's optimizer.
 
 DeepSpeed keeps the optimizer's state, and a float32 copy of the weights that it updates, as one flat tensor for each
 parameter group, a piece of it on each process. Its public helpers give and take them whole, parameter by parameter, so
@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from packaging.version import Version
 from torch import Tensor, nn
 
 from simflow_plugin.config import RunConfig
@@ -28,8 +29,8 @@ from simflow_plugin.engine.ema import trained_parameters
 from simflow_plugin.engine.engines import TorchEngine
 from simflow_plugin.errors import CheckpointError, ConfigError
 
-OLDEST = (0, 19, 8)
-"""The one that was tried: it must skip a step that is not finite in float32 too, which older ones did not."""
+OLDEST = "0.19.8"
+"""The only one tried: of others it is not known whether they skip a step that is not finite in float32 too."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's state beside `step`, of which DeepSpeed keeps one for all parameters of a group."""
 
@@ -95,10 +96,9 @@ def check_version() -> None:
         ConfigError: naming the version found and the one to install.
     """
     found = metadata.version("deepspeed")
-    if tuple(int(part) for part in found.split("+")[0].split(".")[:3]) < OLDEST:
-        oldest = ".".join(map(str, OLDEST))
+    if Version(found) < Version(OLDEST):
         raise ConfigError(
-            f"deepspeed {found} is older than {oldest}. Run: pip install 'simflow-plugin[deepspeed]'."
+            f"deepspeed {found} is older than {OLDEST}. Run: pip install -U 'simflow-plugin[deepspeed]'."
         )
 
 

@@ -52,8 +52,8 @@ class Zero3Engine(DeepSpeedEngine):
         """
         if isinstance(joint, JointObjective) and joint.needs_inner_gradient(self._has_features):
             raise ConfigError(
-                "alignment: with these weights, gradients are taken within the forward pass, and DeepSpeed ZeRO 3 "
-                "gathers parameters for one backward pass only. Use configs/accelerate/fsdp2_zero3.yaml or "
+                "alignment: as configured it takes a gradient within the forward pass, and DeepSpeed ZeRO 3 gathers "
+                "parameters for one backward pass only. Use configs/accelerate/fsdp2_zero3.yaml or "
                 "deepspeed_zero2.yaml."
             )
         self._shapes = {name: tensor.shape for name, tensor in joint.state_dict().items()}

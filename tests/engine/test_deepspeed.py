@@ -11,8 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
+from simflow_plugin.engine.checkpoints import latest_checkpoint
 from simflow_plugin.engine.interrupts import Interrupted
-from tests.engine.test_processes import PLAIN, WITH_ADVERSARY, assert_same_losses
+from tests.engine.test_processes import PLAIN, WITH_ADVERSARY, WITH_ALIGNMENT, assert_same_losses
 from tests.engine.tiny_runs import (
     StopAfter,
     losses_of,
@@ -27,10 +28,7 @@ FILES = Path(__file__).parents[2] / "configs" / "accelerate"
 VALUES = {
     "whole": PLAIN,
     "adversary": WITH_ADVERSARY,
-    "alignment": {
-        **PLAIN,
-        "alignment": {"encoder": "toy", "projector_dim": 8, "autoencoder_weight": 1.5},
-    },
+    "alignment": WITH_ALIGNMENT,
     "accumulation": tiny_values("starflow", log_every=1, accumulation=2),
     "skipped": PLAIN,
     "bfloat16": PLAIN,
@@ -72,7 +70,8 @@ def launch(file, out, runs):
     command += ["--num_processes", "2", "--main_process_port", "0"]
     command += ["-m", "tests.engine.worker", str(out), json.dumps(runs)]
     root = str(Path(__file__).parents[2])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": root}
+    on_cpu = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    environment = {**os.environ, **on_cpu, "PYTHONPATH": root}
     return subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=False)
 
 
@@ -98,9 +97,12 @@ def two(request, one, tmp_path_factory):
     with pytest.raises(Interrupted):
         make_trainer(tiny_config(values=PLAIN), out / "grown", StopAfter(3)).train()
     result = launch(f"deepspeed_{stage}.yaml", out, RUNS[stage])
-    if any("kill_after" in run for run in RUNS[stage]):
+    if stage == "zero2":
         assert result.returncode != 0, "the last run was to be killed"
+        assert latest_checkpoint(out / "resumed" / "checkpoints").step == 4
         result = launch(f"deepspeed_{stage}.yaml", out, [{"name": "resumed", "values": KILLED}])
+    if stage == "zero3":
+        assert "resumed stopped by another process after step 3" in result.stdout
     assert result.returncode == 0, result.stderr
     return out
 
