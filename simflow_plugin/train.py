@@ -108,11 +108,13 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     """Build the Accelerator: device, processes and precision.
 
     Raises:
-        ConfigError: if float16 is asked for without a GPU.
+        ConfigError: if float16 is asked for without a GPU, or DeepSpeed without its packages or in another precision.
     """
     import torch
     from accelerate import Accelerator
     from accelerate.utils import parse_flag_from_env
+
+    from simflow_plugin.engine.processes import process_group_options
 
     has_gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
     precision = config.training.precision
@@ -125,7 +127,13 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     torch.backends.cuda.matmul.allow_tf32 = config.training.tf32
     torch.backends.cudnn.allow_tf32 = config.training.tf32
     mixed = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[precision]
-    return Accelerator(mixed_precision=mixed, cpu=not has_gpu)
+    accelerator = Accelerator(mixed_precision=mixed, **process_group_options(has_gpu))
+    if accelerator.mixed_precision != mixed:
+        raise ConfigError(
+            f"training.precision: the run computes in {precision}, the DeepSpeed settings say "
+            f"{accelerator.mixed_precision}. Remove `bf16` and `fp16` there."
+        )
+    return accelerator
 
 
 if __name__ == "__main__":

@@ -145,11 +145,7 @@ class JointObjective(nn.Module):
         """Weigh the model's terms; send to `latents` the gradient of the coupled ones only."""
         assert self.model is not None
         coupled = self._coupled_terms() if latents.requires_grad else frozenset()
-        shares_all = bool(coupled - {"alignment"}) and (
-            batch.features is None
-            or ("alignment" in coupled and self.weights.alignment == self.weights.alignment_autoencoder)
-        )
-        if shares_all:
+        if self._shares_all(coupled, batch.features is not None):
             terms = self.model.training_losses(latents, batch.labels, batch.features, batch.random)
             uncoupled = set(terms) - coupled
             if uncoupled:
@@ -169,6 +165,20 @@ class JointObjective(nn.Module):
             surrogate = (latents * gradient).sum()
             loss = loss + surrogate - surrogate.detach()
         return loss, terms
+
+    def needs_inner_gradient(self, has_features: bool) -> bool:
+        """Return whether `forward` itself goes back through the model, to send some terms to the latents only."""
+        if self.model is None or self.autoencoder.trainable != "full":
+            return False
+        coupled = self._coupled_terms()
+        return bool(coupled) and not self._shares_all(coupled, has_features)
+
+    def _shares_all(self, coupled: frozenset[str], has_features: bool) -> bool:
+        """Return whether every term moves model and autoencoder alike."""
+        return bool(coupled - {"alignment"}) and (
+            not has_features
+            or ("alignment" in coupled and self.weights.alignment == self.weights.alignment_autoencoder)
+        )
 
     def _coupled_terms(self) -> frozenset[str]:
         assert self.model is not None

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,20 +32,20 @@ from simflow_plugin.engine.checkpoints import (
 )
 from simflow_plugin.engine.compilation import compile_layers
 from simflow_plugin.engine.ema import ExponentialMovingAverage
+from simflow_plugin.engine.engines import make_engine
 from simflow_plugin.engine.features import AlignmentFeatures, build_feature_cache
 from simflow_plugin.engine.interrupts import Interrupted, StopRequest
 from simflow_plugin.engine.joint import JointInputs
 from simflow_plugin.engine.optimizers import (
-    clip_and_check,
+    clip_and_step,
     learning_rate_ratio,
     make_optimizer,
     parameter_groups,
-    parameters_by_part,
+    scale_loss,
     set_learning_rate,
-    step_if_finite,
 )
 from simflow_plugin.engine.parts import Parts
-from simflow_plugin.engine.processes import Processes, configure_engine, layer_class_names
+from simflow_plugin.engine.processes import Processes, layer_class_names
 from simflow_plugin.engine.profiling import profiled
 from simflow_plugin.engine.progress import TrainingProgress
 from simflow_plugin.engine.run_directory import RunDirectory
@@ -70,7 +69,7 @@ class Trainer:
         stop: set by SIGTERM or SIGINT.
         profile_steps: record this many steps to `trace.json` in the run directory.
     Raises:
-        ConfigError: if accelerate was told to use an engine that owns the optimizer step.
+        ConfigError: if accelerate was told to use an engine, or a setting of it, that this loop does not run.
     """
 
     def __init__(
@@ -83,7 +82,7 @@ class Trainer:
         stop: StopRequest,
         profile_steps: int = 0,
     ) -> None:
-        configure_engine(accelerator)
+        self.engine = make_engine(accelerator, config)
         self.config, self.run_directory, self.dataset = config, run, dataset
         self.accelerator, self.stop = accelerator, stop
         self.device = accelerator.device
@@ -93,7 +92,7 @@ class Trainer:
         self.features = self._make_features(parts)
         self.adversary = parts.adversary.to(self.device) if parts.adversary is not None else None
         self.joint.train()
-        self.sample_grids = SampleGrids(config, run, self.joint, dataset.num_classes, accelerator)
+        self.sample_grids = SampleGrids(config, run, self.joint, dataset.num_classes, self.engine)
         if config.training.compile:
             compile_layers(self.joint.model)
         trained: dict[str, torch.nn.Module] = {"autoencoder": self.joint.autoencoder}
@@ -102,10 +101,10 @@ class Trainer:
         optimizer = make_optimizer(parameter_groups(trained, config.optimizer), config.optimizer, self.device)
         if self.joint.model is not None:  # accelerate asks the module which layers to shard one by one
             self.joint._no_split_modules = layer_class_names(self.joint.model)  # type: ignore[assignment]
-        self.wrapped, prepared = accelerator.prepare(self.joint, optimizer)
-        self.optimizer: torch.optim.Optimizer = getattr(prepared, "optimizer", prepared)
+        self.wrapped = self.engine.prepare(self.joint, optimizer)
+        self.optimizer = self.engine.optimizer
         # After `prepare`: where that sharded the parameters, their averages are sharded too.
-        self.ema = ExponentialMovingAverage(self.joint, config.training.ema_decay)
+        self.ema = ExponentialMovingAverage(self.engine.trained(), config.training.ema_decay)
         self.adversary_optimizer = self.adversary.make_optimizer() if self.adversary is not None else None
         self.wrapped_adversary = self._wrap_adversary()
         self._description = {
@@ -194,16 +193,15 @@ class Trainer:
         for index in range(config.training.accumulation):
             batch = next(batches)
             images = batch.images.to(self.device, non_blocking=True)
-            last = index == config.training.accumulation - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+            with self.engine.micro_batch(is_last=index == config.training.accumulation - 1):
                 output = self._forward(batch, images, adversary)
-                self.accelerator.backward(poison_if_not_finite(output["loss"]) * share)
+                self.engine.backward(poison_if_not_finite(output["loss"]) * share)
             self.means.add_all(output, share)
             if adversary is not None and output["reconstruction"] is not None:
                 pairs.append((output["reconstruction"].detach(), images))
-        norms, finite = self._optimizer_step(self.optimizer)
+        norms, finite = self.engine.step()
         self.means.add_all(norms, 1.0)
-        self.ema.update(self.joint, self.step)
+        self.ema.update(self.engine.trained(), self.step)
         if adversary is not None:
             finite = finite & self._adversary_step(pairs)
         self.bad_steps.update(finite)
@@ -215,26 +213,11 @@ class Trainer:
         labels = (
             batch.labels.to(self.device, non_blocking=True) if self.dataset.num_classes is not None else None
         )
-        with self.accelerator.autocast():
+        with self.engine.autocast():
             features = self.features(batch, images) if self.features is not None else None
             random = BatchRandom(self.config.seed, self.step, batch.offset, self.config.training.batch_size)
-            scaler = self.accelerator.scaler
-            scale = scaler.scale(torch.ones((), device=self.device)) if scaler is not None else None
-            return self.wrapped(JointInputs(images, labels, features, random, scale), adversary)
-
-    def _optimizer_step(self, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], Tensor]:
-        """Clip, step unless a gradient is not finite, and clear; return the norms and whether they were finite."""
-        scaler = self.accelerator.scaler  # exists with float16 only
-        if scaler is not None:
-            scaler.unscale_(optimizer)
-        parameters = parameters_by_part(optimizer, default="discriminator")
-        norms, finite = clip_and_check(parameters, self.config.optimizer.max_grad_norm)
-        if scaler is not None:
-            scaler.step(optimizer)
-        else:
-            step_if_finite(optimizer, finite)
-        optimizer.zero_grad(set_to_none=True)
-        return norms, finite
+            inputs = JointInputs(images, labels, features, random, self.engine.loss_scale())
+            return self.wrapped(inputs, adversary)
 
     # ------------------------------------------------------------------ the discriminator
 
@@ -251,11 +234,14 @@ class Trainer:
         assert self.adversary_optimizer is not None
         share = 1 / len(pairs)
         for reconstruction, images in pairs:
-            with self.accelerator.autocast():
+            with self.engine.autocast():
                 terms = self.wrapped_adversary(reconstruction, images)
-            self.accelerator.backward(poison_if_not_finite(terms["discriminator"]) * share)
+            loss = poison_if_not_finite(terms["discriminator"]) * share
+            scale_loss(loss, self.accelerator.scaler).backward()
             self.means.add_all(terms, share)
-        norms, finite = self._optimizer_step(self.adversary_optimizer)
+        norms, finite = clip_and_step(
+            self.adversary_optimizer, self.config.optimizer.max_grad_norm, self.accelerator.scaler
+        )
         self.means.add_all({"grad_norm_discriminator": norms["grad_norm"]}, 1.0)
         return finite
 
@@ -346,9 +332,8 @@ class Trainer:
 
     def _snapshot(self) -> Snapshot:
         return Snapshot(
-            self.joint,
+            self.engine,
             self.ema,
-            self.optimizer,
             self.adversary,
             self.adversary_optimizer,
             self.means,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -100,3 +101,23 @@ def step_if_finite(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:
         optimizer.step()
     elif bool(finite):
         optimizer.step()
+
+
+def scale_loss(loss: Tensor, scaler: Any) -> Tensor:
+    """Return `loss` as the backward pass wants it; `scaler` is the gradient scaler of float16, or None."""
+    return loss if scaler is None else scaler.scale(loss)
+
+
+def clip_and_step(
+    optimizer: torch.optim.Optimizer, max_norm: float | None, scaler: Any
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Clip, step unless a gradient is not finite, and clear; return the norms and whether they were finite."""
+    if scaler is not None:
+        scaler.unscale_(optimizer)
+    norms, finite = clip_and_check(parameters_by_part(optimizer, default="discriminator"), max_norm)
+    if scaler is not None:
+        scaler.step(optimizer)
+    else:
+        step_if_finite(optimizer, finite)
+    optimizer.zero_grad(set_to_none=True)
+    return norms, finite

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, parse_flag_from_env
 from torch import distributed, nn
 
 from simflow_plugin.errors import ConfigError
@@ -66,8 +67,33 @@ class Processes:
         return values[0]
 
 
+def process_group_options(has_gpu: bool) -> dict[str, Any]:
+    """Return the options of `Accelerator` that choose between GPU and CPU.
+
+    Told `cpu=True`, accelerate drops DeepSpeed without a word; DeepSpeed finds out by itself that there is no GPU, and
+    accelerate needs to be told only how processes talk to each other there.
+
+    Raises:
+        ConfigError: if accelerate was configured for DeepSpeed and a package that this needs is missing.
+    """
+    if not parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+        return {"cpu": not has_gpu}
+    missing = [name for name in ("deepspeed", "transformers") if find_spec(name) is None]
+    if missing:  # accelerate reads DeepSpeed's settings through transformers
+        raise ConfigError(
+            f"accelerate was configured for DeepSpeed, which needs {' and '.join(missing)}. "
+            "Run: pip install 'simflow-plugin[deepspeed]'."
+        )
+    if parse_flag_from_env("ACCELERATE_USE_CPU"):
+        raise ConfigError(
+            "accelerate was configured for DeepSpeed and for the CPU at once, and would drop DeepSpeed. Set use_cpu: "
+            "false: without a GPU it runs on the CPU all the same."
+        )
+    return {"kwargs_handlers": [] if has_gpu else [InitProcessGroupKwargs(backend="gloo")]}
+
+
 def configure_engine(accelerator: Accelerator) -> None:
-    """Refuse engines that own the optimizer step: clipping, skipped steps and checkpoints are this loop's.
+    """Refuse engines that this loop does not run.
 
     FSDP2 is told to leave precision to autocast, so that losses stay float32 and sharding changes no numbers.
 
@@ -76,22 +102,17 @@ def configure_engine(accelerator: Accelerator) -> None:
     """
     kind = accelerator.distributed_type
     is_first_fsdp = kind == DistributedType.FSDP and not accelerator.is_fsdp2
-    if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM) or is_first_fsdp:
+    if kind == DistributedType.MEGATRON_LM or is_first_fsdp:
         name = "FSDP version 1" if is_first_fsdp else kind.value
         raise ConfigError(
             f"accelerate was configured for {name}, which this loop does not support. Use configs/accelerate/"
-            "fsdp2_zero3.yaml (shards like ZeRO-3), fsdp2_zero2.yaml (like ZeRO-2) or ddp.yaml with "
-            "`accelerate launch --config_file`."
+            "fsdp2_zero3.yaml (shards like ZeRO-3), fsdp2_zero2.yaml (like ZeRO-2), deepspeed_zero2.yaml or ddp.yaml "
+            "with `accelerate launch --config_file`."
         )
     if kind == DistributedType.FSDP:
         from torch.distributed.fsdp import MixedPrecisionPolicy
 
         accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
-
-
-def is_sharded(accelerator: Accelerator) -> bool:
-    """Return whether parameters are spread over processes."""
-    return accelerator.distributed_type == DistributedType.FSDP
 
 
 def layer_class_names(module: nn.Module) -> list[str]:

@@ -6,13 +6,11 @@ import copy
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
-from accelerate import Accelerator
-
 from simflow_plugin.config import RunConfig
 from simflow_plugin.engine.compilation import eager
 from simflow_plugin.engine.ema import ExponentialMovingAverage
+from simflow_plugin.engine.engines import TorchEngine
 from simflow_plugin.engine.joint import JointObjective
-from simflow_plugin.engine.processes import is_sharded
 from simflow_plugin.engine.run_directory import RunDirectory
 from simflow_plugin.engine.sampling import balanced_labels, draw_images, to_uint8
 from simflow_plugin.engine.state import restore_module, whole_tensors
@@ -29,7 +27,7 @@ class SampleGrids:
         run: its directory.
         joint: before it is sharded.
         num_classes: of the data set, or None.
-        accelerator: processes and precision.
+        engine: processes and precision.
     """
 
     def __init__(
@@ -38,13 +36,13 @@ class SampleGrids:
         run: RunDirectory,
         joint: JointObjective,
         num_classes: int | None,
-        accelerator: Accelerator,
+        engine: TorchEngine,
     ) -> None:
         self._config, self._run = config, run
-        self._accelerator = accelerator
+        self._engine, self._accelerator = engine, engine.accelerator
         self._num_classes = num_classes
-        # FSDP2 turns the modules themselves into shards, whole during `forward` only; sampling calls other methods.
-        self._twin = copy.deepcopy(joint).cpu() if is_sharded(accelerator) else None
+        # Sharding turns the modules themselves into shards, whole during `forward` only; sampling calls other methods.
+        self._twin = copy.deepcopy(joint).cpu() if engine.is_sharded else None
 
     def save(self, step: int, joint: JointObjective, ema: ExponentialMovingAverage) -> None:
         """Write the grid after `step` steps; nothing for an autoencoder alone. Every process must call it."""
@@ -53,7 +51,7 @@ class SampleGrids:
         labels = balanced_labels(rows * sampling.grid_per_class, rows if classes else None)
         if joint.model is None:
             return
-        with self._averaged(joint, ema) as averaged, self._accelerator.autocast(), self._maybe_eager():
+        with self._averaged(joint, ema) as averaged, self._engine.autocast(), self._maybe_eager():
             if averaged is None or averaged.model is None:
                 return
             images = draw_images(
@@ -82,7 +80,8 @@ class SampleGrids:
         """Give the main process the averaged weights, whole and in eval mode, and the others None."""
         is_main = self._accelerator.is_main_process
         if self._twin is not None:
-            state = whole_tensors(joint.state_dict(), is_main) | whole_tensors(ema.state_dict(), is_main)
+            state = whole_tensors(self._engine.weights(), is_main)
+            state |= whole_tensors(self._engine.gathered(ema.state_dict()), is_main)
             if is_main:
                 restore_module(self._twin, state, self._run.path)
                 yield self._twin.to(self._accelerator.device).eval()

@@ -7,6 +7,7 @@ Tensors are whole whatever the sharding, so that a run goes on with another numb
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from simflow_plugin.engine.averages import RunningMeans
 from simflow_plugin.engine.checkpoints import Checkpoint
 from simflow_plugin.engine.ema import ExponentialMovingAverage
+from simflow_plugin.engine.engines import TorchEngine
 from simflow_plugin.engine.stability import BadStepCounter
 from simflow_plugin.engine.state import optimizer_state, restore_module, restore_optimizer, whole_tensors
 from simflow_plugin.errors import CheckpointError
@@ -27,18 +29,16 @@ class Snapshot:
     """What training changes.
 
     Args:
-        joint: autoencoder, model and losses, without a wrapper for processes.
-        ema: of `joint`.
-        optimizer: of `joint`.
+        engine: of the joint objective and its optimizer.
+        ema: of the joint objective.
         adversary: the discriminator with its losses, without a wrapper, or None.
         adversary_optimizer: of the discriminator, or None.
         means: of the log.
         bad_steps: skipped steps.
     """
 
-    joint: nn.Module
+    engine: TorchEngine
     ema: ExponentialMovingAverage
-    optimizer: torch.optim.Optimizer
     adversary: nn.Module | None
     adversary_optimizer: torch.optim.Optimizer | None
     means: RunningMeans
@@ -46,15 +46,15 @@ class Snapshot:
 
     def tensors(self, accelerator: Accelerator) -> dict[str, dict[str, Tensor]]:
         """Return all tensors on the main process, {} by name on the others; every process must call it."""
-        groups = {
-            "joint": self.joint.state_dict(),
-            "ema": self.ema.state_dict(),
-            "optimizer": optimizer_state(self.joint, self.optimizer),
-            "log_sums": self.means.sums(accelerator),
+        groups: dict[str, Iterable[tuple[str, Tensor]]] = {
+            "joint": self.engine.weights(),
+            "ema": self.engine.gathered(self.ema.state_dict()),
+            "optimizer": self.engine.optimizer_state(),
+            "log_sums": self.means.sums(accelerator).items(),
         }
         if self.adversary is not None and self.adversary_optimizer is not None:
-            groups["adversary"] = self.adversary.state_dict()
-            groups["adversary_optimizer"] = optimizer_state(self.adversary, self.adversary_optimizer)
+            groups["adversary"] = self.adversary.state_dict().items()
+            groups["adversary_optimizer"] = optimizer_state(self.adversary, self.adversary_optimizer).items()
         return {name: whole_tensors(group, accelerator.is_main_process) for name, group in groups.items()}
 
     def values(self, accelerator: Accelerator) -> dict[str, Any]:
@@ -76,9 +76,9 @@ class Snapshot:
             CheckpointError: if the weights are of another architecture, or a file is missing.
         """
         device, state = accelerator.device, checkpoint.state
-        restore_module(self.joint, checkpoint.tensors("joint"), checkpoint.path)
-        self.ema.load_state_dict(checkpoint.tensors("ema"))
-        restore_optimizer(self.joint, self.optimizer, checkpoint.tensors("optimizer"), checkpoint.path)
+        self.engine.restore_weights(checkpoint.tensors("joint"), checkpoint.path)
+        self.ema.load_state_dict(self.engine.scattered(checkpoint.tensors("ema")))
+        self.engine.restore_optimizer(checkpoint.tensors("optimizer"), checkpoint.path)
         if self.adversary is not None and self.adversary_optimizer is not None:
             if not checkpoint.has("adversary"):
                 raise CheckpointError(

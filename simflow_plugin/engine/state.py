@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,15 @@ from torch import Tensor, nn
 from simflow_plugin.errors import CheckpointError
 
 
-def whole_tensors(state: dict[str, Tensor], keeps: bool = True) -> dict[str, Tensor]:
+def whole_tensors(state: Iterable[tuple[str, Tensor]], keeps: bool = True) -> dict[str, Tensor]:
     """Gather sharded tensors (FSDP2) on the host, one after the other; every process must call it.
 
     Args:
-        state: tensors by name, the same names in the same order on every process.
+        state: names and tensors, the same names in the same order on every process; may be made one by one.
         keeps: whether this process wants the result; the others get {} and hold one whole tensor at a time.
     """
     whole = {}
-    for name, tensor in state.items():
+    for name, tensor in state:
         gathered = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
         if keeps:
             whole[name] = gathered.detach().cpu()
@@ -46,16 +47,25 @@ def restore_module(module: nn.Module, tensors: dict[str, Tensor], source: Path) 
         CheckpointError: naming the file and the keys that differ.
     """
     own = module.state_dict()
-    missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-    reshaped = [n for n in own.keys() & tensors.keys() if own[n].shape != tensors[n].shape]
+    check_architecture({name: tensor.shape for name, tensor in own.items()}, tensors, source)
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(place_like(tensor, tensors[name]))
+
+
+def check_architecture(shapes: dict[str, torch.Size], tensors: dict[str, Tensor], source: Path) -> None:
+    """Refuse tensors whose names or shapes are not those of `shapes`.
+
+    Raises:
+        CheckpointError: naming the file and the keys that differ.
+    """
+    missing, unknown = sorted(shapes.keys() - tensors.keys()), sorted(tensors.keys() - shapes.keys())
+    reshaped = [n for n in shapes.keys() & tensors.keys() if shapes[n] != tensors[n].shape]
     if missing or unknown or reshaped:
         raise CheckpointError(
             f"{source}: the weights are of another architecture: missing {missing[:3]}, unknown {unknown[:3]}, other "
             f"shape {sorted(reshaped)[:3]} (of {len(missing)}, {len(unknown)} and {len(reshaped)})."
         )
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(place_like(tensor, tensors[name]))
 
 
 def restore_optimizer(

@@ -10,7 +10,14 @@ from simflow_plugin import registry
 from simflow_plugin.engine import loop as loop_module
 from simflow_plugin.engine.checkpoints import latest_checkpoint
 from simflow_plugin.errors import TrainingError
-from tests.engine.tiny_runs import ADVERSARIAL, losses_of, make_trainer, tiny_config, tiny_values
+from tests.engine.tiny_runs import (
+    ADVERSARIAL,
+    losses_of,
+    make_trainer,
+    poison_images,
+    tiny_config,
+    tiny_values,
+)
 
 
 def train(config, path, **arguments):
@@ -138,13 +145,3 @@ def test_bad_batches_in_a_row_stop_the_run_and_name_the_terms(tmp_path):
     poison_images(trainer, steps={1, 2, 3, 4, 5})
     with pytest.raises(TrainingError, match=r"steps in a row .*terms not finite: .*nll"):
         trainer.train()
-
-
-def poison_images(trainer, steps):
-    """Let the images of the given steps be NaN, as a broken sensor or a bad product would leave them."""
-    forward = trainer._forward
-
-    def poisoned(batch, images, adversary):
-        return forward(batch, images * torch.nan if batch.step in steps else images, adversary)
-
-    trainer._forward = poisoned

@@ -11,7 +11,7 @@ from simflow_plugin import registry
 from simflow_plugin.config import Optimizer, Part
 from simflow_plugin.contracts import ModelContext
 from simflow_plugin.engine.averages import RunningMeans
-from simflow_plugin.engine.ema import ExponentialMovingAverage
+from simflow_plugin.engine.ema import ExponentialMovingAverage, trained_parameters
 from simflow_plugin.engine.optimizers import (
     clip_and_check,
     learning_rate_ratio,
@@ -117,9 +117,9 @@ def test_many_bad_steps_in_a_row_stop_the_run_and_name_the_term():
 def test_average_follows_its_recurrence_and_is_applied_only_within_the_block():
     module = nn.Linear(1, 1, bias=False)
     module.weight.data.fill_(1.0)
-    ema = ExponentialMovingAverage(module, decay=0.5)
+    ema = ExponentialMovingAverage(trained_parameters(module), decay=0.5)
     module.weight.data.fill_(3.0)
-    ema.update(module, step=1000)
+    ema.update(trained_parameters(module), step=1000)
     with ema.applied(module):
         assert float(module.weight.detach()) == pytest.approx(2.0)
         assert not module.training
@@ -130,7 +130,7 @@ def test_average_follows_its_recurrence_and_is_applied_only_within_the_block():
 def test_average_leaves_frozen_parts_in_eval_mode():
     module = nn.Sequential(nn.Linear(1, 1), nn.Dropout())
     module[1].eval()
-    ema = ExponentialMovingAverage(module, decay=0.5)
+    ema = ExponentialMovingAverage(trained_parameters(module), decay=0.5)
     with ema.applied(module):
         pass
     assert module[0].training

@@ -29,13 +29,18 @@ PLAIN = tiny_values("simflow", log_every=1)
 INDEPENDENT_ROWS = {**ADVERSARIAL, "norm": "none", "uses_adaptive_weight": False, "lecam_weight": 0.0}
 WITH_ADVERSARY = {**tiny_values("simflow", log_every=1), "objective": {"adversarial": INDEPENDENT_ROWS}}
 SHARDED = {"reshard_after_forward": True, "auto_wrap_policy": "transformer_based_wrap"}
+WITH_ALIGNMENT = {
+    **PLAIN,
+    "alignment": {"encoder": "toy", "projector_dim": 8, "autoencoder_weight": 1.5},
+}
 RUNS = [
     {"name": "ddp", "values": WITH_ADVERSARY},
     {"name": "fsdp", "values": WITH_ADVERSARY, "fsdp": SHARDED},
+    {"name": "fsdp_alignment", "values": WITH_ALIGNMENT, "fsdp": SHARDED},
     {"name": "grown", "values": PLAIN},
     {"name": "grown_sharded", "values": PLAIN, "fsdp": SHARDED},
-    {"name": "shrunk", "values": PLAIN, "stop_on_rank_1_after": 3},
-    {"name": "shrunk_sharded", "values": PLAIN, "fsdp": SHARDED, "stop_on_rank_1_after": 3},
+    {"name": "shrunk", "values": PLAIN, "stop_after": 3},
+    {"name": "shrunk_sharded", "values": PLAIN, "fsdp": SHARDED, "stop_after": 3},
 ]
 
 
@@ -73,7 +78,8 @@ def two_processes(out):
 def runs(tmp_path_factory):
     """Folder of all runs: those on two processes, and the ones on one process to compare with."""
     out = tmp_path_factory.mktemp("runs")
-    for name, values in (("one", PLAIN), ("one_with_adversary", WITH_ADVERSARY)):
+    one = {"one": PLAIN, "one_with_adversary": WITH_ADVERSARY, "one_with_alignment": WITH_ALIGNMENT}
+    for name, values in one.items():
         make_trainer(tiny_config(values=values), out / name).train()
     for name in ("grown", "grown_sharded"):
         with pytest.raises(Interrupted):
@@ -95,6 +101,11 @@ def test_two_processes_give_the_losses_of_one(runs, name):
     assert [row.get("discriminator") for row in losses_of(runs / name)][2:] == pytest.approx(
         discriminator, rel=1e-5
     )
+
+
+def test_gradient_within_the_forward_pass_may_go_through_shards(runs):
+    """An alignment that weighs more for the autoencoder than for the model goes back through the model twice."""
+    assert_same_losses(runs / "one_with_alignment", runs / "fsdp_alignment")
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp"])
@@ -129,8 +140,8 @@ def test_files_are_written_once_by_one_process(runs, name):
     assert not any(folder.startswith(".") for folder in folders)
 
 
-@pytest.mark.parametrize(("kind", "name"), [("DEEPSPEED", "DEEPSPEED"), ("FSDP", "FSDP version 1")])
-def test_engine_that_owns_the_optimizer_step_is_refused(kind, name):
+@pytest.mark.parametrize(("kind", "name"), [("MEGATRON_LM", "MEGATRON_LM"), ("FSDP", "FSDP version 1")])
+def test_engine_that_the_loop_does_not_run_is_refused(kind, name):
     from accelerate.utils import DistributedType
 
     class Configured:

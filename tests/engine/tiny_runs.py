@@ -108,6 +108,16 @@ def make_trainer(config, path, stop=None, **arguments):
     return Trainer(config, run, parts, dataset, Accelerator(cpu=True), stop or StopRequest(), **arguments)
 
 
+def poison_images(trainer, steps):
+    """Let the images of the given steps be NaN, as a broken sensor or a bad product would leave them."""
+    forward = trainer._forward
+
+    def poisoned(batch, images, adversary):
+        return forward(batch, images * torch.nan if batch.step in steps else images, adversary)
+
+    trainer._forward = poisoned
+
+
 def losses_of(path):
     """Return the rows of the log without what depends on the clock."""
     rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
