@@ -70,6 +70,7 @@ def train(
     from simflow_plugin.data.order import GlobalBatches
     from simflow_plugin.engine.loop import Trainer
     from simflow_plugin.engine.parts import build_dataset, build_parts
+    from simflow_plugin.engine.processes import leaving_together
 
     accelerator = make_accelerator(config)
     logging.basicConfig(
@@ -83,7 +84,7 @@ def train(
         check_before_training(config, dataset.num_classes)
         build_dataset(config, "test")
     parts = build_parts(config, dataset.num_classes)
-    with ExitStack() as stack:
+    with leaving_together(), ExitStack() as stack:
         if accelerator.is_main_process:
             stack.enter_context(run.locked())
             run.prepare(config, allow_changed)
@@ -100,8 +101,6 @@ def train(
             trainer.processes.run_on_main(
                 (lambda: summarize_and_report(run, trainer.device)) if is_main else None
             )
-    if accelerator.num_processes > 1:
-        accelerator.end_training()
 
 
 def make_accelerator(config: RunConfig) -> Accelerator:

@@ -105,6 +105,7 @@ def run_evaluation(
 
     from simflow_plugin.engine.export import check_out
     from simflow_plugin.engine.loaded_run import load_run
+    from simflow_plugin.engine.processes import leaving_together
     from simflow_plugin.metrics.evaluation import RunEvaluator
     from simflow_plugin.report.evaluation_report import terminal_lines, write_evaluation_report
 
@@ -112,8 +113,8 @@ def run_evaluation(
         check_out(png, "--png")
     state = PartialState(cpu=not torch.cuda.is_available())
     evaluator = RunEvaluator(load_run(run, state.device, averaged, step), request)
-    evaluator.make_samples(state.process_index, state.num_processes)
-    state.wait_for_everyone()
+    with leaving_together():  # the other processes do not wait while the main one measures
+        evaluator.make_samples(state.process_index, state.num_processes)
     if not state.is_main_process:
         return
     has_samples = "generation" in evaluator.parts

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from importlib.util import find_spec
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, parse_flag_from_env
 from torch import distributed, nn
 
+from simflow_plugin.engine.interrupts import Interrupted
 from simflow_plugin.errors import ConfigError
 
 T = TypeVar("T")
@@ -65,6 +67,28 @@ class Processes:
         values = [value]
         distributed.broadcast_object_list(values, src=0, group=self._group)
         return values[0]
+
+
+@contextmanager
+def leaving_together() -> Iterator[None]:
+    """Close the process groups at the end of the block, or when all processes leave it because one was interrupted.
+
+    gloo's threads abort a process that ends without this (pytorch/pytorch#190489). A process that fails alone closes
+    nothing: the others may still wait for it, and the launcher ends them.
+    """
+    try:
+        yield
+    except Interrupted:
+        _close_process_groups()
+        raise
+    _close_process_groups()
+
+
+def _close_process_groups() -> None:
+    if distributed.is_initialized():
+        # Nobody closes connections that another process still reads from.
+        distributed.barrier()
+        distributed.destroy_process_group()
 
 
 def process_group_options(has_gpu: bool) -> dict[str, Any]:

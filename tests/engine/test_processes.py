@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from simflow_plugin.errors import ConfigError
 from tests.engine.tiny_runs import (
     ADVERSARIAL,
     StopAfter,
+    free_port,
     losses_of,
     make_trainer,
     tensors_of,
@@ -46,13 +46,10 @@ RUNS = [
 
 def two_processes(out):
     """Run RUNS on two processes and return what they printed."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     shared = {
         "WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(free_port()),
         "ACCELERATE_USE_CPU": "true",
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",

@@ -19,6 +19,7 @@ from tests.engine.tiny_runs import (
     ADVERSARIAL,
     StopAfter,
     assert_runs_equal,
+    free_port,
     losses_of,
     make_trainer,
     tiny_config,
@@ -117,10 +118,10 @@ def environment():
     return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": root}
 
 
-def start(config_file, out):
+def start(config_file, out, **variables):
     return subprocess.Popen(
         command(config_file, out),
-        env=environment(),
+        env=environment() | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -146,6 +147,15 @@ def config_file(tmp_path):
     return path
 
 
+@pytest.fixture
+def endless_config_file(config_file):
+    """The same run, which does not end before the signal comes, however late that is."""
+    values = yaml.safe_load(config_file.read_text())
+    values["training"] |= {"steps": 100_000, "sample_every": 100_000}
+    config_file.write_text(yaml.safe_dump(values))
+    return config_file
+
+
 def test_process_killed_at_random_moments_ends_as_if_it_never_was(tmp_path, config_file):
     config = tiny_config(values=yaml.safe_load(config_file.read_text()))
     make_trainer(config, tmp_path / "whole").train()
@@ -163,8 +173,8 @@ def test_process_killed_at_random_moments_ends_as_if_it_never_was(tmp_path, conf
     assert_runs_equal(tmp_path / "whole", out)
 
 
-def test_sigterm_finishes_the_step_saves_and_says_resume_me(tmp_path, config_file):
-    process = start(config_file, tmp_path / "run")
+def test_sigterm_finishes_the_step_saves_and_says_resume_me(tmp_path, endless_config_file):
+    process = start(endless_config_file, tmp_path / "run")
     wait_until_logged(process, tmp_path / "run", 7)
     with pytest.raises(RunDirectoryError, match="another process is writing it"):
         RunDirectory(tmp_path / "run").locked().__enter__()
@@ -174,6 +184,19 @@ def test_sigterm_finishes_the_step_saves_and_says_resume_me(tmp_path, config_fil
     assert "run the same command again" in errors
     checkpoint = latest_checkpoint(tmp_path / "run" / "checkpoints")
     assert checkpoint.step == losses_of(tmp_path / "run")[-1]["step"]
+
+
+def test_sigterm_to_one_of_two_processes_ends_both_with_that_status(tmp_path, endless_config_file):
+    """Both close their connections: gloo's threads abort a process that ends without."""
+    out = tmp_path / "run"
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    group |= {"ACCELERATE_USE_CPU": "true"}
+    both = [start(endless_config_file, out, RANK=r, LOCAL_RANK=r, **group) for r in ("0", "1")]
+    wait_until_logged(both[0], out, 7)
+    both[1].send_signal(signal.SIGTERM)
+    errors = [process.communicate(timeout=60)[1] for process in both]
+    assert [process.returncode for process in both] == 2 * [RESUME_EXIT_STATUS], errors
+    assert all("run the same command again" in text for text in errors)
 
 
 def test_run_directory_without_write_permission_is_named(tmp_path, monkeypatch):

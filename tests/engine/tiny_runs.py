@@ -1,6 +1,7 @@
 """Runs of a few steps on digits at 8 x 8: small enough for a test, whole enough to be the real loop."""
 
 import json
+import socket
 
 import torch
 from accelerate import Accelerator
@@ -97,6 +98,13 @@ class StopAfter(StopRequest):
     def requested(self):
         self.left -= 1
         return self.left <= 0
+
+
+def free_port():
+    """Return a TCP port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def make_trainer(config, path, stop=None, **arguments):

@@ -17,7 +17,7 @@ from accelerate.utils import DistributedType
 from simflow_plugin.engine.interrupts import Interrupted, StopRequest
 from simflow_plugin.engine.loop import Trainer
 from simflow_plugin.engine.parts import build_dataset, build_parts
-from simflow_plugin.engine.processes import process_group_options
+from simflow_plugin.engine.processes import leaving_together, process_group_options
 from simflow_plugin.engine.run_directory import RunDirectory
 from tests.engine.tiny_runs import StopAfter, poison_images, tiny_config
 
@@ -73,5 +73,6 @@ def train(out, name, values, fsdp=None, precision="no", stop_after=None, kill_af
 
 
 if __name__ == "__main__":
-    for arguments in json.loads(sys.argv[2]):
-        train(Path(sys.argv[1]), **arguments)
+    with leaving_together():
+        for arguments in json.loads(sys.argv[2]):
+            train(Path(sys.argv[1]), **arguments)

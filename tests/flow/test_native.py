@@ -82,7 +82,10 @@ def test_every_option_gives_the_numbers_of_torch(
     }
     guidance = 1.3 if is_guided and condition else 0.0
     expected = sample(EAGER, guidance, rows, **options)
-    torch.testing.assert_close(sample(NATIVE, guidance, rows, **options), expected, rtol=1e-5, atol=2e-5)
+    # Rounding in a token scales with the tokens after it, which scale `exp` makes large: relative to the largest.
+    size = expected.abs().max().clamp(min=1)
+    actual = sample(NATIVE, guidance, rows, **options)
+    torch.testing.assert_close(actual / size, expected / size, rtol=0, atol=2e-5)
 
 
 @needs_compiler
