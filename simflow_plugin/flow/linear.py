@@ -9,7 +9,6 @@ products, this is `nn.Linear`.
 from __future__ import annotations
 
 import functools
-import platform
 from pathlib import Path
 from typing import Any
 
