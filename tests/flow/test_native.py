@@ -100,7 +100,7 @@ def test_processors_with_shorter_vectors_get_the_same(
     monkeypatch.setattr(library, "FLAGS", flags)
     built = library.find_library.__wrapped__()
     assert built is not None
-    assert built.panel < 32
+    assert built.panel < 16
     monkeypatch.setattr(decoder, "find_library", lambda: built)
     torch.testing.assert_close(sample(NATIVE, num_classes=3), expected, rtol=1e-5, atol=2e-5)
 

@@ -20,33 +20,45 @@ struct Team {
 
 // The sums of kRows rows of x (stride apart) with one panel of weights.
 struct Sums {
-  Vec at[kRows][2];
+  Vec at[kRows][kVectors];
 };
 
+// Ask for the weights of later products while these are computed: the processor's own prefetching stops at every
+// page, and then memory and arithmetic take turns.
+inline void fetch_ahead(const float* weight, int64_t k) {
+  constexpr int64_t line = 16, distance = 2048;  // floats
+  if (kPanel < line && k % (line / kPanel)) return;
+  for (int64_t i = 0; i < kPanel; i += line) __builtin_prefetch(weight + distance + i);
+}
+
 inline Sums multiply(const float* weight, const float* x, int64_t stride, int64_t inputs) {
-  Sums sums = {};
+  Vec sums[kRows][kVectors] = {};  // in registers: every index that follows is known to the compiler
   for (int64_t k = 0; k < inputs; ++k, weight += kPanel) {
-    const Vec first = load(weight), second = load(weight + kLanes);
+    fetch_ahead(weight, k);
 #pragma GCC unroll 8
-    for (int64_t row = 0; row < kRows; ++row) {
-      const float factor = x[row * stride + k];
-      sums.at[row][0] += factor * first;
-      sums.at[row][1] += factor * second;
-    }
+    for (int64_t row = 0; row < kRows; ++row)
+#pragma GCC unroll 2
+      for (int64_t v = 0; v < kVectors; ++v) sums[row][v] += x[row * stride + k] * load(weight + v * kLanes);
   }
-  return sums;
+  Sums result;
+#pragma GCC unroll 8
+  for (int64_t row = 0; row < kRows; ++row)
+#pragma GCC unroll 2
+    for (int64_t v = 0; v < kVectors; ++v) result.at[row][v] = sums[row][v];
+  return result;
 }
 
 inline Sums apply(const LinearMap& map, int64_t panel, const float* x, int64_t stride) {
   Sums sums = multiply(map.weight + panel * map.inputs * kPanel, x, stride, map.inputs);
-  if (map.bias) {
-    const Vec first = load(map.bias + panel * kPanel), second = load(map.bias + panel * kPanel + kLanes);
-    for (auto& row : sums.at) row[0] += first, row[1] += second;
-  }
+  if (map.bias)
+    for (int64_t v = 0; v < kVectors; ++v) {
+      const Vec bias = load(map.bias + panel * kPanel + v * kLanes);
+      for (auto& row : sums.at) row[v] += bias;
+    }
   return sums;
 }
 
-// This thread's panels of `map`, over all rows: keep(row, column, vector) gets two vectors a row and panel.
+// This thread's panels of `map`, over all rows: keep(row, column, vector) gets kVectors vectors a row and panel.
 template <typename Keep>
 void for_each_output(const Team& team, const LinearMap& map, const float* x, int64_t stride, int64_t rows, Keep keep) {
   const Range panels = team.share(padded(map.outputs, kPanel) / kPanel);
@@ -54,8 +66,8 @@ void for_each_output(const Team& team, const LinearMap& map, const float* x, int
     for (int64_t first = 0; first < rows; first += kRows) {
       const Sums sums = apply(map, panel, x + first * stride, stride);
       for (int64_t row = 0; row < kRows; ++row)
-        for (int64_t half = 0; half < 2; ++half)
-          keep(first + row, panel * kPanel + half * kLanes, sums.at[row][half]);
+        for (int64_t v = 0; v < kVectors; ++v)
+          keep(first + row, panel * kPanel + v * kLanes, sums.at[row][v]);
     }
 }
 
@@ -114,13 +126,15 @@ inline float exponentials(float* scores, int64_t count) {
 }
 
 inline void weighted_sum(const float* weights, const float* values, int64_t count, int64_t size, float* result) {
+  constexpr int64_t wide = kLanes < 16 ? 8 : 4;  // a head of 64 goes in one pass: its values are one stream of memory
   int64_t i = 0;
-  for (; i + 4 * kLanes <= size; i += 4 * kLanes) {
-    Vec sums[4] = {};
+  for (; i + wide * kLanes <= size; i += wide * kLanes) {
+    Vec sums[wide] = {};
     for (int64_t j = 0; j < count; ++j)
-#pragma GCC unroll 4
-      for (int64_t v = 0; v < 4; ++v) sums[v] += weights[j] * load(values + j * size + i + v * kLanes);
-    for (int64_t v = 0; v < 4; ++v) store(result + i + v * kLanes, sums[v]);
+#pragma GCC unroll 8
+      for (int64_t v = 0; v < wide; ++v) sums[v] += weights[j] * load(values + j * size + i + v * kLanes);
+#pragma GCC unroll 8
+    for (int64_t v = 0; v < wide; ++v) store(result + i + v * kLanes, sums[v]);
   }
   for (; i + kLanes <= size; i += kLanes) {
     Vec total = {};

@@ -3,20 +3,22 @@
 
 #include <cstdint>
 
-#if defined(__AVX512F__)
+#if defined(__AVX__)
 #include <immintrin.h>
 #endif
 
 namespace simflow {
 
+// kRows x kVectors sums stay in registers, of which AVX-512 has 32 and the others 16.
+constexpr int64_t kRows = 8;
 #if defined(__AVX512F__)
-constexpr int64_t kLanes = 16, kRows = 8;
+constexpr int64_t kLanes = 16, kVectors = 2;
 #elif defined(__AVX__)
-constexpr int64_t kLanes = 8, kRows = 4;
+constexpr int64_t kLanes = 8, kVectors = 1;
 #else
-constexpr int64_t kLanes = 4, kRows = 4;
+constexpr int64_t kLanes = 4, kVectors = 1;
 #endif
-constexpr int64_t kPanel = 2 * kLanes;  // kRows x kPanel sums stay in registers
+constexpr int64_t kPanel = kVectors * kLanes;
 
 typedef float Vec __attribute__((vector_size(kLanes * 4)));
 typedef int32_t IntVec __attribute__((vector_size(kLanes * 4)));
@@ -30,6 +32,10 @@ inline void store(float* to, Vec values) { *reinterpret_cast<LooseVec*>(to) = va
 inline float sum(Vec values) {
 #if defined(__AVX512F__)
   return _mm512_reduce_add_ps(values);
+#elif defined(__AVX__)
+  __m128 four = _mm_add_ps(_mm256_castps256_ps128(values), _mm256_extractf128_ps(values, 1));
+  four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
 #else
   float total = 0;
   for (int64_t lane = 0; lane < kLanes; ++lane) total += values[lane];
