@@ -1,6 +1,6 @@
 """What a step asks of whoever runs the processes: precision, backward, the optimizer's step, and state to save.
 
-    engine = make_engine(accelerator, config);  wrapped = engine.prepare(joint, optimizer)
+    wrapped = engine.prepare(joint, optimizer)
     for each micro-batch: with engine.micro_batch(is_last): ...; engine.backward(loss)
     norms, finite = engine.step()
 
@@ -110,21 +110,3 @@ class TorchEngine:
             CheckpointError: if they are of another architecture, or of a kind that this engine cannot hold.
         """
         restore_optimizer(self.joint, self.optimizer, tensors, source)
-
-
-def make_engine(accelerator: Accelerator, config: RunConfig) -> TorchEngine:
-    """Build the engine that accelerate was configured for.
-
-    Raises:
-        ConfigError: naming the engine or the setting that this loop does not run, and what to use in its place.
-    """
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        # Imported here: only these runs need the package, which is optional.
-        if accelerator.deepspeed_plugin.deepspeed_config["zero_optimization"]["stage"] == 3:
-            from simflow_plugin.engine.deepspeed_zero3 import Zero3Engine
-
-            return Zero3Engine(accelerator, config)
-        from simflow_plugin.engine.deepspeed import DeepSpeedEngine
-
-        return DeepSpeedEngine(accelerator, config)
-    return TorchEngine(accelerator, config)

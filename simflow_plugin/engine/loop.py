@@ -32,7 +32,7 @@ from simflow_plugin.engine.checkpoints import (
 )
 from simflow_plugin.engine.compilation import compile_layers
 from simflow_plugin.engine.ema import ExponentialMovingAverage
-from simflow_plugin.engine.engines import make_engine
+from simflow_plugin.engine.engine_choice import make_engine
 from simflow_plugin.engine.features import AlignmentFeatures, build_feature_cache
 from simflow_plugin.engine.interrupts import Interrupted, StopRequest
 from simflow_plugin.engine.joint import JointInputs
