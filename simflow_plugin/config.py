@@ -127,6 +127,9 @@ class Training(Options):
     tf32: bool = Field(True, description="allow TF32 matrix products on CUDA")
     compile: bool = Field(False, description="torch.compile the repeated layers of the model")
     horizontal_flip: bool = False
+    cache_latents: bool = Field(
+        False, description="keep what a frozen encoder says of all training images on disk, by data set"
+    )
     num_workers: int = Field(0, ge=0)
     ema_decay: float = Field(0.9999, ge=0, lt=1, description="per optimizer step, over all trained parts")
     log_every: int = Field(50, gt=0)

@@ -131,6 +131,14 @@ def _check_num_samples(config: RunConfig, num_classes: int, where: YamlSource) -
 
 def _check_trainable(config: RunConfig, trainable: str, where: YamlSource) -> None:
     """What trains the decoder needs a decoder that is trained, and the other way round."""
+    if config.training.cache_latents and trainable == "full":
+        raise _refused(
+            where,
+            ("training", "cache_latents"),
+            "training.cache_latents keeps what the encoder says of an image, but autoencoder.trainable is full, and "
+            "it says something else after every step. Set training.cache_latents: false, or autoencoder.trainable: "
+            "none or decoder.",
+        )
     if trainable != "none":
         if not config.objective.reconstruction:
             raise _refused(

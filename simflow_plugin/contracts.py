@@ -145,6 +145,20 @@ class Autoencoder(nn.Module, ABC):
     @abstractmethod
     def encode(self, images: Tensor) -> Posterior: ...
 
+    def moments(self, images: Tensor) -> Tensor:
+        """Return what the encoder network says of images, (B, M, h, w), from which `posterior` follows.
+
+        An autoencoder that gives both lets `training.cache_latents` keep the moments of all images on disk.
+
+        Raises:
+            NotImplementedError: for an autoencoder that has only `encode`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} gives no moments")
+
+    def posterior(self, moments: Tensor) -> Posterior:
+        """Return q(z given x) from the moments (B, M, h, w) of x: `encode(x)` is `posterior(moments(x))`."""
+        raise NotImplementedError(f"{type(self).__name__} takes no moments")
+
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
         """Return images (B, 3, H, W), not clamped."""

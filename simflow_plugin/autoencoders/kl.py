@@ -66,6 +66,10 @@ class KLAutoencoder(Autoencoder):
         Raises:
             ShapeError: if they are not.
         """
+        return self.posterior(self.moments(images))
+
+    def moments(self, images: Tensor) -> Tensor:
+        """Return the encoder network's output (B, C or 2 C, h, w), before head and normalisation; see `encode`."""
         if (
             images.dim() != 4
             or images.shape[1] != 3
@@ -79,6 +83,10 @@ class KLAutoencoder(Autoencoder):
         moments = self.network.encoder(images)
         if self.network.quant_conv is not None:
             moments = self.network.quant_conv(moments)
+        return moments
+
+    def posterior(self, moments: Tensor) -> GaussianPosterior:
+        """Return the posterior in the normalised latent space from the network's output."""
         return self.head(moments).normalized(self.latent_shift, self.latent_scale)
 
     def decode(self, latents: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""One array per image, computed once, kept on disk: alignment features, moments of a frozen autoencoder.
+"""One array per image, computed once, kept on disk: alignment features, moments of a frozen encoder.
 
     folder/<key>/values.npy     (views, N, ...), memory-mapped; view 0 as it is, view 1 mirrored
     folder/<key>/cache.json     the facts that the values depend on

@@ -64,6 +64,7 @@ class JointInputs:
         features: (B, N, F) of the frozen encoder, or None.
         random: named draws for these rows.
         loss_scale: scalar of the gradient scaler (float16), or None.
+        moments: (B, M, h, w), what the frozen encoder said of these images before, or None to ask it.
     """
 
     images: Tensor
@@ -71,6 +72,7 @@ class JointInputs:
     features: Tensor | None
     random: Random
     loss_scale: Tensor | None = None
+    moments: Tensor | None = None
 
 
 class JointObjective(nn.Module):
@@ -137,7 +139,10 @@ class JointObjective(nn.Module):
 
     def _encode(self, batch: JointInputs) -> tuple[Posterior, Tensor]:
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.autoencoder.trainable == "full"):
-            posterior = self.autoencoder.encode(batch.images)
+            known = batch.moments
+            posterior = (
+                self.autoencoder.encode(batch.images) if known is None else self.autoencoder.posterior(known)
+            )
             noise = batch.random.normal("posterior", posterior.mean.shape, posterior.mean.device)
             return posterior, posterior.sample(noise=noise)
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from simflow_plugin.config import RunConfig
 from simflow_plugin.contracts import ImageDataset
+from simflow_plugin.data.feature_cache import FeatureCache
 from simflow_plugin.data.loader import Batch, make_loader
 from simflow_plugin.engine.averages import RunningMeans
 from simflow_plugin.engine.checkpoints import (
@@ -33,7 +34,7 @@ from simflow_plugin.engine.checkpoints import (
 from simflow_plugin.engine.compilation import compile_layers
 from simflow_plugin.engine.ema import ExponentialMovingAverage
 from simflow_plugin.engine.engine_choice import make_engine
-from simflow_plugin.engine.features import AlignmentFeatures, build_feature_cache
+from simflow_plugin.engine.frozen import AlignmentFeatures, build_feature_cache, build_moment_cache
 from simflow_plugin.engine.interrupts import Interrupted, StopRequest
 from simflow_plugin.engine.joint import JointInputs
 from simflow_plugin.engine.optimizers import (
@@ -90,6 +91,12 @@ class Trainer:
         self.processes = Processes(accelerator.num_processes)
         self.joint = parts.joint.to(self.device)
         self.features = self._make_features(parts)
+        self.moments: FeatureCache | None = None
+        if config.training.cache_latents:
+            self.moments = self.processes.main_first(
+                accelerator.is_main_process,
+                lambda: build_moment_cache(self.joint.autoencoder, config, dataset),
+            )
         self.adversary = parts.adversary.to(self.device) if parts.adversary is not None else None
         self.joint.train()
         self.sample_grids = SampleGrids(config, run, self.joint, dataset.num_classes, self.engine)
@@ -216,7 +223,10 @@ class Trainer:
         with self.engine.autocast():
             features = self.features(batch, images) if self.features is not None else None
             random = BatchRandom(self.config.seed, self.step, batch.offset, self.config.training.batch_size)
-            inputs = JointInputs(images, labels, features, random, self.engine.loss_scale())
+            moments = None
+            if self.moments is not None:
+                moments = self.moments.read(batch.indices, batch.flipped).to(self.device, non_blocking=True)
+            inputs = JointInputs(images, labels, features, random, self.engine.loss_scale(), moments)
             return self.wrapped(inputs, adversary)
 
     # ------------------------------------------------------------------ the discriminator
@@ -253,14 +263,10 @@ class Trainer:
         encoder = parts.encoder.to(self.device)
         cache = None
         if self.config.alignment.cache:
-            # One process computes, the others wait and find it there.
-            if self.accelerator.is_main_process:
-                cache = self.processes.run_on_main(
-                    lambda: build_feature_cache(encoder, self.config, self.dataset)
-                )
-            else:
-                self.processes.run_on_main(None)
-                cache = build_feature_cache(encoder, self.config, self.dataset)
+            cache = self.processes.main_first(
+                self.accelerator.is_main_process,
+                lambda: build_feature_cache(encoder, self.config, self.dataset),
+            )
         return AlignmentFeatures(encoder, cache)
 
     def _loader(self) -> Any:

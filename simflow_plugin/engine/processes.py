@@ -60,6 +60,13 @@ class Processes:
             raise announced
         return result
 
+    def main_first(self, is_main: bool, work: Callable[[], T]) -> T:
+        """Return what `work` returns, done by the main process first: the others find the files that it made."""
+        if is_main:
+            return self.run_on_main(work)
+        self.run_on_main(None)
+        return work()
+
     def announce(self, value: Any) -> Any:
         """Return the main process's `value` on all of them; every process must call it."""
         if self._group is None:

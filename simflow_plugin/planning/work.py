@@ -49,9 +49,12 @@ def outlined_joint(config: RunConfig, outline: Outline) -> JointObjective:
 def _inputs(config: RunConfig, outline: Outline) -> JointInputs:
     labels = zeros((1,), torch.int64) if outline.num_classes is not None else None
     features = zeros((1, *outline.feature_shape)) if outline.feature_shape is not None else None
-    return JointInputs(
-        zeros((1, 3, config.image_size, config.image_size)), labels, features, IndexedRandom(0, (0,))
-    )
+    images = zeros((1, 3, config.image_size, config.image_size))
+    moments = None
+    if config.training.cache_latents:
+        with torch.no_grad():
+            moments = outline.autoencoder.moments(images)
+    return JointInputs(images, labels, features, IndexedRandom(0, (0,)), moments=moments)
 
 
 def flops_per_image(config: RunConfig, outline: Outline, joint: JointObjective) -> dict[str, int]:

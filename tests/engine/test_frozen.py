@@ -1,16 +1,27 @@
-"""Alignment features: what the cache gives is what the encoder would have said, mirrored images included."""
+"""What caches of frozen networks give is what the networks would have said, mirrored images included."""
 
 import pytest
 import torch
 from torch import nn
 
+from simflow_plugin.autoencoders.kl import KLAutoencoder
 from simflow_plugin.config import Alignment, Part, load_config
-from simflow_plugin.contracts import DataContext
+from simflow_plugin.contracts import Autoencoder, DataContext
 from simflow_plugin.data.digits import Digits
 from simflow_plugin.data.image_folder import ImageFolder
 from simflow_plugin.data.loader import make_loader
-from simflow_plugin.engine.features import AlignmentFeatures, build_feature_cache
+from simflow_plugin.engine.frozen import AlignmentFeatures, build_feature_cache
+from simflow_plugin.engine.interrupts import Interrupted
+from simflow_plugin.errors import ConfigError
 from tests.data.makers import png
+from tests.engine.tiny_runs import (
+    StopAfter,
+    assert_runs_equal,
+    losses_of,
+    make_trainer,
+    tiny_config,
+    tiny_values,
+)
 
 
 class PixelEncoder(nn.Module):
@@ -81,3 +92,51 @@ def test_same_relative_path_in_another_folder_has_its_own_cache(tmp_path, monkey
         cache = build_feature_cache(PixelEncoder(), config.model_copy(update={"data": data}), dataset)
         means.append(float(cache.read(torch.arange(4)).mean()))
     assert means == pytest.approx([40 / 127.5 - 1, 200 / 127.5 - 1], abs=1e-3)
+
+
+# ---------------------------------------------------------------------- latents of a frozen encoder
+
+
+def frozen_run(model, trainable="none", **training):
+    values = tiny_values(model, log_every=1, **training)
+    values["autoencoder"]["trainable"] = trainable
+    values["autoencoder"]["posterior"] = {"kind": "learnable", "std": None}
+    return tiny_config(values=values)
+
+
+@pytest.mark.parametrize(("model", "trainable"), [("sit", "none"), ("starflow", "decoder")])
+def test_run_on_cached_latents_has_the_losses_of_one_that_encodes(tmp_path, monkeypatch, model, trainable):
+    monkeypatch.setenv("SIMFLOW_DATA", str(tmp_path / "cache"))
+    plain = make_trainer(frozen_run(model, trainable, horizontal_flip=True), tmp_path / "plain")
+    plain.train()
+    cached = frozen_run(model, trainable, horizontal_flip=True, cache_latents=True)
+    trainer = make_trainer(cached, tmp_path / "cached")
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.joint.autoencoder, "moments", None)  # nobody may ask the encoder again
+        trainer.train()
+    assert [row["loss"] for row in losses_of(tmp_path / "cached")] == pytest.approx(
+        [row["loss"] for row in losses_of(tmp_path / "plain")], rel=1e-5
+    )
+
+
+def test_resumed_run_on_cached_latents_is_bitwise_equal(tmp_path, monkeypatch):
+    monkeypatch.setenv("SIMFLOW_DATA", str(tmp_path / "cache"))
+    config = frozen_run("starflow", "decoder", cache_latents=True)
+    make_trainer(config, tmp_path / "whole").train()
+    with pytest.raises(Interrupted):
+        make_trainer(config, tmp_path / "parts", StopAfter(3)).train()
+    make_trainer(config, tmp_path / "parts").train()
+    assert_runs_equal(tmp_path / "whole", tmp_path / "parts")
+    assert len(list((tmp_path / "cache" / "moments").iterdir())) == 1
+
+
+def test_autoencoder_without_moments_is_refused_by_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("SIMFLOW_DATA", str(tmp_path))
+    monkeypatch.setattr(KLAutoencoder, "moments", Autoencoder.moments)
+    with pytest.raises(ConfigError, match=r"cache_latents: autoencoder `kl`: KLAutoencoder gives no moments"):
+        make_trainer(frozen_run("sit", cache_latents=True), tmp_path / "run")
+
+
+def test_latents_of_an_encoder_that_trains_are_not_cached():
+    with pytest.raises(ConfigError, match=r"cache_latents .*trainable is full"):
+        tiny_config("simflow", cache_latents=True)
