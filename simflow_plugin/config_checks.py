@@ -179,6 +179,21 @@ def _check_alignment(config: RunConfig, trainable: str, where: YamlSource) -> No
             "alignment has no effect with model: null, whose hidden tokens it would align. Set alignment: null, or "
             "name a model.",
         )
+    factory = registry.MODELS.get(config.model.name)
+    if not getattr(factory, "supports_alignment", False):
+        raise _refused(
+            where,
+            ("alignment",),
+            f"alignment: model `{config.model.name}` gives no hidden tokens to align (supports_alignment). Set "
+            "alignment: null, or choose a model with an alignment head.",
+        )
+    if alignment.mode == "repa_e" and "alignment" not in getattr(factory, "coupled_terms", ()):
+        raise _refused(
+            where,
+            ("alignment", "mode"),
+            f"alignment.mode repa_e sends its gradient into the encoder, but model `{config.model.name}` detaches the "
+            "latents. Use alignment.mode: repa.",
+        )
     if alignment.mode == "repa" and alignment.autoencoder_weight is not None:
         raise _refused(
             where,
@@ -216,14 +231,15 @@ def _check_coupling(config: RunConfig, trainable: str, where: YamlSource) -> Non
     """A trained encoder must get a gradient from the model: reconstruction alone would ignore it."""
     assert config.model is not None
     factory = registry.MODELS.get(config.model.name)
-    coupled = set(getattr(factory, "coupled_terms", frozenset()))
+    coupled = set(factory.coupled_terms)
     if config.alignment is None or config.alignment.mode == "repa":
         coupled.discard("alignment")
+    way_out = ", or couple them by alignment.mode: repa_e" if "alignment" in factory.coupled_terms else ""
     if trainable == "full" and not coupled:
         raise _refused(
             where,
             ("autoencoder",),
             f"autoencoder.trainable is full, but model `{config.model.name}` detaches the latents, so the encoder "
-            "would never hear of it. Train the autoencoder first (model: null) and use trainable: none or decoder, "
-            "or couple them by alignment.mode: repa_e.",
+            "would never hear of it. Train the autoencoder first (model: null) and use trainable: none or decoder"
+            f"{way_out}.",
         )

@@ -62,6 +62,9 @@ class GenerativeModel(nn.Module, ABC):
     """Names of the terms whose gradient may reach a trainable autoencoder through `latents`. The other terms see
     the latents detached; the harness does the routing, the model never detaches."""
 
+    supports_alignment: ClassVar[bool] = False
+    """Whether `training_losses`, given features, returns an `alignment` term of hidden tokens."""
+
     supports_guidance: bool = False
     """Whether `sample` accepts guidance > 0 (it needs label dropout in training)."""
 

@@ -8,6 +8,7 @@ A file may nest the autoencoder in dictionaries (`state_dict`, `vae`) and prefix
 from __future__ import annotations
 
 import pickle
+import re
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,10 @@ from simflow_plugin.errors import WeightsError
 
 ANCHOR = "encoder.conv_in.weight"
 PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+UNREADABLE = (
+    *(SafetensorError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError, OSError),
+    *(LookupError, AttributeError, TypeError),  # what the unpickler stumbles over in a file that is no pickle
+)
 OWN_PREFIX = "network."
 """Where our own autoencoder keeps diffusers' network."""
 
@@ -61,10 +66,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"{path}: holds more than tensors, or is torn: {_first_line(error)}. Python objects are not "
+            f"{path}: holds more than tensors{_refused_class(error)}, or is torn. Python objects are not "
             "loaded from checkpoints; save the state dict alone, as safetensors"
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError, OSError) as error:
+    except UNREADABLE as error:
         raise WeightsError(
             f"{path}: cannot be read, perhaps torn: {_first_line(error)}; fetch it again"
         ) from error
@@ -151,6 +156,12 @@ def _flatten(prefix: str, content: Any) -> Iterable[tuple[str, Tensor]]:
 def _some(names: Iterable[str], limit: int = 4) -> str:
     listed = list(names)
     return ", ".join(listed[:limit]) + (", ..." if len(listed) > limit else "") if listed else "(none)"
+
+
+def _refused_class(error: Exception) -> str:
+    """Return ` (name of the class)` of what torch refused to unpickle, as far as its message tells."""
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return f" ({found[1]})" if found else ""
 
 
 def _first_line(error: Exception) -> str:

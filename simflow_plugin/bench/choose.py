@@ -50,6 +50,8 @@ def make_setting(choice: Choice, peer: Path | None, is_quick: bool) -> BenchSett
     Raises:
         ConfigError: for a value that is unknown, malformed, or that this machine cannot run.
     """
+    if is_quick:
+        _check_quick(choice)
     device = _device(choice.device)
     if choice.clock == "cpu" and device.type != "cpu":
         raise ConfigError("--cpu-time: means nothing for work on a GPU; leave it out, or use --device cpu")
@@ -87,6 +89,17 @@ def make_setting(choice: Choice, peer: Path | None, is_quick: bool) -> BenchSett
         gemm_size=256 if is_quick else (8192 if device.type == "cuda" else 2048),
         peer=peer,
     )
+
+
+def _check_quick(choice: Choice) -> None:
+    """Refuse what the tiny flow of --quick would leave without effect."""
+    sizes = {**choice.architecture, "tokens": choice.num_tokens}
+    plain = {"family": choice.architecture["family"], "size": "S", "tokens": 256}
+    changed = [f"--{name.replace('_', '-')}" for name, value in sizes.items() if value != plain.get(name)]
+    if changed:
+        raise ConfigError(
+            f"--quick measures a tiny flow of its own: leave out {', '.join(changed)}, or --quick"
+        )
 
 
 def _device(name: str | None) -> torch.device:

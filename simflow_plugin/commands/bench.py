@@ -74,6 +74,7 @@ def bench(
             return
         from simflow_plugin.bench.choose import Choice, make_setting
         from simflow_plugin.bench.run import run_bench
+        from simflow_plugin.errors import ConfigError
 
         architecture = {
             "family": family,
@@ -97,6 +98,8 @@ def bench(
             log_scale_std=log_scale_std,
             clock="cpu" if cpu_time else "wall",
         )
+        if json is not None and not json.parent.is_dir():
+            raise ConfigError(f"--json {json}: there is no folder {json.parent}. Make it first.")
         report = run_bench(make_setting(choice, compare_ml_starflow, quick))
         report.print()
         if json is not None:

@@ -107,6 +107,8 @@ def convert_checkpoint(source: str, checkpoint: Path, config: Path | None, out: 
         sit = from_repa_e(found, options, context)
         save_converted(sit, out, context)
         return f"{out}: a SiT of {sum(p.numel() for p in sit.parameters()):,} parameters from {source}"
+    except ConfigError as error:
+        raise ConfigError(f"{config or checkpoint}: {error}") from error
     except SimflowError as error:
         # The converters know tensors, not files.
         raise type(error)(f"{checkpoint}: {error}") from error

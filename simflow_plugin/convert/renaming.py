@@ -85,11 +85,17 @@ def convert_tensors(tensors: Mapping[str, Tensor], rules: Sequence[Rule], peer: 
         if tensor.dtype in (torch.float16, torch.bfloat16):
             half.add(str(tensor.dtype).removeprefix("torch."))
         try:
-            converted[match.expand(rule.name)] = rule.transform(tensor.detach().to(torch.float32))
+            ours = rule.transform(tensor.detach().to(torch.float32))
         except (RuntimeError, IndexError) as error:
             raise WeightsError(
                 f"{peer}: `{peer_name}` has shape {tuple(tensor.shape)}, which does not fit the arguments: {error}"
             ) from error
+        if not tensor.is_floating_point() or not bool(ours.isfinite().all()):
+            raise WeightsError(
+                f"{peer}: `{peer_name}` of {tensor.dtype} holds no weights of a network: expected finite "
+                "floating-point numbers. Is the checkpoint of a run that diverged, or quantised?"
+            )
+        converted[match.expand(rule.name)] = ours
     if unknown:
         raise WeightsError(
             f"{peer}: weights of another architecture: {len(unknown)} of {len(tensors)} tensors are unknown: "

@@ -59,6 +59,7 @@ class DiffusionModel(GenerativeModel):
     """
 
     coupled_terms: ClassVar[frozenset[str]] = frozenset({"alignment"})
+    supports_alignment = True
 
     def __init__(self, options: DiffusionOptions, context: ModelContext) -> None:
         super().__init__()

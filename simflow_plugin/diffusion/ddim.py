@@ -1,11 +1,19 @@
-"""DDIM: from noise to data in any number of the training schedule's steps (diffusers' schedule and step).
+"""DDIM: from noise to data in any number of the training schedule's steps.
 
-Reference: arXiv:2010.02502, equation 12.
+With abar before and abar' after a step, x0 = (x - sqrt(1 - abar) e) / sqrt(abar):
+x' = sqrt(abar') x0 + sqrt(1 - abar' - sigma^2) e + sigma z,
+sigma^2 = eta^2 (1 - abar') / (1 - abar) (1 - abar / abar').
+The schedule of the betas is diffusers'; its own step takes the next time to be 1000 // n earlier, which is another one
+wherever n does not divide 1000.
+
+Reference: arXiv:2010.02502, equations 12 and 16.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 from diffusers import DDIMScheduler
@@ -18,18 +26,23 @@ NUM_TRAIN_STEPS = 1000
 
 
 def ddim_schedule() -> Any:  # diffusers' scheduler mixin hides its attributes from type checkers
-    """Return a new schedule: 1000 linear betas, sampling steps that start at the very last training step.
-
-    diffusers' default spacing starts before it, where the input is not yet pure noise (arXiv:2305.08891).
-    """
+    """Return a new schedule: 1000 linear betas."""
     return DDIMScheduler(
-        num_train_timesteps=NUM_TRAIN_STEPS,
-        beta_start=1e-4,
-        beta_end=0.02,
-        beta_schedule="linear",
-        timestep_spacing="trailing",
-        clip_sample=False,
+        num_train_timesteps=NUM_TRAIN_STEPS, beta_start=1e-4, beta_end=0.02, beta_schedule="linear"
     )
+
+
+def ddim_times(num_steps: int) -> list[int]:
+    """Return the training steps that are visited, evenly spaced, from the very last one down.
+
+    A spacing that starts before it starts where the input is not yet pure noise (arXiv:2305.08891).
+
+    Raises:
+        ConfigError: if `num_steps` is not in 1 .. 1000.
+    """
+    if not 1 <= num_steps <= NUM_TRAIN_STEPS:
+        raise ConfigError(f"num_steps is {num_steps}, but DDIM takes 1 to {NUM_TRAIN_STEPS} steps.")
+    return [round(NUM_TRAIN_STEPS * left / num_steps) - 1 for left in range(num_steps, 0, -1)]
 
 
 def ddim(
@@ -46,12 +59,15 @@ def ddim(
     Raises:
         ConfigError: if `num_steps` is out of range.
     """
-    if not 1 <= num_steps <= NUM_TRAIN_STEPS:
-        raise ConfigError(f"num_steps is {num_steps}, but DDIM takes 1 to {NUM_TRAIN_STEPS} steps.")
-    schedule = ddim_schedule()
-    schedule.set_timesteps(num_steps)
+    alphas_cumprod = ddim_schedule().alphas_cumprod.double()
+    times = ddim_times(num_steps)
+    levels = [float(alphas_cumprod[time]) for time in times] + [1.0]  # the last step ends at the data
     x = noise
-    for index, step in enumerate(schedule.timesteps.tolist()):
-        draw = random.normal(f"ddim/{index}", x.shape, x.device).to(x.dtype) if eta > 0 else None
-        x = schedule.step(predict_noise(x, step), step, x, eta=eta, variance_noise=draw).prev_sample
+    for index, (time, (level, next_level)) in enumerate(zip(times, pairwise(levels), strict=True)):
+        prediction = predict_noise(x, time)
+        clean = (x - math.sqrt(1 - level) * prediction) / math.sqrt(level)
+        sigma = eta * math.sqrt((1 - next_level) / (1 - level) * (1 - level / next_level))
+        x = math.sqrt(next_level) * clean + math.sqrt(max(0.0, 1 - next_level - sigma**2)) * prediction
+        if sigma > 0:
+            x = x + sigma * random.normal(f"ddim/{index}", x.shape, x.device).to(x.dtype)
     return x

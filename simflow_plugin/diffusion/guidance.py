@@ -49,7 +49,7 @@ class Guidance:
             predict: the model.
             x: (B, ...), the state.
             t: (B,), time as the model wants it.
-            time: the same in [0, 1], which the interval refers to.
+            time: where the step began, in [0, 1], which the interval refers to.
             labels: (B,) int64.
         """
         low, high = self.interval

@@ -20,8 +20,11 @@ from simflow_plugin.errors import ConfigError
 from simflow_plugin.options import did_you_mean
 from simflow_plugin.randomness import Random
 
-Velocity = Callable[[Tensor, float], Tensor]
-"""v(x_t (B, ...), t in [0, 1]) -> (B, ...)."""
+Velocity = Callable[[Tensor, float, float], Tensor]
+"""v(x_t (B, ...), t in [0, 1], start of the step in [0, 1]) -> (B, ...).
+
+What changes the field by intervals of time (guidance) goes by the start of the step, so that both slopes of a step of
+Heun's are of one field."""
 
 SDE_LAST_TIME = 0.04
 """Where Euler-Maruyama stops adding noise: the score is singular at t = 0, so the rest is one mean step."""
@@ -80,7 +83,7 @@ def euler(velocity: Velocity, noise: Tensor, num_steps: int) -> Tensor:
     """Integrate the ODE by first-order steps."""
     x, times = noise, ode_times(num_steps)
     for t, t_next in pairwise(times):
-        x = x + (t_next - t) * velocity(x, t)
+        x = x + (t_next - t) * velocity(x, t, t)
     return x
 
 
@@ -88,10 +91,10 @@ def heun(velocity: Velocity, noise: Tensor, num_steps: int) -> Tensor:
     """Integrate the ODE by the trapezoidal rule; the last step is Euler's, as in EDM (arXiv:2206.00364)."""
     x, times = noise, ode_times(num_steps)
     for t, t_next in pairwise(times):
-        slope = velocity(x, t)
+        slope = velocity(x, t, t)
         x_next = x + (t_next - t) * slope
         if t_next > 0:
-            x_next = x + (t_next - t) * (slope + velocity(x_next, t_next)) / 2
+            x_next = x + (t_next - t) * (slope + velocity(x_next, t_next, t)) / 2
         x = x_next
     return x
 
@@ -102,7 +105,7 @@ def euler_maruyama(
     """Integrate the reverse SDE; the last step, from SDE_LAST_TIME to 0, adds no noise."""
     x, times = noise, sde_times(num_steps)
     for step, (t, t_next) in enumerate(pairwise(times)):
-        v = velocity(x, t)
+        v = velocity(x, t, t)
         diffusion = 2 * t
         time = torch.full((x.shape[0],), t, device=x.device, dtype=x.dtype)
         drift = v - 0.5 * diffusion * interpolant.score_from_velocity(v, x, time)

@@ -151,7 +151,7 @@ class JointObjective(nn.Module):
         assert self.model is not None
         coupled = self._coupled_terms() if latents.requires_grad else frozenset()
         if self._shares_all(coupled, batch.features is not None):
-            terms = self.model.training_losses(latents, batch.labels, batch.features, batch.random)
+            terms = self._terms(latents, batch)
             uncoupled = set(terms) - coupled
             if uncoupled:
                 raise RuntimeError(
@@ -159,7 +159,7 @@ class JointObjective(nn.Module):
                 )
             return self._weigh(terms), terms
         leaf = latents.detach().requires_grad_(bool(coupled))
-        terms = self.model.training_losses(leaf, batch.labels, batch.features, batch.random)
+        terms = self._terms(leaf, batch)
         loss = self._weigh(terms)
         moving = [self.weights.of_autoencoder(name) * terms[name] for name in sorted(coupled & set(terms))]
         if moving:
@@ -170,6 +170,15 @@ class JointObjective(nn.Module):
             surrogate = (latents * gradient).sum()
             loss = loss + surrogate - surrogate.detach()
         return loss, terms
+
+    def _terms(self, latents: Tensor, batch: JointInputs) -> dict[str, Tensor]:
+        assert self.model is not None
+        terms = self.model.training_losses(latents, batch.labels, batch.features, batch.random)
+        if batch.features is not None and "alignment" not in terms:
+            raise RuntimeError(
+                f"{type(self.model).__name__} was given features to align with, and returned no `alignment` term"
+            )
+        return terms
 
     def needs_inner_gradient(self, has_features: bool) -> bool:
         """Return whether `forward` itself goes back through the model, to send some terms to the latents only."""

@@ -32,8 +32,9 @@ class StaticCache(NamedTuple):
 
 def attend_static(queries: Tensor, keys: Tensor, values: Tensor, cache: StaticCache) -> Tensor:
     """Write keys and values (B, G, 1, d) to the slot; attend with queries (B, H, 1, d) to what is visible."""
-    cache.keys.index_copy_(2, cache.slot, keys)
-    cache.values.index_copy_(2, cache.slot, values)
+    # Under autocast the products are half precision, the cache is of the weights' type (as in `write`).
+    cache.keys.index_copy_(2, cache.slot, keys.to(cache.keys.dtype))
+    cache.values.index_copy_(2, cache.slot, values.to(cache.values.dtype))
     is_grouped = queries.shape[1] != keys.shape[1]
     return scaled_dot_product_attention(
         queries, cache.keys, cache.values, attn_mask=cache.visible, enable_gqa=is_grouped

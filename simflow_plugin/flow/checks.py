@@ -31,6 +31,10 @@ def check_tokens(tokens: Tensor, config: FlowConfig, name: str, reads_values: bo
 
 def check_labels(labels: Tensor, num_rows: int, config: FlowConfig, reads_values: bool) -> None:
     """Raise ShapeError unless `labels` is int64 (B,) in [0, num_classes) or NO_LABEL and the flow has any."""
+    if not isinstance(labels, Tensor):
+        raise ShapeError(
+            f"labels: found a {type(labels).__name__}, expected a tensor ({num_rows},) of torch.int64"
+        )
     if config.num_classes is None:
         raise ShapeError("labels: this flow has no labels (num_classes is None); leave them out")
     if labels.shape != (num_rows,) or labels.dtype != torch.int64:
@@ -46,13 +50,23 @@ def check_labels(labels: Tensor, num_rows: int, config: FlowConfig, reads_values
             )
 
 
-def check_condition(features: Tensor, num_rows: int, config: FlowConfig, name: str) -> None:
-    """Raise ShapeError unless `features` is (B, L, condition_dim) of this flow."""
+def check_condition(
+    features: Tensor,
+    num_rows: int,
+    config: FlowConfig,
+    name: str,
+    reads_values: bool,
+    length: int | None = None,
+) -> None:
+    """Raise ShapeError unless `features` is (num_rows, length, condition_dim), finite if values are read.
+
+    A length of None is that of the configuration, which may be any.
+    """
     if config.condition_dim is None:
         raise ShapeError(
             f"{name}: this flow takes no condition features (condition_dim is None); leave them out"
         )
-    length = config.condition_length
+    length = config.condition_length if length is None else length
     is_right = (
         features.dim() == 3
         and features.shape[0] == num_rows
@@ -64,3 +78,5 @@ def check_condition(features: Tensor, num_rows: int, config: FlowConfig, name: s
             f"{name}: found {tuple(features.shape)}, expected ({num_rows}, {length or 'L'}, "
             f"{config.condition_dim})"
         )
+    if reads_values and not features.is_meta and not bool(torch.isfinite(features).all()):
+        raise ShapeError(f"{name}: NaN or infinite values; expected finite numbers")

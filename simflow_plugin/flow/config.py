@@ -101,7 +101,10 @@ class FlowArchitecture(Options):
             if size not in SIZES:
                 raise ValueError(f"size: unknown `{size}`.{did_you_mean(str(size), SIZES)}")
             filled = {**SIZES[size], **filled}
-        return {**FAMILIES.get(filled.get("family", "starflow"), {}), **filled}
+        family = filled.get("family", "starflow")
+        if family not in FAMILIES:  # said here, or every value that it would fill in is said to be missing
+            raise ValueError(f"family: unknown `{family}`.{did_you_mean(str(family), FAMILIES)}")
+        return {**FAMILIES[family], **filled}
 
     @field_validator("layers_per_block")
     @classmethod
@@ -122,6 +125,12 @@ class FlowArchitecture(Options):
             )
         if self.positions == "rope" and self.head_dim % 4:
             raise ValueError(f"2-D rotary positions need head_dim divisible by 4, found {self.head_dim}")
+        if self.positions == "learned" and (self.rope_side is not None or self.rope_theta != 10000.0):
+            raise ValueError("rope_theta and rope_side have no effect with positions: learned")
+        if int(self.width * self.mlp_ratio) < 1:
+            raise ValueError(
+                f"mlp_ratio {self.mlp_ratio} leaves no hidden channel of the MLP at width {self.width}"
+            )
         if self.soft_clips_shift and self.soft_clip is None:
             raise ValueError("soft_clips_shift has no effect without soft_clip")
         if self.scale == "unit" and self.soft_clip is not None:
@@ -164,6 +173,13 @@ class FlowConfig(FlowArchitecture):
             )
         if self.condition_length is not None and self.condition_dim is None:
             raise ValueError("condition_length has no effect without condition_dim")
+        if self.condition_frequencies != 8 and self.condition_dim is None:
+            raise ValueError("condition_frequencies has no effect without condition_dim")
+        if self.token_dim % self.patch_size**2:
+            raise ValueError(
+                f"token_dim {self.token_dim} is no multiple of {self.patch_size**2}, the pixels of a patch of side "
+                f"{self.patch_size}"
+            )
         if min(self.grid_size) < 1:
             raise ValueError(f"grid_size must be positive, found {list(self.grid_size)}")
         rotary = self.positions == "rope" and self.condition_dim is not None

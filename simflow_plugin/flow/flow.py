@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from simflow_plugin.contracts import NO_LABEL
-from simflow_plugin.errors import ShapeError
+from simflow_plugin.errors import ConfigError, ShapeError
 from simflow_plugin.flow.attention import AttentionContext, build_attention
 from simflow_plugin.flow.block import FlowBlock
 from simflow_plugin.flow.checks import check_condition, check_labels, check_tokens
@@ -101,7 +101,7 @@ class TransformerFlow(nn.Module):
             checks_values = tokens.device.type == "cpu" and not torch.compiler.is_compiling()
         rows = self._check(tokens, labels, condition, "tokens", checks_values)
         block_of_hidden = self._locate_hidden(hidden_layer, hidden_block)
-        rotation = rotation_table(self.config, self._num_prefix(rows), tokens)
+        rotation = self._rotation(rows)
         noise, hidden, logdets = tokens, None, []
         for index, block in enumerate(self.blocks):
             output = block(noise, rows, rotation, hidden_layer if index == block_of_hidden else None)
@@ -164,13 +164,15 @@ class TransformerFlow(nn.Module):
         rows = self._check(noise, labels, condition, "noise", reads_values=True)
         rule = build_guidance(guidance_rule, GuidanceContext(self.config.num_blocks))
         null_rows = self._null_rows(rows, null_condition, guidance)
+        if guidance > 0:
+            self._check_reach(rule, guidance)
         request = SamplingRequest(
             rows, null_rows, guidance, rule, parse_methods(method, self.config.num_blocks)
         )
         noise = noise.to(torch.promote_types(noise.dtype, torch.float32))
         if self.prior_log_std is not None:
             noise = noise * torch.exp(self.prior_log_std.to(noise.dtype))
-        rotation = rotation_table(self.config, self._num_prefix(rows), noise)
+        rotation = self._rotation(rows)
         with torch.inference_mode():  # cheaper per operation than no_grad, and a step has many small ones
             tokens, statistics = invert(list(self.blocks), noise, rotation, request)  # type: ignore[arg-type]
         tokens = tokens.clone()  # outside: the caller may use it in a graph of their own
@@ -200,14 +202,14 @@ class TransformerFlow(nn.Module):
         Raises:
             ShapeError: as `inverse`, and if the number of samples is unknown or contradictory.
         """
+        known = {len(rows) for rows in (labels, condition, noise) if rows is not None}
+        known |= {num_samples} if num_samples is not None else set()
+        if len(known) != 1:
+            raise ShapeError(
+                f"num_samples: found {sorted(known) or 'nothing'}; give labels, condition, noise or "
+                "num_samples, of one size"
+            )
         if noise is None:
-            known = {len(rows) for rows in (labels, condition) if rows is not None}
-            known |= {num_samples} if num_samples is not None else set()
-            if len(known) != 1:
-                raise ShapeError(
-                    f"num_samples: found {sorted(known) or 'nothing'}; give labels, condition, noise or "
-                    "num_samples, of one size"
-                )
             weight = self.deep_block.proj_in.weight
             dtype = torch.promote_types(weight.dtype, torch.float32)
             shape = (known.pop(), self.config.num_tokens, self.config.token_dim)
@@ -226,7 +228,7 @@ class TransformerFlow(nn.Module):
         if labels is not None:
             check_labels(labels, len(tokens), self.config, reads_values)
         if condition is not None:
-            check_condition(condition, len(tokens), self.config, "condition")
+            check_condition(condition, len(tokens), self.config, "condition", reads_values)
             return condition
         if self.config.condition_dim is not None:
             raise ShapeError("condition: missing; this flow takes condition features (B, L, condition_dim)")
@@ -239,6 +241,10 @@ class TransformerFlow(nn.Module):
         if rows is None or (self.config.num_classes is not None and self.config.class_conditioning == "add"):
             return 0
         return 1 if self.config.num_classes is not None else rows.shape[1]
+
+    def _rotation(self, rows: Tensor | None) -> Tensor | None:
+        """Return the rotary table in the precision of the weights, whatever that of the tokens."""
+        return rotation_table(self.config, self._num_prefix(rows), self.deep_block.proj_in.weight)
 
     def _null_rows(
         self, rows: Tensor | None, null_condition: Tensor | None, guidance: float
@@ -258,13 +264,25 @@ class TransformerFlow(nn.Module):
             return torch.full_like(rows, NO_LABEL)
         if null_condition is None:
             raise ShapeError("null_condition: guidance > 0 needs the features of an empty condition")
-        null_rows = null_condition.expand(len(rows), -1, -1) if null_condition.dim() == 3 else null_condition
-        check_condition(null_rows, len(rows), self.config, "null_condition")
-        return null_rows.to(rows.dtype)
+        num_null = 1 if len(null_condition) == 1 else len(rows)
+        check_condition(null_condition, num_null, self.config, "null_condition", True, rows.shape[1])
+        return null_condition.to(rows.dtype).expand(len(rows), -1, -1)
+
+    def _check_reach(self, rule: GuidanceRule, guidance: float) -> None:
+        """Raise ConfigError if the rule guides no token of any conditional block."""
+        conditional = [index for index, block in enumerate(self.blocks) if block.is_conditional]
+        num_tokens, like = self.config.num_tokens, self.deep_block.proj_in.weight
+        if all(rule.weights(guidance, index, num_tokens, like) is None for index in conditional):
+            raise ConfigError(
+                f"guidance_rule: {rule.options.model_dump()} guides no token of a conditional block, so that guidance "
+                f"{guidance:g} has no effect; conditional blocks: {', '.join(str(index + 1) for index in conditional)}"
+            )
 
     def _locate_hidden(self, layer: int | None, block: int | None) -> int | None:
         """Return the index of the block whose hidden tokens are asked for, from 0."""
         if layer is None:
+            if block is not None:
+                raise ShapeError(f"hidden_block: found {block} without hidden_layer; name the layer too")
             return None
         number = self.config.num_blocks if block is None else block
         if not 1 <= number <= self.config.num_blocks:

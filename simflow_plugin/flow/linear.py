@@ -66,6 +66,7 @@ def uses_onednn(*tensors: Tensor) -> bool:
         and bool(torch.backends.mkldnn.enabled)
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()  # torch.func cannot see into the product
     )
 
 

@@ -49,11 +49,15 @@ def can_pack(like: Tensor) -> bool:
     return uses_onednn(like) and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
 
 
+def _is_exact_gelu(module: nn.Module) -> bool:
+    return isinstance(module, nn.GELU) and module.approximate == "none"
+
+
 def packed_copy(module: M, rows: int) -> M:
     """Return a copy of `module` that shares its parameters, with its linear maps packed for `rows` rows."""
     if isinstance(module, nn.Linear):
         return PackedLinear(module, rows)  # type: ignore[return-value]
-    if isinstance(module, Mlp) and isinstance(module.activation, nn.GELU):
+    if isinstance(module, Mlp) and _is_exact_gelu(module.activation):
         return nn.Sequential(  # type: ignore[return-value]
             PackedLinear(module.up, rows, activation="gelu"), PackedLinear(module.down, rows)
         )

@@ -1,9 +1,8 @@
 """What a model costs: parameters, and floating-point operations per image of training and of sampling.
 
-Counted by torch's flop counter (matrix products, convolutions and attention; a multiply-add is 2 FLOPs) on a
-copy of the modules without data (meta device), as one image goes through the joint objective. Reconstruction
-losses, discriminator, frozen alignment encoder and optimiser are not in it: `forward_flops` measures any of
-those networks.
+Counted by torch's formulas (matrix products, convolutions and attention; a multiply-add is 2 FLOPs) on a copy of
+the modules without data (meta device), as one image goes through the joint objective. Reconstruction losses,
+discriminator, frozen alignment encoder and optimiser are not in it: `forward_flops` measures any of those networks.
 """
 
 from __future__ import annotations
@@ -15,13 +14,19 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from simflow_plugin.contracts import Autoencoder, GenerativeModel
+from simflow_plugin.engine.joint import JointInputs, JointObjective, ObjectiveWeights
 from simflow_plugin.errors import EvaluationError
+from simflow_plugin.losses.pixel import L2Loss
+from simflow_plugin.losses.reconstruction import ReconstructionLoss
 from simflow_plugin.randomness import IndexedRandom
 
 M = TypeVar("M", bound=nn.Module)
+
+MOVES_ALL_ALIKE = ObjectiveWeights(alignment=1.0, alignment_autoencoder=1.0)
 
 
 @dataclass(frozen=True)
@@ -33,12 +38,15 @@ class ComputeSetting:
         has_labels: whether the model is given labels.
         guidance: weight w of the samples; > 0 costs a second half of the batch where it acts.
         feature_shape: (N, F) of the alignment features, or None without alignment.
+        weights: of the objective, which decide what goes back through the model twice; the default moves model and
+            autoencoder alike.
     """
 
     image_size: int
     has_labels: bool = False
     guidance: float = 0.0
     feature_shape: tuple[int, int] | None = None
+    weights: ObjectiveWeights = MOVES_ALL_ALIKE
 
 
 @dataclass(frozen=True)
@@ -85,29 +93,18 @@ def count_parameters(module: nn.Module, only_trained: bool = False) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad or not only_trained)
 
 
-def training_flops(autoencoder: Autoencoder, model: GenerativeModel, setting: ComputeSetting) -> int:
-    """Return the FLOPs of one image's forward and backward pass."""
-    autoencoder, model = without_data(autoencoder), without_data(model)
-    images = _images(setting)
-    is_end_to_end = autoencoder.trainable == "full"
+def training_flops(autoencoder: Autoencoder, model: GenerativeModel | None, setting: ComputeSetting) -> int:
+    """Return the FLOPs of one image's forward and backward pass; a model of None is an autoencoder trained alone."""
+    pixels = ReconstructionLoss([("l2", 1.0, L2Loss(L2Loss.Options()))])
+    joint = JointObjective(
+        without_data(autoencoder), None if model is None else without_data(model), pixels, setting.weights
+    )
+    inputs = JointInputs(_images(setting), _labels(setting), _features(setting), IndexedRandom(0, (0,)))
 
     def step() -> None:
-        with torch.set_grad_enabled(is_end_to_end):
-            posterior = autoencoder.encode(images)
-            latents = posterior.sample(noise=torch.zeros_like(posterior.mean))
-        leaf = latents.detach().requires_grad_(is_end_to_end and bool(model.coupled_terms))
-        if autoencoder.trainable != "none":
-            autoencoder.decode(latents).sum().backward()
-        # A copy goes in: the counter's hooks on the inputs of a module cannot sit on a leaf under `autograd.grad`.
-        terms = model.training_losses(
-            leaf.clone(), _labels(setting), _features(setting), IndexedRandom(0, (0,))
-        )
-        coupled = [term for name, term in terms.items() if name in model.coupled_terms]
-        # As in the joint objective: where only some terms may move the autoencoder, they are differentiated
-        # twice.
-        if leaf.requires_grad and 0 < len(coupled) < len(terms):
-            torch.autograd.grad(torch.stack(coupled).sum(), leaf, retain_graph=True)
-        torch.stack(list(terms.values())).sum().backward()
+        loss = joint(inputs)["loss"]
+        assert loss is not None
+        loss.backward()
 
     return count_flops(step)
 
@@ -146,11 +143,25 @@ def forward_flops(network: nn.Module, image_size: int) -> int:
 
 
 def count_flops(function: Callable[[], Any]) -> int:
-    """Return the FLOPs that torch's counter sees while `function` runs."""
-    counter = FlopCounterMode(display=False)
-    with counter:
+    """Return the FLOPs that torch's formulas give for what runs in `function`."""
+    with _FlopCounter() as counter:
         function()
-    return counter.get_total_flops()
+    return counter.total
+
+
+class _FlopCounter(TorchDispatchMode):
+    """Torch's formulas without its counter, which follows modules by hooks that forbid gradients within a forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.total += formula(*args, **(kwargs or {}), out_val=result)
+        return result
 
 
 def without_data(module: M) -> M:

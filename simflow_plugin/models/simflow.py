@@ -59,6 +59,7 @@ class SimFlow(GenerativeModel):
 
     Options = SimFlowOptions
     coupled_terms: ClassVar[frozenset[str]] = frozenset({"nll", "alignment"})
+    supports_alignment = True
 
     def __init__(self, options: SimFlowOptions, context: ModelContext) -> None:
         super().__init__()

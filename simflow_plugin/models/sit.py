@@ -88,9 +88,9 @@ class SiT(DiffusionModel):
         sampling = self.options.sampling
         guide = self._guidance(guidance, sampling.guidance_interval)
 
-        def velocity(x: Tensor, time: float) -> Tensor:
+        def velocity(x: Tensor, time: float, step_start: float) -> Tensor:
             t = torch.full((x.shape[0],), time, device=x.device, dtype=x.dtype)
-            return guide(self.predict, x, t, time, labels)
+            return guide(self.predict, x, t, step_start, labels)
 
         noise = random.normal("latent", shape, next(self.parameters()).device)
         sampler = Sampler(sampling.method, sampling.num_steps)

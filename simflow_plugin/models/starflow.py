@@ -96,7 +96,7 @@ class StarFlow(SimFlow):
             noisy_latents: (B, C, h, w), z~.
             labels: (B,) int64, or None.
         """
-        with torch.enable_grad():
-            position = noisy_latents.detach().requires_grad_()
+        with torch.inference_mode(False), torch.enable_grad():
+            position = noisy_latents.detach().clone().requires_grad_()
             (score,) = torch.autograd.grad(self.log_prob(position, labels).sum(), position)
         return noisy_latents + self.noise_std**2 * score

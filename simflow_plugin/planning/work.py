@@ -6,8 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from simflow_plugin.config import RunConfig
 from simflow_plugin.engine.joint import JointInputs, JointObjective
@@ -15,7 +13,7 @@ from simflow_plugin.engine.parts import objective_weights
 from simflow_plugin.engine.processes import layer_class_names
 from simflow_plugin.losses.pixel import L2Loss
 from simflow_plugin.losses.reconstruction import ReconstructionLoss
-from simflow_plugin.metrics.compute import forward_flops
+from simflow_plugin.metrics.compute import count_flops, forward_flops
 from simflow_plugin.planning.outline import Outline, zeros
 from simflow_plugin.randomness import IndexedRandom
 
@@ -23,21 +21,6 @@ PERCEPTUAL_PASSES = 3
 """Forward for image and reconstruction, and backward to the reconstruction, which costs about one forward."""
 DISCRIMINATOR_PASSES = 8
 """Generator's side: forward and backward to the images; its own: two forwards, each with a backward of twice that."""
-
-
-class _FlopCounter(TorchDispatchMode):
-    """Torch's formulas without its counter, which follows modules by hooks that forbid gradients within a forward."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        formula = flop_registry.get(func._overloadpacket)
-        if formula is not None:
-            self.total += formula(*args, **(kwargs or {}), out_val=result)
-        return result
 
 
 def outlined_joint(config: RunConfig, outline: Outline) -> JointObjective:
@@ -66,9 +49,7 @@ def flops_per_image(config: RunConfig, outline: Outline, joint: JointObjective) 
         assert loss is not None
         loss.backward()
 
-    with _FlopCounter() as counter:
-        step()
-    flops = {"autoencoder and model, forward and backward": counter.total}
+    flops = {"autoencoder and model, forward and backward": count_flops(step)}
     if outline.encoder is not None:
         flops["frozen encoder"] = forward_flops(*outline.encoder)
     if outline.perceptual is not None and outline.autoencoder.trainable != "none":

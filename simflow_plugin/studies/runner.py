@@ -43,6 +43,7 @@ class Steps:
         export: (run, path) -> None; writes an autoencoder.
         measure: (run, settings, guidance) -> numbers of a variant.
         measure_real: (config, settings) -> numbers of real images.
+        cost: (run, config) -> what training an autoencoder cost.
     """
 
     pretrain: Callable[[Path, RunConfig], None] = stages.ensure_encoder
@@ -52,6 +53,7 @@ class Steps:
         stages.measure_variant
     )
     measure_real: Callable[[RunConfig, StudySettings], dict[str, float]] = stages.measure_real
+    cost: Callable[[RunDirectory, RunConfig], dict[str, Any]] = stages.autoencoder_cost
 
 
 class StudyRunner:
@@ -98,10 +100,8 @@ class StudyRunner:
         self._train(config, run)
         if not path.is_file():
             self.steps.export(run, path)
-        seconds = _train_seconds(run)
-        if seconds is not None:
-            self.document["autoencoders"][name] = {"train_seconds": seconds, "steps": config.training.steps}
-            self._write()
+        self.document["autoencoders"][name] = self.steps.cost(run, config)
+        self._write()
 
     def _variant(self, variant: Variant) -> None:
         run = self._directory(variant.name)
@@ -113,7 +113,8 @@ class StudyRunner:
             self.document["variants"][variant.name] = self.steps.measure(
                 run, self.settings, self.study.guidance
             )
-            self._write()
+        self.document["variants"][variant.name]["batch_size"] = config.training.batch_size
+        self._write()
 
     def _train(self, config: RunConfig, run: RunDirectory) -> None:
         if stages.is_trained(run, config):
@@ -163,8 +164,3 @@ class StudyRunner:
     @staticmethod
     def _say(text: str) -> None:
         typer.echo(text, err=True)
-
-
-def _train_seconds(run: RunDirectory) -> float | None:
-    rows = run.read_metrics()
-    return float(rows[-1]["seconds"]) if rows else None

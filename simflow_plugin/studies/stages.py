@@ -132,9 +132,22 @@ def measure_variant(
     return measured
 
 
+def autoencoder_cost(run: RunDirectory, config: RunConfig) -> dict[str, Any]:
+    """Return what training an autoencoder alone cost: FLOPs per image, steps, seconds."""
+    from simflow_plugin.engine.parts import build_autoencoder
+    from simflow_plugin.metrics.compute import ComputeSetting, training_flops
+
+    rows = run.read_metrics()
+    return {
+        "training_flops": training_flops(build_autoencoder(config), None, ComputeSetting(config.image_size)),
+        "steps": config.training.steps,
+        "train_seconds": float(rows[-1]["seconds"]),
+    }
+
+
 def cost_of(loaded: Any, guidance: float) -> dict[str, Any]:
     """Return parameters, FLOPs per image of training and of sampling, steps and seconds of a run."""
-    from simflow_plugin.engine.parts import build_parts
+    from simflow_plugin.engine.parts import build_parts, objective_weights
     from simflow_plugin.metrics.compute import ComputeSetting, measure_compute
 
     # A loaded run is frozen; what training costs is counted on the parts as they were trained.
@@ -145,7 +158,10 @@ def cost_of(loaded: Any, guidance: float) -> dict[str, Any]:
         encode: Any = parts.encoder.encode
         feature_shape = tuple(encode(torch.zeros(1, 3, size, size)).shape[1:])
     assert parts.joint.model is not None
-    setting = ComputeSetting(config.image_size, loaded.num_classes is not None, guidance, feature_shape)
+    has_labels = loaded.num_classes is not None
+    setting = ComputeSetting(
+        config.image_size, has_labels, guidance, feature_shape, objective_weights(config)
+    )
     compute = measure_compute(parts.joint.autoencoder, parts.joint.model, setting)
     return {
         "model_parameters": compute.model_parameters,

@@ -25,7 +25,7 @@ def to_markdown(study: Study, document: dict[str, Any]) -> str:
         study: its plan.
         document: the content of study.json; variants that are not measured yet are named below the table.
     """
-    rows = _rows(study, document["variants"])
+    rows = _rows(study, document)
     has_published = bool(study.published_as)
     head = [
         "variant",
@@ -37,7 +37,8 @@ def to_markdown(study: Study, document: dict[str, Any]) -> str:
         "PSNR, dB",
         "bits/dim (latent)",
     ]
-    head += ["model / VAE parameters", "MFLOPs/image: train", "sample", "steps", "train s"]
+    head += ["model / VAE parameters", "MFLOPs/image: train", "sample"]
+    head += ["steps (+ VAE's before)", "TFLOPs of training, VAE's included", "train s (+ VAE's before)"]
     if has_published:
         head += ["order here", "published", "order published"]
     lines = [f"# {study.title}", "", _line(head), _line(["---"] * len(head))]
@@ -61,7 +62,8 @@ def _at(measured: dict[str, Any], study: Study) -> dict[str, float]:
     return measured["metrics"][f"{study.guidance[0]:g}"]
 
 
-def _rows(study: Study, variants: dict[str, Any]) -> list[list[str]]:
+def _rows(study: Study, document: dict[str, Any]) -> list[list[str]]:
+    variants = document["variants"]
     done = [v for v in study.variants if v.name in variants]
     here = _ranks({v.name: _at(variants[v.name], study)[DISTANCE] for v in done})
     published = _ranks({v.name: v.published for v in study.variants if v.published is not None})
@@ -83,14 +85,24 @@ def _rows(study: Study, variants: dict[str, Any]) -> list[list[str]]:
                 f"{cost['model_parameters'] / 1e6:.2f} M / {cost['autoencoder_parameters'] / 1e6:.2f} M",
                 f"{cost['training_flops'] / 1e6:.0f}",
                 f"{cost['sampling_flops'] / 1e6:.0f}",
-                str(cost["steps"]),
-                f"{cost['train_seconds']:.0f}",
+                *_training(measured, cost, document["autoencoders"].get(variant.autoencoder)),
             ]
             if study.published_as:
                 row += [str(here[variant.name]), _number(variant.published, ".2f")]
                 row += [str(published.get(variant.name, "-"))]
             rows.append(row)
     return rows
+
+
+def _training(measured: dict[str, Any], cost: dict[str, Any], before: dict[str, Any] | None) -> list[str]:
+    """Return steps, TFLOPs and seconds of a variant, those of the autoencoder it starts from named or included."""
+    flops = cost["steps"] * cost["training_flops"]
+    steps, seconds = str(cost["steps"]), f"{cost['train_seconds']:.0f}"
+    if before is not None:
+        flops += before["steps"] * before["training_flops"]
+        steps += f" + {before['steps']}"
+        seconds += f" + {before['train_seconds']:.0f}"
+    return [steps, f"{flops * measured['batch_size'] / 1e12:.1f}", seconds]
 
 
 def _notes(study: Study, document: dict[str, Any]) -> list[str]:
@@ -110,10 +122,6 @@ def _notes(study: Study, document: dict[str, Any]) -> list[str]:
         notes.append(
             f"Real training images, as many, against the test split: FD {real[DISTANCE]:.3f}; the classifier is right "
             f"on {real[AGREEMENT]:.1%} of the test split."
-        )
-    for name, autoencoder in document["autoencoders"].items():
-        notes.append(
-            f"Trained before: `{name}`, {autoencoder['steps']} steps, {autoencoder['train_seconds']:.0f} s."
         )
     if study.published_as:
         same, total = same_order_pairs(study, variants)

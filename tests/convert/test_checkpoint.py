@@ -101,8 +101,8 @@ def test_code_in_a_checkpoint_is_not_run(
     assert not (tmp_path / "evil").exists()
 
 
-def test_error_names_the_checkpoint(files: tuple[Path, Path], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"peer\.pth: ml-tarflow"):
+def test_error_of_the_arguments_names_their_file(files: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"peer\.json: ml-tarflow"):
         convert_checkpoint("ml-tarflow", *files, tmp_path / "out")
 
 

@@ -1,10 +1,13 @@
 """DDIM on Gaussian data, where the expected noise is known in closed form."""
 
+import math
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
 
-from simflow_plugin.diffusion.ddim import ddim, ddim_schedule
+from simflow_plugin.diffusion.ddim import ddim, ddim_schedule, ddim_times
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.randomness import IndexedRandom
 
@@ -40,6 +43,28 @@ def test_more_steps_come_closer_to_the_data() -> None:
         noise, samples = draw(num_steps, eta=0.0, rows=20)
         errors.append((samples - MEAN - STD * noise).abs().max())
     assert errors[0] > errors[1] > errors[2]
+
+
+@pytest.mark.parametrize("num_steps", [1, 7, 15, 61, 201, 300, 501, 600, 999])
+def test_any_number_of_steps_lands_where_the_recursion_of_the_variance_says(num_steps: int) -> None:
+    """Of Gaussian data each deterministic step multiplies the distance to the mean by a known number."""
+    times, factor = ddim_times(num_steps), 1.0
+    levels = [float(ALPHA_BAR[time]) for time in times] + [1.0]
+    for a, b in pairwise(levels):
+        variance = a * STD**2 + 1 - a
+        factor *= (math.sqrt(a * b) * STD**2 + math.sqrt((1 - a) * (1 - b))) / variance
+    noise, samples = draw(num_steps, eta=0.0, rows=4)
+    start = math.sqrt(levels[0]) * MEAN
+    torch.testing.assert_close(samples, MEAN + factor * (noise - start), rtol=0, atol=1e-4)
+
+
+def test_every_number_of_steps_visits_distinct_times_from_the_last_one_down() -> None:
+    for num_steps in range(1, 1001):
+        times = ddim_times(num_steps)
+        assert len(times) == num_steps
+        assert times[0] == 999
+        assert times[-1] >= 0
+        assert all(later < earlier for earlier, later in pairwise(times))
 
 
 def test_sampling_starts_at_the_noisiest_step_and_ends_at_data() -> None:

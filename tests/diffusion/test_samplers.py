@@ -15,7 +15,7 @@ MEAN, STD = 1.5, 0.5
 def gaussian_velocity(interpolant: Interpolant) -> Velocity:
     """The exact velocity E[x_t' given x_t] for data N(MEAN, STD^2)."""
 
-    def velocity(x: Tensor, t: float) -> Tensor:
+    def velocity(x: Tensor, t: float, step_start: float) -> Tensor:
         c = interpolant.at(torch.tensor(t, dtype=x.dtype))
         var = c.alpha**2 * STD**2 + c.sigma**2
         slope = (c.alpha * c.d_alpha * STD**2 + c.sigma * c.d_sigma) / var
@@ -64,7 +64,7 @@ def test_one_step_is_enough_to_return_a_sample(name: str) -> None:
 def test_number_of_network_evaluations(name: str, evaluations: int) -> None:
     times = []
 
-    def velocity(x: Tensor, t: float) -> Tensor:
+    def velocity(x: Tensor, t: float, step_start: float) -> Tensor:
         times.append(t)
         return -x
 

@@ -115,10 +115,19 @@ def test_residuals_forecast_the_passes_to_go(residual: float, previous: float, e
 def test_step_of_fixed_shapes_equals_the_eager_one(step: str, family: str) -> None:
     options = {"family": family, "grid_size": (2, 3), "num_kv_heads": 1}
     expected, _ = sample_with("cached", 1.5, **options)
-    method = {"name": "cached", "step": step, "compile_backend": "eager"}
+    method = {"name": "cached", "step": step} | ({"compile_backend": "eager"} if step == "compiled" else {})
     tokens, statistics = sample_with(method, 1.5, **options)
     torch.testing.assert_close(tokens, expected)
     assert statistics.blocks[0].passes == (6 if family == "starflow" else 5)
+
+
+def test_step_of_fixed_shapes_runs_under_autocast() -> None:
+    """The cache is of the weights' type, keys come in the lower precision."""
+    options = {"grid_size": (2, 3), "num_classes": None}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected, _ = sample_with({"name": "cached", "step": "eager"}, dtype=torch.float32, **options)
+        tokens, _ = sample_with({"name": "cached", "step": "static"}, dtype=torch.float32, **options)
+    torch.testing.assert_close(tokens, expected, rtol=0, atol=0.1)
 
 
 def test_cuda_graph_without_cuda_is_refused() -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from simflow_plugin.contracts import AlignmentContext, Autoencoder, GenerativeModel, ModelContext
 from simflow_plugin.diffusion.transformer import AdaLNTransformer, BackboneOptions
+from simflow_plugin.engine.joint import ObjectiveWeights
 from simflow_plugin.errors import EvaluationError
 from simflow_plugin.metrics.compute import (
     ComputeSetting,
@@ -43,7 +44,12 @@ class ToyAutoencoder(Autoencoder):
 
     def encode(self, images: Tensor) -> Any:
         mean = self.encoder(images)
-        return SimpleNamespace(mean=mean, sample=lambda generator=None, noise=None: mean + noise)
+        return SimpleNamespace(
+            mean=mean,
+            std=torch.ones_like(mean),
+            learns_variance=False,
+            sample=lambda generator=None, noise=None: mean + noise,
+        )
 
     def decode(self, latents: Tensor) -> Tensor:
         return self.decoder(latents)
@@ -98,6 +104,28 @@ def test_training_flops_of_a_toy_are_those_of_its_matrix_products(
 ) -> None:
     model = MatrixModel(frozenset({"nll"}) if coupled else frozenset())
     assert training_flops(ToyAutoencoder(trainable), model, ComputeSetting(IMAGE_SIZE)) == expected
+
+
+def test_training_flops_of_an_autoencoder_alone_are_three_passes_each_way() -> None:
+    counted = training_flops(ToyAutoencoder("full"), None, ComputeSetting(IMAGE_SIZE))
+    assert counted == 2 * CODEC_FLOPS + 3 * CODEC_FLOPS  # images need no gradient
+
+
+def test_terms_that_move_the_encoder_otherwise_than_the_model_cost_a_second_pass_back() -> None:
+    """As in the joint objective: with equal weights one backward pass, else the gradient at the latents beforehand."""
+    flow = {"width": 16, "head_dim": 8, "layers_per_block": [1, 1]}
+    model = build("simflow", {"flow": flow}, AlignmentContext(feature_dim=6, layer=1, projector_dim=8))
+    equal, unequal, model_only = (
+        training_flops(
+            ToyAutoencoder("full"),
+            model,
+            ComputeSetting(
+                IMAGE_SIZE, True, 0.0, (4, 6), ObjectiveWeights(alignment=0.5, alignment_autoencoder=w)
+            ),
+        )
+        for w in (0.5, 1.5, 0.0)
+    )
+    assert unequal > model_only > equal
 
 
 def test_sampling_flops_of_a_toy_are_model_and_decoder() -> None:

@@ -20,7 +20,7 @@ class FakeStages:
         self.stop_before = None
 
     def steps(self):
-        return Steps(self.pretrain, self.train, self.export, self.measure, self.measure_real)
+        return Steps(self.pretrain, self.train, self.export, self.measure, self.measure_real, self.cost)
 
     def pretrain(self, path, config):
         pass
@@ -48,6 +48,9 @@ class FakeStages:
             "intervals": {f"{w:g}": {} for w in guidance},
             "cost": {f"{w:g}": {**cost, "steps": 1, "train_seconds": 1.0} for w in guidance},
         }
+
+    def cost(self, run, config):
+        return {"training_flops": 1, "steps": config.training.steps, "train_seconds": 2.0}
 
     def measure_real(self, config, settings):
         return {"fd_pretrained": 0.1, "class_agreement": 0.9}

@@ -11,6 +11,7 @@ def measured(distance):
         "metrics": {"0": {"fd_pretrained": distance, "class_agreement": 0.75, "psnr": 20.0}},
         "intervals": {"0": {"class_agreement": [0.7, 0.8]}},
         "cost": {"0": cost},
+        "batch_size": 32,
     }
 
 
@@ -18,7 +19,10 @@ def document(distances):
     names = [v.name for v in FIXED_VARIANCE.variants]
     return {
         "settings": {"budget": 0.1, "num_samples": 100, "num_held_out": 50},
-        "autoencoders": {"autoencoder_fixed": {"steps": 10, "train_seconds": 3.0}},
+        "autoencoders": {
+            name: {"steps": 20, "train_seconds": 3.0, "training_flops": 1_000_000}
+            for name in FIXED_VARIANCE.autoencoders
+        },
         "variants": {n: measured(d) for n, d in zip(names, distances, strict=False)},
         "real": {"fd_pretrained": 0.5, "class_agreement": 0.9},
     }
@@ -41,6 +45,19 @@ def test_table_shows_measured_and_published_side_by_side():
     assert cells[2:4] == ["1.000", "75.0% (70.0% to 80.0%)"]
     assert cells[-3:] == ["1", "16.97", "1"]
     assert "FID" not in text.splitlines()[2].replace("no FID", "")
+
+
+def test_cost_of_training_includes_the_autoencoder_that_was_trained_before():
+    """10 steps of 32 images at 2 MFLOPs, and for a frozen variant 20 more at 1 MFLOP: 0.64 and 1.28 GFLOPs."""
+    content = document([6, 5, 4, 3, 2, 1])
+    for variant in content["variants"].values():
+        variant["cost"]["0"]["training_flops"] = 2_000_000_000
+    for autoencoder in content["autoencoders"].values():
+        autoencoder["training_flops"] = 1_000_000_000
+    rows = [line.split(" | ") for line in to_markdown(FIXED_VARIANCE, content).splitlines()]
+    cells = {row[0].strip("| "): row[11:14] for row in rows if len(row) > 13}
+    assert cells["frozen VAE, fixed variance"] == ["10 + 20", "1.3", "7 + 3"]
+    assert cells["end to end with noise"] == ["10", "0.6", "7"]
 
 
 def test_missing_variants_are_named():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -144,6 +143,7 @@ def build_guidance(rule: str | Mapping | GuidanceRule, context: GuidanceContext)
 
 
 def check_guidance(guidance: float) -> None:
-    """Raise ShapeError unless the weight is a finite number >= 0."""
-    if not (math.isfinite(guidance) and guidance >= 0):
+    """Raise ShapeError unless the weight is a number >= 0 that float32 can hold."""
+    is_number = isinstance(guidance, int | float)
+    if not (is_number and 0 <= guidance <= torch.finfo(torch.float32).max):
         raise ShapeError(f"guidance: found {guidance}, expected a finite weight >= 0 (0 is no guidance)")

@@ -52,6 +52,10 @@ def why_not_native(block: FlowBlock, rows: int) -> str | None:
     for name, module in block.named_modules():
         if type(module) not in KNOWN_MODULES or module._forward_hooks or module._forward_pre_hooks:
             return f"{name} ({type(module).__name__}) is not a plain module of a flow"
+        if isinstance(module, nn.GELU) and module.approximate != "none":
+            return f"{name} (GELU, approximate={module.approximate}) is not the exact one"
+        if isinstance(module, nn.LayerNorm | RmsNorm) and module.weight is None:
+            return f"{name} ({type(module).__name__}) has no weight"
         if isinstance(module, CausalAttention) and type(module.backend) not in (SdpaAttention, AutoAttention):
             return f"it is made for the attention backend sdpa, found {type(module.backend).__name__}"
     for name, parameter in block.named_parameters():
@@ -112,10 +116,10 @@ class Decoder:
             added=None if added is None else self._keep(added),
         )
         self._reference = ctypes.byref(self._parts)
-        self._parts.scratch = self._keep(torch.zeros(library.scratch_size(self._reference)))
-        self._inputs = torch.zeros(padded_rows, config.token_dim)
+        self._parts.scratch = self._keep(_zeros(library.scratch_size(self._reference)))
+        self._inputs = _zeros(padded_rows, config.token_dim)
         outputs = block.proj_out.out_features
-        raw = torch.zeros(padded_rows, _padded(outputs, library.panel))
+        raw = _zeros(padded_rows, _padded(outputs, library.panel))
         self._used_inputs, self._raw = self._inputs[:rows, None], raw[:rows, None, :outputs]
         self._addresses = self._inputs.data_ptr(), raw.data_ptr()
 
@@ -171,14 +175,20 @@ class Decoder:
             return Norm()
         assert isinstance(norm, nn.LayerNorm | nn.RMSNorm)
         is_layer = isinstance(norm, nn.LayerNorm)
-        bias = self._keep(norm.bias) if isinstance(norm, nn.LayerNorm) else None
+        bias = self._keep(norm.bias) if isinstance(norm, nn.LayerNorm) and norm.bias is not None else None
         return Norm(weight=self._keep(norm.weight), bias=bias, kind=1 if is_layer else 2, eps=norm.eps)
 
     def _keep(self, tensor: Tensor) -> int:
-        """Keep a contiguous tensor alive; return its address."""
+        """Keep a contiguous tensor alive; return its address, at which the library reads float32."""
         kept = tensor.detach().contiguous()
+        assert (kept.dtype, kept.device.type) == (torch.float32, "cpu"), (kept.dtype, kept.device)
         self._kept.append(kept)
         return kept.data_ptr()
+
+
+def _zeros(*shape: int) -> Tensor:
+    """Return zeros as the library takes them, whatever the process's default type and device."""
+    return torch.zeros(shape, dtype=torch.float32, device="cpu")
 
 
 def _padded(count: int, unit: int) -> int:

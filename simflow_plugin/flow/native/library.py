@@ -102,19 +102,24 @@ def find_library() -> DecodeLibrary | None:
     if sys.platform != "linux":
         logger.info("decode kernel: built on Linux only; sampling on the CPU uses torch alone")
         return None
-    compiler = _compiler()
-    if compiler is None:
-        logger.info(
-            "decode kernel: no C++ compiler found (CXX, c++, g++); sampling on the CPU uses torch alone"
-        )
-        return None
     try:
+        compiler = _compiler()
+        if compiler is None:
+            logger.info(
+                "decode kernel: no C++ compiler found (CXX, c++, g++); sampling on the CPU uses torch alone"
+            )
+            return None
         path = _cache_folder() / f"decode-{_key(compiler)}.so"
         if not path.is_file():
             logger.info("decode kernel: compiling once into %s", path)
             _build(compiler, path)
         return DecodeLibrary(path)
-    except (OSError, subprocess.SubprocessError) as error:
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        subprocess.SubprocessError,
+    ) as error:  # no home, a malformed CXX, ...
         reason = getattr(error, "stderr", None) or str(error)
         logger.warning(
             "decode kernel: not available, sampling on the CPU uses torch alone: %s", reason.strip()

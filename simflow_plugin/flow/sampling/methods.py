@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.options import Options, did_you_mean
@@ -28,6 +28,12 @@ class Cached(Options):
         "cache behind a mask; `compiled` is torch.compile of that, `cuda_graph` its capture (CUDA only).",
     )
     compile_backend: str = Field("inductor", description="Of torch.compile, for `compiled`.")
+
+    @model_validator(mode="after")
+    def _backend_has_effect(self) -> Cached:
+        if self.compile_backend != "inductor" and self.step != "compiled":
+            raise ValueError(f"compile_backend has no effect with step: {self.step}; use step: compiled")
+        return self
 
 
 class Jacobi(Options):
