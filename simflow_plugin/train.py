@@ -76,22 +76,26 @@ def train(
     logging.basicConfig(
         level=logging.INFO if accelerator.is_main_process else logging.ERROR, format="%(message)s"
     )
+    if not accelerator.is_main_process:  # each process reads images of its own, and names the corrupt ones
+        logging.getLogger("simflow_plugin.data").setLevel(logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     GlobalBatches(config.training.batch_size, accelerator.num_processes, config.training.accumulation)
-    # Everything that can be refused is built before the directory is touched.
-    dataset = build_dataset(config, "train")
-    if report:
-        check_before_training(config, dataset.num_classes)
-        build_dataset(config, "test")
-    parts = build_parts(config, dataset.num_classes)
     with leaving_together(), ExitStack() as stack:
-        if accelerator.is_main_process:
-            stack.enter_context(run.locked())
-            run.prepare(config, allow_changed)
-            if not run.metrics_file.exists():
-                print(config.to_yaml(), end="", flush=True)
-        accelerator.wait_for_everyone()
-        with stop_on_signals() as stop:
+        with (
+            stop_on_signals() as stop
+        ):  # from here on, so that a large model may be stopped while it is built
+            # Everything that can be refused is built before the directory is touched.
+            dataset = build_dataset(config, "train")
+            if report:
+                check_before_training(config, dataset.num_classes)
+                build_dataset(config, "test")
+            parts = build_parts(config, dataset.num_classes)
+            if accelerator.is_main_process:
+                stack.enter_context(run.locked())
+                run.prepare(config, allow_changed)
+                if not run.metrics_file.exists():
+                    print(config.to_yaml(), end="", flush=True)
+            accelerator.wait_for_everyone()
             trainer = Trainer(config, run, parts, dataset, accelerator, stop, profile_steps)
             trainer.train()
         if report:

@@ -3,10 +3,14 @@
 from pathlib import Path
 
 import pytest
+import torch
 
+from simflow_plugin import registry
 from simflow_plugin.config import load_config
 from simflow_plugin.config_checks import check_before_training
+from simflow_plugin.contracts import GenerativeModel
 from simflow_plugin.errors import ConfigError
+from simflow_plugin.options import Options
 from simflow_plugin.yaml_source import shipped_configs
 
 MINIMAL = """\
@@ -386,3 +390,41 @@ def test_trained_decoder_without_a_reconstruction_loss_is_refused(write):
     text = MINIMAL + "objective: {reconstruction: {}}\n"
     with pytest.raises(ConfigError, match=r"a\.yaml:8: objective\.reconstruction is empty"):
         load_config(write(text))
+
+
+class Mute(GenerativeModel):
+    """A model without hidden tokens."""
+
+    class Options(Options):
+        pass
+
+    def __init__(self, options, context):
+        super().__init__()
+
+    def training_losses(self, latents, labels, features, random):
+        return {"denoising": latents.square().mean()}
+
+    def sample(self, labels, shape, guidance, random):
+        return torch.zeros(shape)
+
+
+def test_alignment_of_a_model_without_hidden_tokens_is_refused(monkeypatch):
+    monkeypatch.setattr(registry.MODELS, "get", lambda name: Mute)
+    aligned = [
+        "model={name: mute}",
+        "autoencoder.trainable=none",
+        "alignment={encoder: dinov2-b, mode: repa}",
+    ]
+    with pytest.raises(ConfigError, match="model `mute` gives no hidden tokens to align"):
+        load_config("quickstart", [*aligned, "sampling.guidance=0"])
+
+
+def test_model_that_detaches_is_not_told_to_align_its_way_out():
+    with pytest.raises(ConfigError, match="model `starflow` detaches the latents") as error:
+        load_config("quickstart", ["model={name: starflow}"])
+    assert "repa_e" not in str(error.value)
+
+
+def test_model_on_pretrained_latents_is_checked_before_they_are_read():
+    with pytest.raises(ConfigError, match="alignment.layer is 9"):
+        load_config("studies/headline/sit_repa_e", ["alignment.layer=9"])

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import torch
 from torch import Tensor
@@ -67,6 +68,8 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except URLError:
+        raise  # an OSError of the source, not of the file
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {error}") from error
     finally:

@@ -62,6 +62,7 @@ def make_loader(
     accumulation: int = 1,
     horizontal_flip: bool = False,
     num_workers: int = 0,
+    corrupt: set[int] | None = None,
 ) -> Loader:
     """Return the training batches of one process, `num_steps * accumulation` of them, from `start_step` on.
 
@@ -76,13 +77,14 @@ def make_loader(
         accumulation: micro-batches per optimizer step.
         horizontal_flip: mirror every other image, decided by (seed, position).
         num_workers: processes that read images; 0 reads in this one.
+        corrupt: images known to be so, which are neither counted nor named again; grows.
     Raises:
         ConfigError: if the batch size is not divisible; DataError: if the data set is empty.
     """
     batches = GlobalBatches(batch_size, world_size, accumulation)
     source = TrainingSource(dataset, DataOrder(len(dataset), seed), batches, rank, horizontal_flip)
     micros = range(start_step * accumulation, (start_step + num_steps) * accumulation)
-    return Loader(source, micros, num_workers)
+    return Loader(source, micros, num_workers, set() if corrupt is None else corrupt)
 
 
 @dataclass(frozen=True)
@@ -258,12 +260,16 @@ def watch_corrupt(dataset: ImageDataset, corrupt: dict[int, str], known: set[int
         if index not in known:
             known.add(index)
             logger.warning("corrupt image skipped (%d so far): %s", len(known), message)
+    check_corrupt(dataset, len(known), f", the last: {list(corrupt.values())[-1]}" if corrupt else "")
+
+
+def check_corrupt(dataset: ImageDataset, num_corrupt: int, example: str = "") -> None:
+    """Raise DataError when more images are corrupt than the data set's `max_corrupt_share` allows."""
     allowed = max_num_corrupt(dataset)
-    if len(known) > allowed:
+    if num_corrupt > allowed:
         raise DataError(
-            f"{len(known)} of {len(dataset)} images are corrupt, more than the {allowed} that "
-            f"data.max_corrupt_share allows, the last: {list(corrupt.values())[-1]}. Mend or remove them, or "
-            "raise data.max_corrupt_share."
+            f"{num_corrupt} of {len(dataset)} images are corrupt, more than the {allowed} that "
+            f"data.max_corrupt_share allows{example}. Mend or remove them, or raise data.max_corrupt_share."
         )
 
 

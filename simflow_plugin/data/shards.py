@@ -7,6 +7,8 @@ import hashlib
 import re
 import shutil
 import subprocess
+import time
+import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -74,11 +76,16 @@ def fetch(address: str, cache: Path) -> Path:
     if path.is_file():
         return path
     failure: Exception | None = None
-    for _ in range(ATTEMPTS):
+    for attempt in range(ATTEMPTS):
+        time.sleep(attempt**2)  # a server that is busy is given some seconds
         try:
             write_atomically(path, lambda target: _download(address, target))
             return path
-        except (DataError, ValueError) as error:
+        except urllib.error.HTTPError as error:
+            failure = error
+            if 400 <= error.code < 500:
+                raise DataError(f"{address}: cannot be fetched: {error}. Is the address right?") from error
+        except (DataError, ValueError, urllib.error.URLError) as error:
             failure = error
     raise DataError(f"{address}: cannot be fetched ({ATTEMPTS} attempts): {failure}")
 

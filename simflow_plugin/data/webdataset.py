@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import tarfile
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,8 +143,13 @@ def cached_index(path: Path, cache: Path) -> ShardIndex:
     facts = {"shard": str(path.resolve()), "bytes": num_bytes, "modified_ns": modified}
     file = cache / "index" / f"{fingerprint(facts)}.npz"
     if file.is_file():
-        with np.load(file, allow_pickle=False) as stored:
-            return ShardIndex(stored["keys"].tolist(), stored["offsets"], stored["sizes"], stored["labels"])
+        try:
+            with np.load(file, allow_pickle=False) as stored:
+                return ShardIndex(
+                    stored["keys"].tolist(), stored["offsets"], stored["sizes"], stored["labels"]
+                )
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            file.unlink()  # damaged; it is made anew from the shard
     index = index_shard(path)
 
     def write(target: Path) -> None:

@@ -135,15 +135,18 @@ def verify_checkpoint(path: Path) -> str | None:
     """
     try:
         manifest = json.loads((path / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
+        promised = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest.items()}
+    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
         return f"its manifest cannot be read ({error})"
-    for name, expected in manifest.items():
+    if STATE not in promised:
+        return f"its manifest does not name {STATE}"
+    for name, (size, checksum) in promised.items():
         file = path / name
         if not file.is_file():
             return f"{name} is missing"
-        if file.stat().st_size != expected["bytes"]:
-            return f"{name} has {file.stat().st_size} bytes, the manifest says {expected['bytes']}"
-        if _sha256(file) != expected["sha256"]:
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes, the manifest says {size}"
+        if _sha256(file) != checksum:
             return f"{name} does not match its checksum"
     version = json.loads((path / STATE).read_text()).get("format_version", 0)
     if version > FORMAT_VERSION:

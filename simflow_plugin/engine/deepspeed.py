@@ -157,8 +157,11 @@ class DeepSpeedEngine(TorchEngine):
         engine: Any = self.wrapped
         engine.step()
         device = self.accelerator.device
-        norm = torch.as_tensor(engine.get_global_grad_norm(), dtype=torch.float32, device=device)
-        return {"grad_norm": norm.detach()}, torch.tensor(engine.was_step_applied(), device=device)
+        applied = engine.was_step_applied()
+        # Of a step that it skips DeepSpeed keeps no norm; what it returns then is an older one.
+        norm = engine.get_global_grad_norm() if applied else float("nan")
+        norm = torch.as_tensor(norm, dtype=torch.float32, device=device).detach()
+        return {"grad_norm": norm}, torch.tensor(applied, device=device)
 
     def optimizer_state(self) -> Iterator[tuple[str, Tensor]]:
         """Gather the state of one parameter after the other; nothing before the first step."""

@@ -2,7 +2,8 @@
 
 A shard is a flat piece of one parameter, ceil(numel / processes) numbers, the last ones filled up; averages (EMA) are
 kept as such pieces. DeepSpeed makes a layer whole again for one backward pass only, so an objective that goes back
-through the model twice, because it takes a gradient within `forward`, is refused.
+through the model twice is refused; the adaptive weight of the adversarial loss, which asks for the gradient of the
+decoder's last layer only, is not.
 
 Reference: ZeRO, arXiv:1910.02054.
 """
@@ -20,7 +21,7 @@ from torch import Tensor, distributed, nn
 
 from simflow_plugin.config import RunConfig
 from simflow_plugin.engine.deepspeed import DeepSpeedEngine
-from simflow_plugin.engine.ema import trained_parameters
+from simflow_plugin.engine.ema import running_statistics, trained_parameters
 from simflow_plugin.engine.joint import JointObjective
 from simflow_plugin.engine.state import check_architecture
 from simflow_plugin.errors import ConfigError
@@ -59,15 +60,22 @@ class Zero3Engine(DeepSpeedEngine):
         self._shapes = {name: tensor.shape for name, tensor in joint.state_dict().items()}
         return super().prepare(joint, optimizer)
 
-    def trained(self) -> dict[str, Tensor]:
-        """Return this process's shards."""
+    def averaged(self) -> dict[str, Tensor]:
+        """Return this process's shards, and the running statistics, which are whole on all."""
+        return {**self._shards(), **running_statistics(self.joint)}
+
+    def _shards(self) -> dict[str, Tensor]:
         from deepspeed.utils import safe_get_local_fp32_param
 
         return {name: safe_get_local_fp32_param(p) for name, p in trained_parameters(self.joint).items()}
 
     def gathered(self, state: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Gather one after the other."""
+        whole = running_statistics(self.joint)
         for name, shard in state.items():
+            if name in whole:
+                yield name, shard
+                continue
             shape = self._shapes[name]
             pieces = [torch.empty_like(shard) for _ in range(self.accelerator.num_processes)]
             distributed.all_gather(pieces, shard.contiguous())
@@ -75,7 +83,11 @@ class Zero3Engine(DeepSpeedEngine):
 
     def scattered(self, whole: dict[str, Tensor]) -> dict[str, Tensor]:
         """Cut this process's pieces."""
-        return {name: self._cut(whole[name], shard) for name, shard in self.trained().items()}
+        pieces = {name: self._cut(whole[name], shard) for name, shard in self._shards().items()}
+        statistics = running_statistics(self.joint)
+        return pieces | {
+            name: whole[name].to(held.device) for name, held in statistics.items() if name in whole
+        }
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Gather frozen and trained parameters one after the other."""

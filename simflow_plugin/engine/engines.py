@@ -21,7 +21,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from simflow_plugin.config import RunConfig
-from simflow_plugin.engine.ema import trained_parameters
+from simflow_plugin.engine.ema import averaged_tensors
 from simflow_plugin.engine.optimizers import clip_and_step, scale_loss
 from simflow_plugin.engine.processes import configure_engine
 from simflow_plugin.engine.state import optimizer_state, place_like, restore_module, restore_optimizer
@@ -75,17 +75,17 @@ class TorchEngine:
         """Clip, step unless a gradient is not finite, and clear; return the norms and whether they were finite."""
         return clip_and_step(self.optimizer, self._max_grad_norm, self.accelerator.scaler)
 
-    def trained(self) -> dict[str, Tensor]:
-        """Return what this process holds of each trained parameter, whole or a shard, by name."""
-        return trained_parameters(self.joint)
+    def averaged(self) -> dict[str, Tensor]:
+        """Return what this process holds of each tensor that is averaged, whole or a shard, by name."""
+        return averaged_tensors(self.joint)
 
     def gathered(self, state: dict[str, Tensor]) -> Iterable[tuple[str, Tensor]]:
-        """Give what is held as `trained` is, as `whole_tensors` takes it; every process must go to the end."""
+        """Give what is held as `averaged` is, as `whole_tensors` takes it; every process must go to the end."""
         return state.items()
 
     def scattered(self, whole: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return of whole tensors, by name of a trained parameter, what this process holds."""
-        return {name: place_like(held, whole[name]) for name, held in self.trained().items()}
+        """Return of whole tensors, by the names of `averaged`, what this process holds."""
+        return {name: place_like(held, whole[name]) for name, held in self.averaged().items()}
 
     def weights(self) -> Iterable[tuple[str, Tensor]]:
         """Give parameters and buffers by name, likewise."""

@@ -21,7 +21,7 @@ from torch import Tensor
 from simflow_plugin.config import RunConfig
 from simflow_plugin.contracts import ImageDataset
 from simflow_plugin.data.feature_cache import FeatureCache
-from simflow_plugin.data.loader import Batch, make_loader
+from simflow_plugin.data.loader import Batch, check_corrupt, make_loader
 from simflow_plugin.engine.averages import RunningMeans
 from simflow_plugin.engine.checkpoints import (
     Checkpoint,
@@ -46,7 +46,7 @@ from simflow_plugin.engine.optimizers import (
     set_learning_rate,
 )
 from simflow_plugin.engine.parts import Parts
-from simflow_plugin.engine.processes import Processes, layer_class_names
+from simflow_plugin.engine.processes import Processes, layer_class_names, synchronise_batch_norms
 from simflow_plugin.engine.profiling import profiled
 from simflow_plugin.engine.progress import TrainingProgress
 from simflow_plugin.engine.run_directory import RunDirectory
@@ -89,7 +89,7 @@ class Trainer:
         self.device = accelerator.device
         self.profile_steps = profile_steps
         self.processes = Processes(accelerator.num_processes)
-        self.joint = parts.joint.to(self.device)
+        self.joint = synchronise_batch_norms(parts.joint.to(self.device), accelerator.num_processes)
         self.features = self._make_features(parts)
         self.moments: FeatureCache | None = None
         if config.training.cache_latents:
@@ -111,7 +111,7 @@ class Trainer:
         self.wrapped = self.engine.prepare(self.joint, optimizer)
         self.optimizer = self.engine.optimizer
         # After `prepare`: where that sharded the parameters, their averages are sharded too.
-        self.ema = ExponentialMovingAverage(self.engine.trained(), config.training.ema_decay)
+        self.ema = ExponentialMovingAverage(self.engine.averaged(), config.training.ema_decay)
         self.adversary_optimizer = self.adversary.make_optimizer() if self.adversary is not None else None
         self.wrapped_adversary = self._wrap_adversary()
         self._description = {
@@ -122,6 +122,9 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0
         self.bad_steps = BadStepCounter(config.training.max_bad_steps, self.device)
+        self.corrupt: set[int] = (
+            set()
+        )  # images that could not be read, by this process or, at logged steps, by any
         self.means = RunningMeans()
 
     # ------------------------------------------------------------------ the loop
@@ -208,7 +211,7 @@ class Trainer:
                 pairs.append((output["reconstruction"].detach(), images))
         norms, finite = self.engine.step()
         self.means.add_all(norms, 1.0)
-        self.ema.update(self.engine.trained(), self.step)
+        self.ema.update(self.engine.averaged(), self.step)
         if adversary is not None:
             finite = finite & self._adversary_step(pairs)
         self.bad_steps.update(finite)
@@ -236,7 +239,9 @@ class Trainer:
         if self.adversary is None or self.accelerator.num_processes == 1:
             return self.adversary
         devices = [self.device] if self.device.type == "cuda" else None
-        return torch.nn.parallel.DistributedDataParallel(self.adversary, device_ids=devices)
+        return torch.nn.parallel.DistributedDataParallel(
+            self.adversary, device_ids=devices, gradient_as_bucket_view=True
+        )
 
     def _adversary_step(self, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
         """Let the discriminator learn from (reconstruction, images); return whether its step was finite."""
@@ -282,6 +287,7 @@ class Trainer:
             accumulation=training.accumulation,
             horizontal_flip=training.horizontal_flip,
             num_workers=training.num_workers,
+            corrupt=self.corrupt,
         )
 
     def _log_row(self, seconds: float, images_per_second: float) -> tuple[dict[str, Any], list[str]]:
@@ -291,9 +297,13 @@ class Trainer:
         """
         means = self.means.take_means(self.accelerator)
         skipped, _ = self.bad_steps.read()
+        self.corrupt |= self.processes.union(self.corrupt)
+        check_corrupt(self.dataset, len(self.corrupt))
         row: dict[str, Any] = {"step": self.step, "seconds": round(seconds, 3), **means.values}
         row |= {"lr": self.optimizer.param_groups[0]["lr"], "images_per_second": round(images_per_second, 2)}
         row |= {"skipped_steps": skipped}
+        if self.corrupt:
+            row["corrupt_images"] = len(self.corrupt)
         if means.not_finite:
             row["not_finite"] = means.not_finite
         return row, list(means.not_finite)
@@ -305,6 +315,7 @@ class Trainer:
         snapshot = self._snapshot()
         tensors = snapshot.tensors(self.accelerator)
         state = {"seconds": self.seconds, **snapshot.values(self.accelerator), **self._description}
+        state["corrupt_images"] = sorted(self.processes.union(self.corrupt))
         failure: Exception | None = None
         if self.accelerator.is_main_process:
             training, folder = self.config.training, self.run_directory.checkpoints
@@ -335,6 +346,7 @@ class Trainer:
             checkpoint = checkpoint or read_checkpoint(found)
             self._snapshot().restore(checkpoint, self.accelerator)
             self.step, self.seconds = checkpoint.step, float(checkpoint.state["seconds"])
+            self.corrupt.update(checkpoint.state.get("corrupt_images", []))
 
     def _snapshot(self) -> Snapshot:
         return Snapshot(

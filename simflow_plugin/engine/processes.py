@@ -6,17 +6,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from importlib.util import find_spec
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, InitProcessGroupKwargs, parse_flag_from_env
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    InitProcessGroupKwargs,
+    parse_flag_from_env,
+)
 from torch import distributed, nn
 
 from simflow_plugin.engine.interrupts import Interrupted
 from simflow_plugin.errors import ConfigError
 
 T = TypeVar("T")
+M = TypeVar("M", bound=nn.Module)
 
 PATIENCE = timedelta(hours=2)
 """How long processes wait for each other: writing a large checkpoint to a busy file system takes its time."""
@@ -59,6 +65,14 @@ class Processes:
         if announced is not None:
             raise announced
         return result
+
+    def union(self, values: set[int]) -> set[int]:
+        """Return the values of all processes together; every process must call it."""
+        if self._group is None:
+            return values
+        gathered: list[set[int]] = [set() for _ in range(distributed.get_world_size(self._group))]
+        distributed.all_gather_object(gathered, values, group=self._group)
+        return set().union(*gathered)
 
     def main_first(self, is_main: bool, work: Callable[[], T]) -> T:
         """Return what `work` returns, done by the main process first: the others find the files that it made."""
@@ -108,7 +122,11 @@ def process_group_options(has_gpu: bool) -> dict[str, Any]:
         ConfigError: if accelerate was configured for DeepSpeed and a package that this needs is missing.
     """
     if not parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
-        return {"cpu": not has_gpu}
+        # A gradient is a view of the buffer that it is averaged in, not a second copy.
+        return {
+            "cpu": not has_gpu,
+            "kwargs_handlers": [DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+        }
     missing = [name for name in ("deepspeed", "transformers") if find_spec(name) is None]
     if missing:  # accelerate reads DeepSpeed's settings through transformers
         raise ConfigError(
@@ -144,6 +162,14 @@ def configure_engine(accelerator: Accelerator) -> None:
         from torch.distributed.fsdp import MixedPrecisionPolicy
 
         accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
+
+
+def synchronise_batch_norms(module: M, num_processes: int) -> M:
+    """Let batch norms see the rows of all processes, as in the REPA-E host; torch has this on GPUs only."""
+    parameter = next(module.parameters())
+    if num_processes == 1 or parameter.device.type != "cuda":
+        return module
+    return cast(M, nn.SyncBatchNorm.convert_sync_batchnorm(module))
 
 
 def layer_class_names(module: nn.Module) -> list[str]:

@@ -5,8 +5,10 @@ config.yaml  metrics.jsonl  samples/step_*.png  checkpoints/step_*/  report.html
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -15,7 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from simflow_plugin.config import RunConfig, read_run_config
-from simflow_plugin.errors import RunDirectoryError
+from simflow_plugin.engine.checkpoints import is_disk_full
+from simflow_plugin.errors import RunDirectoryError, SimflowError, TrainingError
+
+log = logging.getLogger(__name__)
 
 SAFE_TO_CHANGE = (
     "name",
@@ -34,6 +39,10 @@ SAFE_TO_CHANGE = (
 )
 """Keys (and sections) that may change on resume with --allow-changed: none of them changes what a step computes,
 except `training.steps`, which moves the end of a cosine schedule."""
+
+
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)
+"""What `flock` fails with on a file system that has no locks."""
 
 
 class RunDirectory:
@@ -80,7 +89,11 @@ class RunDirectory:
                 f"{self.path}: holds other files but no config.yaml, so it is no run directory. Name another: --out."
             )
 
-    def _not_writable(self, error: OSError) -> RunDirectoryError:
+    def _not_writable(self, error: OSError) -> SimflowError:
+        if is_disk_full(error):
+            return TrainingError(
+                f"{self.path}: the disk is full ({error.strerror}). Free some space and run the same command again."
+            )
         return RunDirectoryError(
             f"{self.path}: cannot be written ({error.strerror}). Name another with --out."
         )
@@ -109,26 +122,38 @@ class RunDirectory:
         Raises:
             RunDirectoryError: if another process holds it, the folder holds other files but no run, or it cannot be
                 written. A folder that is refused stays as it is.
+            TrainingError: if the disk is full.
         """
         self._refuse_foreign_folder()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            file = (self.path / ".lock").open("a+")
+            descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise self._not_writable(error) from error
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                file.seek(0)
-                raise RunDirectoryError(
-                    f"{self.path}: another process is writing it ({file.read().strip() or 'unknown'}). "
-                    "Wait for it, stop it, or name another directory with --out."
-                ) from error
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
+        try:
+            self._lock(descriptor)
             yield
+        finally:
+            os.close(descriptor)
+
+    def _lock(self, descriptor: int) -> None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            owner = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "unknown"
+            raise RunDirectoryError(
+                f"{self.path}: another process is writing it ({owner}). "
+                "Wait for it, stop it, or name another directory with --out."
+            ) from error
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise self._not_writable(error) from error
+            log.warning("%s: this file system has no locks; nothing refuses a second writer.", self.path)
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        except OSError as error:
+            raise self._not_writable(error) from error
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Return the rows of metrics.jsonl; a line torn by a crash is left out."""

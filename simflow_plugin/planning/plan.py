@@ -6,8 +6,9 @@
                       + activations kept for the backward pass of one micro-batch
 
 P trained and F frozen parameters, sharding `none`: 20 P + 4 F bytes; `zero2`: 8 P + 4 F gathered and reduced in turn,
-12 P / N at rest; `zero3`: (20 P + 4 F) / N, and two layers gathered. Activations are counted as autograd saves them, in
-float32, and halved for bfloat16 and float16. Temporary buffers and fragmentation come on top: leave a tenth free.
+12 P / N at rest; `zero3`: (20 P + 4 F) / N, and two layers gathered. Activations are counted as autograd saves them,
+under the casts of mixed precision where there are any. Temporary buffers and fragmentation come on top: leave a tenth
+free.
 """
 
 from __future__ import annotations
@@ -114,8 +115,7 @@ def make_plan(config: RunConfig, setting: Setting) -> Plan:
     joint = outlined_joint(config, outline)
     flops = flops_per_image(config, outline, joint)
     micro_batch = training.batch_size // shares
-    is_half = training.precision != "float32"
-    activations = saved_bytes(joint, config, outline) * micro_batch * (0.5 if is_half else 1.0)
+    activations = saved_bytes(joint, config, outline, micro_batch)
     parameters = {"autoencoder": count_parameters(outline.autoencoder)}
     for name, module in (("model", outline.model), ("discriminator", outline.discriminator)):
         if module is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from simflow_plugin.losses.pixel import L2Loss
 from simflow_plugin.losses.reconstruction import ReconstructionLoss
 from simflow_plugin.metrics.compute import count_flops, forward_flops
 from simflow_plugin.planning.outline import Outline, zeros
+from simflow_plugin.planning.precision import MixedPrecision
 from simflow_plugin.randomness import IndexedRandom
 
 PERCEPTUAL_PASSES = 3
@@ -29,15 +31,15 @@ def outlined_joint(config: RunConfig, outline: Outline) -> JointObjective:
     return JointObjective(outline.autoencoder, outline.model, losses, objective_weights(config))
 
 
-def _inputs(config: RunConfig, outline: Outline) -> JointInputs:
-    labels = zeros((1,), torch.int64) if outline.num_classes is not None else None
-    features = zeros((1, *outline.feature_shape)) if outline.feature_shape is not None else None
-    images = zeros((1, 3, config.image_size, config.image_size))
+def _inputs(config: RunConfig, outline: Outline, num_images: int = 1) -> JointInputs:
+    labels = zeros((num_images,), torch.int64) if outline.num_classes is not None else None
+    features = zeros((num_images, *outline.feature_shape)) if outline.feature_shape is not None else None
+    images = zeros((num_images, 3, config.image_size, config.image_size))
     moments = None
     if config.training.cache_latents:
         with torch.no_grad():
             moments = outline.autoencoder.moments(images)
-    return JointInputs(images, labels, features, IndexedRandom(0, (0,)), moments=moments)
+    return JointInputs(images, labels, features, IndexedRandom(0, (0,) * num_images), moments=moments)
 
 
 def flops_per_image(config: RunConfig, outline: Outline, joint: JointObjective) -> dict[str, int]:
@@ -61,8 +63,18 @@ def flops_per_image(config: RunConfig, outline: Outline, joint: JointObjective) 
     return flops
 
 
-def saved_bytes(joint: JointObjective, config: RunConfig, outline: Outline) -> float:
-    """Return the bytes that one image's forward pass keeps for the backward pass, parameters left out."""
+def saved_bytes(joint: JointObjective, config: RunConfig, outline: Outline, num_images: int) -> float:
+    """Return the bytes that a forward pass keeps for the backward pass, parameters left out.
+
+    Linear in the images: what one and two keep gives the rest, casts of the weights included, which are kept once.
+    """
+    one, two = (_saved_bytes(joint, config, outline, count) for count in (1, 2))
+    return one + (num_images - 1) * (two - one)
+
+
+def _saved_bytes(joint: JointObjective, config: RunConfig, outline: Outline, num_images: int) -> float:
+    is_whole = config.training.precision == "float32"
+    lower = torch.float16 if config.training.precision == "float16" else torch.bfloat16
     ours = {tensor.untyped_storage()._cdata for tensor in [*joint.parameters(), *joint.buffers()]}
     kept: dict[int, Tensor] = {}  # holds the tensors too, so that no identity is given twice
 
@@ -79,9 +91,10 @@ def saved_bytes(joint: JointObjective, config: RunConfig, outline: Outline) -> f
     names = layer_class_names(joint.model) if joint.model is not None else []
     handles = [m.register_forward_pre_hook(keep_input) for m in joint.modules() if type(m).__name__ in names]
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = joint(_inputs(config, outline))
+        with nullcontext() if is_whole else MixedPrecision(lower):
+            output = joint(_inputs(config, outline, num_images))
         if outline.perceptual is not None and output["reconstruction"] is not None:
-            outline.perceptual.requires_grad_(False)(output["reconstruction"])
+            outline.perceptual.requires_grad_(False)(output["reconstruction"].float())  # in float32 by design
     for handle in handles:
         handle.remove()
     return float(sum(tensor.untyped_storage().nbytes() for tensor in kept.values()))

@@ -1,5 +1,7 @@
 import gzip
+import http.server
 import os
+import threading
 
 import pytest
 import torch
@@ -135,3 +137,33 @@ def test_libraries_read_the_same_samples(shards):
     theirs = [sample["__key__"] for sample in webdataset.WebDataset(path, shardshuffle=False)]
     ours = load(shards, path, test_share=0.01)
     assert [os.path.basename(name) for name in ours.names] == theirs
+
+
+def test_damaged_index_is_made_anew(shards):
+    pattern = str(shards / "shards" / "*.tar")
+    expected = [load(shards, pattern)[i].label for i in range(3)]
+    damaged = list((shards / "cache").rglob("*.npz"))
+    for index in damaged:
+        index.write_bytes(index.read_bytes()[:40])
+    assert len(damaged) == 2
+    assert [load(shards, pattern)[i].label for i in range(3)] == expected
+
+
+def test_wrong_address_is_reported_at_once_with_the_servers_answer(tmp_path):
+    asked = []
+
+    class Nothing(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_error(404)
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Nothing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/gone.tar"
+        with pytest.raises(DataError, match=r"gone\.tar: cannot be fetched: HTTP Error 404"):
+            load(tmp_path, address)
+        server.shutdown()
+    assert asked == ["/gone.tar"]

@@ -126,3 +126,11 @@ def test_copy_that_somebody_made_is_left_alone(tmp_path):
     shutil.copytree(tmp_path / "step_00000003", tmp_path / "step_00000003.bak")
     assert latest_checkpoint(tmp_path).path.name == "step_00000003"
     assert [p.name for p in checkpoint_folders(tmp_path)] == [f"step_0000000{n}" for n in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("manifest", ["[]", '{"joint.safetensors": 1}', '{"joint.safetensors": {}}', "{}"])
+def test_manifest_of_another_shape_is_no_whole_checkpoint(tmp_path, manifest):
+    save_checkpoint(tmp_path, 1, {"joint": {"x": torch.ones(2)}}, {})
+    newest = save_checkpoint(tmp_path, 2, {"joint": {"x": torch.ones(2)}}, {})
+    (newest / "manifest.json").write_text(manifest)
+    assert latest_checkpoint(tmp_path).step == 1

@@ -158,7 +158,7 @@ def test_pieces_of_a_parameter_are_filled_up_to_one_size():
 
 def test_optimizer_state_with_two_step_counts_is_refused(tmp_path):
     trainer = make_trainer(tiny_config("simflow"), tmp_path / "run")
-    names = list(trainer.engine.trained())[:2]
+    names = list(trainer.engine.averaged())[:2]
     tensors = {f"{name}/step": torch.tensor(float(index)) for index, name in enumerate(names)}
     with pytest.raises(CheckpointError, match=r"run: .*different numbers of optimizer steps, \[0\.0, 1\.0\]"):
         DeepSpeedEngine.restore_optimizer(trainer.engine, tensors, tmp_path / "run")

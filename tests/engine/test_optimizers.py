@@ -11,7 +11,7 @@ from simflow_plugin import registry
 from simflow_plugin.config import Optimizer, Part
 from simflow_plugin.contracts import ModelContext
 from simflow_plugin.engine.averages import RunningMeans
-from simflow_plugin.engine.ema import ExponentialMovingAverage, trained_parameters
+from simflow_plugin.engine.ema import ExponentialMovingAverage, averaged_tensors
 from simflow_plugin.engine.optimizers import (
     clip_and_check,
     learning_rate_ratio,
@@ -117,9 +117,9 @@ def test_many_bad_steps_in_a_row_stop_the_run_and_name_the_term():
 def test_average_follows_its_recurrence_and_is_applied_only_within_the_block():
     module = nn.Linear(1, 1, bias=False)
     module.weight.data.fill_(1.0)
-    ema = ExponentialMovingAverage(trained_parameters(module), decay=0.5)
+    ema = ExponentialMovingAverage(averaged_tensors(module), decay=0.5)
     module.weight.data.fill_(3.0)
-    ema.update(trained_parameters(module), step=1000)
+    ema.update(averaged_tensors(module), step=1000)
     with ema.applied(module):
         assert float(module.weight.detach()) == pytest.approx(2.0)
         assert not module.training
@@ -130,7 +130,7 @@ def test_average_follows_its_recurrence_and_is_applied_only_within_the_block():
 def test_average_leaves_frozen_parts_in_eval_mode():
     module = nn.Sequential(nn.Linear(1, 1), nn.Dropout())
     module[1].eval()
-    ema = ExponentialMovingAverage(trained_parameters(module), decay=0.5)
+    ema = ExponentialMovingAverage(averaged_tensors(module), decay=0.5)
     with ema.applied(module):
         pass
     assert module[0].training
@@ -156,3 +156,19 @@ def test_one_bad_step_does_not_hide_the_others_and_is_named():
     values, not_finite = means.take_means(accelerator)
     assert values == {"nll": 2.0, "never": None}
     assert not_finite == {"nll": 1.0, "never": 3.0}
+
+
+def test_running_statistics_of_a_batch_norm_are_averaged_with_the_weights():
+    module = torch.nn.Sequential(torch.nn.BatchNorm2d(2, affine=False), torch.nn.Conv2d(2, 1, 1))
+    ema = ExponentialMovingAverage(averaged_tensors(module), decay=0.5)
+    module(torch.full((4, 2, 3, 3), 10.0) + torch.randn(4, 2, 3, 3))
+    ema.update(averaged_tensors(module), step=1000)
+    live = module[0].running_mean.clone()
+    with ema.applied(module):
+        torch.testing.assert_close(module[0].running_mean, live / 2)
+    torch.testing.assert_close(module[0].running_mean, live)
+
+
+def test_frozen_batch_norm_is_not_averaged():
+    module = torch.nn.Sequential(torch.nn.BatchNorm2d(2).eval(), torch.nn.Conv2d(2, 1, 1))
+    assert not any("running" in name for name in averaged_tensors(module))

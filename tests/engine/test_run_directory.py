@@ -1,6 +1,9 @@
 """Run directories: one configuration, one writer, nothing overwritten."""
 
+import errno
+import fcntl
 import json
+import os
 import subprocess
 import sys
 
@@ -8,7 +11,7 @@ import pytest
 
 from simflow_plugin.config import load_config
 from simflow_plugin.engine.run_directory import RunDirectory, differing_keys
-from simflow_plugin.errors import RunDirectoryError
+from simflow_plugin.errors import RunDirectoryError, TrainingError
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +109,25 @@ def test_differing_keys_are_dotted():
         "a.c": (2, 3),
         "d": (None, 4),
     }
+
+
+def test_file_system_without_locks_is_used_with_a_warning(tmp_path, monkeypatch, caplog):
+    def flock(*args):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with RunDirectory(tmp_path / "run").locked():
+        pass
+    assert "has no locks; nothing refuses a second writer" in caplog.text
+
+
+def test_disk_that_is_still_full_is_named_when_the_command_is_run_again(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with (
+        pytest.raises(TrainingError, match=r"run: the disk is full .*run the same command again"),
+        RunDirectory(tmp_path / "run").locked(),
+    ):
+        pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -230,3 +231,64 @@ def test_flow_with_features_asks_for_them() -> None:
         flow(tokens, condition=condition["condition"][:, :1])
     with pytest.raises(ShapeError, match="null_condition: guidance > 0 needs"):
         flow.inverse(tokens, **condition, guidance=1.0)
+
+
+@pytest.mark.parametrize("method", ["cached", "naive", "jacobi"])
+@pytest.mark.parametrize("options", [{}, {"num_classes": 3}])
+def test_float64_tokens_are_taken_by_a_float32_flow(method: str, options: dict[str, Any]) -> None:
+    """numpy's numbers are float64; the rotary table is in the precision of the weights."""
+    flow = build_flow(torch.float32, **options)
+    noise, condition = inputs_for(flow)
+    tokens = flow.inverse(noise.double(), **condition, method=method)
+    torch.testing.assert_close(tokens.float(), flow.inverse(noise, **condition), rtol=1e-4, atol=1e-4)
+    assert flow.log_prob(tokens, **condition).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("null", "message"),
+    [
+        ("shorter", r"null_condition: found \(1, 1, 4\), expected \(1, 2, 4\)"),
+        ("rows", r"null_condition: found \(2, 2, 4\), expected \(3, 2, 4\)"),
+        ("nan", "null_condition: NaN"),
+    ],
+)
+def test_null_condition_that_does_not_fit_is_named(null: str, message: str) -> None:
+    flow = build_flow(condition_dim=4, condition_frequencies=2)
+    noise, condition = inputs_for(flow)
+    features = condition["condition"]
+    wrong = {"shorter": features[:1, :1], "rows": features[:2], "nan": features * torch.nan}[null]
+    with pytest.raises(ShapeError, match=message):
+        flow.inverse(noise, condition=features, null_condition=wrong, guidance=1.0)
+
+
+def test_condition_with_nan_is_named() -> None:
+    flow = build_flow(condition_dim=4, condition_frequencies=2)
+    noise, condition = inputs_for(flow)
+    with pytest.raises(ShapeError, match="condition: NaN"):
+        flow.log_prob(noise, condition=condition["condition"] * torch.nan)
+
+
+def test_number_of_samples_that_contradicts_the_noise_is_refused() -> None:
+    flow = build_flow()
+    with pytest.raises(ShapeError, match=r"num_samples: found \[2, 3\]"):
+        flow.sample(noise=inputs_for(flow)[0], num_samples=2)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"positions": "learned", "rope_side": 4.0},
+        {"condition_frequencies": 2},
+        {"patch_size": 2, "token_dim": 3},
+        {"mlp_ratio": 0.01},
+    ],
+)
+def test_option_without_effect_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(options)) if "positions" not in options else "rope_side"):
+        build_flow(**options)
+
+
+def test_unknown_family_is_all_that_is_said() -> None:
+    with pytest.raises(ValueError, match="family: unknown `foo`") as error:
+        build_flow(family="foo")
+    assert "Field required" not in str(error.value)

@@ -138,3 +138,21 @@ def test_bad_option_is_refused(options: dict, message: str) -> None:
 def test_rule_without_a_name_is_refused() -> None:
     with pytest.raises(ConfigError, match="`name` is missing"):
         build_guidance({"annealed": True}, GuidanceContext(3))
+
+
+@pytest.mark.parametrize("where", [{"block_interval": (1, 1)}, {"token_interval": (0.5, 0.5)}])
+def test_guidance_that_reaches_no_conditional_block_is_refused(where: dict) -> None:
+    flow = build_flow(num_classes=3)
+    noise, condition = inputs_for(flow)
+    rule = {"name": "starflow", **where}
+    with pytest.raises(ConfigError, match="guidance 2 has no effect; conditional blocks: 3"):
+        flow.inverse(noise, **condition, guidance=2.0, guidance_rule=rule)
+    flow.inverse(noise, **condition, guidance=0.0, guidance_rule=rule)
+
+
+@pytest.mark.parametrize("weight", ["1", None, 1e39])
+def test_weight_that_is_no_number_of_float32_is_refused(weight: object) -> None:
+    flow = build_flow(num_classes=3)
+    noise, condition = inputs_for(flow)
+    with pytest.raises(ShapeError, match="guidance: found"):
+        flow.inverse(noise, **condition, guidance=weight)

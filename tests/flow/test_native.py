@@ -211,3 +211,24 @@ def test_library_is_built_once(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -
     assert library.find_library.__wrapped__() is not None
     assert len(builds) == 1
     assert len(list(tmp_path.rglob("*"))) == 2  # the folder and the library: no temporary file is left
+
+
+@needs_compiler
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_default_type_of_the_process_changes_nothing(default: torch.dtype) -> None:
+    flow = build_flow(torch.float32, **SIZE)
+    noise, _ = inputs_for(flow)
+    expected = flow.inverse(noise, method=NATIVE)
+    torch.set_default_dtype(default)
+    try:
+        assert torch.equal(flow.inverse(noise, method=NATIVE), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@needs_compiler
+def test_gelu_of_another_kind_is_left_to_torch() -> None:
+    flow = build_flow(torch.float32, **SIZE)
+    flow.deep_block.layers[0].mlp.activation = torch.nn.GELU(approximate="tanh")
+    with pytest.raises(ConfigError, match="approximate=tanh"):
+        flow.inverse(inputs_for(flow)[0], method=NATIVE)

@@ -3,12 +3,14 @@
 import functools
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from simflow_plugin.cli import app
 from simflow_plugin.config import load_config
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.planning.plan import GPUS, Setting, make_plan
+from simflow_plugin.planning.precision import MixedPrecision
 from simflow_plugin.yaml_source import shipped_configs
 from tests.engine.tiny_runs import make_trainer, tiny_config, tiny_values
 
@@ -98,3 +100,31 @@ def test_bad_setting_is_named(arguments, message):
 def test_batch_that_devices_cannot_share_is_refused():
     with pytest.raises(ConfigError, match="256 is not divisible by 7 devices"):
         plan_of("imagenet256/simflow_xxl", devices=7)
+
+
+def test_activations_of_mixed_precision_are_kept_in_the_types_of_autocast():
+    """Products keep their input and weight in bfloat16, a group norm its input in float32; by hand."""
+    network = torch.nn.Sequential(torch.nn.GroupNorm(1, 4), torch.nn.Conv2d(4, 8, 1, bias=False)).to("meta")
+    images = torch.zeros(2, 4, 3, 3, device="meta", requires_grad=True)
+    kept = []
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t)
+    with hooks, MixedPrecision(torch.bfloat16):
+        output = network(images)
+    assert output.dtype == torch.bfloat16
+    kinds = {(tuple(tensor.shape), tensor.dtype) for tensor in kept if tensor.dim() == 4}
+    norm_input, product_input = ((2, 4, 3, 3), torch.float32), ((2, 4, 3, 3), torch.bfloat16)
+    assert kinds == {norm_input, product_input, ((8, 4, 1, 1), torch.bfloat16)}
+
+
+def test_activations_grow_linearly_with_the_micro_batch():
+    few, many = (plan_of("imagenet256/simflow_l", devices=devices).activation_bytes for devices in (32, 8))
+    assert 3 * few < many < 4 * few  # casts of the weights are kept once
+
+
+def test_mixed_precision_keeps_more_than_half_of_what_float32_keeps():
+    """Norms, and the perceptual loss, stay in float32: half of everything was 1.6 times too little."""
+    mixed, whole = (
+        plan_of("imagenet256/simflow_l", f"training.precision={kind}", devices=8).activation_bytes
+        for kind in ("bfloat16", "float32")
+    )
+    assert 0.6 * whole < mixed < 0.9 * whole

@@ -1,0 +1,72 @@
+"""Mixed precision on tensors without data: the casts of CUDA's autocast, which does not act on the meta device.
+
+Products run in the lower type, norms and what overflows in it in float32, all else in the type of what it is given
+(https://pytorch.org/docs/stable/amp.html#cuda-op-specific-behavior). What a cast makes is kept for the backward pass
+like any other tensor.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
+
+LOWER = {
+    *(functional.linear, functional.scaled_dot_product_attention, functional.bilinear),
+    *(torch.conv1d, torch.conv2d, torch.conv3d, torch.conv_transpose2d),
+    *(torch.matmul, torch.mm, torch.bmm, torch.addmm, torch.baddbmm, torch.einsum),
+    *(Tensor.matmul, Tensor.mm, Tensor.bmm, Tensor.__matmul__, Tensor.__rmatmul__),
+}
+FULL = {
+    *(functional.group_norm, functional.layer_norm, functional.softmax, functional.log_softmax),
+    *(functional.softplus, functional.mse_loss, functional.l1_loss, functional.cosine_similarity),
+    *(
+        torch.group_norm,
+        torch.layer_norm,
+        torch.softmax,
+        torch.exp,
+        torch.log,
+        torch.pow,
+        torch.sum,
+        torch.rsqrt,
+    ),
+    *(Tensor.softmax, Tensor.exp, Tensor.log, Tensor.pow, Tensor.sum, Tensor.rsqrt, Tensor.prod, Tensor.norm),
+}
+
+
+class MixedPrecision(TorchFunctionMode):
+    """Within the block products are of `lower`; a leaf is cast once, as autocast's cache does it."""
+
+    def __init__(self, lower: torch.dtype) -> None:
+        super().__init__()
+        self.lower = lower
+        self._cast_leaves: dict[Tensor, Tensor] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if (
+            func is torch.autograd.grad
+        ):  # keeps nothing; going back here would recompute checkpoints without the casts
+            inputs = args[1] if isinstance(args[1], (list, tuple)) else args[1:2]
+            return tuple(torch.zeros_like(tensor) for tensor in inputs)
+        if func in LOWER or func in FULL:
+            dtype = self.lower if func in LOWER else torch.float32
+            args, kwargs = tree_map(lambda value: self._cast(value, dtype), (args, kwargs))
+        return func(*args, **kwargs)
+
+    def _cast(self, value: Any, dtype: torch.dtype) -> Any:
+        if (
+            not isinstance(value, Tensor)
+            or value.dtype not in (torch.float32, self.lower)
+            or value.dtype == dtype
+        ):
+            return value
+        if not value.is_leaf or not value.requires_grad:
+            return value.to(dtype)
+        if value not in self._cast_leaves:
+            self._cast_leaves[value] = value.to(dtype)
+        return self._cast_leaves[value]
