@@ -29,6 +29,8 @@ def option_sets(draw: st.DrawFn) -> dict[str, Any]:
         "qk_norm": draw(st.booleans()),
         "gated_attention": draw(st.booleans()),
         "mlp": draw(st.sampled_from(["gelu", "swiglu", "geglu"])),
+        "mlp_ratio": draw(st.sampled_from([4.0, 1.3])),
+        "activation_checkpointing": draw(st.booleans()),
         "bias": draw(st.booleans()),
         "first_order": draw(st.sampled_from(["identity", "flip"])),
         "num_kv_heads": draw(st.sampled_from([None, 1])),
@@ -36,6 +38,11 @@ def option_sets(draw: st.DrawFn) -> dict[str, Any]:
         "grid_size": draw(st.sampled_from([(1, 1), (2, 2), (1, 5), (3, 2)])),
         "token_dim": draw(st.integers(1, 3)),
     }
+    if options["positions"] == "rope":
+        options |= {
+            "rope_side": draw(st.sampled_from([None, 7.5])),
+            "rope_theta": draw(st.sampled_from([1e4, 50.0])),
+        }
     if options["scale"] != "unit" and draw(st.booleans()):
         options |= {"soft_clip": 2.0, "soft_clips_shift": draw(st.booleans())}
     condition = draw(st.sampled_from(["none", "labels", "features"]))
@@ -46,7 +53,11 @@ def option_sets(draw: st.DrawFn) -> dict[str, Any]:
             "null_label": draw(st.sampled_from(["learned", "mean"])),
         }
     if condition == "features":
-        options |= {"condition_dim": 3, "condition_frequencies": draw(st.sampled_from([0, 2]))}
+        options |= {
+            "condition_dim": 3,
+            "condition_frequencies": draw(st.sampled_from([0, 2])),
+            "condition_length": draw(st.sampled_from([None, 2])),
+        }
     return options
 
 
@@ -95,6 +106,9 @@ def test_samplers_agree(options: dict[str, Any], guidance: float) -> None:
     if "condition" in condition:
         condition["null_condition"] = torch.zeros(1, 2, 3)
     naive = flow.inverse(noise, **condition, method="naive")
+    size = (
+        naive.abs().max().clamp(min=1)
+    )  # rounding in a token scales with those after it, which `exp` makes large
     for method in ("cached", Jacobi(segment=3, tolerance=0.0, max_iterations=3)):
         sampled = flow.inverse(noise, **condition, method=method)
-        torch.testing.assert_close(sampled, naive, rtol=0, atol=1e-5)
+        torch.testing.assert_close(sampled / size, naive / size, rtol=0, atol=1e-5)
