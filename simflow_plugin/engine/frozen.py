@@ -5,6 +5,7 @@ The alignment's encoder gives features, a frozen autoencoder the moments of q(z 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +16,47 @@ from simflow_plugin.contracts import Autoencoder, ImageDataset
 from simflow_plugin.data.cache import cache_folder, tensors_digest
 from simflow_plugin.data.feature_cache import FeatureCache, build_cache, dataset_facts
 from simflow_plugin.data.loader import Batch
+from simflow_plugin.engine.parts import Parts
 from simflow_plugin.errors import ConfigError
+
+
+class FrozenNetworks:
+    """What the frozen networks of a run say of a batch, where it has any.
+
+    Args:
+        parts: of the run, the autoencoder on the training device.
+        config: resolved; it says what is cached.
+        dataset: the training split.
+        main_first: runs the building of a cache on the main process first, so that the others find it.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        config: RunConfig,
+        dataset: ImageDataset,
+        main_first: Callable[[Callable[[], FeatureCache]], FeatureCache],
+    ) -> None:
+        self._features: AlignmentFeatures | None = None
+        self._moments: FeatureCache | None = None
+        autoencoder = parts.joint.autoencoder
+        if parts.encoder is not None and config.alignment is not None:
+            encoder = parts.encoder.to(next(autoencoder.parameters()).device)
+            cached = config.alignment.cache
+            cache = main_first(lambda: build_feature_cache(encoder, config, dataset)) if cached else None
+            self._features = AlignmentFeatures(encoder, cache)
+        if config.training.cache_latents:
+            self._moments = main_first(lambda: build_moment_cache(autoencoder, config, dataset))
+
+    def features(self, batch: Batch, images: Tensor) -> Tensor | None:
+        """Return the alignment's features (B, N, F) of `images`, the batch's on the training device, or None."""
+        return None if self._features is None else self._features(batch, images)
+
+    def moments(self, batch: Batch, device: torch.device) -> Tensor | None:
+        """Return the cached moments (B, M, h, w) of a batch, or None where the encoder is asked each time."""
+        if self._moments is None:
+            return None
+        return self._moments.read(batch.indices, batch.flipped).to(device, non_blocking=True)
 
 
 class AlignmentFeatures:

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from simflow_plugin.config import RunConfig
 from simflow_plugin.contracts import ImageDataset
-from simflow_plugin.data.feature_cache import FeatureCache
 from simflow_plugin.data.loader import Batch, check_corrupt, make_loader
 from simflow_plugin.engine.averages import RunningMeans
 from simflow_plugin.engine.checkpoints import (
@@ -34,7 +33,7 @@ from simflow_plugin.engine.checkpoints import (
 from simflow_plugin.engine.compilation import compile_layers
 from simflow_plugin.engine.ema import ExponentialMovingAverage
 from simflow_plugin.engine.engine_choice import make_engine
-from simflow_plugin.engine.frozen import AlignmentFeatures, build_feature_cache, build_moment_cache
+from simflow_plugin.engine.frozen import FrozenNetworks
 from simflow_plugin.engine.interrupts import Interrupted, StopRequest
 from simflow_plugin.engine.joint import JointInputs
 from simflow_plugin.engine.optimizers import (
@@ -90,13 +89,9 @@ class Trainer:
         self.profile_steps = profile_steps
         self.processes = Processes(accelerator.num_processes)
         self.joint = synchronise_batch_norms(parts.joint.to(self.device), accelerator.num_processes)
-        self.features = self._make_features(parts)
-        self.moments: FeatureCache | None = None
-        if config.training.cache_latents:
-            self.moments = self.processes.main_first(
-                accelerator.is_main_process,
-                lambda: build_moment_cache(self.joint.autoencoder, config, dataset),
-            )
+        self.frozen = FrozenNetworks(
+            parts, config, dataset, lambda work: self.processes.main_first(accelerator.is_main_process, work)
+        )
         self.adversary = parts.adversary.to(self.device) if parts.adversary is not None else None
         self.joint.train()
         self.sample_grids = SampleGrids(config, run, self.joint, dataset.num_classes, self.engine)
@@ -224,12 +219,15 @@ class Trainer:
             batch.labels.to(self.device, non_blocking=True) if self.dataset.num_classes is not None else None
         )
         with self.engine.autocast():
-            features = self.features(batch, images) if self.features is not None else None
             random = BatchRandom(self.config.seed, self.step, batch.offset, self.config.training.batch_size)
-            moments = None
-            if self.moments is not None:
-                moments = self.moments.read(batch.indices, batch.flipped).to(self.device, non_blocking=True)
-            inputs = JointInputs(images, labels, features, random, self.engine.loss_scale(), moments)
+            inputs = JointInputs(
+                images,
+                labels,
+                self.frozen.features(batch, images),
+                random,
+                self.engine.loss_scale(),
+                self.frozen.moments(batch, self.device),
+            )
             return self.wrapped(inputs, adversary)
 
     # ------------------------------------------------------------------ the discriminator
@@ -261,18 +259,6 @@ class Trainer:
         return finite
 
     # ------------------------------------------------------------------ data and log
-
-    def _make_features(self, parts: Parts) -> AlignmentFeatures | None:
-        if parts.encoder is None or self.config.alignment is None:
-            return None
-        encoder = parts.encoder.to(self.device)
-        cache = None
-        if self.config.alignment.cache:
-            cache = self.processes.main_first(
-                self.accelerator.is_main_process,
-                lambda: build_feature_cache(encoder, self.config, self.dataset),
-            )
-        return AlignmentFeatures(encoder, cache)
 
     def _loader(self) -> Any:
         training = self.config.training
