@@ -102,7 +102,8 @@ def _training(measured: dict[str, Any], cost: dict[str, Any], before: dict[str, 
         flops += before["steps"] * before["training_flops"]
         steps += f" + {before['steps']}"
         seconds += f" + {before['train_seconds']:.0f}"
-    return [steps, f"{flops * measured['batch_size'] / 1e12:.1f}", seconds]
+    batch_size = measured.get("batch_size")  # a study that an earlier version began does not say
+    return [steps, _number(batch_size and flops * batch_size / 1e12, ".1f"), seconds]
 
 
 def _notes(study: Study, document: dict[str, Any]) -> list[str]:
