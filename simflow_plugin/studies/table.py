@@ -96,14 +96,17 @@ def _rows(study: Study, document: dict[str, Any]) -> list[list[str]]:
 
 def _training(measured: dict[str, Any], cost: dict[str, Any], before: dict[str, Any] | None) -> list[str]:
     """Return steps, TFLOPs and seconds of a variant, those of the autoencoder it starts from named or included."""
-    flops = cost["steps"] * cost["training_flops"]
     steps, seconds = str(cost["steps"]), f"{cost['train_seconds']:.0f}"
+    stages = [cost] if before is None else [cost, before]
     if before is not None:
-        flops += before["steps"] * before["training_flops"]
         steps += f" + {before['steps']}"
         seconds += f" + {before['train_seconds']:.0f}"
-    batch_size = measured.get("batch_size")  # a study that an earlier version began does not say
-    return [steps, _number(batch_size and flops * batch_size / 1e12, ".1f"), seconds]
+    total = None  # a study that an earlier version began does not say, until it is run again
+    if "batch_size" in measured and all("training_flops" in stage for stage in stages):
+        total = (
+            measured["batch_size"] * sum(stage["steps"] * stage["training_flops"] for stage in stages) / 1e12
+        )
+    return [steps, _number(total, ".1f"), seconds]
 
 
 def _notes(study: Study, document: dict[str, Any]) -> list[str]:
