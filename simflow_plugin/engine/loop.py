@@ -117,9 +117,8 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0
         self.bad_steps = BadStepCounter(config.training.max_bad_steps, self.device)
-        self.corrupt: set[int] = (
-            set()
-        )  # images that could not be read, by this process or, at logged steps, by any
+        # Images that could not be read: by this process, and since the last logged step by any.
+        self.corrupt: set[int] = set()
         self.means = RunningMeans()
 
     # ------------------------------------------------------------------ the loop

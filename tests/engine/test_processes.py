@@ -22,6 +22,7 @@ from tests.engine.tiny_runs import (
     tensors_of,
     tiny_config,
     tiny_values,
+    with_corrupt_images,
 )
 
 PLAIN = tiny_values("simflow", log_every=1)
@@ -44,8 +45,8 @@ RUNS = [
 ]
 
 
-def two_processes(out):
-    """Run RUNS on two processes and return what they printed."""
+def two_processes(out, more_runs):
+    """Run RUNS and more on two processes and return what they printed."""
     shared = {
         "WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1",
@@ -55,7 +56,7 @@ def two_processes(out):
         "CUDA_VISIBLE_DEVICES": "",
         "PYTHONPATH": str(Path(__file__).parents[2]),
     }
-    command = [sys.executable, "-m", "tests.engine.worker", str(out), json.dumps(RUNS)]
+    command = [sys.executable, "-m", "tests.engine.worker", str(out), json.dumps([*RUNS, *more_runs])]
     processes = [
         subprocess.Popen(
             command,
@@ -81,7 +82,9 @@ def runs(tmp_path_factory):
     for name in ("grown", "grown_sharded"):
         with pytest.raises(Interrupted):
             make_trainer(tiny_config(values=PLAIN), out / name, StopAfter(3)).train()
-    two_processes(out)
+    corrupt = with_corrupt_images(PLAIN, out / "images")
+    make_trainer(tiny_config(values=corrupt), out / "one_corrupt").train()
+    two_processes(out, [{"name": "corrupt", "values": corrupt}])
     return out
 
 
@@ -113,6 +116,12 @@ def test_checkpoint_of_two_processes_holds_the_weights_of_one(runs, name):
     for key in whole:
         if key.startswith(("joint/", "ema/", "adversary/")):
             torch.testing.assert_close(other[key], whole[key], rtol=1e-3, atol=1e-4, msg=key)
+
+
+def test_corrupt_images_are_counted_over_both_processes(runs):
+    one, two = (losses_of(runs / name) for name in ("one_corrupt", "corrupt"))
+    assert [row.get("corrupt_images") for row in two] == [row.get("corrupt_images") for row in one]
+    assert two[-1]["corrupt_images"] == 3
 
 
 @pytest.mark.parametrize("name", ["grown", "grown_sharded"])

@@ -24,6 +24,7 @@ from tests.engine.tiny_runs import (
     make_trainer,
     tiny_config,
     tiny_values,
+    with_corrupt_images,
 )
 
 
@@ -48,6 +49,7 @@ CASES = {
     "alignment": with_alignment,
     "batch_norm": with_latent_norm,
     "autoencoder": lambda: tiny_values(None, steps=6, log_every=4, horizontal_flip=True),
+    "corrupt_images": lambda: tiny_values("simflow", steps=6, log_every=1),
     "accumulation": lambda: tiny_values("starflow", steps=6, log_every=2, accumulation=2),
 }
 
@@ -55,12 +57,18 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_resumed_run_is_bitwise_equal(tmp_path, case):
     """Stopped after step 3: in the middle of a row of the log, and after the adversary has begun."""
-    config = tiny_config(values=CASES[case]())
+    values = CASES[case]()
+    if case == "corrupt_images":
+        values = with_corrupt_images(values, tmp_path / "images")
+    config = tiny_config(values=values)
     make_trainer(config, tmp_path / "whole").train()
     with pytest.raises(Interrupted, match="after step 3"):
         make_trainer(config, tmp_path / "parts", StopAfter(3)).train()
     make_trainer(config, tmp_path / "parts").train()
     assert_runs_equal(tmp_path / "whole", tmp_path / "parts")
+    assert losses_of(tmp_path / "parts")[-1].get("corrupt_images") == (
+        3 if case == "corrupt_images" else None
+    )
 
 
 def test_torn_newest_checkpoint_is_repeated_from_the_one_before(tmp_path):

@@ -16,6 +16,7 @@ from simflow_plugin.engine.parts import build_dataset, build_parts
 from simflow_plugin.engine.run_directory import RunDirectory
 from simflow_plugin.options import Options
 from simflow_plugin.yaml_source import YamlSource
+from tests.data.makers import CORRUPT, png
 
 FLOW = {"width": 16, "layers_per_block": [1, 1], "head_dim": 8, "patch_size": 2}
 BACKBONE = {"width": 16, "depth": 2, "num_heads": 2, "patch_size": 2}
@@ -98,6 +99,15 @@ class StopAfter(StopRequest):
     def requested(self):
         self.left -= 1
         return self.left <= 0
+
+
+def with_corrupt_images(values, root, num_corrupt=3):
+    """Return `values` reading 32 pictures under `root`, which are written; the first ones are no pictures."""
+    for index in range(32):
+        path = root / "train" / str(index % 2) / f"{index:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(CORRUPT if index < num_corrupt else png(8 * index))
+    return {**values, "data": {"name": "image_folder", "root": str(root), "max_corrupt_share": 0.2}}
 
 
 def free_port():
