@@ -33,8 +33,8 @@ from simflow_plugin.metrics.evaluation_request import (
     with_sampling,
 )
 from simflow_plugin.metrics.evaluation_result import Evaluation, read_evaluation
-from simflow_plugin.metrics.extractors import Extractor, build_extractor
-from simflow_plugin.metrics.fidelity import cached_features, extract, fidelity
+from simflow_plugin.metrics.extractors import Extractor, ImageFeatures, build_extractor
+from simflow_plugin.metrics.fidelity import cached_features, distance, extract, fidelity
 from simflow_plugin.metrics.held_out import (
     HeldOut,
     find_lpips,
@@ -73,6 +73,7 @@ class RunEvaluator:
         self.guidance = loaded.config.sampling.guidance if request.guidance is None else request.guidance
         self.batch_size = request.batch_size or loaded.config.sampling.batch_size
         self.extractor: Extractor | None = None
+        self._sample_features: ImageFeatures | None = None  # kept for the distance to reconstructions
         if request.extractor is not None and set(self.parts) & {"generation", "reconstruction"}:
             self.extractor = build_extractor(request.extractor, request.weights, loaded.device)
         self.lpips, note = None, ""
@@ -157,6 +158,7 @@ class RunEvaluator:
             real_set = self.test if self.request.reference == "test" else build_dataset(self.config, "train")
             with count_progress("features of samples", count) as advance:
                 samples = extract(self.extractor, self._sample_batches(), advance)
+            self._sample_features = samples
             real = self._real_features(real_set, self.request.reference, len(real_set))
             real_on = f"{len(real_set):,} images, {self._name(self.request.reference)}"
             on = f"{samples_on} against {real_on}, {self._extractor_name()}"
@@ -220,10 +222,15 @@ class RunEvaluator:
         found = measure_reconstruction(self.loaded, held_out, self.lpips, keep)
         if self.extractor is not None and held_out.count >= 2:
             features = [_concatenate(part) for part in (decoded, originals)]
-            name = "fid" if self.extractor.is_inception else f"fd_{self.extractor.suffix}"
-            number = fidelity(features[0], features[1], self.extractor)[name]
+            inception, suffix = self.extractor.is_inception, self.extractor.suffix
             on = f"{held_out.count:,} images, {held_out.name}, posterior mean, {self._extractor_name()}"
-            found[f"r{name}"] = number.with_notes(on)
+            number = distance(features[0], features[1]).with_notes(on)
+            found["rfid" if inception else f"rfd_{suffix}"] = number
+            if self._sample_features is not None:
+                number = distance(self._sample_features, features[0])
+                on = f"{self.request.num_samples:,} samples against reconstructions of {on}"
+                key = "fid_to_reconstructions" if inception else f"fd_to_reconstructions_{suffix}"
+                found[key] = number.with_notes(on)
         return found
 
     def _likelihood(self) -> None:

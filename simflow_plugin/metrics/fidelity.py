@@ -118,7 +118,7 @@ def fidelity(
                 f"{extractor.name}: features of the {name} are not finite; are these its weights?"
             )
     dims = samples.pooled.shape[1]
-    found = {"fid": Measured(frechet(samples.pooled, real.pooled)), **_kernel_distance(samples, real, seed)}
+    found = {"fid": distance(samples, real), **_kernel_distance(samples, real, seed)}
     found |= _precision_recall(samples, real)
     if extractor.is_inception:
         assert samples.spatial is not None
@@ -130,6 +130,20 @@ def fidelity(
         return found
     names = {"fid": "fd", "kid": "kd"}
     return {f"{names.get(name, name)}_{extractor.suffix}": number for name, number in found.items()}
+
+
+def distance(samples: ImageFeatures, reference: ImageFeatures) -> Measured:
+    """Return the Fréchet distance of pooled features, with a warning where there are too few images for one.
+
+    Against real images it is FID's number; against reconstructions of held-out images it is what is left of it when
+    the autoencoder is given: how far the model is from the latents that it was to learn.
+
+    Args:
+        samples: features of generated images.
+        reference: features by the same extractor.
+    """
+    number = Measured(frechet(samples.pooled, reference.pooled))
+    return _with_warning("fid", number, len(samples.pooled), len(reference.pooled), samples.pooled.shape[1])
 
 
 def frechet(features_1: Tensor, features_2: Tensor) -> float:

@@ -38,6 +38,7 @@ NAMES = {
     "class_agreement": MetricName("class agreement (judge)", "higher", ".1%"),
     "diversity_ratio": MetricName("diversity ratio (1 = real)", "", ".3f"),
     "rfid": MetricName("rFID", "lower", ".2f"),
+    "fid_to_reconstructions": MetricName("FID to reconstructions", "lower", ".2f"),
     "psnr": MetricName("PSNR, dB", "higher", ".2f"),
     "ssim": MetricName("SSIM", "higher", ".4f"),
     "lpips": MetricName("LPIPS (AlexNet)", "lower", ".4f"),
@@ -49,6 +50,7 @@ NAMES = {
     "sampling_seconds": MetricName("seconds / sample", "lower", ".3g"),
 }
 FAMILIES = {
+    "fd_to_reconstructions_": MetricName("Fréchet distance to reconstructions", "lower", ".2f"),
     "fd_": MetricName("Fréchet distance", "lower", ".2f"),
     "rfd_": MetricName("reconstruction Fréchet distance", "lower", ".2f"),
     "kd_": MetricName("kernel distance", "lower", ".4f"),
@@ -76,6 +78,7 @@ def in_order(keys: Mapping[str, object]) -> list[str]:
         if key in order:
             return order.index(key), ""
         near = {"fd_": "is", "kd_": "is", "precision_": "recall", "recall_": "recall", "rfd_": "rfid"}
+        near["fd_to_reconstructions_"] = "fid_to_reconstructions"
         prefix = next((p for p in families if key.startswith(p)), None)
         return (order.index(near[prefix]) if prefix else len(order)), key
 

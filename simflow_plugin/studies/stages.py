@@ -111,8 +111,8 @@ def measure_variant(
     loaded = replace(loaded, config=loaded.config.model_copy(update={"evaluation": evaluation}))
     measured: dict[str, Any] = {"metrics": {}, "intervals": {}, "cost": {}}
     for number, weight in enumerate(guidance):
-        # Reconstruction and likelihood do not depend on guidance.
-        parts = ("generation",) if number else ("generation", "reconstruction", "likelihood")
+        # Likelihood does not depend on guidance; the distance to reconstructions does.
+        parts = ("generation", "reconstruction", *(() if number else ("likelihood",)))
         request = EvaluationRequest(
             parts=parts,
             num_samples=settings.num_samples,

@@ -10,6 +10,7 @@ from simflow_plugin.engine.run_directory import write_text_atomically
 from simflow_plugin.studies.plan import Study
 
 DISTANCE = "fd_pretrained"
+TO_RECONSTRUCTIONS = "fd_to_reconstructions_pretrained"
 AGREEMENT = "class_agreement"
 
 
@@ -34,6 +35,7 @@ def to_markdown(study: Study, document: dict[str, Any]) -> str:
         "class agreement (95 %)",
         "diversity",
         "rFD",
+        "FD to reconstructions",
         "PSNR, dB",
         "bits/dim (latent)",
     ]
@@ -47,19 +49,29 @@ def to_markdown(study: Study, document: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def same_order_pairs(study: Study, variants: dict[str, Any]) -> tuple[int, int]:
-    """Return how many pairs of variants are ordered as published, and how many pairs there are."""
+def same_order_pairs(
+    study: Study, variants: dict[str, Any], metric: str = DISTANCE, sign: int = 1
+) -> tuple[int, int]:
+    """Return how many pairs of variants are ordered as published, and how many pairs there are.
+
+    Args:
+        study: its plan.
+        variants: measured so far, by name; those without the metric are left out.
+        metric: that orders them.
+        sign: 1 if lower is better, as for the published figure; -1 if higher is.
+    """
     known = [
-        (v.published, _at(variants[v.name], study)[DISTANCE])
+        (v.published, sign * _at(variants[v.name], study)[metric])
         for v in study.variants
-        if v.published is not None and v.name in variants
+        if v.published is not None and metric in _at(variants.get(v.name), study)
     ]
     pairs = list(combinations(known, 2))
     return sum((a[0] < b[0]) == (a[1] < b[1]) for a, b in pairs), len(pairs)
 
 
-def _at(measured: dict[str, Any], study: Study) -> dict[str, float]:
-    return measured["metrics"][f"{study.guidance[0]:g}"]
+def _at(measured: dict[str, Any] | None, study: Study) -> dict[str, float]:
+    """Return the metrics at the study's first guidance; none of a variant that is not measured."""
+    return {} if measured is None else measured["metrics"][f"{study.guidance[0]:g}"]
 
 
 def _rows(study: Study, document: dict[str, Any]) -> list[list[str]]:
@@ -80,6 +92,7 @@ def _rows(study: Study, document: dict[str, Any]) -> list[list[str]]:
                 _with_interval(metrics.get(AGREEMENT), measured["intervals"][guidance].get(AGREEMENT)),
                 _number(metrics.get("diversity_ratio"), ".2f"),
                 _number(without_guidance.get(f"r{DISTANCE}"), ".3f"),
+                _number(metrics.get(TO_RECONSTRUCTIONS), ".3f"),
                 _number(without_guidance.get("psnr"), ".2f"),
                 _number(without_guidance.get("latent_bits_per_dim"), ".3f"),
                 f"{cost['model_parameters'] / 1e6:.2f} M / {cost['autoencoder_parameters'] / 1e6:.2f} M",
@@ -115,7 +128,8 @@ def _notes(study: Study, document: dict[str, Any]) -> list[str]:
         f"Budget {settings['budget']:g}; {settings['num_samples']} samples a row against the test split; "
         f"{settings['num_held_out']} held-out images for PSNR and likelihood; averaged (EMA) weights.",
         "FD (pretrained): Fréchet distance in the features of the classifier of `simflow pretrain-encoder`; it is no "
-        "FID. rFD: the same of reconstructions, which samples can hardly beat.",
+        "FID. rFD: the same of reconstructions of held-out images, which samples can hardly beat. FD to "
+        "reconstructions: of samples to those reconstructions, so that the autoencoder's own error is left out.",
         "Class agreement: share of samples that this classifier gives the class that was asked for. Diversity: mean "
         "pairwise pixel distance within a class, samples over real images.",
         "Bits per dimension are of the latent: they compare rows with the same autoencoder only.",
@@ -128,10 +142,13 @@ def _notes(study: Study, document: dict[str, Any]) -> list[str]:
             f"on {real[AGREEMENT]:.1%} of the test split."
         )
     if study.published_as:
-        same, total = same_order_pairs(study, variants)
-        notes.append(
-            f"Published: {study.published_as}. {same} of {total} pairs of variants are ordered as published."
-        )
+        by = [("FD", DISTANCE, 1), ("FD to reconstructions", TO_RECONSTRUCTIONS, 1)]
+        counts = [
+            (title, *same_order_pairs(study, variants, metric, sign))
+            for title, metric, sign in [*by, ("class agreement", AGREEMENT, -1)]
+        ]
+        pairs = ", ".join(f"{same} of {total} by {title}" for title, same, total in counts)
+        notes.append(f"Published: {study.published_as}. Pairs of variants ordered as published: {pairs}.")
     missing = [v.label for v in study.variants if v.name not in variants]
     if missing:
         notes.append(f"Not measured yet: {', '.join(missing)}.")

@@ -10,8 +10,9 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from simflow_plugin.data.loader import evaluation_batches
 from simflow_plugin.engine.loaded_run import load_run
-from simflow_plugin.engine.sampling import draw_many
+from simflow_plugin.engine.sampling import draw_many, to_uint8
 from simflow_plugin.errors import CheckpointError, EvaluationError
 from simflow_plugin.metrics.evaluation import RunEvaluator
 from simflow_plugin.metrics.evaluation_request import EvaluationRequest
@@ -107,10 +108,33 @@ def test_feature_metrics_are_named_by_their_extractor_and_warn_of_few_samples(
 ):
     monkeypatch.setenv("SIMFLOW_DATA", str(tmp_path / "cache"))
     found = evaluate(run, parts=("generation", "reconstruction"), extractor="timm:test_vit", weights=vit)
-    assert {"fd_test_vit", "kd_test_vit", "rfd_test_vit"} <= set(found.metrics)
+    assert {"fd_test_vit", "kd_test_vit", "rfd_test_vit", "fd_to_reconstructions_test_vit"} <= set(
+        found.metrics
+    )
     assert "do not quote" in found.metrics["fd_test_vit"].warning
     assert "24 samples against" in found.metrics["fd_test_vit"].on
     assert len(list((tmp_path / "cache" / "statistics").iterdir())) == 1
+
+
+def test_distance_to_reconstructions_leaves_the_error_of_the_autoencoder_out(run, vit, monkeypatch, tmp_path):
+    """Samples that are the reconstructions themselves are at distance 0 of them, though not of real images."""
+    monkeypatch.setenv("SIMFLOW_DATA", str(tmp_path / "cache"))
+    loaded = load_run(run, "cpu")
+    parts = ("generation", "reconstruction")
+    evaluator = RunEvaluator(
+        loaded, request(parts=parts, extractor="timm:test_vit", weights=vit, num_samples=12)
+    )
+    (batch,) = evaluation_batches(evaluator.test, 12, range(12))
+    with torch.no_grad():
+        decoded = loaded.autoencoder.decode(loaded.autoencoder.encode(batch.images).mode()).clamp(-1, 1)
+    drawn = (to_uint8(decoded).numpy(), np.arange(12) % 6)
+    monkeypatch.setattr(evaluator, "_draw", lambda indices: tuple(part[list(indices)] for part in drawn))
+    evaluator.make_samples()
+    found = evaluator.measure().metrics
+    assert found["fd_to_reconstructions_test_vit"].value == pytest.approx(
+        0, abs=1e-3 * found["rfd_test_vit"].value
+    )
+    assert found["fd_test_vit"].value > 0
 
 
 def test_training_split_as_reference_is_said(run, vit, monkeypatch):

@@ -38,6 +38,17 @@ def test_reversed_order_agrees_in_no_pair():
     assert same_order_pairs(FIXED_VARIANCE, content["variants"]) == (0, 15)
 
 
+def test_order_is_counted_by_every_metric_that_was_measured():
+    """FD in the published order, agreement against it; the distance to reconstructions of two variants only."""
+    content = document([6, 5, 4, 3, 2, 1])
+    for place, variant in enumerate(content["variants"].values()):
+        variant["metrics"]["0"]["class_agreement"] = 0.9 - 0.1 * place
+        if place < 2:
+            variant["metrics"]["0"]["fd_to_reconstructions_pretrained"] = 1.0 - place
+    text = to_markdown(FIXED_VARIANCE, content)
+    assert "15 of 15 by FD, 1 of 1 by FD to reconstructions, 0 of 15 by class agreement" in text
+
+
 def test_table_shows_measured_and_published_side_by_side():
     text = to_markdown(FIXED_VARIANCE, document([6, 5, 4, 3, 2, 1]))
     row = next(line for line in text.splitlines() if line.startswith("| end to end, fixed variance"))
@@ -55,7 +66,7 @@ def test_cost_of_training_includes_the_autoencoder_that_was_trained_before():
     for autoencoder in content["autoencoders"].values():
         autoencoder["training_flops"] = 1_000_000_000
     rows = [line.split(" | ") for line in to_markdown(FIXED_VARIANCE, content).splitlines()]
-    cells = {row[0].strip("| "): row[11:14] for row in rows if len(row) > 13}
+    cells = {row[0].strip("| "): row[12:15] for row in rows if len(row) > 14}
     assert cells["frozen VAE, fixed variance"] == ["10 + 20", "1.3", "7 + 3"]
     assert cells["end to end with noise"] == ["10", "0.6", "7"]
 
