@@ -16,6 +16,7 @@ from simflow_plugin.commands import (
     convert,
     doctor,
     evaluate,
+    export,
     patch,
     plan,
     pretrain_encoder,
@@ -46,6 +47,7 @@ app.command("sample")(sample.sample)
 app.command("evaluate")(evaluate.evaluate)
 app.command("analyze")(analyze.analyze)
 app.command("compare")(compare.compare)
+app.command("export")(export.export)
 app.command("convert")(convert.convert)
 app.command("patch")(patch.patch)
 app.command("plan")(plan.plan)

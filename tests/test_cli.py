@@ -163,6 +163,7 @@ REQUIRED = {
     "evaluate": ["x"],
     "analyze": ["x"],
     "compare": ["x"],
+    "export": ["x", "--out", "y"],
     "convert": ["--from", "x", "--checkpoint", "y", "--out", "z"],
     "plan": ["x"],
     "pretrain-encoder": ["--out", "x", "--data", "y"],

@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +19,8 @@ from torch import nn
 from simflow_plugin.contracts import AlignmentContext, ModelContext
 from simflow_plugin.convert.arguments import describe
 from simflow_plugin.convert.renaming import load_exactly
-from simflow_plugin.errors import ConfigError, RunDirectoryError, WeightsError
+from simflow_plugin.errors import ConfigError, WeightsError
+from simflow_plugin.files import write_new_folder
 from simflow_plugin.flow import FlowConfig, TransformerFlow
 from simflow_plugin.models.sit import SiT, SiTOptions
 
@@ -37,27 +36,13 @@ def save_converted(module: TransformerFlow | SiT, folder: Path, context: ModelCo
         RunDirectoryError: if the folder exists and is not empty, or cannot be written.
     """
     kind, description = _describe(module, context)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RunDirectoryError(
-            f"{folder}: exists and is not empty; choose another --out, or remove it first"
-        )
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = folder.parent / f".{folder.name}.{os.getpid()}.part"
-        aside.mkdir()
-        try:
-            tensors = {
-                name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()
-            }
-            weights = aside / f"{kind}.safetensors"
-            save_file(tensors, weights)
-            weights.chmod(aside.stat().st_mode & 0o666)  # safetensors makes it readable to its owner only
-            (aside / f"{kind}.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-            os.replace(aside, folder)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
-    except OSError as error:
-        raise RunDirectoryError(f"{folder}: cannot be written: {error}") from error
+
+    def write(aside: Path) -> None:
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+        save_file(tensors, aside / f"{kind}.safetensors")
+        (aside / f"{kind}.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+
+    write_new_folder(folder, write)
 
 
 def load_converted(folder: Path | str) -> TransformerFlow | SiT:

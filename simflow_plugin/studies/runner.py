@@ -18,10 +18,10 @@ from typing import Any
 import typer
 
 from simflow_plugin.config import RunConfig
+from simflow_plugin.engine.autoencoder_export import export_autoencoder, std_before_scaling
 from simflow_plugin.engine.run_directory import RunDirectory, write_text_atomically
 from simflow_plugin.errors import RunDirectoryError
 from simflow_plugin.studies import stages
-from simflow_plugin.studies.autoencoder_export import export_autoencoder, std_before_scaling
 from simflow_plugin.studies.plan import Study, Variant
 from simflow_plugin.studies.stages import StudySettings
 from simflow_plugin.studies.table import write_table
