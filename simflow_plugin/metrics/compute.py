@@ -157,10 +157,17 @@ class _FlopCounter(TorchDispatchMode):
         self.total = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
         formula = flop_registry.get(func._overloadpacket)
+        if formula is None:
+            # In inference mode compound operations (linear) arrive whole, and their parts have the formulas.
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        result = func(*args, **kwargs)
         if formula is not None:
-            self.total += formula(*args, **(kwargs or {}), out_val=result)
+            self.total += formula(*args, **kwargs, out_val=result)
         return result
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from simflow_plugin.bench.flops import forward_flops as least_flops
 from simflow_plugin.contracts import AlignmentContext, Autoencoder, GenerativeModel, ModelContext
 from simflow_plugin.diffusion.transformer import AdaLNTransformer, BackboneOptions
 from simflow_plugin.engine.joint import ObjectiveWeights
@@ -142,6 +143,18 @@ def test_forward_flops_are_the_published_ones(size: str, gflops: float) -> None:
     with torch.no_grad():
         counted = count_flops(lambda: network(latents, t, labels))
     assert abs(counted / 2e9 / gflops - 1) < 0.01
+
+
+@pytest.mark.parametrize("guidance", [0.0, 1.0])
+def test_cached_sampling_of_a_flow_costs_one_forward_pass(guidance: float) -> None:
+    """By the closed form of `bench`: every token goes once through every block, guided ones twice.
+
+    Flows are sampled in inference mode, where torch hands over linear maps whole instead of their products.
+    """
+    model = build("simflow", {"flow": {"width": 16, "head_dim": 8, "layers_per_block": [1, 2]}})
+    setting = ComputeSetting(IMAGE_SIZE, has_labels=True, guidance=guidance)
+    counted = sampling_flops(ToyAutoencoder("none"), model, setting) - CODEC_FLOPS
+    assert counted == least_flops(model.flow.config, prefix_length=1, guided=guidance > 0)
 
 
 def test_sampling_flops_are_proportional_to_the_steps() -> None:
