@@ -238,8 +238,8 @@ def _check_coupling(config: RunConfig, trainable: str, where: YamlSource) -> Non
     if trainable == "full" and not coupled:
         raise _refused(
             where,
-            ("autoencoder",),
+            ("autoencoder", "trainable"),
             f"autoencoder.trainable is full, but model `{config.model.name}` detaches the latents, so the encoder "
-            "would never hear of it. Train the autoencoder first (model: null) and use trainable: none or decoder"
-            f"{way_out}.",
+            "would never hear of it. Train the autoencoder first (model: null, then `simflow export`) and use "
+            f"trainable: none or decoder{way_out}.",
         )

@@ -111,7 +111,7 @@ def _explain(mistake: Mistake, model: type[BaseModel], source: YamlSource, prefi
     if mistake.kind == "missing":
         return f"{where}: {key}: required, but not given."
     found = "null" if mistake.found is None else repr(mistake.found)
-    return f"{where}: {key}: {mistake.message}; found {found}."
+    return f"{where}: {key}: {mistake.message.rstrip('.')}; found {found}."
 
 
 def _known_keys(model: type[BaseModel], path: KeyPath) -> list[str]:
