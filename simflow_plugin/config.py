@@ -76,7 +76,8 @@ class Objective(Options):
     kl_weight: float = Field(
         1e-6,
         ge=0,
-        description="weight of KL(q || N(0, I)) in nats per image; learnable-variance posteriors only",
+        description="weight of KL(q || N(0, I)) in nats per image; for a learnable variance, where the model's "
+        "likelihood does not reach the encoder",
     )
     adversarial: dict[str, Any] | None = Field(
         None, description="options of the adversarial loss; null: none"
@@ -229,7 +230,7 @@ def _resolve_parts(config: RunConfig, source: YamlSource) -> RunConfig:
         update["alignment"] = config.alignment.model_copy(update={"encoder": encoder})
     losses = {}
     for name, loss in config.objective.reconstruction.items():
-        path = ("objective", "reconstruction", name)
+        path: KeyPath = ("objective", "reconstruction", name, *(("options",) if loss.options else ()))
         part = resolve_part(
             Part.model_validate({"name": name, **loss.options}), registry.RECONSTRUCTION_LOSSES, source, path
         )

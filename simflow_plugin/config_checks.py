@@ -101,6 +101,23 @@ def _check_training(config: RunConfig, where: YamlSource) -> None:
             f"optimizer.warmup_steps {warmup} is more than training.steps {training.steps}: the learning rate would "
             "never be reached. Set optimizer.warmup_steps too.",
         )
+    if config.optimizer.schedule == "constant" and config.optimizer.final_lr_ratio:
+        raise _refused(
+            where,
+            ("optimizer", "final_lr_ratio"),
+            f"optimizer.final_lr_ratio {config.optimizer.final_lr_ratio:g} has no effect with optimizer.schedule: "
+            "constant. Remove it, or set optimizer.schedule: cosine.",
+        )
+    posterior = config.autoencoder.options.get("posterior")
+    kind = posterior.get("kind", "learnable") if isinstance(posterior, dict) else "learnable"
+    default = type(config.objective).model_fields["kl_weight"].default
+    if kind != "learnable" and config.objective.kl_weight not in (0, default):
+        raise _refused(
+            where,
+            ("objective", "kl_weight"),
+            f"objective.kl_weight {config.objective.kl_weight:g} has no effect with autoencoder.posterior.kind: "
+            f"{kind}, whose variance is constant. Remove it.",
+        )
 
 
 def _check_judge(config: RunConfig, where: YamlSource) -> None:

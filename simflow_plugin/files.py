@@ -1,11 +1,14 @@
-"""Folders that are there whole, or not at all."""
+"""Files and folders that are there whole, or not at all, and that others may read as any file of this user."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from simflow_plugin.errors import RunDirectoryError
 
@@ -34,14 +37,33 @@ def write_new_folder(folder: Path, write: Callable[[Path], None]) -> None:
     check_new_folder(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = folder.parent / f".{folder.name}.{os.getpid()}.part"
-        aside.mkdir()
+        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
         try:
             write(aside)
-            for path in aside.iterdir():  # safetensors makes its files readable to their owner only
-                path.chmod(aside.stat().st_mode & 0o666)
+            give_usual_mode(aside)
             os.replace(aside, folder)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise RunDirectoryError(f"{folder}: cannot be written: {error}") from error
+
+
+def give_usual_mode(folder: Path) -> None:
+    """Give a folder and the files in it the permissions of what this process makes otherwise, by its umask.
+
+    safetensors makes its files readable to their owner only, and so does `tempfile`: a colleague could not sample.
+    """
+    mode = mode_of_new_files(folder)
+    for path in folder.iterdir():
+        path.chmod(mode)
+    folder.chmod(mode | ((mode >> 2) & 0o111) | 0o100)  # whoever may read a folder may enter it
+
+
+def mode_of_new_files(folder: Path) -> int:
+    """Return the permissions that this process gives to a file it opens in `folder`."""
+    probe = folder / f".mode.{os.getpid()}"
+    try:
+        probe.touch()
+        return probe.stat().st_mode & 0o666
+    finally:
+        probe.unlink(missing_ok=True)

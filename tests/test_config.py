@@ -296,6 +296,15 @@ FROZEN = ["model=starflow", "autoencoder.trainable=none"]
             [*FROZEN, "optimizer.autoencoder_lr=1e-5"],
             r"optimizer\.autoencoder_lr 1e-05 has no effect with autoencoder\.trainable: none",
         ),
+        (
+            ["optimizer.schedule=constant", "optimizer.final_lr_ratio=0.1"],
+            r"optimizer\.final_lr_ratio 0\.1 has no effect with optimizer\.schedule: constant",
+        ),
+        (["objective.kl_weight=5"], r"kl_weight 5 has no effect with autoencoder\.posterior\.kind: fixed"),
+        (
+            ["objective.reconstruction.l2={weight: 1, options: {nett: 2}}"],
+            r"objective\.reconstruction\.l2\.options\.nett: unknown key",
+        ),
         (["model=null", "alignment={encoder: dinov2-b}"], r"alignment has no effect with model: null"),
         (
             ["alignment={encoder: dinov2-b, mode: repa, autoencoder_weight: 1.5}"],

@@ -107,6 +107,10 @@ def architecture_from_config(config: Mapping[str, Any], source: str) -> Architec
     Raises:
         WeightsError: if it is of another class, or asks for something this wrapper does not build.
     """
+    needed = ("down_block_types", "up_block_types", "block_out_channels", "latent_channels")
+    absent = [key for key in needed if key not in config]
+    if absent:
+        raise WeightsError(f"{source}: config.json does not state {', '.join(absent)} of an AutoencoderKL")
     name = config.get("_class_name", "AutoencoderKL")
     if name != "AutoencoderKL":
         raise WeightsError(f"{source}: config.json is of a {name}; expected an AutoencoderKL")

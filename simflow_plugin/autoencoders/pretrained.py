@@ -100,9 +100,9 @@ def _read_diffusers(
     source = name if subfolder is None else f"{name}/{subfolder}"
     if Path(name).is_dir():
         _check_folder(Path(source))
-    config: dict[str, Any] = dict(AutoencoderKL.load_config(name, **where))
-    architecture = architecture_from_config(config, source)
     try:
+        config: dict[str, Any] = dict(AutoencoderKL.load_config(name, **where))
+        architecture = architecture_from_config(config, source)
         # Copied into memory, not onto the meta device: a tensor that the file lacks must be seen, not
         # filled in.
         network, info = AutoencoderKL.from_pretrained(

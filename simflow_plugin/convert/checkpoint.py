@@ -36,6 +36,7 @@ class RepaEArguments(Options):
     num_heads: int | None = Field(None, gt=0)
     path_type: Literal["linear", "cosine"] = "linear"
     encoder_depth: int = Field(8, gt=0)
+    num_classes: int | None = Field(None, gt=0)
 
 
 REPA_E = PeerConstructor(
@@ -54,7 +55,6 @@ REPA_E = PeerConstructor(
         }
         | {
             "class_dropout_prob",
-            "num_classes",
             "use_cfg",
             "z_dims",
             "projector_dim",
@@ -103,7 +103,9 @@ def convert_checkpoint(source: str, checkpoint: Path, config: Path | None, out: 
         found = {
             name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in found.items()
         }
-        options, context = describe_repa_e(found, host.num_heads, host.path_type, host.encoder_depth)
+        options, context = describe_repa_e(
+            found, host.num_heads, host.path_type, host.encoder_depth, host.num_classes
+        )
         sit = from_repa_e(found, options, context)
         save_converted(sit, out, context)
         return f"{out}: a SiT of {sum(p.numel() for p in sit.parameters()):,} parameters from {source}"

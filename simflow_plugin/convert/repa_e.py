@@ -107,14 +107,17 @@ def describe_repa_e(
     num_heads: int | None = None,
     interpolant: Literal["linear", "cosine"] = "linear",
     alignment_layer: int = 8,
+    num_classes: int | None = None,
 ) -> tuple[SiTOptions, ModelContext]:
     """Read options and context for `from_repa_e` off the shapes of the host's weights.
 
     Args:
-        state_dict: as in `from_repa_e`; trained with label dropout, so that its table has a null row.
+        state_dict: as in `from_repa_e`.
         num_heads: which no shape tells; None takes those of the published size with that width.
         interpolant: the host's `path_type`, which is not in the weights either.
         alignment_layer: the host's `encoder_depth`.
+        num_classes: None takes the rows of the label table but the last, the null label of a host trained with label
+            dropout; without dropout there is no such row, and nothing in the weights tells.
     Raises:
         WeightsError: if a tensor is missing, or `num_heads` is needed.
     """
@@ -148,7 +151,13 @@ def describe_repa_e(
     if "projectors.0.0.weight" in host:
         feature_dim, projector_dim = host["projectors.0.4.weight"].shape
         alignment = AlignmentContext(feature_dim, alignment_layer, projector_dim)
-    num_classes = host["y_embedder.embedding_table.weight"].shape[0] - 1
+    num_rows = host["y_embedder.embedding_table.weight"].shape[0]
+    if num_classes not in (None, num_rows, num_rows - 1):
+        raise WeightsError(
+            f"repa-e: num_classes is {num_classes}, but the table of labels has {num_rows} rows: one for each class, "
+            "and one more if labels were dropped in training."
+        )
+    num_classes = num_rows - 1 if num_classes is None else num_classes
     options = SiTOptions(
         backbone=backbone, interpolant=interpolant, normalizes_latents="bn.running_mean" in host
     )

@@ -11,9 +11,11 @@ from typing import Any
 from urllib.error import URLError
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from simflow_plugin.errors import DataError
+from simflow_plugin.files import mode_of_new_files
 
 
 def cache_folder() -> Path:
@@ -65,12 +67,13 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
+        temporary.chmod(mode_of_new_files(path.parent))
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except URLError:
         raise  # an OSError of the source, not of the file
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise DataError(f"{path}: cannot be written: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)

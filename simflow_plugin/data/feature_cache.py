@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from simflow_plugin.contracts import ImageDataset
 from simflow_plugin.data.cache import fingerprint, tensors_digest
 from simflow_plugin.data.loader import evaluation_batches
 from simflow_plugin.errors import DataError
+from simflow_plugin.files import give_usual_mode
 
 VALUES, FACTS = "values.npy", "cache.json"
 NUM_PROBED = 64
@@ -36,10 +38,12 @@ class FeatureCache:
     """Cached values, read by the index of the image.
 
     Args:
-        values: (1 or 2, N, ...), float16 or float32, memory-mapped.
+        values: (1 or 2, N, ...), float16 or float32, memory-mapped; NaN where an image could not be read.
+        place: folder, for messages.
     """
 
     values: np.ndarray
+    place: Path
 
     def __len__(self) -> int:
         return self.values.shape[1]
@@ -48,14 +52,21 @@ class FeatureCache:
         """Return float32 values (B, ...) of the images `indices` (B,), mirrored where `flipped` (B,) says so.
 
         Raises:
-            DataError: if mirrored values are asked for and were not cached.
+            DataError: if mirrored values are asked for and were not cached, or an image could not be read then.
         """
         views = torch.zeros_like(indices) if flipped is None else flipped.to(torch.int64)
         if int(views.max()) >= self.values.shape[0]:
             raise DataError(
                 "the cache holds no values of mirrored images. Build it with flips, or train without."
             )
-        return torch.from_numpy(self.values[views.numpy(), indices.numpy()].astype(np.float32))
+        values = torch.from_numpy(self.values[views.numpy(), indices.numpy()].astype(np.float32))
+        absent = values.flatten(1).isnan().any(1)
+        if bool(absent.any()):
+            raise DataError(
+                f"{self.place}: no values of image {int(indices[absent][0])}, which could not be read when the cache "
+                "was built. Delete the folder; it will be built again."
+            )
+        return values
 
 
 def dataset_facts(
@@ -117,7 +128,7 @@ def open_cache(folder: Path, facts: Mapping[str, Any]) -> FeatureCache | None:
         raise DataError(
             f"{place / VALUES}: {values.shape[1]} rows, expected {expected['num']}. Delete the folder."
         )
-    return FeatureCache(values)
+    return FeatureCache(values, place)
 
 
 def build_cache(
@@ -134,7 +145,7 @@ def build_cache(
     Args:
         folder: of all caches.
         facts: what the values depend on; see `dataset_facts`.
-        dataset: every image of it is computed once; a corrupt one keeps zeros, and training never asks for
+        dataset: every image of it is computed once; a corrupt one keeps NaN, and training never asks for
             it.
         compute: images (B, 3, H, W) in [-1, 1] -> (B, ...).
         batch_size: images at a time.
@@ -148,11 +159,15 @@ def build_cache(
     if known is not None:
         return known
     place = folder / fingerprint(facts)
-    temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     try:
-        temporary.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{place}: the cache cannot be written: {error}") from error
+    temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".tmp", dir=folder))
+    try:
         _compute_all(temporary / VALUES, dataset, compute, batch_size, 1 + with_flips, dtype)
         (temporary / FACTS).write_text(json.dumps(facts, default=str, indent=1))
+        give_usual_mode(temporary)
         if not place.is_dir():  # another process may have been faster
             os.replace(temporary, place)
     except OSError as error:
@@ -180,6 +195,7 @@ def _compute_all(
             if values is None:
                 shape = (num_views, len(dataset), *result.shape[1:])
                 values = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+                values[:] = np.nan
             values[view, batch.indices.numpy()] = result
     assert values is not None
     values.flush()

@@ -127,7 +127,13 @@ def choose_labels(where: str, labels: Sequence[int] | None, wanted: bool | str) 
         raise DataError(
             f"{where}: data.labels is true, but there are no labels. Add them, or set data.labels: false."
         )
-    found = torch.as_tensor(labels, dtype=torch.int64)
+    try:
+        found = torch.as_tensor(labels, dtype=torch.int64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"{where}: labels must be whole numbers, found {labels[0]!r}. Encode the column as class labels, or set "
+            "data.labels: false."
+        ) from error
     if len(found.unique()) < 2:
         raise DataError(
             f"{where}: all {len(found)} images are of one class: there is nothing to condition on. Add "

@@ -7,6 +7,7 @@ flipped or not. So the number of workers changes the speed and nothing else, and
 from __future__ import annotations
 
 import logging
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -149,6 +150,7 @@ class Loader:
             prefetch_factor=PREFETCHED_BATCHES if self.num_workers else None,
             # Without its own generator a DataLoader draws from, and so moves, the global one.
             generator=torch.Generator(),
+            worker_init_fn=_leave_signals_to_parent if self.num_workers else None,
         )
         for read in reader:
             watch_corrupt(self.source.dataset, read.corrupt, self.corrupt)
@@ -156,6 +158,16 @@ class Loader:
                 "a batch is withheld only when the share of corrupt images was exceeded"
             )
             yield read.batch
+
+
+def _leave_signals_to_parent(worker_id: int) -> None:
+    """Let a reading process outlive a signal that is sent to the whole group, as schedulers and torchrun do.
+
+    Its parent finishes the step, saves and ends it; a reader that dies first takes the parent with it, unsaved. If the
+    parent is killed, torch's watchdog ends the reader.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def evaluation_batches(

@@ -20,6 +20,16 @@ CACHED_EPOCHS = 2
 """A global batch can straddle two epochs; older permutations are dropped."""
 
 
+def sample_rows(num_rows: int, count: int) -> list[int]:
+    """Return `count` of the rows 0 .. num_rows - 1 (all of them if there are fewer), drawn at random once, ascending.
+
+    What a part of a data set is measured on. Data sets are often sorted by class, so that their first rows are a few
+    classes. The same rows in every run; those of a smaller count are among those of a larger one.
+    """
+    order = torch.randperm(num_rows, generator=named_generator(0, "sample_rows"))
+    return sorted(order[:count].tolist())
+
+
 @dataclass(frozen=True)
 class DataOrder:
     """Positions -> indices of a data set.

@@ -18,6 +18,7 @@ from simflow_plugin.autoencoders.network import default_norm_groups
 from simflow_plugin.autoencoders.to_diffusers import to_diffusers
 from simflow_plugin.data.cache import write_atomically
 from simflow_plugin.data.loader import evaluation_batches
+from simflow_plugin.data.order import sample_rows
 from simflow_plugin.engine.loaded_run import LoadedRun
 from simflow_plugin.engine.parts import build_dataset
 from simflow_plugin.errors import ConfigError, EvaluationError
@@ -33,7 +34,7 @@ def export_autoencoder(loaded: LoadedRun, out: Path, num_images: int | None = NU
     Args:
         loaded: the run; its autoencoder's normalisation changes.
         out: a name that ends in `.safetensors` (layout `simflow`), or a new folder (a diffusers AutoencoderKL).
-        num_images: the first ones of the training split, for the statistics; None keeps the normalisation of the run.
+        num_images: of the training split, drawn at random, for the statistics; None keeps the normalisation of the run.
     Returns:
         The options of an autoencoder that read it back, frozen.
     Raises:
@@ -78,7 +79,8 @@ def _is_file_name(out: Path) -> bool:
         return True
     if out.suffix or out.is_file():
         raise ConfigError(
-            f"--out {out}: expected a name that ends in .safetensors, or a folder for diffusers' layout."
+            f"--out {out}: expected a file name that ends in .safetensors, or the name of a folder, without a dot in "
+            "it, for diffusers' layout."
         )
     return False
 
@@ -89,7 +91,7 @@ def latent_mean_and_std(loaded: LoadedRun, num_images: int) -> tuple[Tensor, Ten
     train = build_dataset(loaded.config, "train")
     channels = loaded.autoencoder.latent_channels
     total, squares, count = torch.zeros(channels).double(), torch.zeros(channels).double(), 0
-    rows = range(min(num_images, len(train)))
+    rows = sample_rows(len(train), num_images)
     for batch in evaluation_batches(train, loaded.config.sampling.batch_size, rows):
         posterior = loaded.autoencoder.encode(batch.images.to(loaded.device))
         random = IndexedRandom(loaded.config.seed, tuple(batch.indices.tolist()))

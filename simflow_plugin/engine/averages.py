@@ -23,8 +23,9 @@ class Means(NamedTuple):
 class RunningMeans:
     """Sums of named scalars since the last row. Part of a checkpoint: a row may span an interruption.
 
-    A sum is a pair: of the finite values, and of the steps whose value was not. So one bad step does not hide
-    the others, and the term that was at fault can be told.
+    A sum is three: of the finite values, of the steps whose value was not finite, and of the steps that had the term
+    at all. So one bad step does not hide the others, the term that was at fault can be told, and a term that begins
+    between two rows (the adversary's) is a mean over its own steps.
     """
 
     def __init__(self) -> None:
@@ -37,11 +38,12 @@ class RunningMeans:
             if isinstance(value, Tensor) and value.ndim == 0:
                 value = value.detach().float()
                 finite = torch.isfinite(value)
-                pair = share * torch.stack([torch.where(finite, value, 0.0), (~finite).float()])
-                self._sums[name] = self._sums[name] + pair if name in self._sums else pair
+                present = torch.ones_like(value)
+                sums = share * torch.stack([torch.where(finite, value, 0.0), (~finite).float(), present])
+                self._sums[name] = self._sums[name] + sums if name in self._sums else sums
 
     def sums(self, accelerator: Accelerator) -> dict[str, Tensor]:
-        """Return the pairs of sums, averaged over processes, which must all call it."""
+        """Return the sums by name, (3,) each, averaged over processes, which must all call it."""
         if not self._sums:
             return {}
         names = sorted(self._sums)
@@ -53,8 +55,9 @@ class RunningMeans:
         values: dict[str, float | None] = {}
         not_finite = {}
         # Divided after the copy, in float64: the same numbers whether or not the sums came from a checkpoint.
-        for name, (total, bad) in _to_host(self.sums(accelerator)).items():
-            count = self.num_steps - bad
+        for name, (total, bad, present) in _to_host(self.sums(accelerator)).items():
+            # Shares of a step may add up to not quite a whole number.
+            count = round(present, 3) - bad
             values[name] = total / count if count > 1e-6 else None
             if bad > 0:
                 not_finite[name] = bad
@@ -63,7 +66,11 @@ class RunningMeans:
 
     def restore(self, sums: dict[str, Tensor], num_steps: int, device: torch.device) -> None:
         """Go on from sums that a checkpoint held."""
-        self._sums = {name: value.to(device).clone() for name, value in sums.items()}
+        self._sums = {}
+        for name, value in sums.items():
+            if len(value) == 2:  # of a version that took every term to be in every step
+                value = torch.cat([value, value.new_full((1,), num_steps)])
+            self._sums[name] = value.to(device).clone()
         self.num_steps = num_steps
 
 

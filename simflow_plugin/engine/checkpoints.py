@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from simflow_plugin.errors import CheckpointError, TrainingError
+from simflow_plugin.files import give_usual_mode
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -80,6 +81,7 @@ def save_checkpoint(
             p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(aside.iterdir())
         }
         (aside / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        give_usual_mode(aside)
         for path in [*aside.iterdir(), aside]:
             _sync(path)
         if final.exists():

@@ -122,7 +122,7 @@ class JointObjective(nn.Module):
             log |= {name: term.detach() for name, term in rec_terms.items()}
             if adversary is not None:
                 generator_terms = adversary.generator_terms(
-                    images_out, rec_loss, self.autoencoder.last_layer()
+                    images_out, rec_loss, self.autoencoder.last_layer(), batch.loss_scale
                 )
                 loss = loss + generator_terms["adversarial"]
                 log |= {name: term.detach() for name, term in generator_terms.items()}

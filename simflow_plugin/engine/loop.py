@@ -31,7 +31,7 @@ from simflow_plugin.engine.checkpoints import (
     save_checkpoint,
 )
 from simflow_plugin.engine.compilation import compile_layers
-from simflow_plugin.engine.ema import ExponentialMovingAverage
+from simflow_plugin.engine.ema import ExponentialMovingAverage, running_statistics
 from simflow_plugin.engine.engine_choice import make_engine
 from simflow_plugin.engine.frozen import FrozenNetworks
 from simflow_plugin.engine.interrupts import Interrupted, StopRequest
@@ -45,13 +45,18 @@ from simflow_plugin.engine.optimizers import (
     set_learning_rate,
 )
 from simflow_plugin.engine.parts import Parts
-from simflow_plugin.engine.processes import Processes, layer_class_names, synchronise_batch_norms
+from simflow_plugin.engine.processes import (
+    Processes,
+    keep_frozen_at_home,
+    layer_class_names,
+    synchronise_batch_norms,
+)
 from simflow_plugin.engine.profiling import profiled
 from simflow_plugin.engine.progress import TrainingProgress
 from simflow_plugin.engine.run_directory import RunDirectory
 from simflow_plugin.engine.sample_grids import SampleGrids
 from simflow_plugin.engine.snapshots import Snapshot
-from simflow_plugin.engine.stability import BadStepCounter, poison_if_not_finite
+from simflow_plugin.engine.stability import BadStepCounter, FiniteStatistics, poison_if_not_finite
 from simflow_plugin.engine.trackers import Tracker
 from simflow_plugin.errors import TrainingError
 from simflow_plugin.randomness import BatchRandom
@@ -103,6 +108,7 @@ class Trainer:
         optimizer = make_optimizer(parameter_groups(trained, config.optimizer), config.optimizer, self.device)
         if self.joint.model is not None:  # accelerate asks the module which layers to shard one by one
             self.joint._no_split_modules = layer_class_names(self.joint.model)  # type: ignore[assignment]
+        keep_frozen_at_home(self.joint)
         self.wrapped = self.engine.prepare(self.joint, optimizer)
         self.optimizer = self.engine.optimizer
         # After `prepare`: where that sharded the parameters, their averages are sharded too.
@@ -117,6 +123,7 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0
         self.bad_steps = BadStepCounter(config.training.max_bad_steps, self.device)
+        self.statistics = FiniteStatistics(running_statistics(self.joint))
         # Images that could not be read: by this process, and since the last logged step by any.
         self.corrupt: set[int] = set()
         self.means = RunningMeans()
@@ -205,6 +212,7 @@ class Trainer:
                 pairs.append((output["reconstruction"].detach(), images))
         norms, finite = self.engine.step()
         self.means.add_all(norms, 1.0)
+        self.statistics.mend()
         self.ema.update(self.engine.averaged(), self.step)
         if adversary is not None:
             finite = finite & self._adversary_step(pairs)

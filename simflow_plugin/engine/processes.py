@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from importlib.util import find_spec
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -19,10 +19,10 @@ from accelerate.utils import (
 from torch import distributed, nn
 
 from simflow_plugin.engine.interrupts import Interrupted
+from simflow_plugin.engine.joint import JointObjective
 from simflow_plugin.errors import ConfigError
 
 T = TypeVar("T")
-M = TypeVar("M", bound=nn.Module)
 
 PATIENCE = timedelta(hours=2)
 """How long processes wait for each other: writing a large checkpoint to a busy file system takes its time."""
@@ -164,12 +164,31 @@ def configure_engine(accelerator: Accelerator) -> None:
         accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
 
 
-def synchronise_batch_norms(module: M, num_processes: int) -> M:
-    """Let batch norms see the rows of all processes, as in the REPA-E host; torch has this on GPUs only."""
-    parameter = next(module.parameters())
-    if num_processes == 1 or parameter.device.type != "cuda":
-        return module
-    return cast(M, nn.SyncBatchNorm.convert_sync_batchnorm(module))
+def synchronise_batch_norms(joint: JointObjective, num_processes: int) -> JointObjective:
+    """Let batch norms see the rows of all processes, as in the REPA-E host; torch has this on GPUs only.
+
+    Those of frozen networks, in a perceptual loss, see no statistics of rows: they stay as they are.
+    """
+    if num_processes > 1 and next(joint.parameters()).device.type == "cuda":
+        convert_batch_norms(joint)
+    return joint
+
+
+def convert_batch_norms(joint: JointObjective) -> None:
+    """Replace the batch norms of autoencoder and model by synchronised ones."""
+    convert = nn.SyncBatchNorm.convert_sync_batchnorm
+    joint.autoencoder = convert(joint.autoencoder)
+    if joint.model is not None:
+        joint.model = convert(joint.model)
+
+
+def keep_frozen_at_home(joint: JointObjective) -> None:
+    """Tell DDP to leave alone the frozen networks of perceptual losses, which are the same in all processes.
+
+    Their weights are buffers, and DDP would broadcast them before every forward pass.
+    """
+    names = [name for name, _ in joint.named_buffers() if name.startswith("reconstruction.")]
+    nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(joint, names)
 
 
 def layer_class_names(module: nn.Module) -> list[str]:

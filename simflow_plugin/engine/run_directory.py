@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +41,9 @@ SAFE_TO_CHANGE = (
 """Keys (and sections) that may change on resume with --allow-changed: none of them changes what a step computes,
 except `training.steps`, which moves the end of a cosine schedule."""
 
+
+ORPHANS_LIVE = 15.0
+"""Seconds. Processes that read images inherit the lock; after their parent was killed torch ends them within 5."""
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)
 """What `flock` fails with on a file system that has no locks."""
@@ -138,9 +142,10 @@ class RunDirectory:
 
     def _lock(self, descriptor: int) -> None:
         try:
+            _wait_for_orphans(descriptor)
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            owner = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "unknown"
+            owner = _owner(descriptor) or "unknown"
             raise RunDirectoryError(
                 f"{self.path}: another process is writing it ({owner}). "
                 "Wait for it, stop it, or name another directory with --out."
@@ -151,7 +156,7 @@ class RunDirectory:
             log.warning("%s: this file system has no locks; nothing refuses a second writer.", self.path)
         try:
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+            os.pwrite(descriptor, f"{_this_process(os.getpid())}\n".encode(), 0)
         except OSError as error:
             raise self._not_writable(error) from error
 
@@ -191,3 +196,37 @@ def differing_keys(old: Any, new: Any, path: str = "") -> dict[str, tuple[Any, A
 
 def _is_below(key: str, allowed: Any) -> bool:
     return any(key == root or key.startswith(root + ".") for root in allowed)
+
+
+def _this_process(number: int) -> str:
+    return f"process {number} on {socket.gethostname()}"
+
+
+def _owner(descriptor: int) -> str:
+    return os.pread(descriptor, 200, 0).decode(errors="replace").strip()
+
+
+def _wait_for_orphans(descriptor: int) -> None:
+    """Wait while the lock is held by children of a process of this machine that has died."""
+    deadline = time.monotonic() + ORPHANS_LIVE
+    while time.monotonic() < deadline:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except OSError:
+            if not _is_dead(_owner(descriptor)):
+                return
+        time.sleep(0.1)
+
+
+def _is_dead(owner: str) -> bool:
+    words = owner.split()
+    if len(words) < 2 or not words[1].isdigit() or owner != _this_process(int(words[1])):
+        return False  # of another machine, or not written yet
+    try:
+        os.kill(int(words[1]), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False

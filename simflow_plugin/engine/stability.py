@@ -1,11 +1,11 @@
 """Steps whose loss or gradient is not finite are skipped, counted, and after many in a row end the run by name.
 
-Counters live on the device: nothing here waits for it except `read`, which the loop calls at logging steps.
+Counters and statistics live on the device: nothing here waits for it but `read`, which the loop calls at logging steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -66,6 +66,28 @@ class BadStepCounter:
             f"{longest} steps in a row had a loss or gradient that is not finite ({culprit}). "
             f"The last good checkpoint is {last_checkpoint()}. Try a lower optimizer.lr, a longer warm-up, or float32."
         )
+
+
+class FiniteStatistics:
+    """Running statistics of batch norms, kept from a batch that is not finite.
+
+    Such a step is skipped, but its forward pass has moved them already, and they would stay NaN for ever.
+
+    Args:
+        statistics: mean and variance by name, which the forward pass changes in place.
+    """
+
+    def __init__(self, statistics: Mapping[str, Tensor]) -> None:
+        self._statistics = statistics
+        self._last_finite = {name: tensor.clone() for name, tensor in statistics.items()}
+
+    @torch.no_grad()
+    def mend(self) -> None:
+        """After each step: put back what is not finite, as it was after the last step where it was."""
+        for name, tensor in self._statistics.items():
+            last = self._last_finite[name]
+            tensor.copy_(torch.where(tensor.isfinite().all(), tensor, last))
+            last.copy_(tensor)
 
 
 def poison_if_not_finite(loss: Tensor) -> Tensor:

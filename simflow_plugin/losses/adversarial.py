@@ -86,7 +86,11 @@ class AdversarialLoss(nn.Module):
         return torch.optim.Adam(parameters, lr=options.learning_rate, betas=options.betas, fused=is_fused)
 
     def generator_terms(
-        self, reconstruction: Tensor, reconstruction_loss: Tensor, last_layer: nn.Parameter
+        self,
+        reconstruction: Tensor,
+        reconstruction_loss: Tensor,
+        last_layer: nn.Parameter,
+        loss_scale: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Return what the autoencoder minimises to look real.
 
@@ -96,6 +100,7 @@ class AdversarialLoss(nn.Module):
             reconstruction: (B, 3, H, W), with the graph of the decoder.
             reconstruction_loss: scalar of the same graph; what the adaptive weight balances against.
             last_layer: where it measures gradients.
+            loss_scale: scalar of the gradient scaler (float16), or None.
         Returns:
             Float32 scalars: `adversarial`, weighted, to be added to the loss; `adversarial_weight`, its
             weight.
@@ -104,7 +109,7 @@ class AdversarialLoss(nn.Module):
         loss = -functional_call(self.discriminator, weights, (reconstruction,)).float().mean()
         weight = torch.full_like(loss, self.options.weight, requires_grad=False)
         if self.options.uses_adaptive_weight:
-            weight = weight * adaptive_weight(reconstruction_loss, loss, last_layer)
+            weight = weight * adaptive_weight(reconstruction_loss, loss, last_layer, loss_scale)
         return {"adversarial": weight * loss, "adversarial_weight": weight}
 
     def forward(self, reconstruction: Tensor, images: Tensor) -> dict[str, Tensor]:
@@ -148,8 +153,10 @@ class AdversarialLoss(nn.Module):
         a_real, a_fake = (self.lecam_averages / bias.clamp_min(1 - decay)).unbind()
         loss = (real - a_fake).relu().square().mean() + (a_real - fake).relu().square().mean()
         means = torch.stack([real.detach().mean(), fake.detach().mean()])
-        self.lecam_averages.lerp_(means, 1 - decay)
-        self.lecam_updates += 1
+        # A step that is not finite is skipped, and must not stay in the averages; no wait for the device.
+        is_finite = means.isfinite().all()
+        self.lecam_averages.lerp_(torch.where(is_finite, means, self.lecam_averages), 1 - decay)
+        self.lecam_updates += is_finite
         return loss
 
 
@@ -159,17 +166,22 @@ def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
 
 
 def adaptive_weight(
-    reconstruction_loss: Tensor, adversarial_loss: Tensor, last_layer: nn.Parameter
+    reconstruction_loss: Tensor,
+    adversarial_loss: Tensor,
+    last_layer: nn.Parameter,
+    loss_scale: Tensor | None = None,
 ) -> Tensor:
     """Return |grad of reconstruction| / |grad of adversary| at the last layer, in [0, 1e4], without a graph.
 
-    Both losses need a graph that reaches `last_layer`; it is kept for the backward pass to come.
+    Both losses need a graph that reaches `last_layer`; it is kept for the backward pass to come. They are scaled as
+    that will be, so that float16 gradients do not underflow on their way.
 
     Reference: Taming transformers (VQGAN), arXiv:2012.09841, equation 7.
     """
-    (own,) = torch.autograd.grad(reconstruction_loss, last_layer, retain_graph=True)
-    (adversarial,) = torch.autograd.grad(adversarial_loss, last_layer, retain_graph=True)
-    ratio = own.float().norm() / (adversarial.float().norm() + 1e-4)
+    scale = 1.0 if loss_scale is None else loss_scale
+    (own,) = torch.autograd.grad(reconstruction_loss * scale, last_layer, retain_graph=True)
+    (adversarial,) = torch.autograd.grad(adversarial_loss * scale, last_layer, retain_graph=True)
+    ratio = (own.float() / scale).norm() / ((adversarial.float() / scale).norm() + 1e-4)
     return ratio.clamp(0, MAX_ADAPTIVE_WEIGHT).detach()
 
 

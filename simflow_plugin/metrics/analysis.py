@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from simflow_plugin.data.loader import evaluation_batches
+from simflow_plugin.data.order import sample_rows
 from simflow_plugin.engine.loaded_run import LoadedRun
 from simflow_plugin.engine.parts import build_dataset
 from simflow_plugin.engine.sampling import to_uint8
@@ -120,7 +121,7 @@ def analyze_run(loaded: LoadedRun, request: AnalysisRequest) -> Analysis:
     means, samples, labels, quality, stds = [], [], [], [], []
     first_images: list[Tensor] = []
     with count_progress("held-out images", count) as advance:
-        for batch in evaluation_batches(test, batch_size, range(count)):
+        for batch in evaluation_batches(test, batch_size, sample_rows(len(test), count)):
             images = batch.images.to(loaded.device)
             random = IndexedRandom(request.seed, tuple(batch.indices.tolist()))
             posterior = loaded.autoencoder.encode(images)

@@ -13,6 +13,7 @@ from torch import Tensor
 from simflow_plugin.alignment.classifier import ClassifierEncoder
 from simflow_plugin.contracts import NO_LABEL, DataContext, ImageDataset
 from simflow_plugin.data.loader import evaluation_batches, to_float
+from simflow_plugin.data.order import sample_rows
 from simflow_plugin.errors import EvaluationError
 from simflow_plugin.metrics.digits_judge import diversity_by_class
 from simflow_plugin.metrics.judgement import Judgement
@@ -30,7 +31,7 @@ def judge_with_encoder(
         samples: uint8 (N, H, W, 3).
         labels: (N,) int64, the classes that were asked for.
         test: real held-out images, for the judge's own accuracy and the diversity of real images.
-        num_real: how many of them, the first.
+        num_real: how many of them, drawn at random.
     Raises:
         EvaluationError: without samples or labels, or if the classifier knows other classes than the data set.
         WeightsError: if the file is missing, damaged, or something else.
@@ -47,7 +48,7 @@ def judge_with_encoder(
             f"{checkpoint}: knows {len(judge.card.class_names)} classes ({judge.card.data}), but the data set has "
             f"{test.num_classes}. Train a judge on the same data: simflow pretrain-encoder."
         )
-    rows = range(min(num_real, len(test)))
+    rows = sample_rows(len(test), num_real)
     real = list(evaluation_batches(test, BATCH_SIZE, rows))
     real_images, real_labels = torch.cat([b.images for b in real]), torch.cat([b.labels for b in real])
     images = to_float(samples.permute(0, 3, 1, 2))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from simflow_plugin.contracts import ImageDataset
-from simflow_plugin.data.loader import evaluation_batches
+from simflow_plugin.data.loader import Batch, evaluation_batches
+from simflow_plugin.data.order import sample_rows
 from simflow_plugin.engine.loaded_run import LoadedRun
 from simflow_plugin.engine.sampling import to_uint8
 from simflow_plugin.errors import WeightsError
@@ -41,7 +42,7 @@ class HeldOut:
     Args:
         dataset: the split.
         name: for the notes: `test split of digits, 16 x 16`.
-        count: images of it to use.
+        count: images of it to use, drawn at random if not all.
         batch_size: at a time.
         seed: of posterior samples.
     """
@@ -51,6 +52,10 @@ class HeldOut:
     count: int
     batch_size: int
     seed: int
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield the images in batches."""
+        return evaluation_batches(self.dataset, self.batch_size, sample_rows(len(self.dataset), self.count))
 
 
 def find_lpips(loaded: LoadedRun, backbone: str | None) -> tuple[LPIPSDistance | None, str]:
@@ -92,7 +97,7 @@ def measure_reconstruction(
     if lpips is not None:
         values["lpips"] = []
     with count_progress("reconstruction", held_out.count) as advance:
-        for batch in evaluation_batches(held_out.dataset, held_out.batch_size, range(held_out.count)):
+        for batch in held_out.batches():
             images = batch.images.to(loaded.device)
             decoded = loaded.autoencoder.decode(loaded.autoencoder.encode(images).mode()).clamp(-1, 1)
             values["psnr"].append(psnr(decoded, images).cpu())
@@ -113,7 +118,7 @@ def fit_likelihood(
     """Fit the scale of P(x given z) on training images, decoded from posterior samples."""
     pairs = []
     model = loaded.require_model()
-    for batch in evaluation_batches(train, batch_size, range(min(NUM_FITTED, len(train)))):
+    for batch in evaluation_batches(train, batch_size, sample_rows(len(train), NUM_FITTED)):
         images = batch.images.to(loaded.device)
         posterior = loaded.autoencoder.encode(images)
         random = IndexedRandom(loaded.config.seed, tuple(batch.indices.tolist()))
@@ -138,7 +143,7 @@ def score_images(
     """
     scores, indices = [], []
     with count_progress("likelihood", held_out.count) as advance:
-        for batch in evaluation_batches(held_out.dataset, held_out.batch_size, range(held_out.count)):
+        for batch in held_out.batches():
             random = IndexedRandom(held_out.seed, tuple(batch.indices.tolist()))
             labels = batch.labels.to(loaded.device) if has_labels and loaded.num_classes is not None else None
             scores.append(scorer(batch.images.to(loaded.device), labels, random))

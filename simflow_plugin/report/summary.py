@@ -12,6 +12,7 @@ from torch import Tensor
 
 from simflow_plugin.contracts import GenerativeModel, ImageDataset
 from simflow_plugin.data.loader import evaluation_batches
+from simflow_plugin.data.order import sample_rows
 from simflow_plugin.engine.loaded_run import LoadedRun
 from simflow_plugin.engine.parts import build_dataset
 from simflow_plugin.engine.run_directory import write_text_atomically
@@ -91,7 +92,9 @@ def _measure_held_out(loaded: LoadedRun, test: ImageDataset, measurement: RunMea
         return
     originals, reconstructions, quality, nll = [], [], [], []
     with count_progress("held-out images", count) as advance:
-        for batch in evaluation_batches(test, loaded.config.sampling.batch_size, range(count)):
+        for batch in evaluation_batches(
+            test, loaded.config.sampling.batch_size, sample_rows(len(test), count)
+        ):
             images = batch.images.to(loaded.device)
             posterior = loaded.autoencoder.encode(images)
             decoded = loaded.autoencoder.decode(posterior.mode()).clamp(-1, 1)

@@ -177,6 +177,7 @@ def measure_real(config: RunConfig, settings: StudySettings) -> dict[str, float]
     """Return what real images reach: the distance of as many training images from the test split, the judge's
     own share of right answers on the test split."""
     from simflow_plugin.data.loader import evaluation_batches
+    from simflow_plugin.data.order import sample_rows
     from simflow_plugin.engine.parts import build_dataset
     from simflow_plugin.engine.sampling import to_uint8
     from simflow_plugin.metrics.extractors import build_extractor
@@ -189,7 +190,9 @@ def measure_real(config: RunConfig, settings: StudySettings) -> dict[str, float]
         ("test", test, len(test)),
         ("train", train, min(settings.num_samples, len(train))),
     ):
-        batches = list(evaluation_batches(dataset, config.sampling.batch_size, range(count)))
+        batches = list(
+            evaluation_batches(dataset, config.sampling.batch_size, sample_rows(len(dataset), count))
+        )
         found = extract(extractor, (to_uint8(batch.images).permute(0, 3, 1, 2) for batch in batches))
         features[name] = found.pooled
         if name == "test" and found.logits is not None:

@@ -108,6 +108,14 @@ def test_folder_of_another_class_is_refused(tmp_path):
         load(path)
 
 
+def test_folder_with_a_damaged_config_is_refused(tmp_path):
+    path, _ = folder(tmp_path)
+    for content in ("{", "{}"):
+        (path / "config.json").write_text(content)
+        with pytest.raises(WeightsError, match=r"vae: .*(torn|does not state down_block_types)"):
+            load(path)
+
+
 @pytest.mark.parametrize("name", ["vae.safetensors", "vae.pt"])
 def test_torn_file_is_refused(name, tmp_path):
     path = tmp_path / name

@@ -83,6 +83,18 @@ def test_shapes_tell_options_and_context(numbers: dict[str, Tensor]) -> None:
     assert options == SiTOptions.model_validate(OPTIONS)
 
 
+def test_number_of_classes_of_a_host_without_label_dropout_is_stated(numbers: dict[str, Tensor]) -> None:
+    """Its table has a row for each class and no more; nothing in the weights tells that from one with a null row."""
+    host = part(numbers, "host.")
+    _, context = describe_repa_e(host, num_heads=4, alignment_layer=1, num_classes=NUM_CLASSES + 1)
+    assert context.num_classes == NUM_CLASSES + 1
+    assert from_repa_e(host, SiTOptions.model_validate(OPTIONS), context).backbone.label_embed is not None
+    with pytest.raises(
+        WeightsError, match=rf"num_classes is 3, but the table of labels has {NUM_CLASSES + 1} rows"
+    ):
+        describe_repa_e(host, num_heads=4, alignment_layer=1, num_classes=3)
+
+
 def test_projector_and_batch_norm_can_be_left_out(numbers: dict[str, Tensor]) -> None:
     options = SiTOptions.model_validate({**OPTIONS, "normalizes_latents": False})
     model = from_repa_e(part(numbers, "host."), options, ModelContext((4, 8, 8), NUM_CLASSES))

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from simflow_plugin.contracts import DataContext
+from simflow_plugin.contracts import DataContext, Example
 from simflow_plugin.data.digits import Digits
 from simflow_plugin.data.feature_cache import build_cache, dataset_facts, open_cache
+from simflow_plugin.data.images import CorruptImage
 from simflow_plugin.errors import DataError
 
 
@@ -89,6 +90,31 @@ def test_cut_off_values_are_detected(tmp_path, digits, facts):
 
 def test_no_cache_is_none(tmp_path, facts):
     assert open_cache(tmp_path, facts) is None
+
+
+class FailsOnce:
+    """Three images, of which the second cannot be read the first time, as from a disk that was away."""
+
+    max_corrupt_share = 0.5
+
+    def __init__(self):
+        self.has_failed = False
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        if index == 1 and not self.has_failed:
+            self.has_failed = True
+            raise CorruptImage("image 1: Input/output error")
+        return Example(torch.full((3, 8, 8), index, dtype=torch.uint8), index)
+
+
+def test_image_that_could_not_be_read_then_has_no_values_now(tmp_path):
+    cache = build_cache(tmp_path, {"encoder": "columns"}, FailsOnce(), columns)
+    assert cache.read(torch.tensor([0, 2])).isfinite().all()
+    with pytest.raises(DataError, match=r"no values of image 1, .*Delete the folder"):
+        cache.read(torch.tensor([0, 1, 2]))
 
 
 def test_values_are_half_precision_on_disk(tmp_path, digits, facts):

@@ -3,6 +3,7 @@ import sys
 import pytest
 
 from simflow_plugin.contracts import DataContext
+from simflow_plugin.data.files import choose_labels
 from simflow_plugin.data.huggingface import HuggingFaceImages
 from simflow_plugin.errors import DataError
 from tests.data.makers import CORRUPT, png
@@ -62,3 +63,8 @@ def test_unreachable_data_set_is_named():
     pytest.importorskip("datasets", reason="needs the `datasets` extra")
     with pytest.raises(DataError, match="no-such-owner/no-such-data"):
         load("no-such-owner/no-such-data")
+
+
+def test_labels_that_are_words_are_refused_by_name():
+    with pytest.raises(DataError, match=r"here: labels must be whole numbers, found 'cat'"):
+        choose_labels("here", ["cat", "dog"], True)

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simflow_plugin.data.order import DataOrder, GlobalBatches, coin_flips
+from simflow_plugin.data.order import DataOrder, GlobalBatches, coin_flips, sample_rows
 from simflow_plugin.errors import ConfigError, DataError
 
 
@@ -81,3 +81,17 @@ def test_a_coin_flip_depends_on_its_position_only():
     assert torch.equal(
         coin_flips(7, "flip", torch.arange(100))[40:60], coin_flips(7, "flip", torch.arange(40, 60))
     )
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(num=st.integers(1, 300), count=st.integers(1, 400), more=st.integers(0, 50))
+def test_sampled_rows_are_distinct_ascending_and_nested(num, count, more):
+    rows, larger = sample_rows(num, count), sample_rows(num, count + more)
+    assert len(rows) == min(num, count)
+    assert rows == sorted(set(rows))
+    assert set(rows) <= set(larger) <= set(range(num))
+
+
+def test_sampled_rows_of_sorted_classes_are_of_all_classes():
+    classes = {row // 100 for row in sample_rows(1000, 100)}
+    assert classes == set(range(10))

@@ -139,6 +139,35 @@ def test_batch_that_is_not_finite_is_skipped_and_counted_and_the_run_goes_on(tmp
     assert all(torch.isfinite(p).all() for p in trainer.joint.parameters())
 
 
+def test_term_that_begins_between_two_rows_is_a_mean_over_its_own_steps(tmp_path):
+    every_step, one_row = (tiny_values("simflow", steps=4, log_every=log_every) for log_every in (1, 4))
+    logged = []
+    for name, values in (("a", every_step), ("b", one_row)):
+        values["objective"] = {"adversarial": ADVERSARIAL}  # begins at step 2
+        train(tiny_config(values=values), tmp_path / name)
+        logged.append(losses_of(tmp_path / name))
+    own_steps = [row["discriminator"] for row in logged[0] if "discriminator" in row]
+    assert len(own_steps) == 2
+    assert logged[1][0]["discriminator"] == pytest.approx(sum(own_steps) / 2, rel=1e-5)
+
+
+def test_running_statistics_stay_finite_after_a_batch_that_is_not(tmp_path):
+    """REPA-E normalises samples by them: once infinite they would spoil every later sample, though no later loss."""
+    values = tiny_values("sit", steps=3)
+    values["model"]["normalizes_latents"] = True
+    trainer = make_trainer(tiny_config(values=values), tmp_path / "run")
+    before = trainer.joint.model.latent_norm.running_mean.clone()
+    poison_images(trainer, steps={1})
+    trainer.train()
+    norm = trainer.joint.model.latent_norm
+    assert trainer.bad_steps.read() == (1, 0)
+    assert all(torch.isfinite(tensor).all() for tensor in (norm.running_mean, norm.running_var))
+    assert not torch.equal(norm.running_mean, before)
+    averaged = [tensor for name, tensor in trainer.ema.average.items() if "running" in name]
+    assert averaged
+    assert all(torch.isfinite(tensor).all() for tensor in averaged)
+
+
 def test_bad_batches_in_a_row_stop_the_run_and_name_the_terms(tmp_path):
     config = tiny_config("simflow", steps=6, log_every=2, max_bad_steps=3)
     trainer = make_trainer(config, tmp_path / "run")

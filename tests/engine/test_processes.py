@@ -8,11 +8,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import distributed, nn
 
 from simflow_plugin.engine.interrupts import Interrupted
-from simflow_plugin.engine.processes import configure_engine, layer_class_names
+from simflow_plugin.engine.joint import JointObjective, ObjectiveWeights
+from simflow_plugin.engine.processes import (
+    configure_engine,
+    convert_batch_norms,
+    keep_frozen_at_home,
+    layer_class_names,
+)
 from simflow_plugin.engine.run_directory import RunDirectory
 from simflow_plugin.errors import ConfigError
+from simflow_plugin.losses.perceptual import freeze
+from simflow_plugin.losses.reconstruction import ReconstructionLoss
 from tests.engine.tiny_runs import (
     ADVERSARIAL,
     StopAfter,
@@ -24,6 +33,7 @@ from tests.engine.tiny_runs import (
     tiny_values,
     with_corrupt_images,
 )
+from tests.engine.toys import CoupledModel, LinearAutoencoder
 
 PLAIN = tiny_values("simflow", log_every=1)
 # Batch statistics and the adaptive weight are those of a process's own rows, so that they differ by design.
@@ -161,3 +171,34 @@ def test_engine_that_the_loop_does_not_run_is_refused(kind, name):
 def test_transformer_layers_are_the_units_of_sharding(tmp_path):
     trainer = make_trainer(tiny_config(values=PLAIN), tmp_path / "run")
     assert layer_class_names(trainer.joint.model) == ["Layer"]
+
+
+@pytest.fixture
+def joint_with_norms():
+    """Batch norms in the model, which trains, and in a frozen perceptual backbone, whose weights are buffers."""
+    model = CoupledModel()
+    model.norm = nn.BatchNorm2d(3)
+    backbone = freeze(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)))
+    reconstruction = ReconstructionLoss([("frozen", 1.0, backbone)])
+    return JointObjective(LinearAutoencoder(), model, reconstruction, ObjectiveWeights())
+
+
+def test_batch_norms_are_synchronised_where_they_train_and_left_alone_where_frozen(joint_with_norms):
+    convert_batch_norms(joint_with_norms)
+    assert isinstance(joint_with_norms.model.norm, nn.SyncBatchNorm)
+    frozen = [m for m in joint_with_norms.reconstruction.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert len(frozen) == 1
+
+
+def test_frozen_backbones_are_not_broadcast_at_every_step(joint_with_norms, gloo_group_of_one):
+    keep_frozen_at_home(joint_with_norms)
+    wrapped = nn.parallel.DistributedDataParallel(joint_with_norms)
+    sent = {name for name, _ in wrapped.named_module_buffers.items()}
+    assert sent == {"model.norm.running_mean", "model.norm.running_var", "model.norm.num_batches_tracked"}
+
+
+@pytest.fixture
+def gloo_group_of_one(tmp_path):
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()

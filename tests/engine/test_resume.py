@@ -129,6 +129,7 @@ def environment():
 def start(config_file, out, **variables):
     return subprocess.Popen(
         command(config_file, out),
+        start_new_session=True,  # a process group of its own, as under a scheduler
         env=environment() | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -192,6 +193,42 @@ def test_sigterm_finishes_the_step_saves_and_says_resume_me(tmp_path, endless_co
     assert "run the same command again" in errors
     checkpoint = latest_checkpoint(tmp_path / "run" / "checkpoints")
     assert checkpoint.step == losses_of(tmp_path / "run")[-1]["step"]
+
+
+def test_signal_to_the_whole_group_saves_although_readers_get_it_too(tmp_path, endless_config_file):
+    """Schedulers and torchrun signal the group; a reading process that dies would take the run with it, unsaved."""
+    values = yaml.safe_load(endless_config_file.read_text())
+    values["training"]["num_workers"] = 1
+    endless_config_file.write_text(yaml.safe_dump(values))
+    process = start(endless_config_file, tmp_path / "run")
+    wait_until_logged(process, tmp_path / "run", 3)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == RESUME_EXIT_STATUS, errors
+    step = latest_checkpoint(tmp_path / "run" / "checkpoints").step
+    assert step == losses_of(tmp_path / "run")[-1]["step"]
+
+
+def test_lock_waits_for_readers_whose_parent_was_killed(tmp_path):
+    """They inherit the lock and live a few seconds longer: the same command at once is no mistake of the user."""
+    run = RunDirectory(tmp_path / "run")
+    code = (
+        "import os, sys, time\n"
+        "from simflow_plugin.engine.run_directory import RunDirectory\n"
+        f"held = RunDirectory({str(run.path)!r}).locked(); held.__enter__()\n"
+        "if os.fork() == 0: time.sleep(1.5); os._exit(0)\n"
+        "print('locked', flush=True); time.sleep(60)"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], env=environment(), stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout.readline() == "locked\n"
+    with pytest.raises(RunDirectoryError, match="another process is writing it"), run.locked():
+        pass
+    parent.kill()
+    parent.wait()
+    with run.locked():
+        pass
 
 
 def test_sigterm_to_one_of_two_processes_ends_both_with_that_status(tmp_path, endless_config_file):

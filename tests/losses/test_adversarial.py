@@ -66,6 +66,12 @@ def test_adaptive_weight_is_the_ratio_of_gradient_norms():
     assert weight.item() == pytest.approx(5 / (2 + 1e-4))
 
 
+def test_adaptive_weight_does_not_depend_on_the_loss_scale():
+    layer = nn.Parameter(torch.ones(2))
+    losses = (torch.tensor([3.0, 4.0]) * layer).sum(), (torch.tensor([0.0, 2.0]) * layer).sum()
+    assert adaptive_weight(*losses, layer, torch.tensor(1024.0)) == adaptive_weight(*losses, layer)
+
+
 def test_adaptive_weight_is_clamped():
     layer = nn.Parameter(torch.ones(2))
     assert adaptive_weight(1e6 * layer.sum(), 0 * layer.sum(), layer).item() == 1e4
@@ -154,6 +160,16 @@ def test_lecam_pulls_towards_the_bias_corrected_averages():
     a_real, a_fake = ((0.9 * a + b) / 1.9 for a, b in ((2.0, 4.0), (-1.0, -3.0)))
     expected = (1.0 - a_fake) ** 2 + (a_real - 0.5) ** 2
     assert adversary(constant(0.5), constant(1.0))["lecam"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_lecam_averages_forget_a_step_that_is_not_finite():
+    adversary, other = lecam_adversary(0.9), lecam_adversary(0.9)
+    adversary(constant(-1.0), constant(2.0))
+    other(constant(-1.0), constant(2.0))
+    adversary(constant(float("nan")), constant(2.0))
+    assert torch.equal(
+        adversary(constant(-3.0), constant(4.0))["lecam"], other(constant(-3.0), constant(4.0))["lecam"]
+    )
 
 
 def test_lecam_starts_from_zero():
