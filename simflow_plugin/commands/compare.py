@@ -22,17 +22,22 @@ def compare(
         float | None, typer.Option(min=0, help="Of the evaluations; default: each run's own.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the noise of the sample grids.")] = 0,
-    per_class: Annotated[int, typer.Option(min=1, help="Samples of each class in the grids.")] = 3,
+    per_class: Annotated[
+        int, typer.Option(min=1, help="Noise indices in the grids, of the first ten classes.")
+    ] = 3,
     force: Annotated[
         bool, typer.Option("--force", help="Compare what was not measured alike, and say so.")
     ] = False,
 ) -> None:
     """Compare runs: quality with intervals, cost, curves, samples from the same noise, and published numbers."""
     with exit_on_user_error():
+        from simflow_plugin.errors import EvaluationError
         from simflow_plugin.metrics.comparison import add_costs, add_samples, check_comparable, read_runs
         from simflow_plugin.report.comparison_report import metrics_table, to_markdown, write_comparison
 
         logging.basicConfig(level=logging.WARNING, format="%(message)s")
+        if out.exists() and not out.is_dir():
+            raise EvaluationError(f"--out {out}: is a file. Name a folder.")
         compared = read_runs(runs, guidance)
         problems = check_comparable(compared, force)
         add_costs(compared)

@@ -106,18 +106,26 @@ def run_evaluation(
     from simflow_plugin.engine.export import check_out
     from simflow_plugin.engine.loaded_run import load_run
     from simflow_plugin.engine.processes import leaving_together
+    from simflow_plugin.errors import ConfigError
     from simflow_plugin.metrics.evaluation import RunEvaluator
     from simflow_plugin.report.evaluation_report import terminal_lines, write_evaluation_report
 
     if png is not None:
         check_out(png, "--png")
+    if npz is not None:
+        if npz.suffix != ".npz":
+            raise ConfigError(f"--npz {npz}: expected a file name that ends in .npz.")
+        check_out(npz, "--npz")
     state = PartialState(cpu=not torch.cuda.is_available())
     evaluator = RunEvaluator(load_run(run, state.device, averaged, step), request)
+    has_samples = "generation" in evaluator.parts
+    for option, value in (("--npz", npz), ("--png", png)):
+        if value is not None and not has_samples:
+            raise ConfigError(f"{option} {value}: there are samples only with the part `generation`.")
     with leaving_together():  # the other processes do not wait while the main one measures
         evaluator.make_samples(state.process_index, state.num_processes)
     if not state.is_main_process:
         return
-    has_samples = "generation" in evaluator.parts
     result = evaluator.measure()
     if npz is not None and has_samples:
         evaluator.shards.save_npz(npz)

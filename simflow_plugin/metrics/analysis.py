@@ -31,6 +31,7 @@ from simflow_plugin.randomness import IndexedRandom
 
 NOISE_STDS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5)
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
+NUM_WHITE = 500
 NUM_JACOBI = 8
 """Rows of the Jacobi measurement: iterations are the most that any row needs."""
 
@@ -62,6 +63,7 @@ class Analysis:
 
     Args:
         metrics: latent statistics by name.
+        white_noise: the same statistics of white noise of the latents' shape.
         spectrum: (frequency in cycles per position, mean power) of the latents, by `mean` and `sample`.
         robustness: `psnr` and, where its weights are, `lpips`: noise's standard deviation -> value.
         posterior_std: mean of the posterior's own standard deviation, for the same axis.
@@ -72,6 +74,7 @@ class Analysis:
     """
 
     metrics: dict[str, Measured]
+    white_noise: dict[str, float]
     spectrum: dict[str, tuple[list[float], list[float]]]
     robustness: dict[str, dict[float, Measured]]
     posterior_std: float
@@ -119,7 +122,7 @@ def analyze_run(loaded: LoadedRun, request: AnalysisRequest) -> Analysis:
     batch_size = request.batch_size or loaded.config.sampling.batch_size
     lpips, _ = find_lpips(loaded, request.lpips_backbone)
     means, samples, labels, quality, stds = [], [], [], [], []
-    first_images: list[Tensor] = []
+    shown: list[Tensor] = []
     with count_progress("held-out images", count) as advance:
         for batch in evaluation_batches(test, batch_size, sample_rows(len(test), count)):
             images = batch.images.to(loaded.device)
@@ -128,19 +131,21 @@ def analyze_run(loaded: LoadedRun, request: AnalysisRequest) -> Analysis:
             noise = random.normal("posterior", posterior.mean.shape, loaded.device)
             means.append(posterior.mean.cpu())
             samples.append(posterior.sample(noise=noise).cpu())
-            stds.append(posterior.std.mean().cpu())
+            stds.append(posterior.std.expand_as(posterior.mean).flatten(1).mean(1).cpu())
             labels.append(batch.labels)
             quality.append(noise_robustness(loaded.autoencoder, images, NOISE_STDS, random, lpips))
-            first_images.append(batch.images)
+            if sum(map(len, shown)) < 2 * request.num_strips:
+                shown.append(batch.images)
             advance(len(images))
     latents, sampled = torch.cat(means), torch.cat(samples)
-    flow, jacobi, num_tokens = _analyze_flow(loaded, sampled, torch.cat(labels), request)
+    flow, jacobi, num_tokens = _analyze_flow(loaded, sampled, torch.cat(labels), request, batch_size)
     return Analysis(
         metrics=_statistics(latents, sampled, f"{count:,} held-out images"),
+        white_noise=_statistics_of_white_noise(latents.shape[1:]),
         spectrum={"posterior mean": power_by_radius(latents), "posterior sample": power_by_radius(sampled)},
         robustness=_robustness(quality),
-        posterior_std=float(torch.stack(stds).mean()),
-        strips=_strips(loaded, torch.cat(first_images), request),
+        posterior_std=float(torch.cat(stds).double().mean()),
+        strips=_strips(loaded, torch.cat(shown), request),
         flow=flow,
         jacobi=jacobi,
         num_tokens=num_tokens,
@@ -155,6 +160,12 @@ def _statistics(means: Tensor, samples: Tensor, on: str) -> dict[str, Measured]:
             what = "posterior mean" if not suffix else "posterior samples"
             found[name + suffix] = bootstrap_mean(values.numpy()).with_notes(f"{on}, {what}")
     return found
+
+
+def _statistics_of_white_noise(shape: torch.Size) -> dict[str, float]:
+    """Small grids have few frequencies, so that no formula for large ones is right."""
+    noise = IndexedRandom(0, tuple(range(NUM_WHITE))).normal("white", (NUM_WHITE, *shape))
+    return {name: float(values.double().mean()) for name, values in latent_statistics(noise).items()}
 
 
 def _robustness(batches: list[dict[str, dict[float, Tensor]]]) -> dict[str, dict[float, Measured]]:
@@ -174,15 +185,17 @@ def _strips(loaded: LoadedRun, images: Tensor, request: AnalysisRequest) -> Tens
 
 
 def _analyze_flow(
-    loaded: LoadedRun, latents: Tensor, labels: Tensor, request: AnalysisRequest
+    loaded: LoadedRun, latents: Tensor, labels: Tensor, request: AnalysisRequest, batch_size: int
 ) -> tuple[FlowDiagnostics | None, dict[float, list[int]] | None, int]:
     flow = flow_of(loaded.model)
     if flow is None:
         return None, None, 0
     model: Any = loaded.model
     known = labels.to(loaded.device) if loaded.num_classes is not None else None
-    tokens = model.tokens(latents.to(loaded.device))
-    diagnostics = diagnose_flow(flow, tokens, known)
+    # A flow that was trained on noisy latents knows no others.
+    noise = IndexedRandom(request.seed, tuple(range(len(latents)))).normal("latent_noise", latents.shape)
+    tokens = model.tokens((latents + model.noise_std * noise).to(loaded.device))
+    diagnostics = diagnose_flow(flow, tokens, known, batch_size)
     rows = min(NUM_JACOBI, len(tokens))
     noise = IndexedRandom(request.seed, tuple(range(rows))).normal(
         "jacobi", (rows, *tokens.shape[1:]), loaded.device

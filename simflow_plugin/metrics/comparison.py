@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from simflow_plugin.config import RunConfig
 from simflow_plugin.contracts import NO_LABEL
 from simflow_plugin.engine.loaded_run import LoadedRun, load_run
+from simflow_plugin.engine.parts import objective_weights
 from simflow_plugin.engine.run_directory import RunDirectory, differing_keys
 from simflow_plugin.engine.sampling import draw_images, to_uint8
 from simflow_plugin.errors import EvaluationError
@@ -34,8 +35,20 @@ SUMMARY_KEYS = {
     "bits_per_dim": "latent_bits_per_dim",
 }
 """Keys of summary.json, and the metrics that they are."""
-NEVER_REFUSED = frozenset({"sampling_seconds"})
+NEVER_REFUSED = frozenset({"sampling_seconds", "latent_bits_per_dim"})
 """Metrics whose conditions are shown beside them and need not agree."""
+NOT_OF_SAMPLES = (
+    "rfid",
+    "rfd_",
+    "psnr",
+    "ssim",
+    "lpips",
+    "latent_bits",
+    "image_bits",
+    "auroc",
+    "sampling_seconds",
+)
+"""How metrics begin that another seed of the samples does not change."""
 WARM_UP = 2
 
 
@@ -124,7 +137,17 @@ def add_costs(runs: Sequence[ComparedRun]) -> None:
         if model is None:
             continue
         labelled = run.loaded.num_classes is not None
-        setting = ComputeSetting(run.config.image_size, labelled, run.setting["guidance"])
+        feature_dim = run.loaded.checkpoint.state["feature_dim"]
+        setting = ComputeSetting(
+            run.config.image_size,
+            labelled,
+            run.setting["guidance"],
+            None
+            if feature_dim is None
+            else (1, feature_dim),  # the loss is a mean over patches: no product of theirs
+            objective_weights(run.config),
+            run.config.training.cache_latents,
+        )
         # A loaded run is frozen; what it trained is what its autoencoder says.
         parts = [without_data(part).requires_grad_(True) for part in (run.loaded.autoencoder, model)]
         try:
@@ -211,8 +234,7 @@ def _merge(evaluations: Sequence[Evaluation]) -> dict[str, Measured]:
     found: dict[str, Measured] = {}
     for key in dict.fromkeys(key for evaluation in evaluations for key in evaluation.metrics):
         numbers = [evaluation.metrics[key] for evaluation in evaluations if key in evaluation.metrics]
-        is_of_samples = key not in NEVER_REFUSED and not numbers[-1].interval.endswith("images")
-        if len(numbers) == 1 or not is_of_samples or len({number.on for number in numbers}) > 1:
+        if len(numbers) == 1 or key.startswith(NOT_OF_SAMPLES) or len({number.on for number in numbers}) > 1:
             found[key] = numbers[-1]
             continue
         warning = next((number.warning for number in numbers if number.warning), "")
@@ -234,6 +256,7 @@ def _from_summary(directory: RunDirectory, guidance: float) -> dict[str, Measure
     samples, held_out = summary.get("num_samples", 0), summary.get("num_held_out", 0)
     on = {"class_agreement": f"{samples:,} samples", "diversity_ratio": f"{samples:,} samples"}
     default = f"{held_out:,} held-out images"
+    on["bits_per_dim"] = f"{default}, density of the {summary.get('bits_per_dim_of', 'latent')}"
     return {
         name: Measured(summary[key], on=f"summary of training, {on.get(key, default)}")
         for key, name in SUMMARY_KEYS.items()

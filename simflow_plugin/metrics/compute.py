@@ -40,6 +40,7 @@ class ComputeSetting:
         feature_shape: (N, F) of the alignment features, or None without alignment.
         weights: of the objective, which decide what goes back through the model twice; the default moves model and
             autoencoder alike.
+        caches_latents: whether what the encoder says of an image is read from disk.
     """
 
     image_size: int
@@ -47,6 +48,7 @@ class ComputeSetting:
     guidance: float = 0.0
     feature_shape: tuple[int, int] | None = None
     weights: ObjectiveWeights = MOVES_ALL_ALIKE
+    caches_latents: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,12 @@ def training_flops(autoencoder: Autoencoder, model: GenerativeModel | None, sett
     joint = JointObjective(
         without_data(autoencoder), None if model is None else without_data(model), pixels, setting.weights
     )
-    inputs = JointInputs(_images(setting), _labels(setting), _features(setting), IndexedRandom(0, (0,)))
+    images, moments = _images(setting), None
+    if setting.caches_latents:
+        with torch.no_grad():
+            moments = joint.autoencoder.moments(images)
+    random = IndexedRandom(0, (0,))
+    inputs = JointInputs(images, _labels(setting), _features(setting), random, moments=moments)
 
     def step() -> None:
         loss = joint(inputs)["loss"]

@@ -20,11 +20,13 @@ from simflow_plugin import registry
 from simflow_plugin.config import Part, resolve_part
 from simflow_plugin.contracts import NO_LABEL, DataContext, ImageDataset
 from simflow_plugin.data.cache import fingerprint
+from simflow_plugin.data.feature_cache import dataset_facts
 from simflow_plugin.data.loader import evaluation_batches
 from simflow_plugin.engine.checkpoints import MANIFEST
 from simflow_plugin.engine.loaded_run import LoadedRun
 from simflow_plugin.engine.parts import build_dataset
 from simflow_plugin.engine.sampling import draw_images, to_uint8
+from simflow_plugin.errors import SimflowError
 from simflow_plugin.metrics.evaluation_request import (
     EvaluationRequest,
     assignment,
@@ -43,8 +45,8 @@ from simflow_plugin.metrics.held_out import (
     measure_outliers,
     measure_reconstruction,
 )
-from simflow_plugin.metrics.intervals import bootstrap_mean
-from simflow_plugin.metrics.judges import judge_samples
+from simflow_plugin.metrics.intervals import proportion
+from simflow_plugin.metrics.judges import check_judge, judge_samples
 from simflow_plugin.metrics.likelihood import Scorer
 from simflow_plugin.metrics.measured import Measured
 from simflow_plugin.metrics.shards import SampleShards
@@ -87,6 +89,8 @@ class RunEvaluator:
         self.shards = SampleShards(folder, request.num_samples)
         self.test = build_dataset(self.config, "test")
         self.other = self._build_other()
+        if "generation" in self.parts:
+            check_judge(self.config, request.num_samples)
 
     def settings(self) -> dict[str, Any]:
         """Return what decides a sample, in words that a report can show."""
@@ -165,7 +169,10 @@ class RunEvaluator:
             for name, number in fidelity(samples, real, self.extractor, self.request.seed).items():
                 found[name] = number.with_notes(on, self._own_data_warning())
         if self.config.evaluation.judge != "none":
-            found |= self._judge(samples_on)
+            try:
+                found |= self._judge(samples_on)
+            except SimflowError as error:  # the other numbers, and the samples, are worth keeping
+                self.evaluation.notes.append(f"not judged: {error}")
         return found
 
     def _sample_batches(self) -> Iterator[Tensor]:
@@ -174,12 +181,9 @@ class RunEvaluator:
 
     def _real_features(self, dataset: ImageDataset, split: str, count: int) -> Any:
         assert self.extractor is not None
-        facts = {
-            "data": self.config.data.model_dump(),
-            "split": split,
-            "size": self.config.image_size,
-            "count": count,
-        }
+        data = self.config.data
+        facts = dataset_facts(data.name, data.options, dataset, split, self.config.image_size)
+        facts["count"] = count
 
         def compute() -> Any:
             assert self.extractor is not None
@@ -198,9 +202,8 @@ class RunEvaluator:
         real = f"{judgement.class_agreement_real:.1%} of held-out images right"
         on = f"{samples_on}, judge: {judgement.judge} ({real})"
         num_right = round(judgement.class_agreement * judgement.num_samples)
-        is_right = (np.arange(judgement.num_samples) < num_right).astype(float)
         return {
-            "class_agreement": bootstrap_mean(is_right, "samples").with_notes(on),
+            "class_agreement": proportion(num_right, judgement.num_samples).with_notes(on),
             "diversity_ratio": Measured(judgement.diversity_ratio, on=on),
         }
 
@@ -243,6 +246,10 @@ class RunEvaluator:
         scorer = Scorer(self.loaded.autoencoder, model, likelihood, self.request.posterior_samples)
         folder, held_out = self.evaluation.folder, self._held_out()
         self.evaluation.metrics |= measure_likelihood(self.loaded, held_out, scorer, folder / "scores.csv")
+        if model.noise_std:
+            self.evaluation.notes.append(
+                f"likelihood: of latents plus noise of std {model.noise_std:g}, the model's own"
+            )
         self.evaluation.notes.append(
             f"image bits per dim: {likelihood.kind} reconstruction likelihood, scale {likelihood.scale:.4g} (pixels "
             f"in [-1, 1]) fitted on training images; mean of {scorer.num_samples} posterior sample(s), not importance "

@@ -132,4 +132,7 @@ def assignment(text: str) -> tuple[str, Any]:
     key, separator, value = text.partition("=")
     if not separator:
         raise EvaluationError(f"--sampling {text}: expected key=value, `method=jacobi` for example.")
-    return key.strip(), yaml.safe_load(value)
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise EvaluationError(f"--sampling {text}: the value is not YAML.") from error

@@ -30,13 +30,14 @@ class Evaluation:
 
     def save(self) -> None:
         """Write result.json; numbers measured before stay where they were not measured again."""
-        metrics = (
-            read_evaluation(self.folder).metrics if (self.folder / "result.json").exists() else {}
-        ) | self.metrics
+        metrics, notes = self.metrics, self.notes
+        if (self.folder / "result.json").exists():
+            before = read_evaluation(self.folder)
+            metrics, notes = before.metrics | self.metrics, list(dict.fromkeys(before.notes + self.notes))
         document = {
             "settings": self.settings,
             "metrics": {name: number.to_json() for name, number in metrics.items()},
-            "notes": self.notes,
+            "notes": notes,
         }
         write_text_atomically(self.folder / "result.json", json.dumps(document, indent=1) + "\n")
 

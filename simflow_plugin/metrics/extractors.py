@@ -79,8 +79,8 @@ class Extractor:
         spatial: list[Tensor] = []
         hooks = []
         if self.is_inception:
-            # `mixed_6/conv` of the TensorFlow graph, before its batch norm.
-            layer = self.network.Mixed_6d.branch1x1.conv
+            # `mixed_6/conv` of the TensorFlow graph names the last operation of that branch, its ReLU.
+            layer = self.network.Mixed_6d.branch1x1
             hooks.append(layer.register_forward_hook(lambda _, __, output: spatial.append(output)))
         try:
             output = self.network.convert_features_tuple_to_dict(self.network(images.to(device)))

@@ -19,17 +19,25 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
-from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
+from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
 from simflow_plugin.data.cache import cache_folder, fingerprint, write_atomically
 from simflow_plugin.errors import EvaluationError
 from simflow_plugin.metrics.extractors import Extractor, ImageFeatures
+from simflow_plugin.metrics.intervals import t_quantile
 from simflow_plugin.metrics.measured import Measured
+from simflow_plugin.randomness import named_generator
 
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
 IS_SPLITS = 10
+FEWEST_REAL = 5_000
+"""Real images; published distances are to 10,000 (ADM's reference batch) or more."""
+BLOCKS, MIN_BLOCK = 10, 20
+"""Disjoint parts that KID's interval is measured on, and the least rows of one."""
 NEIGHBOURS = 3
+FEATURES_VERSION = 2
+"""Of what an extractor returns; cached features of another version are not read."""
 USUAL_SAMPLES = {
     "fid": 50_000,
     "sfid": 50_000,
@@ -77,7 +85,8 @@ def cached_features(
         compute: extracts them.
         folder: of the cache; None is `statistics` in the data cache.
     """
-    key = fingerprint({**facts, "extractor": extractor.name, "weights": extractor.digest})
+    version = {"extractor": extractor.name, "weights": extractor.digest, "features": FEATURES_VERSION}
+    key = fingerprint({**facts, **version})
     path = (folder or cache_folder() / "statistics") / f"{extractor.suffix}_{key}.safetensors"
     if path.is_file():
         try:
@@ -188,16 +197,33 @@ def _kernel_distance(samples: ImageFeatures, real: ImageFeatures, seed: int) -> 
         rng_seed=seed,
         verbose=False,
     )
-    value, half = found[KEY_METRIC_KID_MEAN], 1.96 * found[KEY_METRIC_KID_STD] / KID_SUBSETS**0.5
-    return {"kid": Measured(value, value - half, value + half, f"{KID_SUBSETS} subsets of {size}")}
+    value = found[KEY_METRIC_KID_MEAN]
+    if min(len(samples.pooled), len(real.pooled)) < BLOCKS * MIN_BLOCK:
+        return {"kid": Measured(value)}
+    # The subsets overlap, so that their spread says nothing of other samples; disjoint blocks are independent.
+    generator = named_generator(seed, "kid_blocks")
+    blocks = [
+        part.pooled[torch.randperm(len(part.pooled), generator=generator)].chunk(BLOCKS)
+        for part in (samples, real)
+    ]
+    by_block = [
+        kid_features_to_metric(
+            *pair, kid_subsets=1, kid_subset_size=min(map(len, pair)), rng_seed=seed, verbose=False
+        )[KEY_METRIC_KID_MEAN]
+        for pair in zip(*blocks, strict=True)
+    ]
+    half = t_quantile(BLOCKS) * float(np.std(by_block, ddof=1)) / BLOCKS**0.5
+    return {"kid": Measured(value, value - half, value + half, f"t interval of {BLOCKS} disjoint blocks")}
 
 
 def _inception_score(samples: ImageFeatures, seed: int) -> Measured:
     assert samples.logits is not None
     splits = min(IS_SPLITS, len(samples.logits))
     found = isc_features_to_metric(samples.logits, splits=splits, rng_seed=seed)
-    value, half = found[KEY_METRIC_ISC_MEAN], 1.96 * found[KEY_METRIC_ISC_STD] / splits**0.5
-    return Measured(value, value - half, value + half, f"{splits} splits")
+    value = found[KEY_METRIC_ISC_MEAN]
+    # torch-fidelity's variance is divided by the number of splits, not by one less.
+    half = t_quantile(splits) * found[KEY_METRIC_ISC_STD] / (splits - 1) ** 0.5
+    return Measured(value, value - half, value + half, f"t interval of {splits} splits")
 
 
 def _precision_recall(samples: ImageFeatures, real: ImageFeatures) -> dict[str, Measured]:
@@ -228,4 +254,6 @@ def few_samples_warning(name: str, num_samples: int, num_real: int, dims: int) -
         return f"{which} for {dims:,} dims: the covariance is singular; do not quote"
     if num_samples < USUAL_SAMPLES[name]:
         return f"{num_samples:,} samples, published with {USUAL_SAMPLES[name]:,}"
+    if num_real < FEWEST_REAL and name != "is":
+        return f"{num_real:,} real images: the distance to so few is biased"
     return ""

@@ -44,23 +44,30 @@ def flow_of(model: GenerativeModel | None) -> TransformerFlow | None:
 
 
 @torch.no_grad()
-def diagnose_flow(flow: TransformerFlow, tokens: Tensor, labels: Tensor | None) -> FlowDiagnostics:
+def diagnose_flow(
+    flow: TransformerFlow, tokens: Tensor, labels: Tensor | None, batch_size: int = 256
+) -> FlowDiagnostics:
     """Push real tokens to noise and look at the noise.
 
     Args:
         flow: in eval mode.
         tokens: (B, T, D), of held-out images; B at least 2.
         labels: (B,) int64, or None.
+        batch_size: rows at a time.
     Raises:
         EvaluationError: for fewer than two rows.
     """
     if len(tokens) < 2:
         raise EvaluationError(f"flow diagnostics: {len(tokens)} images; correlations need two at least.")
-    output = flow(tokens, labels)
-    noise = output.noise.double()
+    outputs = []
+    for start in range(0, len(tokens), batch_size):
+        rows = slice(start, start + batch_size)
+        outputs.append(flow(tokens[rows], None if labels is None else labels[rows]))
+    noise = torch.cat([output.noise for output in outputs]).double()
+    block_logdets = torch.cat([output.block_logdets for output in outputs], dim=1).double()
     dims = noise[0].numel()
     return FlowDiagnostics(
-        logdet_per_dim=(output.block_logdets.double().mean(dim=1) / dims).cpu(),
+        logdet_per_dim=(block_logdets.mean(dim=1) / dims).cpu(),
         noise_mean=float(noise.mean()),
         noise_variance=float(noise.var()),
         mean_by_token=noise.mean(dim=(0, 2)).cpu(),

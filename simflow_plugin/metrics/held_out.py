@@ -161,8 +161,6 @@ def measure_likelihood(
     given = "given labels" if loaded.num_classes is not None else "unconditional"
     on = f"{held_out.count:,} images, {held_out.name}, {given}"
     likelihood = scorer.likelihood
-    if scorer.model.noise_std:
-        on = f"{on}; latents plus noise of std {scorer.model.noise_std:g}, the model's own"
     names = {"latent_bits_per_dim": on, "image_bits_per_dim": f"{on}; {likelihood.kind} of fitted scale"}
     found = {name: bootstrap_mean(getattr(scores, name).numpy()).with_notes(of) for name, of in names.items()}
     return found
@@ -198,10 +196,17 @@ def measure_outliers(
 
 def _auroc_with_interval(inside: Tensor, outside: Tensor) -> Measured:
     """AUROC is a mean over outside images of the share of inside scores above: resample both ends' means."""
-    above = (inside[:, None] > outside[None]).double() + 0.5 * (inside[:, None] == outside[None]).double()
-    by_inside = bootstrap(above.mean(1).numpy(), lambda rows: rows.mean(axis=-1))
-    by_outside = bootstrap(above.mean(0).numpy(), lambda rows: rows.mean(axis=-1))
+    above_outside, above_inside = _share_below(inside, outside), 1 - _share_below(outside, inside)
+    by_inside = bootstrap(above_outside.numpy(), lambda rows: rows.mean(axis=-1))
+    by_outside = bootstrap(above_inside.numpy(), lambda rows: rows.mean(axis=-1))
     value = auroc(inside.numpy(), outside.numpy())
     # The two sources of variance are independent and add (DeLong et al. 1988).
     half = sum(((high - low) / 2) ** 2 for low, high in (by_inside, by_outside)) ** 0.5
     return Measured(value, max(0.0, value - half), min(1.0, value + half), "bootstrap of both sets")
+
+
+def _share_below(values: Tensor, others: Tensor) -> Tensor:
+    """Return for each value the share of `others` below it, float64, equal ones counting half; N log M, not N x M."""
+    others = others.sort().values
+    below, up_to = (torch.searchsorted(others, values, right=right) for right in (False, True))
+    return (below + up_to).double() / (2 * len(others))

@@ -76,7 +76,26 @@ def repeated(values: Sequence[float]) -> Measured:
     mean = float(np.mean(values))
     if len(values) == 1:
         return Measured(mean)
-    half = float(
-        stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
-    )
+    half = t_quantile(len(values)) * float(np.std(values, ddof=1)) / len(values) ** 0.5
     return Measured(mean, mean - half, mean + half, f"t interval of {len(values)} seeds")
+
+
+def t_quantile(count: int) -> float:
+    """Return how many standard errors half of a 95 % interval of the mean of `count` independent numbers is."""
+    return float(stats.t.ppf((1 + LEVEL) / 2, count - 1))
+
+
+def proportion(num_right: int, count: int, unit: str = "samples") -> Measured:
+    """Return a share with Wilson's 95 % interval, which has a width at 0 and at 1 too.
+
+    Raises:
+        EvaluationError: without trials.
+    Reference:
+        Wilson, Probable inference, the law of succession, and statistical inference, 1927.
+    """
+    if count < 1:
+        raise EvaluationError("an interval was asked for, but there are no values.")
+    interval = stats.binomtest(num_right, count).proportion_ci(LEVEL, "wilson")
+    return Measured(
+        num_right / count, float(interval.low), float(interval.high), f"Wilson's of {count} {unit}"
+    )

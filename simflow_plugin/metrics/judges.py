@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from simflow_plugin.alignment.classifier import load_classifier
 from simflow_plugin.config import RunConfig
+from simflow_plugin.config_checks import JUDGED_DIGITS
 from simflow_plugin.contracts import ImageDataset
 from simflow_plugin.engine.parts import build_dataset
 from simflow_plugin.errors import EvaluationError
 from simflow_plugin.metrics.digits_judge import judge_digits
 from simflow_plugin.metrics.encoder_judge import judge_with_encoder
 from simflow_plugin.metrics.judgement import Judgement
+
+
+def check_judge(config: RunConfig, num_samples: int) -> None:
+    """Refuse now what `judge_samples` would refuse when all samples are drawn.
+
+    Raises:
+        EvaluationError: for too few samples.
+        WeightsError: if the judge's file is missing or damaged.
+    """
+    judge = config.evaluation.judge
+    if judge == "encoder":
+        load_classifier(Path(str(config.evaluation.judge_checkpoint)))
+    if judge == "digits" and num_samples < 2 * JUDGED_DIGITS:
+        raise EvaluationError(
+            f"--num-samples {num_samples}: evaluation.judge: digits needs two samples of each of {JUDGED_DIGITS} "
+            f"classes: {2 * JUDGED_DIGITS}."
+        )
 
 
 def judge_samples(config: RunConfig, test: ImageDataset, samples: Tensor, labels: Tensor) -> Judgement:

@@ -19,12 +19,6 @@ STATISTICS = {
     "total_variation": "total variation",
     "autocorrelation": "autocorrelation at distance 1",
 }
-WHITE_NOISE = {
-    "spectral_entropy": "1",
-    "high_frequency_ratio": "0.80",
-    "total_variation": "1.13",
-    "autocorrelation": "0",
-}
 
 
 def write_analysis(loaded: LoadedRun, analysis: Analysis) -> Path:
@@ -66,7 +60,7 @@ def _statistics_table(analysis: Analysis) -> Table:
         for suffix in ("", "_of_samples"):
             number = analysis.metrics[name + suffix]
             cells.append(Cell(f"{number.value:.3f}", f"{number.low:.3f} to {number.high:.3f}"))
-        rows.append((title, *cells, WHITE_NOISE[name]))
+        rows.append((title, *cells, f"{analysis.white_noise[name]:.2f}"))
     notes = (
         f"{analysis.metrics['autocorrelation'].on.split(',')[0]}; channels at mean 0, variance 1. High: above half the "
         "Nyquist frequency. 95 % bootstrap intervals.",

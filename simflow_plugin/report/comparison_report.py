@@ -84,7 +84,10 @@ def metrics_table(runs: Sequence[ComparedRun], problems: Sequence[str]) -> Table
         on = next((number.on for number in numbers if number is not None), "")
         uncomparable = UNCOMPARABLE if key == "latent_bits_per_dim" else ""
         rows.append((metric_name(key).heading, *cells, Cell("", uncomparable or ("" if differs else on))))
-    note = "Small print: 95 % intervals by bootstrap, over subsets or over seeds. Bold: best, beyond its interval."
+    note = (
+        "Small print: 95 % intervals by bootstrap, over blocks or over seeds. Bold: best, beyond the intervals; "
+        "what has none, as FID from one seed, has no bold number."
+    )
     return Table(("metric", *(run.name for run in runs), "measured on"), tuple(rows), "", (note,))
 
 
@@ -137,9 +140,9 @@ def _best(key: str, numbers: Sequence[Measured | None]) -> int | None:
 
 
 def _is_apart(one: Measured, other: Measured) -> bool:
-    """Return whether two numbers differ by more than their intervals, or, without intervals, at all."""
+    """Return whether two numbers differ by more than their intervals; without intervals nobody knows."""
     if one.low is None or one.high is None or other.low is None or other.high is None:
-        return one.value != other.value
+        return False
     return one.high < other.low or other.high < one.low
 
 
@@ -195,14 +198,16 @@ def _evaluated(runs: Sequence[ComparedRun], x: str) -> dict[str, dict[str, Curve
 
 
 def _points(run: ComparedRun, key: str, x: str) -> dict[float, float]:
-    found = {}
+    """Return the means over seeds of a metric of the averaged weights, by step or seconds."""
+    found: dict[float, list[float]] = {}
     for evaluation in run.evaluations:
         settings = evaluation.settings
-        if key in evaluation.metrics and all(settings[k] == run.setting[k] for k in ("guidance", "sampling")):
+        wanted = {**run.setting, "weights": "EMA"}
+        if key in evaluation.metrics and all(settings[k] == value for k, value in wanted.items()):
             at = settings["step"] if x == "step" else seconds_at(run.rows, settings["step"])
             if at is not None:
-                found[float(at)] = evaluation.metrics[key].value
-    return found
+                found.setdefault(float(at), []).append(evaluation.metrics[key].value)
+    return {at: sum(values) / len(values) for at, values in found.items()}
 
 
 def _grids(runs: Sequence[ComparedRun], per_class: int) -> list[Part]:

@@ -160,7 +160,12 @@ def cost_of(loaded: Any, guidance: float) -> dict[str, Any]:
     assert parts.joint.model is not None
     has_labels = loaded.num_classes is not None
     setting = ComputeSetting(
-        config.image_size, has_labels, guidance, feature_shape, objective_weights(config)
+        config.image_size,
+        has_labels,
+        guidance,
+        feature_shape,
+        objective_weights(config),
+        config.training.cache_latents,
     )
     compute = measure_compute(parts.joint.autoencoder, parts.joint.model, setting)
     return {
@@ -207,7 +212,10 @@ def measure_real(config: RunConfig, settings: StudySettings) -> dict[str, float]
 
 def ensure_encoder(path: Path, config: RunConfig) -> None:
     """Pretrain the classifier that judges, unless its file is there."""
+    from simflow_plugin.alignment.classifier import load_classifier
+
     if path.is_file():
+        load_classifier(path)  # a wrong file is refused before anything trains
         return
     from simflow_plugin.alignment.classifier import save_classifier
     from simflow_plugin.alignment.pretraining import PretrainingOptions, pretrain_classifier

@@ -78,7 +78,7 @@ def _rows(study: Study, document: dict[str, Any]) -> list[list[str]]:
     variants = document["variants"]
     done = [v for v in study.variants if v.name in variants]
     here = _ranks({v.name: _at(variants[v.name], study)[DISTANCE] for v in done})
-    published = _ranks({v.name: v.published for v in study.variants if v.published is not None})
+    published = _ranks({v.name: v.published for v in done if v.published is not None})
     rows = []
     for variant in done:
         measured = variants[variant.name]
@@ -128,8 +128,8 @@ def _notes(study: Study, document: dict[str, Any]) -> list[str]:
         f"Budget {settings['budget']:g}; {settings['num_samples']} samples a row against the test split; "
         f"{settings['num_held_out']} held-out images for PSNR and likelihood; averaged (EMA) weights.",
         "FD (pretrained): Fréchet distance in the features of the classifier of `simflow pretrain-encoder`; it is no "
-        "FID. rFD: the same of reconstructions of held-out images, which samples can hardly beat. FD to "
-        "reconstructions: of samples to those reconstructions, so that the autoencoder's own error is left out.",
+        "FID. rFD: of reconstructions of the held-out images to these images. FD to reconstructions: of samples to "
+        "those reconstructions, so that the autoencoder's own error is left out.",
         "Class agreement: share of samples that this classifier gives the class that was asked for. Diversity: mean "
         "pairwise pixel distance within a class, samples over real images.",
         "Bits per dimension are of the latent: they compare rows with the same autoencoder only.",

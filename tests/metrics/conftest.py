@@ -21,3 +21,9 @@ def diffusion_run(tmp_path_factory):
 def large_run(tmp_path_factory):
     """A SimFlow run at another resolution."""
     return make_run(tmp_path_factory.mktemp("runs") / "large", image_size=16)
+
+
+@pytest.fixture(scope="session")
+def noisy_run(tmp_path_factory):
+    """A STARFlow run: its flow is trained on latents with noise added."""
+    return make_run(tmp_path_factory.mktemp("runs") / "noisy", "starflow")

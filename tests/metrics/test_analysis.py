@@ -37,6 +37,12 @@ def test_robustness_starts_at_the_plain_reconstruction(analysis):
     assert analysis.posterior_std == pytest.approx(0.5)
 
 
+def test_white_noise_of_a_small_grid_is_measured_on_that_grid(analysis):
+    """On 4 x 4 positions 0.73 of its power is above half the Nyquist frequency; the limit for large grids is 0.80."""
+    assert analysis.white_noise["high_frequency_ratio"] == pytest.approx(0.73, abs=0.02)
+    assert analysis.white_noise["autocorrelation"] == pytest.approx(0, abs=0.1)
+
+
 def test_strips_are_images(analysis):
     assert analysis.strips.shape == (2, 5, 3, 8, 8)
     assert analysis.strips.abs().max() <= 1
@@ -46,6 +52,24 @@ def test_flow_is_diagnosed_block_by_block(analysis):
     assert len(analysis.flow.logdet_per_dim) == 2
     assert set(analysis.jacobi) == set(TOLERANCES)
     assert all(1 <= count <= analysis.num_tokens for counts in analysis.jacobi.values() for count in counts)
+
+
+def test_flow_of_noisy_latents_is_diagnosed_on_noisy_latents(noisy_run, monkeypatch):
+    """STARFlow never saw clean ones. An identity flow shows the latents it is given: their variance is larger."""
+    loaded = load_run(noisy_run, "cpu")
+    variances = []
+    for noise_std in (0.0, 3.0):
+        loaded.model.noise_std = noise_std
+        shown = []
+
+        def tokens(latents, shown=shown):
+            shown.append(latents)
+            return type(loaded.model).tokens(loaded.model, latents)
+
+        monkeypatch.setattr(loaded.model, "tokens", tokens)
+        analyze_run(loaded, SMALL)
+        variances.append(float(shown[0].var()))
+    assert variances[1] - variances[0] == pytest.approx(9.0, rel=0.2)
 
 
 def test_numbers_do_not_depend_on_the_batches(flow_run, analysis):

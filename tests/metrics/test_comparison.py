@@ -1,14 +1,19 @@
 """Comparison: what was measured alike stands in one table, anything else is refused or said."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from simflow_plugin.engine.loaded_run import load_run
 from simflow_plugin.errors import CheckpointError, ConfigError, EvaluationError
-from simflow_plugin.metrics.comparison import add_costs, add_samples, check_comparable, read_runs
+from simflow_plugin.metrics.comparison import _merge, add_costs, add_samples, check_comparable, read_runs
 from simflow_plugin.metrics.evaluation import RunEvaluator
 from simflow_plugin.metrics.evaluation_request import EvaluationRequest
-from tests.metrics.runs import copy_run
+from simflow_plugin.metrics.evaluation_result import Evaluation
+from simflow_plugin.metrics.measured import Measured
+from simflow_plugin.studies.stages import cost_of
+from tests.metrics.runs import copy_run, make_run
 
 
 def evaluate(run, seed=0, num_held_out=12):
@@ -34,6 +39,24 @@ def test_runs_evaluated_alike_are_comparable(pair):
     assert runs[0].metrics["psnr"].low is not None
 
 
+def test_flows_on_clean_and_on_noisy_latents_stand_in_one_table(pair, noisy_run, tmp_path):
+    """STARFlow's density is of noisy latents: its bits are shown, and everything else is compared."""
+    starflow = copy_run(noisy_run, tmp_path / "starflow")
+    result = evaluate(starflow)
+    runs = read_runs([pair[0], starflow])
+    assert check_comparable(runs, force=False) == []
+    assert any("latents plus noise of std 0.3" in note for note in result.notes)
+
+
+def test_training_of_an_aligned_run_costs_what_its_objective_costs(tmp_path):
+    alignment = {"encoder": "toy", "projector_dim": 8, "autoencoder_weight": 1.5}
+    run = make_run(tmp_path / "run", alignment=alignment)
+    compared = read_runs([run, make_run(tmp_path / "plain")])
+    add_costs(compared)
+    assert compared[0].cost.training_flops == cost_of(compared[0].loaded, 0.0)["training_flops"]
+    assert compared[0].cost.training_flops > compared[1].cost.training_flops
+
+
 def test_runs_of_different_resolution_are_refused(flow_run, large_run):
     with pytest.raises(EvaluationError, match=r"image_size: 8 in .*, 16 in .*--force"):
         check_comparable(read_runs([flow_run, large_run]), force=False)
@@ -55,6 +78,13 @@ def test_repeated_seeds_give_an_interval_over_seeds(pair, tmp_path):
     assert metrics["diversity_ratio"].value == pytest.approx(np.mean(values))
     assert metrics["diversity_ratio"].interval == "t interval of 2 seeds"
     assert metrics["psnr"].interval == "bootstrap of 12 images"
+
+
+def test_numbers_that_no_seed_changes_get_no_interval_over_seeds():
+    """rFID and AUROC are of held-out images: two seeds of the samples are two times the same number."""
+    measured = {"rfid": Measured(1.2), "auroc_latent": Measured(0.8, 0.7, 0.9, "bootstrap of both sets")}
+    merged = _merge([Evaluation(Path("a"), {}, measured), Evaluation(Path("b"), {}, measured)])
+    assert merged == measured
 
 
 def test_run_that_was_not_evaluated_shows_its_summary_and_says_so(flow_run, diffusion_run, tmp_path):

@@ -5,6 +5,7 @@ import torch
 
 from simflow_plugin.contracts import DataContext
 from simflow_plugin.data.digits import Digits
+from simflow_plugin.data.order import sample_rows
 from simflow_plugin.errors import EvaluationError
 from simflow_plugin.metrics.encoder_judge import judge_with_encoder
 from tests.metrics.judges import make_judge
@@ -16,8 +17,9 @@ def test_split():
 
 
 def test_real_images_as_samples_agree_as_often_as_real_images(test_split, tmp_path):
-    images = torch.stack([test_split[i].image for i in range(40)]).permute(0, 2, 3, 1)
-    labels = torch.tensor([test_split[i].label for i in range(40)])
+    rows = sample_rows(len(test_split), 40)  # those that the judge looks at
+    images = torch.stack([test_split[i].image for i in rows]).permute(0, 2, 3, 1)
+    labels = torch.tensor([test_split[i].label for i in rows])
     judgement = judge_with_encoder(make_judge(tmp_path / "j.safetensors", 10), images, labels, test_split, 40)
     assert judgement.class_agreement == judgement.class_agreement_real
     assert judgement.diversity_ratio == pytest.approx(1.0)

@@ -1,6 +1,7 @@
 """Evaluation of a run: held-out data, EMA weights, the same samples whatever the processes, honest refusals."""
 
 import csv
+import dataclasses
 import json
 import shutil
 
@@ -11,12 +12,15 @@ import torch
 from safetensors.torch import save_file
 
 from simflow_plugin.data.loader import evaluation_batches
+from simflow_plugin.data.order import sample_rows
 from simflow_plugin.engine.loaded_run import load_run
+from simflow_plugin.engine.parts import build_dataset
 from simflow_plugin.engine.sampling import draw_many, to_uint8
-from simflow_plugin.errors import CheckpointError, EvaluationError
+from simflow_plugin.errors import CheckpointError, EvaluationError, WeightsError
 from simflow_plugin.metrics.evaluation import RunEvaluator
 from simflow_plugin.metrics.evaluation_request import EvaluationRequest
 from simflow_plugin.metrics.evaluation_result import read_evaluation
+from tests.data.makers import png
 from tests.metrics.runs import copy_run, make_run
 
 
@@ -122,12 +126,12 @@ def test_distance_to_reconstructions_leaves_the_error_of_the_autoencoder_out(run
     loaded = load_run(run, "cpu")
     parts = ("generation", "reconstruction")
     evaluator = RunEvaluator(
-        loaded, request(parts=parts, extractor="timm:test_vit", weights=vit, num_samples=12)
+        loaded, request(parts=parts, extractor="timm:test_vit", weights=vit, num_samples=20, num_held_out=20)
     )
-    (batch,) = evaluation_batches(evaluator.test, 12, range(12))
+    (batch,) = evaluation_batches(evaluator.test, 20, sample_rows(len(evaluator.test), 20))
     with torch.no_grad():
         decoded = loaded.autoencoder.decode(loaded.autoencoder.encode(batch.images).mode()).clamp(-1, 1)
-    drawn = (to_uint8(decoded).numpy(), np.arange(12) % 6)
+    drawn = (to_uint8(decoded).numpy(), np.arange(20) % 10)
     monkeypatch.setattr(evaluator, "_draw", lambda indices: tuple(part[list(indices)] for part in drawn))
     evaluator.make_samples()
     found = evaluator.measure().metrics
@@ -135,6 +139,40 @@ def test_distance_to_reconstructions_leaves_the_error_of_the_autoencoder_out(run
         0, abs=1e-3 * found["rfd_test_vit"].value
     )
     assert found["fd_test_vit"].value > 0
+
+
+def test_cached_features_of_real_images_are_of_these_images(vit, monkeypatch, tmp_path):
+    """Two projects with a folder of one name, or one whose images were replaced: never each other's FID."""
+    monkeypatch.setenv("SIMFLOW_DATA", str(tmp_path / "cache"))
+    features = []
+    for name, grey in (("a", 0), ("b", 255)):
+        for index in range(16):
+            path = tmp_path / name / "data" / str(index % 2) / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(png(grey))
+        monkeypatch.chdir(tmp_path / name)
+        data = {"name": "image_folder", "root": "data", "test_share": 0.5}
+        run = make_run(tmp_path / name / "run", data=data, evaluation={"judge": "none", "num_samples": 0})
+        evaluator = RunEvaluator(load_run(run, "cpu"), request(extractor="timm:test_vit", weights=vit))
+        features.append(evaluator._real_features(evaluator.test, "test", len(evaluator.test)).pooled)
+    assert not torch.allclose(features[0], features[1])
+
+
+def test_judge_that_is_missing_is_refused_before_sampling(run):
+    loaded = load_run(run, "cpu")
+    judged = {"judge": "encoder", "judge_checkpoint": str(run / "no.safetensors")}
+    config = loaded.config.model_copy(
+        update={"evaluation": loaded.config.evaluation.model_copy(update=judged)}
+    )
+    with pytest.raises(WeightsError, match=r"no\.safetensors: no such file"):
+        RunEvaluator(dataclasses.replace(loaded, config=config), request())
+    with pytest.raises(EvaluationError, match="--num-samples 12: .*two samples of each of 10 classes: 20"):
+        RunEvaluator(loaded, request(num_samples=12))
+
+
+def test_notes_of_an_earlier_part_stay_with_its_numbers(run):
+    first = evaluate(run, parts=("likelihood",))
+    assert set(first.notes) <= set(evaluate(run, parts=("reconstruction",)).notes)
 
 
 def test_training_split_as_reference_is_said(run, vit, monkeypatch):
@@ -148,7 +186,8 @@ def test_scores_are_written_for_every_image(run):
     found = evaluate(run, parts=("likelihood",))
     with (found.folder / "scores.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [int(row["index"]) for row in rows] == list(range(12))
+    num_rows = len(build_dataset(load_run(run, "cpu").config, "test"))
+    assert [int(row["index"]) for row in rows] == sample_rows(num_rows, 12)
     mean = np.mean([float(row["image_bits_per_dim"]) for row in rows])
     assert mean == pytest.approx(found.metrics["image_bits_per_dim"].value, rel=1e-9)
 

@@ -88,6 +88,19 @@ def test_equal_distributions_are_closer_than_different_ones():
     assert near["precision_toy"].value > 0.8 > 0.4 > far["precision_toy"].value
 
 
+def test_interval_of_kid_covers_the_value_of_equal_distributions():
+    """The truth is 0. Intervals from subsets that overlap are far too narrow."""
+    generator = torch.Generator().manual_seed(0)
+    covered = 0
+    for _ in range(10):
+        both = [ImageFeatures(torch.randn(400, 4, generator=generator), None, None) for _ in range(2)]
+        number = fidelity(*both, toy())["kd_toy"]
+        covered += number.low <= 0 <= number.high
+    assert covered >= 9
+    few = [ImageFeatures(torch.randn(50, 4, generator=generator), None, None) for _ in range(2)]
+    assert fidelity(*few, toy())["kd_toy"].low is None
+
+
 def test_ten_samples_get_a_warning_in_the_number_itself():
     found = fidelity(ImageFeatures(normal(10, 32)), ImageFeatures(normal(50, 32, seed=1)), toy())
     assert "do not quote" in found["fd_toy"].warning

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from simflow_plugin.errors import EvaluationError
-from simflow_plugin.metrics.intervals import bootstrap, bootstrap_mean, repeated
+from simflow_plugin.metrics.intervals import bootstrap, bootstrap_mean, proportion, repeated
 from simflow_plugin.metrics.measured import Measured
 
 
@@ -36,6 +36,14 @@ def test_two_seeds_have_student_interval():
     assert found.high - found.value == pytest.approx(
         12.7062, rel=1e-4
     )  # t(0.975, 1) times the standard error, 1
+
+
+def test_share_of_all_has_an_interval_below_one():
+    """Wilson's, in closed form at n of n: n / (n + z^2)."""
+    number = proportion(50, 50)
+    z = 1.959963984540054
+    assert (number.value, number.high) == (1.0, pytest.approx(1.0))
+    assert number.low == pytest.approx(50 / (50 + z**2), rel=1e-6)
 
 
 def test_one_seed_has_no_interval():
