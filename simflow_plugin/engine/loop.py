@@ -9,6 +9,7 @@ step (`simflow_plugin.randomness`), and the data order from the position in the 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch import Tensor
 from simflow_plugin.config import RunConfig
 from simflow_plugin.contracts import ImageDataset
 from simflow_plugin.data.loader import Batch, check_corrupt, make_loader
+from simflow_plugin.data.split import data_has_changed
 from simflow_plugin.engine.averages import RunningMeans
 from simflow_plugin.engine.checkpoints import (
     Checkpoint,
@@ -60,6 +62,8 @@ from simflow_plugin.engine.stability import BadStepCounter, FiniteStatistics, po
 from simflow_plugin.engine.trackers import Tracker
 from simflow_plugin.errors import TrainingError
 from simflow_plugin.randomness import BatchRandom
+
+log = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -117,6 +121,7 @@ class Trainer:
         self.wrapped_adversary = self._wrap_adversary()
         self._description = {
             "num_classes": dataset.num_classes,
+            "num_images": len(dataset),
             "feature_dim": getattr(parts.encoder, "feature_dim", None),
             "autoencoder_options": self.joint.autoencoder.self_contained_options(),
         }
@@ -339,6 +344,9 @@ class Trainer:
             checkpoint = checkpoint or read_checkpoint(found)
             self._snapshot().restore(checkpoint, self.accelerator)
             self.step, self.seconds = checkpoint.step, float(checkpoint.state["seconds"])
+            changed = data_has_changed(checkpoint.state, self.dataset)
+            if changed and self.accelerator.is_main_process:
+                log.warning("%s: %s", self.run_directory.path, changed)
             self.corrupt.update(checkpoint.state.get("corrupt_images", []))
 
     def _snapshot(self) -> Snapshot:

@@ -22,6 +22,7 @@ from simflow_plugin.contracts import NO_LABEL, DataContext, ImageDataset
 from simflow_plugin.data.cache import fingerprint
 from simflow_plugin.data.feature_cache import dataset_facts
 from simflow_plugin.data.loader import evaluation_batches
+from simflow_plugin.data.split import data_has_changed
 from simflow_plugin.engine.checkpoints import MANIFEST
 from simflow_plugin.engine.loaded_run import LoadedRun
 from simflow_plugin.engine.parts import build_dataset
@@ -128,6 +129,9 @@ class RunEvaluator:
     def measure(self) -> Evaluation:
         """Measure everything that was asked for, on the samples on disk; write and return the result."""
         self.evaluation.folder.mkdir(parents=True, exist_ok=True)
+        changed = data_has_changed(self.loaded.checkpoint.state, build_dataset(self.config, "train"))
+        if changed:
+            self.evaluation.notes.append(changed)
         parts = self.parts
         if "generation" in parts:
             self.evaluation.metrics |= self._generation()

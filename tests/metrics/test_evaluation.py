@@ -170,6 +170,26 @@ def test_judge_that_is_missing_is_refused_before_sampling(run):
         RunEvaluator(loaded, request(num_samples=12))
 
 
+def test_images_that_were_added_since_training_are_told(tmp_path, caplog):
+    """The held-out share is drawn anew, so that most of it was trained on."""
+
+    def add_images(numbers):
+        for index in numbers:
+            path = tmp_path / "data" / str(index % 2) / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(png(4 * index))
+
+    add_images(range(40))
+    data = {"name": "image_folder", "root": str(tmp_path / "data"), "test_share": 0.2}
+    run = make_run(tmp_path / "run", data=data, evaluation={"judge": "none", "num_samples": 0})
+    only = {"parts": ("reconstruction",), "num_held_out": 4}
+    assert not any("trained on" in note for note in evaluate(run, **only).notes)
+    add_images(range(40, 50))
+    assert any("40 images now and had 32" in note for note in evaluate(run, **only).notes)
+    make_run(tmp_path / "run", data=data, evaluation={"judge": "none", "num_samples": 0})
+    assert "may hold images that it was trained on" in caplog.text
+
+
 def test_notes_of_an_earlier_part_stay_with_its_numbers(run):
     first = evaluate(run, parts=("likelihood",))
     assert set(first.notes) <= set(evaluate(run, parts=("reconstruction",)).notes)
