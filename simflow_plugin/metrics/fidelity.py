@@ -127,7 +127,7 @@ def fidelity(
                 f"{extractor.name}: features of the {name} are not finite; are these its weights?"
             )
     dims = samples.pooled.shape[1]
-    found = {"fid": distance(samples, real), **_kernel_distance(samples, real, seed)}
+    found = {"fid": Measured(frechet(samples.pooled, real.pooled)), **_kernel_distance(samples, real, seed)}
     found |= _precision_recall(samples, real)
     if extractor.is_inception:
         assert samples.spatial is not None

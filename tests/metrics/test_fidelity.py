@@ -103,12 +103,13 @@ def test_interval_of_kid_covers_the_value_of_equal_distributions():
 
 def test_ten_samples_get_a_warning_in_the_number_itself():
     found = fidelity(ImageFeatures(normal(10, 32)), ImageFeatures(normal(50, 32, seed=1)), toy())
-    assert "do not quote" in found["fd_toy"].warning
+    assert found["fd_toy"].warning.count("do not quote") == 1
     assert "10 samples" in found["kd_toy"].warning
 
 
 def test_enough_samples_get_no_warning():
     assert few_samples_warning("fid", 50_000, 50_000, 2048) == ""
+    assert "2,100 real images" in few_samples_warning("fid", 50_000, 2_100, 2048)
 
 
 def test_one_sample_is_refused():
