@@ -68,6 +68,7 @@ def checked_parts(loaded: LoadedRun, request: EvaluationRequest) -> tuple[str, .
     for part in parts:
         if part not in PARTS:
             raise EvaluationError(f"--only: unknown part `{part}`.{did_you_mean(part, PARTS)}")
+    _check_effects(request, parts)
     if "generation" in parts:
         _check_generation(loaded, request)
     if request.ood is not None and not ("likelihood" in parts and has_density(loaded)):
@@ -81,6 +82,25 @@ def checked_parts(loaded: LoadedRun, request: EvaluationRequest) -> tuple[str, .
 def has_density(loaded: LoadedRun) -> bool:
     """Return whether the run's model has an exact density."""
     return loaded.model is not None and type(loaded.model).log_prob is not GenerativeModel.log_prob
+
+
+def _check_effects(request: EvaluationRequest, parts: Sequence[str]) -> None:
+    """Refuse options that a part would need which is not measured."""
+    needed = {
+        "reference": "generation",
+        "lpips_backbone": "reconstruction",
+        "likelihood": "likelihood",
+        "posterior_samples": "likelihood",
+    }
+    for name, part in needed.items():
+        value, default = getattr(request, name), getattr(EvaluationRequest, name)
+        if value != default and part not in parts:
+            option = f"--{name.replace('_', '-')} {value}"
+            raise EvaluationError(f"{option}: has no effect without the part `{part}`. Remove it.")
+    if request.weights is not None and request.extractor is None:
+        raise EvaluationError(
+            f"--weights {request.weights}: has no effect with --extractor none. Remove one of them."
+        )
 
 
 def _check_generation(loaded: LoadedRun, request: EvaluationRequest) -> None:

@@ -190,6 +190,23 @@ def test_images_that_were_added_since_training_are_told(tmp_path, caplog):
     assert "may hold images that it was trained on" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"parts": ("reconstruction",), "reference": "train"}, "--reference train: .*part `generation`"),
+        ({"parts": ("generation",), "lpips_backbone": "x"}, "--lpips-backbone x: .*part `reconstruction`"),
+        (
+            {"parts": ("reconstruction",), "posterior_samples": 2},
+            "--posterior-samples 2: .*part `likelihood`",
+        ),
+        ({"weights": "x.pt"}, "--weights x.pt: has no effect with --extractor none"),
+    ],
+)
+def test_options_of_a_part_that_is_not_measured_are_refused(run, changes, message):
+    with pytest.raises(EvaluationError, match=message):
+        RunEvaluator(load_run(run, "cpu"), EvaluationRequest(num_samples=24, extractor=None, **changes))
+
+
 def test_notes_of_an_earlier_part_stay_with_its_numbers(run):
     first = evaluate(run, parts=("likelihood",))
     assert set(first.notes) <= set(evaluate(run, parts=("reconstruction",)).notes)
