@@ -1,4 +1,4 @@
-"""Settings that every test shares: few threads, no network, no colour."""
+"""Settings that every test shares: one thread, no network, no colour."""
 
 import os
 
@@ -8,6 +8,9 @@ os.environ.setdefault("NO_COLOR", "1")
 
 import pytest
 import torch
+
+# Runs in this process are compared bit for bit with runs in others, which the tests start on one thread.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

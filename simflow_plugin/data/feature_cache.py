@@ -159,12 +159,10 @@ def build_cache(
     if known is not None:
         return known
     place = folder / fingerprint(facts)
+    temporary = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{place}: the cache cannot be written: {error}") from error
-    temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".tmp", dir=folder))
-    try:
+        temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".tmp", dir=folder))
         _compute_all(temporary / VALUES, dataset, compute, batch_size, 1 + with_flips, dtype)
         (temporary / FACTS).write_text(json.dumps(facts, default=str, indent=1))
         give_usual_mode(temporary)
@@ -173,7 +171,8 @@ def build_cache(
     except OSError as error:
         raise DataError(f"{place}: the cache cannot be written: {error}") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
     built = open_cache(folder, facts)
     assert built is not None
     return built

@@ -343,6 +343,7 @@ class Trainer:
         if found is not None:
             checkpoint = checkpoint or read_checkpoint(found)
             self._snapshot().restore(checkpoint, self.accelerator)
+            self.statistics.mend()  # what the checkpoint held is what a bad step falls back on
             self.step, self.seconds = checkpoint.step, float(checkpoint.state["seconds"])
             changed = data_has_changed(checkpoint.state, self.dataset)
             if changed and self.accelerator.is_main_process:

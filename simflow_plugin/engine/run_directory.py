@@ -225,8 +225,6 @@ def _is_dead(owner: str) -> bool:
         return False  # of another machine, or not written yet
     try:
         os.kill(int(words[1]), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
+    except OSError as error:
+        return error.errno == errno.ESRCH
     return False

@@ -9,9 +9,11 @@ import torch
 from simflow_plugin import registry
 from simflow_plugin.engine import loop as loop_module
 from simflow_plugin.engine.checkpoints import latest_checkpoint
+from simflow_plugin.engine.interrupts import Interrupted
 from simflow_plugin.errors import TrainingError
 from tests.engine.tiny_runs import (
     ADVERSARIAL,
+    StopAfter,
     losses_of,
     make_trainer,
     poison_images,
@@ -166,6 +168,21 @@ def test_running_statistics_stay_finite_after_a_batch_that_is_not(tmp_path):
     averaged = [tensor for name, tensor in trainer.ema.average.items() if "running" in name]
     assert averaged
     assert all(torch.isfinite(tensor).all() for tensor in averaged)
+
+
+def test_bad_batch_right_after_resuming_falls_back_on_what_the_checkpoint_held(tmp_path):
+    values = tiny_values("sit", steps=4)
+    values["model"]["normalizes_latents"] = True
+    config = tiny_config(values=values)
+    with pytest.raises(Interrupted):
+        make_trainer(config, tmp_path / "stopped", StopAfter(2)).train()
+    found = []
+    for name in ("whole", "stopped"):
+        trainer = make_trainer(config, tmp_path / name)
+        poison_images(trainer, steps={2})
+        trainer.train()
+        found.append(trainer.joint.model.latent_norm.running_mean)
+    assert torch.equal(*found)
 
 
 def test_bad_batches_in_a_row_stop_the_run_and_name_the_terms(tmp_path):
