@@ -29,6 +29,7 @@ def check_config(config: RunConfig, source: YamlSource | None = None) -> None:
     autoencoder = factory.Options.model_validate(config.autoencoder.options)
     trainable = getattr(autoencoder, "trainable", "full")
     _check_training(config, where)
+    _check_effects(config, where)
     _check_judge(config, where)
     _check_trainable(config, trainable, where)
     _check_alignment(config, trainable, where)
@@ -101,6 +102,10 @@ def _check_training(config: RunConfig, where: YamlSource) -> None:
             f"optimizer.warmup_steps {warmup} is more than training.steps {training.steps}: the learning rate would "
             "never be reached. Set optimizer.warmup_steps too.",
         )
+
+
+def _check_effects(config: RunConfig, where: YamlSource) -> None:
+    """Refuse numbers that change nothing beside what else was chosen."""
     if config.optimizer.schedule == "constant" and config.optimizer.final_lr_ratio:
         raise _refused(
             where,

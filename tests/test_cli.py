@@ -118,7 +118,7 @@ def test_samples_go_into_a_folder_as_png(trained, tmp_path):
 def test_folder_with_files_is_refused_for_png_before_samples_are_drawn(trained, tmp_path, monkeypatch):
     (tmp_path / "000000_class0.png").write_text("mine")
     monkeypatch.setattr(
-        "simflow_plugin.engine.export.sample_run", lambda *_: pytest.fail("samples were drawn")
+        "simflow_plugin.engine.sample_files.sample_run", lambda *_: pytest.fail("samples were drawn")
     )
     status, output = simflow("sample", trained, "--num", 3, "--out", tmp_path)
     assert status == 2

@@ -103,9 +103,9 @@ def run_evaluation(
     import torch
     from accelerate import PartialState
 
-    from simflow_plugin.engine.export import check_out
     from simflow_plugin.engine.loaded_run import load_run
     from simflow_plugin.engine.processes import leaving_together
+    from simflow_plugin.engine.sample_files import check_out
     from simflow_plugin.errors import ConfigError
     from simflow_plugin.metrics.evaluation import RunEvaluator
     from simflow_plugin.report.evaluation_report import terminal_lines, write_evaluation_report
@@ -127,9 +127,9 @@ def run_evaluation(
     if not state.is_main_process:
         return
     result = evaluator.measure()
-    if npz is not None and has_samples:
+    if npz is not None:
         evaluator.shards.save_npz(npz)
-    if png is not None and has_samples:
+    if png is not None:
         evaluator.shards.save_png(png)
     page = write_evaluation_report(result, evaluator.config, evaluator.shards if has_samples else None)
     for line in terminal_lines(result):

@@ -22,7 +22,7 @@ def sample(
 ) -> None:
     """Draw class-balanced samples from the averaged (EMA) weights of a run."""
     with exit_on_user_error():
-        from simflow_plugin.engine.export import check_out, sample_run, save_samples
+        from simflow_plugin.engine.sample_files import check_out, sample_run, save_samples
 
         check_out(out)
         images, labels = sample_run(run, num, guidance, seed, batch_size)

@@ -142,8 +142,7 @@ class RunDirectory:
 
     def _lock(self, descriptor: int) -> None:
         try:
-            _wait_for_orphans(descriptor)
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take_lock(descriptor)
         except BlockingIOError as error:
             owner = _owner(descriptor) or "unknown"
             raise RunDirectoryError(
@@ -206,16 +205,20 @@ def _owner(descriptor: int) -> str:
     return os.pread(descriptor, 200, 0).decode(errors="replace").strip()
 
 
-def _wait_for_orphans(descriptor: int) -> None:
-    """Wait while the lock is held by children of a process of this machine that has died."""
+def _take_lock(descriptor: int) -> None:
+    """Take the lock at once, or wait while its holders are children of a process of this machine that has died.
+
+    Raises:
+        BlockingIOError: if a process that lives holds it.
+    """
     deadline = time.monotonic() + ORPHANS_LIVE
-    while time.monotonic() < deadline:
+    while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
-        except OSError:
-            if not _is_dead(_owner(descriptor)):
-                return
+        except BlockingIOError:
+            if not _is_dead(_owner(descriptor)) or time.monotonic() > deadline:
+                raise
         time.sleep(0.1)
 
 

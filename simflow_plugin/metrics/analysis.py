@@ -32,6 +32,7 @@ from simflow_plugin.randomness import IndexedRandom
 NOISE_STDS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5)
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 NUM_WHITE = 500
+"""Latents of white noise that the statistics are compared with."""
 NUM_JACOBI = 8
 """Rows of the Jacobi measurement: iterations are the most that any row needs."""
 

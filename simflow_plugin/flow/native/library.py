@@ -38,10 +38,14 @@ class LinearMap(ctypes.Structure):
 
 
 class Norm(ctypes.Structure):
+    """`Norm` of parts.h: a layer or RMS norm, or none."""
+
     _fields_ = (("weight", Pointer), ("bias", Pointer), ("kind", Int), ("eps", ctypes.c_double))
 
 
 class LayerParts(ctypes.Structure):
+    """`LayerParts` of parts.h: weights and cache of one layer, by address."""
+
     _fields_ = (
         *((name, LinearMap) for name in ("qkv", "proj", "up", "value", "down")),
         *((name, Norm) for name in ("attention_norm", "attention_post_norm", "mlp_norm", "mlp_post_norm")),
@@ -50,6 +54,8 @@ class LayerParts(ctypes.Structure):
 
 
 class BlockParts(ctypes.Structure):
+    """`BlockParts` of parts.h: the sizes of a block, and its layers."""
+
     _fields_ = (
         *(
             (name, Int)
