@@ -1,6 +1,6 @@
 """`python -m simflow_plugin COMMAND`: the same as `simflow COMMAND`, of the package that Python finds first."""
 
-from simflow_plugin.cli import main
+from simflow_plugin.cli.app import main
 
 if __name__ == "__main__":
     main()

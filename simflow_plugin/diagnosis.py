@@ -65,7 +65,7 @@ def _attention() -> Finding:
 
 
 def _decode_kernel() -> Finding:
-    from simflow_plugin.flow.native.library import find_library
+    from simflow_plugin.flow.kernels.library import find_library
 
     if find_library() is None:
         meaning = (

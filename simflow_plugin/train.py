@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from simflow_plugin.commands.train_options import (
+from simflow_plugin.cli.train_options import (
     AllowChangedOption,
     DryRunOption,
     NoReportOption,
@@ -20,11 +20,11 @@ from simflow_plugin.commands.train_options import (
     ProfileOption,
     SetOption,
 )
-from simflow_plugin.config import RunConfig, load_config
-from simflow_plugin.engine.interrupts import RESUME_EXIT_STATUS, Interrupted, stop_on_signals
-from simflow_plugin.engine.run_directory import RunDirectory
+from simflow_plugin.config.schema import RunConfig, load_config
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.exits import exit_on_user_error
+from simflow_plugin.runs.run_directory import RunDirectory
+from simflow_plugin.training.interrupts import RESUME_EXIT_STATUS, Interrupted, stop_on_signals
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -66,11 +66,11 @@ def train(
         SimflowError: before anything is written, if parts do not fit or the directory is another run's.
         Interrupted: after a signal, when the state was saved.
     """
-    from simflow_plugin.config_checks import check_before_training
+    from simflow_plugin.config.checks import check_before_training
     from simflow_plugin.data.order import GlobalBatches
-    from simflow_plugin.engine.loop import Trainer
-    from simflow_plugin.engine.parts import build_dataset, build_parts
-    from simflow_plugin.engine.processes import leaving_together
+    from simflow_plugin.runs.parts import build_dataset, build_parts
+    from simflow_plugin.training.distributed.processes import leaving_together
+    from simflow_plugin.training.loop import Trainer
 
     accelerator = make_accelerator(config)
     logging.basicConfig(
@@ -99,7 +99,7 @@ def train(
             trainer = Trainer(config, run, parts, dataset, accelerator, stop, profile_steps)
             trainer.train()
         if report:
-            from simflow_plugin.report.run_report import summarize_and_report
+            from simflow_plugin.evaluation.report.run_report import summarize_and_report
 
             is_main = accelerator.is_main_process
             trainer.processes.run_on_main(
@@ -117,7 +117,7 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     from accelerate import Accelerator
     from accelerate.utils import parse_flag_from_env
 
-    from simflow_plugin.engine.processes import process_group_options
+    from simflow_plugin.training.distributed.processes import process_group_options
 
     has_gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
     precision = config.training.precision

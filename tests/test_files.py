@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from simflow_plugin.data.cache import write_atomically
+from simflow_plugin.data.disk_cache import write_atomically
 from simflow_plugin.errors import DataError, RunDirectoryError
 from simflow_plugin.files import write_new_folder
 

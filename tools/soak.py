@@ -27,13 +27,13 @@ from typing import Any
 import torch
 from PIL import Image
 
-from simflow_plugin.config import load_config
+from simflow_plugin.config.schema import load_config
 from simflow_plugin.contracts import DataContext
-from simflow_plugin.engine.checkpoints import checkpoint_folders, latest_checkpoint, verify_checkpoint
-from simflow_plugin.engine.interrupts import RESUME_EXIT_STATUS
-from simflow_plugin.engine.run_directory import RunDirectory
 from simflow_plugin.errors import TrainingError
 from simflow_plugin.registry import DATASETS
+from simflow_plugin.runs.checkpoints import checkpoint_folders, latest_checkpoint, verify_checkpoint
+from simflow_plugin.runs.run_directory import RunDirectory
+from simflow_plugin.training.interrupts import RESUME_EXIT_STATUS
 
 NUM_CORRUPT = 5
 CHECKPOINT_EVERY = 25
@@ -223,7 +223,7 @@ def compare(soak: Soak, step: int) -> list[str]:
 
 
 def _checkpoint_at(soak: Soak, name: str) -> Any:
-    from simflow_plugin.engine.checkpoints import read_checkpoint
+    from simflow_plugin.runs.checkpoints import read_checkpoint
 
     path = soak.run.checkpoints / name
     problem = verify_checkpoint(path)

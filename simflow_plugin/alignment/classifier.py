@@ -111,7 +111,7 @@ def save_classifier(path: Path, network: nn.Module, card: ClassifierCard) -> Non
     """Write weights and card to one safetensors file, in one piece."""
     from safetensors.torch import save_file
 
-    from simflow_plugin.data.cache import write_atomically
+    from simflow_plugin.data.disk_cache import write_atomically
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     metadata = {"format": FORMAT, "card": json.dumps(asdict(card))}

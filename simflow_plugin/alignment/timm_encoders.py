@@ -10,7 +10,7 @@ from torch import nn
 
 from simflow_plugin import options, registry
 from simflow_plugin.alignment.encoder import FrozenEncoder, choose_input_size
-from simflow_plugin.alignment.weights import find_weights, load_weights
+from simflow_plugin.alignment.encoder_weights import find_weights, load_weights
 from simflow_plugin.contracts import DataContext
 from simflow_plugin.errors import ConfigError
 

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from simflow_plugin.autoencoders.heads import PosteriorHead, build_head
 from simflow_plugin.autoencoders.kl_options import KLOptions, Numbers, resolve_architecture
 from simflow_plugin.autoencoders.network import select_moments
-from simflow_plugin.autoencoders.posterior import GaussianPosterior
-from simflow_plugin.autoencoders.weights import AutoencoderWeights, load_strictly
+from simflow_plugin.autoencoders.network_weights import AutoencoderWeights, load_strictly
 from simflow_plugin.contracts import Autoencoder
 from simflow_plugin.errors import ConfigError, ShapeError, WeightsError
+from simflow_plugin.posteriors.gaussian import GaussianPosterior
+from simflow_plugin.posteriors.heads import PosteriorHead, build_head
 from simflow_plugin.registry import AUTOENCODERS
 
 

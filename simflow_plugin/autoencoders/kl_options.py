@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveInt
 
-from simflow_plugin.autoencoders.heads import PosteriorOptions
 from simflow_plugin.autoencoders.network import DEFAULT_WIDTHS, Architecture, default_norm_groups
+from simflow_plugin.autoencoders.network_weights import AutoencoderWeights
 from simflow_plugin.autoencoders.pretrained import load_pretrained
-from simflow_plugin.autoencoders.weights import AutoencoderWeights
 from simflow_plugin.errors import ConfigError, WeightsError
 from simflow_plugin.options import Options
+from simflow_plugin.posteriors.heads import PosteriorOptions
 
 Numbers = float | list[float]
 NETWORK_OPTIONS = (

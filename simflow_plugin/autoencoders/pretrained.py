@@ -14,7 +14,7 @@ from simflow_plugin.autoencoders.network import (
     architecture_from_config,
     architecture_from_state,
 )
-from simflow_plugin.autoencoders.weights import AutoencoderWeights, read_autoencoder
+from simflow_plugin.autoencoders.network_weights import AutoencoderWeights, read_autoencoder
 from simflow_plugin.errors import WeightsError
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from simflow_plugin.autoencoders.heads import (
+from simflow_plugin.autoencoders.kl import KLAutoencoder
+from simflow_plugin.autoencoders.network import moments_prefix
+from simflow_plugin.errors import WeightsError
+from simflow_plugin.posteriors.heads import (
     FixedVarianceHead,
     FixedVarianceLayerNormHead,
     LearnedVarianceHead,
 )
-from simflow_plugin.autoencoders.kl import KLAutoencoder
-from simflow_plugin.autoencoders.network import moments_prefix
-from simflow_plugin.errors import WeightsError
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from simflow_plugin import options, registry
 from simflow_plugin.contracts import DataContext
-from simflow_plugin.data.cache import cache_folder
+from simflow_plugin.data.disk_cache import cache_folder
 from simflow_plugin.data.idx import read_idx
 from simflow_plugin.data.images import resize_batch
 from simflow_plugin.data.memory import InMemoryDataset

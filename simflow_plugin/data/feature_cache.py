@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from simflow_plugin.contracts import ImageDataset
-from simflow_plugin.data.cache import fingerprint, tensors_digest
+from simflow_plugin.data.disk_cache import fingerprint, tensors_digest
 from simflow_plugin.data.loader import evaluation_batches
 from simflow_plugin.errors import DataError
 from simflow_plugin.files import give_usual_mode

@@ -19,8 +19,8 @@ from pydantic import Field
 
 from simflow_plugin import registry
 from simflow_plugin.contracts import DataContext
-from simflow_plugin.data.cache import file_facts
-from simflow_plugin.data.files import (
+from simflow_plugin.data.disk_cache import file_facts
+from simflow_plugin.data.image_files import (
     FileDataset,
     FileOptions,
     choose_labels,

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from simflow_plugin import registry
 from simflow_plugin.contracts import DataContext
-from simflow_plugin.data.files import FileDataset, FileOptions, choose_labels, own_or_held_out
+from simflow_plugin.data.image_files import FileDataset, FileOptions, choose_labels, own_or_held_out
 from simflow_plugin.data.images import CorruptImage, decode_image
 from simflow_plugin.data.split import check_split
 from simflow_plugin.errors import DataError

@@ -16,8 +16,8 @@ from pydantic import Field
 
 from simflow_plugin import registry
 from simflow_plugin.contracts import DataContext
-from simflow_plugin.data.cache import file_facts, fingerprint
-from simflow_plugin.data.files import FileDataset, FileOptions, choose_labels, own_or_held_out
+from simflow_plugin.data.disk_cache import file_facts, fingerprint
+from simflow_plugin.data.image_files import FileDataset, FileOptions, choose_labels, own_or_held_out
 from simflow_plugin.data.images import IMAGE_SUFFIXES, decode_image
 from simflow_plugin.data.split import check_split
 from simflow_plugin.errors import DataError

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from simflow_plugin.contracts import Example
-from simflow_plugin.data.cache import tensors_digest
+from simflow_plugin.data.disk_cache import tensors_digest
 from simflow_plugin.errors import ShapeError
 
 

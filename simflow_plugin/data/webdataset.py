@@ -22,8 +22,8 @@ from pydantic import Field
 
 from simflow_plugin import registry
 from simflow_plugin.contracts import NO_LABEL, DataContext
-from simflow_plugin.data.cache import cache_folder, file_facts, fingerprint, write_atomically
-from simflow_plugin.data.files import (
+from simflow_plugin.data.disk_cache import cache_folder, file_facts, fingerprint, write_atomically
+from simflow_plugin.data.image_files import (
     FileDataset,
     FileOptions,
     PackedStrings,
@@ -32,7 +32,7 @@ from simflow_plugin.data.files import (
     own_or_held_out,
 )
 from simflow_plugin.data.images import IMAGE_SUFFIXES, CorruptImage, decode_image
-from simflow_plugin.data.shards import local_shards
+from simflow_plugin.data.tar_shards import local_shards
 from simflow_plugin.errors import DataError
 
 

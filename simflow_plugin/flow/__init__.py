@@ -1,7 +1,7 @@
 """The transformer autoregressive flow: usable without the rest of the package."""
 
+from simflow_plugin.flow.architecture import FlowArchitecture, FlowConfig
 from simflow_plugin.flow.conditioning import drop_labels
-from simflow_plugin.flow.config import FlowArchitecture, FlowConfig
 from simflow_plugin.flow.flow import FlowOutput, TransformerFlow, standard_normal_log_prob
 from simflow_plugin.flow.patchify import patchify, unpatchify
 from simflow_plugin.flow.sampling import Auto, Cached, Jacobi, Naive, SamplingStatistics

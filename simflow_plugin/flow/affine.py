@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from simflow_plugin.flow.config import FlowArchitecture
+from simflow_plugin.flow.architecture import FlowArchitecture
 
 SOFTPLUS_OFFSET = math.log(math.e - 1)
 """softplus of this is 1: raw output zero is the identity."""

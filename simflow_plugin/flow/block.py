@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from simflow_plugin.flow.affine import Affine, affine_forward, affine_parameters
+from simflow_plugin.flow.architecture import FlowConfig
 from simflow_plugin.flow.attention import AttentionBackend
-from simflow_plugin.flow.cache import LayerCache, StaticCache
 from simflow_plugin.flow.conditioning import Embedding, make_embedding
-from simflow_plugin.flow.config import FlowConfig
+from simflow_plugin.flow.kv_cache import LayerCache, StaticCache
 from simflow_plugin.flow.layers import Layer, RmsNorm
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from simflow_plugin.contracts import NO_LABEL
-from simflow_plugin.flow.config import FlowConfig
+from simflow_plugin.flow.architecture import FlowConfig
 
 
 class Embedding(NamedTuple):

@@ -16,15 +16,15 @@ from torch import Tensor, nn
 
 from simflow_plugin.contracts import NO_LABEL
 from simflow_plugin.errors import ConfigError, ShapeError
+from simflow_plugin.flow.architecture import FlowConfig
 from simflow_plugin.flow.attention import AttentionContext, build_attention
 from simflow_plugin.flow.block import FlowBlock
-from simflow_plugin.flow.checks import check_condition, check_labels, check_tokens
-from simflow_plugin.flow.config import FlowConfig
 from simflow_plugin.flow.guidance import GuidanceContext, GuidanceRule, build_guidance
-from simflow_plugin.flow.guidance.base import check_guidance
+from simflow_plugin.flow.guidance.rule import check_guidance
+from simflow_plugin.flow.input_checks import check_condition, check_labels, check_tokens
 from simflow_plugin.flow.rope import rotation_table
+from simflow_plugin.flow.sampling.inversion import SamplingRequest, invert
 from simflow_plugin.flow.sampling.methods import parse_methods
-from simflow_plugin.flow.sampling.run import SamplingRequest, invert
 
 
 class FlowOutput(NamedTuple):

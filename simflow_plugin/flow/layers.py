@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from simflow_plugin.flow.architecture import FlowConfig
 from simflow_plugin.flow.attention import AttentionBackend
-from simflow_plugin.flow.cache import LayerCache, StaticCache, attend_static, write
-from simflow_plugin.flow.config import FlowConfig
-from simflow_plugin.flow.linear import Linear
+from simflow_plugin.flow.kv_cache import LayerCache, StaticCache, attend_static, write
+from simflow_plugin.flow.matrix_product import Linear
 from simflow_plugin.flow.rope import rotate
 
 RMS_EPS = 1e-6

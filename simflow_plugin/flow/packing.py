@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from simflow_plugin.flow.layers import Mlp
-from simflow_plugin.flow.linear import onednn_linear, uses_onednn
+from simflow_plugin.flow.matrix_product import onednn_linear, uses_onednn
 
 M = TypeVar("M", bound=nn.Module)
 

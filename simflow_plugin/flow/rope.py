@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from simflow_plugin.flow.config import FlowConfig
+from simflow_plugin.flow.architecture import FlowConfig
 
 
 def rotation_table(config: FlowConfig, num_prefix: int, like: Tensor) -> Tensor | None:

@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from simflow_plugin.autoencoders.heads import DEFAULT_STD, FixedVarianceHead
-from simflow_plugin.autoencoders.posterior import GaussianPosterior
 from simflow_plugin.errors import HostError
+from simflow_plugin.posteriors.gaussian import GaussianPosterior
+from simflow_plugin.posteriors.heads import DEFAULT_STD, FixedVarianceHead
 
 PARTS = ("encoder", "quant_conv", "post_quant_conv", "decoder")
 

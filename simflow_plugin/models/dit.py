@@ -14,8 +14,8 @@ from pydantic import Field
 from torch import Tensor
 
 from simflow_plugin.contracts import ModelContext
-from simflow_plugin.diffusion.base import DiffusionModel, DiffusionOptions, SamplingOptions
 from simflow_plugin.diffusion.ddim import NUM_TRAIN_STEPS, ddim, ddim_schedule
+from simflow_plugin.diffusion.diffusion_model import DiffusionModel, DiffusionOptions, SamplingOptions
 from simflow_plugin.diffusion.interpolants import expand_like
 from simflow_plugin.randomness import Random
 from simflow_plugin.registry import MODELS

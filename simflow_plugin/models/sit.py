@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from simflow_plugin.contracts import ModelContext
-from simflow_plugin.diffusion.base import DiffusionModel, DiffusionOptions, SamplingOptions
+from simflow_plugin.diffusion.diffusion_model import DiffusionModel, DiffusionOptions, SamplingOptions
 from simflow_plugin.diffusion.interpolants import Interpolant
 from simflow_plugin.diffusion.samplers import Sampler
 from simflow_plugin.diffusion.time_sampling import sample_times

@@ -14,10 +14,10 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from simflow_plugin import registry
-from simflow_plugin.config import RunConfig
+from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.contracts import Autoencoder, DataContext, GenerativeModel
-from simflow_plugin.engine.parts import build_dataset, build_model
 from simflow_plugin.errors import ConfigError, SimflowError
+from simflow_plugin.runs.parts import build_dataset, build_model
 
 FROM_FILES = ("pretrained", "pretrained_format", "subfolder", "scale", "shift")
 """Options of an autoencoder that need a file, or values to check; none of them changes a shape."""

@@ -17,18 +17,18 @@ from typing import Any
 
 import typer
 
-from simflow_plugin.config import RunConfig
-from simflow_plugin.engine.autoencoder_export import export_autoencoder, std_before_scaling
-from simflow_plugin.engine.run_directory import RunDirectory, write_text_atomically
+from simflow_plugin.config.schema import RunConfig
+from simflow_plugin.convert.autoencoder_export import export_autoencoder, std_before_scaling
 from simflow_plugin.errors import RunDirectoryError
+from simflow_plugin.runs.run_directory import RunDirectory, write_text_atomically
 from simflow_plugin.studies import stages
-from simflow_plugin.studies.plan import Study, Variant
+from simflow_plugin.studies.definitions import Study, Variant
 from simflow_plugin.studies.stages import StudySettings
 from simflow_plugin.studies.table import write_table
 
 
 def _export(run: RunDirectory, path: Path) -> None:
-    from simflow_plugin.engine.loaded_run import load_run
+    from simflow_plugin.runs.loaded_run import load_run
 
     export_autoencoder(load_run(run.path), path)
 

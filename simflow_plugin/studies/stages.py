@@ -10,10 +10,10 @@ from typing import Any
 import torch
 import typer
 
-from simflow_plugin.config import RunConfig, load_config
-from simflow_plugin.engine.checkpoints import latest_checkpoint
-from simflow_plugin.engine.run_directory import RunDirectory
+from simflow_plugin.config.schema import RunConfig, load_config
 from simflow_plugin.errors import ConfigError
+from simflow_plugin.runs.checkpoints import latest_checkpoint
+from simflow_plugin.runs.run_directory import RunDirectory
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,9 @@ def measure_variant(
     """
     from dataclasses import replace
 
-    from simflow_plugin.engine.loaded_run import load_run
-    from simflow_plugin.metrics.evaluation import RunEvaluator
-    from simflow_plugin.metrics.evaluation_request import EvaluationRequest
+    from simflow_plugin.evaluation.pipeline import RunEvaluator
+    from simflow_plugin.evaluation.request import EvaluationRequest
+    from simflow_plugin.runs.loaded_run import load_run
 
     loaded = load_run(run.path)
     judged = {"judge": "encoder", "judge_checkpoint": str(settings.encoder)}
@@ -134,8 +134,8 @@ def measure_variant(
 
 def autoencoder_cost(run: RunDirectory, config: RunConfig) -> dict[str, Any]:
     """Return what training an autoencoder alone cost: FLOPs per image, steps, seconds."""
-    from simflow_plugin.engine.parts import build_autoencoder
-    from simflow_plugin.metrics.compute import ComputeSetting, training_flops
+    from simflow_plugin.evaluation.flops import ComputeSetting, training_flops
+    from simflow_plugin.runs.parts import build_autoencoder
 
     rows = run.read_metrics()
     return {
@@ -147,8 +147,8 @@ def autoencoder_cost(run: RunDirectory, config: RunConfig) -> dict[str, Any]:
 
 def cost_of(loaded: Any, guidance: float) -> dict[str, Any]:
     """Return parameters, FLOPs per image of training and of sampling, steps and seconds of a run."""
-    from simflow_plugin.engine.parts import build_parts, objective_weights
-    from simflow_plugin.metrics.compute import ComputeSetting, measure_compute
+    from simflow_plugin.evaluation.flops import ComputeSetting, measure_compute
+    from simflow_plugin.runs.parts import build_parts, objective_weights
 
     # A loaded run is frozen; what training costs is counted on the parts as they were trained.
     config, feature_shape = loaded.config, None
@@ -183,10 +183,10 @@ def measure_real(config: RunConfig, settings: StudySettings) -> dict[str, float]
     own share of right answers on the test split."""
     from simflow_plugin.data.loader import evaluation_batches
     from simflow_plugin.data.order import sample_rows
-    from simflow_plugin.engine.parts import build_dataset
-    from simflow_plugin.engine.sampling import to_uint8
-    from simflow_plugin.metrics.extractors import build_extractor
-    from simflow_plugin.metrics.fidelity import extract, frechet
+    from simflow_plugin.evaluation.drawing import to_uint8
+    from simflow_plugin.evaluation.extractors import build_extractor
+    from simflow_plugin.evaluation.fidelity import extract, frechet
+    from simflow_plugin.runs.parts import build_dataset
 
     extractor = build_extractor("pretrained", settings.encoder)
     test, train = build_dataset(config, "test"), build_dataset(config, "train")
@@ -219,7 +219,7 @@ def ensure_encoder(path: Path, config: RunConfig) -> None:
         return
     from simflow_plugin.alignment.classifier import save_classifier
     from simflow_plugin.alignment.pretraining import PretrainingOptions, pretrain_classifier
-    from simflow_plugin.engine.parts import build_dataset
+    from simflow_plugin.runs.parts import build_dataset
 
     options = PretrainingOptions(config.data.name, config.image_size)
     train, test = (build_dataset(config, split) for split in ("train", "test"))

@@ -6,8 +6,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from simflow_plugin.engine.run_directory import write_text_atomically
-from simflow_plugin.studies.plan import Study
+from simflow_plugin.runs.run_directory import write_text_atomically
+from simflow_plugin.studies.definitions import Study
 
 DISTANCE = "fd_pretrained"
 TO_RECONSTRUCTIONS = "fd_to_reconstructions_pretrained"

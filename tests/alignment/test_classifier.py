@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from simflow_plugin.alignment.classifier import ClassifierEncoder, load_classifier
 from simflow_plugin.alignment.pretraining import PretrainingOptions, pretrain_classifier, shift_images
-from simflow_plugin.commands.pretrain_encoder import pretrain_encoder
+from simflow_plugin.cli.pretrain_encoder import pretrain_encoder
 from simflow_plugin.contracts import DataContext
 from simflow_plugin.data.digits import Digits
 from simflow_plugin.errors import ConfigError, DataError, WeightsError

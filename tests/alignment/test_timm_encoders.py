@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from simflow_plugin import registry
-from simflow_plugin.alignment import weights
+from simflow_plugin.alignment import encoder_weights as weights
 from simflow_plugin.alignment.timm_encoders import MODEL_BY_PRESET, TimmEncoder
 from simflow_plugin.contracts import DataContext
 from simflow_plugin.errors import ConfigError, ShapeError, WeightsError

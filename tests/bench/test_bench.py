@@ -9,18 +9,18 @@ import torch
 from typer.testing import CliRunner
 
 from simflow_plugin.bench import BenchSetting, run_bench
+from simflow_plugin.bench.benchmark import PEER_CACHED, PEER_JACOBI, PEER_STEP, STEP
 from simflow_plugin.bench.choose import Choice, make_setting
-from simflow_plugin.bench.flops import forward_flops, training_flops
+from simflow_plugin.bench.flow_flops import forward_flops, training_flops
 from simflow_plugin.bench.peer import constructor_arguments
-from simflow_plugin.bench.run import PEER_CACHED, PEER_JACOBI, PEER_STEP, STEP
 from simflow_plugin.bench.timing import peak_memory
 from simflow_plugin.bench.workload import Workload
-from simflow_plugin.cli import app
-from simflow_plugin.convert.ml_starflow import CONSTRUCTOR, flow_config
+from simflow_plugin.cli.app import app
+from simflow_plugin.convert.from_ml_starflow import CONSTRUCTOR, flow_config
 from simflow_plugin.errors import ConfigError
+from simflow_plugin.evaluation.flops import count_flops, without_data
 from simflow_plugin.flow import FlowConfig, TransformerFlow
 from simflow_plugin.flow.affine import affine_parameters
-from simflow_plugin.metrics.compute import count_flops, without_data
 from tests.convert.peers import load_peer
 
 SMALL: dict[str, Any] = {

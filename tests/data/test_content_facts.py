@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from simflow_plugin.contracts import NO_LABEL, DataContext, Example
-from simflow_plugin.data.cache import tensors_digest
+from simflow_plugin.data.disk_cache import tensors_digest
 from simflow_plugin.data.fashion_mnist import FashionMnist
 from simflow_plugin.data.feature_cache import dataset_facts
 from simflow_plugin.data.hdf5 import Hdf5Images

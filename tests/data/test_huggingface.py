@@ -3,8 +3,8 @@ import sys
 import pytest
 
 from simflow_plugin.contracts import DataContext
-from simflow_plugin.data.files import choose_labels
 from simflow_plugin.data.huggingface import HuggingFaceImages
+from simflow_plugin.data.image_files import choose_labels
 from simflow_plugin.errors import DataError
 from tests.data.makers import CORRUPT, png
 

@@ -8,7 +8,7 @@ import torch
 
 from simflow_plugin.contracts import NO_LABEL, DataContext
 from simflow_plugin.data.loader import make_loader
-from simflow_plugin.data.shards import expand_range
+from simflow_plugin.data.tar_shards import expand_range
 from simflow_plugin.data.webdataset import WebDataset
 from simflow_plugin.errors import DataError
 from tests.data.makers import CORRUPT, numbered_shard, png, write_shard

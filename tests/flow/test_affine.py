@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from simflow_plugin.flow.affine import affine_forward, affine_inverse, affine_parameters
-from simflow_plugin.flow.config import FlowArchitecture
+from simflow_plugin.flow.architecture import FlowArchitecture
 
 
 def architecture(**options: object) -> FlowArchitecture:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from simflow_plugin.errors import ConfigError, RegistryError
-from simflow_plugin.flow.attention import AttentionContext, auto, build_attention, xformers
+from simflow_plugin.flow.attention import AttentionContext, build_attention, xformers
+from simflow_plugin.flow.attention import backend_choice as auto
 from simflow_plugin.flow.attention.xformers import XformersAttention
 from tests.flow.builders import build_flow, inputs_for
 

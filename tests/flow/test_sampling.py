@@ -10,7 +10,8 @@ import torch
 
 from simflow_plugin.errors import ConfigError, ShapeError
 from simflow_plugin.flow import Auto, Jacobi, SamplingStatistics
-from simflow_plugin.flow.sampling import auto, jacobi
+from simflow_plugin.flow.sampling import jacobi
+from simflow_plugin.flow.sampling import method_choice as auto
 from tests.flow.builders import build_flow, inputs_for
 
 LONG = {"grid_size": (6, 6), "num_classes": 3}

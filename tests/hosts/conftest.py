@@ -12,9 +12,9 @@ from simflow_plugin.hosts import patching
 from tests.hosts.standin import StandIn, declare, make_standin
 
 OWN_ENTRIES = {
-    "standin.models": "simflow_plugin.hosts.repa_e:add_models",
-    "standin.autoencoders": "simflow_plugin.hosts.repa_e:add_autoencoders",
-    "standin.samplers": "simflow_plugin.hosts.repa_e:add_samplers",
+    "standin.models": "simflow_plugin.hosts.repa_e_adapters:add_models",
+    "standin.autoencoders": "simflow_plugin.hosts.repa_e_adapters:add_autoencoders",
+    "standin.samplers": "simflow_plugin.hosts.repa_e_adapters:add_samplers",
 }
 
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import torch
 
 from simflow_plugin.hosts.hosted_flow import FlowKind
-from simflow_plugin.hosts.repa_e import build
+from simflow_plugin.hosts.repa_e_adapters import build
 
 ROUNDS = 5
 BATCH_SIZE = 2

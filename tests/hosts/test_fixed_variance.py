@@ -7,7 +7,7 @@ import torch
 
 from simflow_plugin.errors import HostError
 from simflow_plugin.hosts.fixed_variance import FixedVarianceAutoencoder, FixedVarianceFactory
-from simflow_plugin.hosts.repa_e import add_autoencoders
+from simflow_plugin.hosts.repa_e_adapters import add_autoencoders
 from tests.hosts.standin_host.autoencoders import ConvVae
 
 

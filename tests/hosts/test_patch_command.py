@@ -6,7 +6,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from simflow_plugin.commands.patch import patch
+from simflow_plugin.cli.patch import patch
 from simflow_plugin.hosts import manifest
 
 

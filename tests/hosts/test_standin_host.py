@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from simflow_plugin.errors import HostError
-from simflow_plugin.hosts import repa_e
+from simflow_plugin.hosts import repa_e_adapters as repa_e
 from tests.hosts.conftest import OWN_ENTRIES
-from tests.hosts.test_repa_e import TINY
+from tests.hosts.test_repa_e_adapters import TINY
 
 OWN = ["--model", "Scale-S"]
 JOINT = ["--model", "SimFlow-S/2", "--vae", "f8d4-fixedvar"]

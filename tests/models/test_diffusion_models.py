@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 
 from simflow_plugin.contracts import NO_LABEL, AlignmentContext, ModelContext
-from simflow_plugin.diffusion.base import DiffusionModel
+from simflow_plugin.diffusion.diffusion_model import DiffusionModel
 from simflow_plugin.errors import ConfigError, ShapeError
 from simflow_plugin.randomness import BatchRandom, IndexedRandom
 from simflow_plugin.registry import MODELS

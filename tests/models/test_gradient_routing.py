@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from simflow_plugin.contracts import AlignmentContext, ModelContext
-from simflow_plugin.engine.joint import JointInputs, JointObjective, ObjectiveWeights
 from simflow_plugin.losses.reconstruction import ReconstructionLoss
+from simflow_plugin.objective import JointInputs, JointObjective, ObjectiveWeights
 from simflow_plugin.randomness import BatchRandom
 from simflow_plugin.registry import MODELS
-from tests.engine.toys import LinearAutoencoder
+from tests.training.toys import LinearAutoencoder
 
 BACKBONE = {"width": 16, "depth": 2, "num_heads": 2, "patch_size": 2}
 FLOW = {"width": 16, "head_dim": 8, "layers_per_block": [1, 2], "patch_size": 2}

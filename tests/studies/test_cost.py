@@ -1,10 +1,10 @@
 """What a run costs can be counted for every kind of coupling that a study has."""
 
 from simflow_plugin.contracts import AlignmentContext, ModelContext
-from simflow_plugin.engine.parts import build_autoencoder
-from simflow_plugin.metrics.compute import ComputeSetting, training_flops
+from simflow_plugin.evaluation.flops import ComputeSetting, training_flops
 from simflow_plugin.models.sit import SiT
-from tests.engine.tiny_runs import BACKBONE, tiny_config
+from simflow_plugin.runs.parts import build_autoencoder
+from tests.training.tiny_runs import BACKBONE, tiny_config
 
 
 def test_alignment_that_reaches_the_autoencoder_through_a_batch_norm_is_counted():

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from simflow_plugin.data.loader import make_loader
-from simflow_plugin.engine.joint import JointObjective
-from simflow_plugin.engine.parts import build_dataset, build_parts
-from simflow_plugin.engine.sampling import balanced_labels, draw_images
+from simflow_plugin.evaluation.drawing import balanced_labels, draw_images
+from simflow_plugin.objective import JointObjective
 from simflow_plugin.randomness import IndexedRandom
-from tests.engine.tiny_runs import TINY_OPTIONS, make_trainer, tiny_config
+from simflow_plugin.runs.parts import build_dataset, build_parts
+from tests.training.tiny_runs import TINY_OPTIONS, make_trainer, tiny_config
 
 MODELS = list(TINY_OPTIONS)
 STEPS = 3

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from simflow_plugin.engine.run_directory import RunDirectory
-from simflow_plugin.studies.plan import Study, Variant
+from simflow_plugin.runs.run_directory import RunDirectory
+from simflow_plugin.studies.definitions import Study, Variant
 from simflow_plugin.studies.stages import StudySettings, measure_real, measure_variant
 from simflow_plugin.studies.table import to_markdown
-from tests.engine.tiny_runs import make_trainer, tiny_config
-from tests.metrics.judges import make_judge
+from tests.evaluation.judges import make_judge
+from tests.training.tiny_runs import make_trainer, tiny_config
 
 STUDY = Study("tiny", "Tiny", (), (Variant("one", "the one"),), (0.0, 0.5))
 

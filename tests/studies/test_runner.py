@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from simflow_plugin.engine.checkpoints import save_checkpoint
 from simflow_plugin.errors import ConfigError, RunDirectoryError
+from simflow_plugin.runs.checkpoints import save_checkpoint
 from simflow_plugin.studies import runner as runner_module
-from simflow_plugin.studies.plan import FIXED_VARIANCE, STUDIES, find_study
+from simflow_plugin.studies.definitions import FIXED_VARIANCE, STUDIES, find_study
 from simflow_plugin.studies.runner import Steps, StudyRunner
 from simflow_plugin.studies.stages import StudySettings, settle_config
 

@@ -1,6 +1,6 @@
 """The table states what was measured, beside what was published, and what is missing."""
 
-from simflow_plugin.studies.plan import FIXED_VARIANCE
+from simflow_plugin.studies.definitions import FIXED_VARIANCE
 from simflow_plugin.studies.table import same_order_pairs, to_markdown
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from simflow_plugin.flow.attention.base import AttentionContext
+from simflow_plugin.flow.attention.backend import AttentionContext
 from simflow_plugin.options import Options as BaseOptions
 from simflow_plugin.registry import ATTENTION
 

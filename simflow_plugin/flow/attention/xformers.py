@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from simflow_plugin.errors import ConfigError
-from simflow_plugin.flow.attention.base import AttentionContext
+from simflow_plugin.flow.attention.backend import AttentionContext
 from simflow_plugin.options import Options as BaseOptions
 from simflow_plugin.registry import ATTENTION
 

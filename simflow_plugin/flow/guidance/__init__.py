@@ -1,6 +1,6 @@
 """Guidance rules by name: how conditional and unconditional affine parameters become guided ones."""
 
-from simflow_plugin.flow.guidance.base import (
+from simflow_plugin.flow.guidance.rule import (
     GuidanceContext,
     GuidanceOptions,
     GuidanceRule,

@@ -1,7 +1,7 @@
 """Inverting the flow: `naive`, `cached`, `jacobi` and `auto`, chosen per block."""
 
 from simflow_plugin.flow.sampling.methods import Auto, Cached, Jacobi, Method, Naive, parse_methods
-from simflow_plugin.flow.sampling.statistics import BlockStatistics, SamplingStatistics
+from simflow_plugin.flow.sampling.sampling_statistics import BlockStatistics, SamplingStatistics
 
 __all__ = [
     "Auto",

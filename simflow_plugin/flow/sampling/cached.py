@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from simflow_plugin.flow.sampling.decode_state import BlockState
 from simflow_plugin.flow.sampling.decode_steps import DecodeStep
-from simflow_plugin.flow.sampling.state import BlockState
 
 
 def solve_cached(state: BlockState, decode: DecodeStep, first: int, stop: int) -> None:

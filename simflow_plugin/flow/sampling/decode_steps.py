@@ -13,9 +13,9 @@ from torch import Tensor
 
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.flow.affine import Affine, affine_parameters
-from simflow_plugin.flow.native.decoder import Decoder, why_not_native
+from simflow_plugin.flow.kernels.decoder import Decoder, why_not_native
+from simflow_plugin.flow.sampling.decode_state import BlockState
 from simflow_plugin.flow.sampling.methods import Cached
-from simflow_plugin.flow.sampling.state import BlockState
 from simflow_plugin.flow.sampling.static_step import StaticStep
 
 DecodeStep = Callable[[int], Affine]

@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from simflow_plugin.flow.sampling.decode_state import BlockState
 from simflow_plugin.flow.sampling.methods import Jacobi
-from simflow_plugin.flow.sampling.state import BlockState
 
 GUESS_LIMIT = 1e4
 """Far beyond any token; only guesses are bounded, never a final token."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from simflow_plugin.flow.affine import Affine
-from simflow_plugin.flow.sampling.state import BlockState
+from simflow_plugin.flow.sampling.decode_state import BlockState
 
 
 def solve_naively(state: BlockState) -> None:

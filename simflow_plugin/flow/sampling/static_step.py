@@ -12,8 +12,8 @@ import torch
 
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.flow.affine import Affine
-from simflow_plugin.flow.cache import StaticCache
-from simflow_plugin.flow.sampling.state import BlockState
+from simflow_plugin.flow.kv_cache import StaticCache
+from simflow_plugin.flow.sampling.decode_state import BlockState
 
 WARM_UP_RUNS = 3
 """Runs before a capture, in which libraries allocate their workspaces."""

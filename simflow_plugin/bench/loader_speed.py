@@ -1,0 +1,53 @@
+"""Is the data loader fast enough: its images per second, and the training step that would wait for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from simflow_plugin.config.schema import load_config
+from simflow_plugin.data.loader import measure_loader_speed
+from simflow_plugin.runs.parts import build_dataset
+
+
+@dataclass(frozen=True)
+class LoaderSpeed:
+    """How fast one process reads images.
+
+    Args:
+        images_per_second: of the loader alone.
+        batch_size: images of a global batch.
+        num_workers: reading processes.
+        data: name of the data set.
+    """
+
+    images_per_second: float
+    batch_size: int
+    num_workers: int
+    data: str
+
+    def __str__(self) -> str:
+        seconds = self.batch_size / self.images_per_second
+        rate = f"{self.images_per_second:.0f}"
+        return (
+            f"loader: {rate} images/s ({self.data}, {self.num_workers} workers), {1000 * seconds:.1f} ms for a batch "
+            f"of {self.batch_size}. On one process, training waits for it only if a step takes less: if the log's "
+            f"images_per_second comes near {rate}; then raise training.num_workers."
+        )
+
+
+def measure_loader(name: str, overrides: Sequence[str] = (), num_batches: int = 20) -> LoaderSpeed:
+    """Time the training loader of a configuration, without model and device.
+
+    Args:
+        name: of a shipped configuration, or a path.
+        overrides: `key=value`.
+        num_batches: global batches to read.
+    Raises:
+        ConfigError: if the configuration is not one; DataError: if its data is not there.
+    """
+    config = load_config(name, list(overrides))
+    training = config.training
+    dataset = build_dataset(config, "train")
+    speed = measure_loader_speed(dataset, training.batch_size, training.num_workers, num_batches)
+    return LoaderSpeed(speed, training.batch_size, training.num_workers, config.data.name)

@@ -1,0 +1,42 @@
+"""`simflow analyze RUN`: latent statistics, robustness of the decoder, interpolation, flow diagnostics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from simflow_plugin.exits import exit_on_user_error
+
+
+def analyze(
+    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    num_images: Annotated[int | None, typer.Option(min=2, help="Held-out images; default: all.")] = None,
+    num_strips: Annotated[int, typer.Option(min=1, help="Interpolation strips.")] = 6,
+    seed: Annotated[int, typer.Option(help="Of noise and posterior samples.")] = 0,
+    last_weights: Annotated[
+        bool, typer.Option("--last-weights", help="Not the averaged (EMA) weights.")
+    ] = False,
+    lpips_backbone: Annotated[
+        Path | None, typer.Option(help="File of torchvision's AlexNet, for LPIPS.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Does not change the numbers.")] = None,
+) -> None:
+    """Analyze a run's latent space on held-out images; writes RUN/analysis/."""
+    with exit_on_user_error():
+        from simflow_plugin.evaluation.analysis import AnalysisRequest, analyze_run
+        from simflow_plugin.evaluation.report.analysis_report import STATISTICS, write_analysis
+        from simflow_plugin.runs.loaded_run import load_run
+
+        loaded = load_run(run, averaged=not last_weights)
+        backbone = str(lpips_backbone) if lpips_backbone is not None else None
+        request = AnalysisRequest(
+            num_images, num_strips, seed=seed, batch_size=batch_size, lpips_backbone=backbone
+        )
+        analysis = analyze_run(loaded, request)
+        page = write_analysis(loaded, analysis)
+        for name, title in STATISTICS.items():
+            number = analysis.metrics[name]
+            typer.echo(f"{title:<32} {number.value:.3f}  {number.low:.3f} to {number.high:.3f}")
+        typer.echo(f"{page}")

@@ -1,0 +1,78 @@
+"""The console script `simflow`: each command is a file of `simflow_plugin/commands`; torch waits until it runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from simflow_plugin import __version__
+from simflow_plugin.cli import (
+    analyze,
+    bench,
+    compare,
+    config,
+    convert,
+    doctor,
+    evaluate,
+    export,
+    patch,
+    plan,
+    pretrain_encoder,
+    sample,
+    study,
+    train,
+)
+from simflow_plugin.exits import exit_on_user_error
+
+
+class Commands(TyperGroup):
+    """The group of all commands: a user's mistake in any of them is one message and an exit status."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with exit_on_user_error():
+            return super().invoke(ctx)
+
+
+app = typer.Typer(
+    cls=Commands,
+    help="SimFlow: train a VAE and a latent normalizing flow end to end, and compare them fairly.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("train")(train.train)
+app.command("sample")(sample.sample)
+app.command("evaluate")(evaluate.evaluate)
+app.command("analyze")(analyze.analyze)
+app.command("compare")(compare.compare)
+app.command("export")(export.export)
+app.command("convert")(convert.convert)
+app.command("patch")(patch.patch)
+app.command("plan")(plan.plan)
+app.command("pretrain-encoder")(pretrain_encoder.pretrain_encoder)
+app.command("bench")(bench.bench)
+app.command("study")(study.study)
+app.command("doctor")(doctor.doctor)
+app.add_typer(config.app, name="config")
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version."
+    ),
+) -> None:
+    """Options that stand before the command."""
+
+
+def main() -> None:
+    """Run the console script."""
+    app()

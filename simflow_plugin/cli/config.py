@@ -1,0 +1,33 @@
+"""`simflow config show NAME` and `simflow config list`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from simflow_plugin.exits import exit_on_user_error
+
+app = typer.Typer(help="Look at configurations.", no_args_is_help=True)
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped one.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="key.sub=value, as often as needed.")
+    ] = None,
+) -> None:
+    """Print the resolved configuration: every default written out, every part checked."""
+    with exit_on_user_error():
+        from simflow_plugin.config.schema import load_config
+
+        typer.echo(load_config(name, set_).to_yaml(), nl=False)
+
+
+@app.command("list")
+def list_() -> None:
+    """Print the names of the configurations that ship with the package."""
+    from simflow_plugin.config.yaml_source import shipped_configs
+
+    typer.echo("\n".join(shipped_configs()))

@@ -1,0 +1,27 @@
+"""`simflow convert`: the weights of other codebases turned into ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from simflow_plugin.exits import exit_on_user_error
+
+
+def convert(
+    source: Annotated[str, typer.Option("--from", help="ml-starflow, ml-tarflow or repa-e.")],
+    checkpoint: Annotated[
+        Path, typer.Option(help="safetensors, or a file of torch.save; no code in it is run.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to write; new or empty.")],
+    config: Annotated[
+        Path | None, typer.Option(help="YAML or JSON: the peer's constructor arguments as a mapping.")
+    ] = None,
+) -> None:
+    """Convert a checkpoint; simflow_plugin.convert.load_converted(OUT) reads the result."""
+    with exit_on_user_error():
+        from simflow_plugin.convert.foreign_checkpoint import convert_checkpoint
+
+        typer.echo(convert_checkpoint(source, checkpoint, config, out))

@@ -1,0 +1,141 @@
+"""`simflow evaluate RUN`: generation, reconstruction and likelihood, with intervals and warnings.
+
+`accelerate launch -m simflow_plugin.cli.evaluate RUN` shares the sampling among processes.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, cast
+
+import typer
+
+from simflow_plugin.exits import exit_on_user_error
+
+if TYPE_CHECKING:
+    from simflow_plugin.evaluation.request import EvaluationRequest
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    only: Annotated[
+        list[str] | None, typer.Option(help="generation, reconstruction or likelihood; default: all.")
+    ] = None,
+    num_samples: Annotated[
+        int, typer.Option(min=1, help="Samples to draw; published FIDs use 50,000.")
+    ] = 10_000,
+    guidance: Annotated[float | None, typer.Option(min=0, help="Weight w; default: the run's own.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the noise; sample i depends on the seed and i only.")] = 0,
+    sampling: Annotated[
+        list[str] | None, typer.Option(help="key=value of the model's sampler: method=jacobi.")
+    ] = None,
+    step: Annotated[int | None, typer.Option(help="Of the checkpoint; default: the newest.")] = None,
+    last_weights: Annotated[
+        bool, typer.Option("--last-weights", help="Not the averaged (EMA) weights.")
+    ] = False,
+    reference: Annotated[
+        str, typer.Option(help="Split to compare samples with: test (held out) or train.")
+    ] = "test",
+    extractor: Annotated[
+        str, typer.Option(help="inception, dinov2-b, timm:MODEL, pretrained, or none for no feature metrics.")
+    ] = "inception",
+    weights: Annotated[Path | None, typer.Option(help="File of the extractor's weights.")] = None,
+    lpips_backbone: Annotated[
+        Path | None, typer.Option(help="File of torchvision's AlexNet, for LPIPS.")
+    ] = None,
+    num_held_out: Annotated[int | None, typer.Option(min=1, help="Held-out images; default: all.")] = None,
+    likelihood: Annotated[
+        str, typer.Option(help="Of images given decoded ones: gaussian or laplace.")
+    ] = "gaussian",
+    posterior_samples: Annotated[int, typer.Option(min=1, help="Per image, in the likelihood.")] = 1,
+    ood: Annotated[
+        str | None, typer.Option(help="Data set (name or YAML mapping) to tell apart by likelihood.")
+    ] = None,
+    npz: Annotated[
+        Path | None, typer.Option(help="Also write the samples for the ADM suite (arr_0).")
+    ] = None,
+    png: Annotated[
+        Path | None, typer.Option(help="Also write the samples as PNG files into this folder.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Does not change the samples.")] = None,
+) -> None:
+    """Measure a run on held-out data with its averaged weights; an interrupted evaluation goes on."""
+    with exit_on_user_error():
+        from simflow_plugin.errors import EvaluationError
+        from simflow_plugin.evaluation.request import EvaluationRequest
+
+        logging.basicConfig(level=logging.WARNING, format="%(message)s")
+        for option, value, known in (
+            ("--reference", reference, ("test", "train")),
+            ("--likelihood", likelihood, ("gaussian", "laplace")),
+        ):
+            if value not in known:
+                raise EvaluationError(f"{option} {value}: expected {' or '.join(known)}.")
+        request = EvaluationRequest(
+            parts=tuple(only) if only else None,
+            num_samples=num_samples,
+            guidance=guidance,
+            seed=seed,
+            sampling=tuple(sampling or ()),
+            reference=cast(Literal["test", "train"], reference),
+            extractor=None if extractor == "none" else extractor,
+            weights=weights,
+            num_held_out=num_held_out,
+            likelihood=cast(Literal["gaussian", "laplace"], likelihood),
+            posterior_samples=posterior_samples,
+            lpips_backbone=str(lpips_backbone) if lpips_backbone is not None else None,
+            ood=ood,
+            batch_size=batch_size,
+        )
+        run_evaluation(run, request, averaged=not last_weights, step=step, npz=npz, png=png)
+
+
+def run_evaluation(
+    run: Path,
+    request: EvaluationRequest,
+    averaged: bool = True,
+    step: int | None = None,
+    npz: Path | None = None,
+    png: Path | None = None,
+) -> None:
+    """Evaluate, on as many processes as accelerate started; the main one measures, writes and prints."""
+    import torch
+    from accelerate import PartialState
+
+    from simflow_plugin.errors import ConfigError
+    from simflow_plugin.evaluation.pipeline import RunEvaluator
+    from simflow_plugin.evaluation.report.evaluation_report import terminal_lines, write_evaluation_report
+    from simflow_plugin.evaluation.sample_files import check_out
+    from simflow_plugin.runs.loaded_run import load_run
+    from simflow_plugin.training.distributed.processes import leaving_together
+
+    if png is not None:
+        check_out(png, "--png")
+    if npz is not None:
+        if npz.suffix != ".npz":
+            raise ConfigError(f"--npz {npz}: expected a file name that ends in .npz.")
+        check_out(npz, "--npz")
+    state = PartialState(cpu=not torch.cuda.is_available())
+    evaluator = RunEvaluator(load_run(run, state.device, averaged, step), request)
+    has_samples = "generation" in evaluator.parts
+    for option, value in (("--npz", npz), ("--png", png)):
+        if value is not None and not has_samples:
+            raise ConfigError(f"{option} {value}: there are samples only with the part `generation`.")
+    with leaving_together():  # the other processes do not wait while the main one measures
+        evaluator.make_samples(state.process_index, state.num_processes)
+    if not state.is_main_process:
+        return
+    result = evaluator.measure()
+    if npz is not None:
+        evaluator.shards.save_npz(npz)
+    if png is not None:
+        evaluator.shards.save_png(png)
+    page = write_evaluation_report(result, evaluator.config, evaluator.shards if has_samples else None)
+    for line in terminal_lines(result):
+        typer.echo(line)
+    typer.echo(f"{page}")
+
+
+if __name__ == "__main__":
+    typer.run(evaluate)

@@ -1,0 +1,79 @@
+"""`simflow pretrain-encoder --data NAME --out FILE`: an alignment target and judge without a download."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from simflow_plugin.config.schema import Part
+
+
+def pretrain_encoder(
+    out: Annotated[Path, typer.Option(help="File to write (.safetensors).")],
+    data: Annotated[str, typer.Option(help="A labelled data set by name.")] = "fashion-mnist",
+    data_option: Annotated[
+        list[str] | None,
+        typer.Option(help="key=value of the data set, such as root=FOLDER; as often as needed."),
+    ] = None,
+    image_size: Annotated[int, typer.Option(min=8, help="In pixels.")] = 32,
+    model: Annotated[
+        str | None, typer.Option(help="A vision transformer of timm; default a small one.")
+    ] = None,
+    patch_size: Annotated[int, typer.Option(min=1, help="In pixels.")] = 4,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps.")] = None,
+    epochs: Annotated[float | None, typer.Option(min=0, help="Instead of --steps.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 128,
+    learning_rate: Annotated[float, typer.Option(min=0)] = 1e-3,
+    seed: Annotated[int, typer.Option()] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
+) -> None:
+    """Train a small vision transformer to classify a data set, and report its test accuracy."""
+    from dataclasses import replace
+
+    from simflow_plugin.alignment.classifier import save_classifier
+    from simflow_plugin.alignment.pretraining import PretrainingOptions, pretrain_classifier
+    from simflow_plugin.contracts import DataContext
+    from simflow_plugin.errors import ConfigError
+    from simflow_plugin.registry import DATASETS
+
+    if out.exists() and not overwrite:
+        raise ConfigError(f"{out}: exists already. Choose another --out, or add --overwrite.")
+    if steps is not None and epochs is not None:
+        raise ConfigError("--steps and --epochs say the same thing: give one of them.")
+    part = parse_data(data, data_option or [])
+    train, test = (part.build(DATASETS, DataContext(image_size, split, seed)) for split in ("train", "test"))
+    options = PretrainingOptions(
+        data, image_size, patch_size=patch_size, batch_size=batch_size, learning_rate=learning_rate, seed=seed
+    )
+    if model is not None:
+        options = replace(options, model=model, width=None, depth=None, num_heads=None)
+    if steps is not None or epochs is not None:
+        chosen = steps if steps is not None else max(1, round(float(epochs or 0) * len(train) / batch_size))
+        options = replace(options, steps=chosen)
+    network, card = pretrain_classifier(
+        options, train, test, lambda step, loss: typer.echo(f"step {step}/{options.steps}  loss {loss:.4f}")
+    )
+    save_classifier(out, network, card)
+    typer.echo(
+        f"{out}: test accuracy {card.test_accuracy:.2%} on {card.num_test} held-out images of {data}, after "
+        f"{options.steps} steps of {batch_size}."
+    )
+
+
+def parse_data(name: str, assignments: list[str]) -> Part:
+    """Return the data set `name` with options from `key=value` pairs; values are YAML.
+
+    Raises:
+        ConfigError: if there is no such data set, or an option is unknown, wrong or missing.
+    """
+    from simflow_plugin.config.schema import Part, resolve_part
+    from simflow_plugin.config.yaml_source import YamlSource
+    from simflow_plugin.registry import DATASETS
+
+    source = YamlSource({}, {}, f"--data {name}")
+    for assignment in assignments:
+        source.override(assignment, "--data-option")
+    return resolve_part(Part.model_validate({**source.values, "name": name}), DATASETS, source, ())

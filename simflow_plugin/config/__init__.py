@@ -1,0 +1,1 @@
+"""Configuration: schema, checks, and YAML with line numbers."""

@@ -1,0 +1,267 @@
+"""Whether the values of a configuration fit together, and whether this machine has what they name."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from simflow_plugin import registry
+from simflow_plugin.config.yaml_source import KeyPath, YamlSource
+from simflow_plugin.contracts import AlignmentContext, ModelContext
+from simflow_plugin.errors import ConfigError
+
+if TYPE_CHECKING:
+    from simflow_plugin.config.schema import RunConfig
+
+JUDGED_DIGITS = 10
+"""Classes of the data set `digits`, the only one that the judge `digits` knows."""
+
+
+def check_config(config: RunConfig, source: YamlSource | None = None) -> None:
+    """Refuse values that clash, before anything is built; the same on every machine.
+
+    Raises:
+        ConfigError: with the values that clash.
+    """
+    where = source or YamlSource({}, {}, config.name)
+    factory = registry.AUTOENCODERS.get(config.autoencoder.name)
+    autoencoder = factory.Options.model_validate(config.autoencoder.options)
+    trainable = getattr(autoencoder, "trainable", "full")
+    _check_training(config, where)
+    _check_effects(config, where)
+    _check_judge(config, where)
+    _check_trainable(config, trainable, where)
+    _check_alignment(config, trainable, where)
+    try:
+        geometry = factory.geometry(autoencoder)
+    except ConfigError as error:
+        raise _refused(where, ("autoencoder",), f"autoencoder: {error}") from error
+    factor, channels = geometry if geometry is not None else (1, None)
+    if config.image_size % factor:
+        below = max(factor, config.image_size - config.image_size % factor)
+        raise _refused(
+            where,
+            ("image_size",),
+            f"image_size {config.image_size} is not divisible by the autoencoder's factor {factor} "
+            f"(autoencoder `{config.autoencoder.name}`). Use {below} or {below + factor}.",
+        )
+    if config.model is not None:
+        _check_coupling(config, trainable, where)
+        if channels is not None:
+            _check_model(config, factor, channels, where)
+
+
+def check_before_training(config: RunConfig, num_classes: int | None) -> None:
+    """Refuse what would fail hours later, at the end of training: what this machine or the data set does not have.
+
+    Args:
+        config: resolved.
+        num_classes: of the data set, or None.
+    Raises:
+        ConfigError: if the tracker's package or the judge's file is missing, or the samples cannot be judged.
+    """
+    evaluation = config.evaluation
+    if config.tracker == "wandb" and find_spec("wandb") is None:
+        raise ConfigError(
+            "tracker: wandb needs the package: pip install 'simflow-plugin[wandb]', or set tracker: none."
+        )
+    if config.model is None or evaluation.num_samples == 0 or evaluation.judge == "none":
+        return
+    if evaluation.judge == "encoder" and not Path(str(evaluation.judge_checkpoint)).is_file():
+        raise ConfigError(
+            f"evaluation.judge_checkpoint: {evaluation.judge_checkpoint}: no such file. Make it with `simflow "
+            f"pretrain-encoder --data {config.data.name} --out {evaluation.judge_checkpoint}`, or set "
+            "evaluation.judge: none and judge_checkpoint: null."
+        )
+    if num_classes is None:
+        raise ConfigError(
+            f"evaluation.judge: {evaluation.judge} needs labels, and the data set `{config.data.name}` has none. "
+            "Set evaluation.judge: none."
+        )
+    _check_num_samples(config, num_classes, YamlSource({}, {}, config.name))
+
+
+def _refused(where: YamlSource, path: KeyPath, message: str) -> ConfigError:
+    return ConfigError(f"{where.place(path)}: {message}")
+
+
+def _check_training(config: RunConfig, where: YamlSource) -> None:
+    training, warmup = config.training, config.optimizer.warmup_steps
+    if training.batch_size % training.accumulation:
+        raise _refused(
+            where,
+            ("training", "batch_size"),
+            f"training.batch_size {training.batch_size} is not divisible by training.accumulation "
+            f"{training.accumulation}.",
+        )
+    if warmup > training.steps:
+        raise _refused(
+            where,
+            ("optimizer", "warmup_steps"),
+            f"optimizer.warmup_steps {warmup} is more than training.steps {training.steps}: the learning rate would "
+            "never be reached. Set optimizer.warmup_steps too.",
+        )
+
+
+def _check_effects(config: RunConfig, where: YamlSource) -> None:
+    """Refuse numbers that change nothing beside what else was chosen."""
+    if config.optimizer.schedule == "constant" and config.optimizer.final_lr_ratio:
+        raise _refused(
+            where,
+            ("optimizer", "final_lr_ratio"),
+            f"optimizer.final_lr_ratio {config.optimizer.final_lr_ratio:g} has no effect with optimizer.schedule: "
+            "constant. Remove it, or set optimizer.schedule: cosine.",
+        )
+    posterior = config.autoencoder.options.get("posterior")
+    kind = posterior.get("kind", "learnable") if isinstance(posterior, dict) else "learnable"
+    default = type(config.objective).model_fields["kl_weight"].default
+    if kind != "learnable" and config.objective.kl_weight not in (0, default):
+        raise _refused(
+            where,
+            ("objective", "kl_weight"),
+            f"objective.kl_weight {config.objective.kl_weight:g} has no effect with autoencoder.posterior.kind: "
+            f"{kind}, whose variance is constant. Remove it.",
+        )
+
+
+def _check_judge(config: RunConfig, where: YamlSource) -> None:
+    if config.evaluation.judge != "digits":
+        return
+    if config.data.name != "digits":
+        raise _refused(
+            where,
+            ("evaluation", "judge"),
+            f"evaluation.judge: digits judges the data set `digits` only, not `{config.data.name}`. Set "
+            "evaluation.judge: none, or encoder with a judge_checkpoint.",
+        )
+    if config.model is not None and config.evaluation.num_samples > 0:
+        _check_num_samples(config, JUDGED_DIGITS, where)
+
+
+def _check_num_samples(config: RunConfig, num_classes: int, where: YamlSource) -> None:
+    """Samples are of the classes in turn, and diversity is a distance between two samples of one class."""
+    if config.evaluation.num_samples < 2 * num_classes:
+        raise _refused(
+            where,
+            ("evaluation", "num_samples"),
+            f"evaluation.num_samples {config.evaluation.num_samples} is too few for evaluation.judge: "
+            f"{config.evaluation.judge}, which needs two samples of each of {num_classes} classes: "
+            f"{2 * num_classes}, or 0 to draw none.",
+        )
+
+
+def _check_trainable(config: RunConfig, trainable: str, where: YamlSource) -> None:
+    """What trains the decoder needs a decoder that is trained, and the other way round."""
+    if config.training.cache_latents and trainable == "full":
+        raise _refused(
+            where,
+            ("training", "cache_latents"),
+            "training.cache_latents keeps what the encoder says of an image, but autoencoder.trainable is full, and "
+            "it says something else after every step. Set training.cache_latents: false, or autoencoder.trainable: "
+            "none or decoder.",
+        )
+    if trainable != "none":
+        if not config.objective.reconstruction:
+            raise _refused(
+                where,
+                ("objective", "reconstruction"),
+                f"objective.reconstruction is empty, but autoencoder.trainable is {trainable}: the decoder would "
+                "learn nothing. Name a loss, l2: 1.0, say.",
+            )
+        return
+    if config.model is None:
+        raise _refused(
+            where, ("autoencoder",), "autoencoder.trainable is none and model is null: nothing to train."
+        )
+    if config.objective.adversarial is not None:
+        raise _refused(
+            where,
+            ("objective", "adversarial"),
+            "objective.adversarial has no effect with autoencoder.trainable: none, which decodes nothing in "
+            "training. Set objective.adversarial: null, or autoencoder.trainable: decoder or full.",
+        )
+    if config.optimizer.autoencoder_lr is not None:
+        raise _refused(
+            where,
+            ("optimizer", "autoencoder_lr"),
+            f"optimizer.autoencoder_lr {config.optimizer.autoencoder_lr:g} has no effect with autoencoder.trainable: "
+            "none. Set optimizer.autoencoder_lr: null, or autoencoder.trainable: decoder or full.",
+        )
+
+
+def _check_alignment(config: RunConfig, trainable: str, where: YamlSource) -> None:
+    alignment = config.alignment
+    if alignment is None:
+        return
+    if config.model is None:
+        raise _refused(
+            where,
+            ("alignment",),
+            "alignment has no effect with model: null, whose hidden tokens it would align. Set alignment: null, or "
+            "name a model.",
+        )
+    factory = registry.MODELS.get(config.model.name)
+    if not getattr(factory, "supports_alignment", False):
+        raise _refused(
+            where,
+            ("alignment",),
+            f"alignment: model `{config.model.name}` gives no hidden tokens to align (supports_alignment). Set "
+            "alignment: null, or choose a model with an alignment head.",
+        )
+    if alignment.mode == "repa_e" and "alignment" not in getattr(factory, "coupled_terms", ()):
+        raise _refused(
+            where,
+            ("alignment", "mode"),
+            f"alignment.mode repa_e sends its gradient into the encoder, but model `{config.model.name}` detaches the "
+            "latents. Use alignment.mode: repa.",
+        )
+    if alignment.mode == "repa" and alignment.autoencoder_weight is not None:
+        raise _refused(
+            where,
+            ("alignment", "autoencoder_weight"),
+            f"alignment.autoencoder_weight {alignment.autoencoder_weight:g} has no effect with alignment.mode: repa, "
+            "which stops at the latents. Set alignment.autoencoder_weight: null, or alignment.mode: repa_e.",
+        )
+    if alignment.mode == "repa_e" and trainable != "full":
+        raise _refused(
+            where,
+            ("alignment", "mode"),
+            "alignment.mode repa_e sends its gradient into the encoder, but autoencoder.trainable is "
+            f"{trainable}. Use alignment.mode: repa, or autoencoder.trainable: full.",
+        )
+
+
+def _check_model(config: RunConfig, factor: int, channels: int, where: YamlSource) -> None:
+    """Let the model itself check its options against the latents it will see."""
+    assert config.model is not None
+    factory = registry.MODELS.get(config.model.name)
+    check = getattr(factory, "check", None)
+    if check is None:
+        return
+    alignment, side = None, config.image_size // factor
+    if config.alignment is not None:
+        alignment = AlignmentContext(1, config.alignment.layer, config.alignment.projector_dim)
+    context = ModelContext((channels, side, side), None, alignment)
+    try:
+        check(factory.Options.model_validate(config.model.options), context, config.sampling.guidance)
+    except ConfigError as error:
+        raise _refused(where, ("model",), str(error)) from error
+
+
+def _check_coupling(config: RunConfig, trainable: str, where: YamlSource) -> None:
+    """A trained encoder must get a gradient from the model: reconstruction alone would ignore it."""
+    assert config.model is not None
+    factory = registry.MODELS.get(config.model.name)
+    coupled = set(factory.coupled_terms)
+    if config.alignment is None or config.alignment.mode == "repa":
+        coupled.discard("alignment")
+    way_out = ", or couple them by alignment.mode: repa_e" if "alignment" in factory.coupled_terms else ""
+    if trainable == "full" and not coupled:
+        raise _refused(
+            where,
+            ("autoencoder", "trainable"),
+            f"autoencoder.trainable is full, but model `{config.model.name}` detaches the latents, so the encoder "
+            "would never hear of it. Train the autoencoder first (model: null, then `simflow export`) and use "
+            f"trainable: none or decoder{way_out}.",
+        )

@@ -1,0 +1,281 @@
+"""The configuration of a run: YAML -> validated, typed, resolved; errors name the file, the line and the key.
+
+A part (`data`, `autoencoder`, `model`, ...) is a name or a mapping with a name: `model: simflow`, or
+`model: {name: simflow, flow: {...}}`. Resolving looks every part up in its registry and validates its options,
+then checks that the values fit together, before anything is built.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BeforeValidator, Field, model_serializer, model_validator
+
+from simflow_plugin import registry
+from simflow_plugin.config.checks import check_config
+from simflow_plugin.config.validation import validate
+from simflow_plugin.config.yaml_source import KeyPath, YamlSource, read_yaml_source
+from simflow_plugin.errors import ConfigError, RegistryError
+from simflow_plugin.options import MomentDecay, Options
+
+
+class Part(Options):
+    """A part by name, with its options; written as `name` or as `{name: ..., option: ...}`."""
+
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name_or_mapping(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"name": value}
+        if isinstance(value, dict) and isinstance(value.get("name"), str):
+            return {"name": value["name"], "options": {k: v for k, v in value.items() if k != "name"}}
+        if isinstance(value, Part):
+            return value
+        raise ValueError("expected a name or a mapping with a name")
+
+    @model_serializer
+    def _to_mapping(self) -> Any:
+        return {"name": self.name, **self.options} if self.options else self.name
+
+    def build(self, parts: registry.Registry, context: Any) -> Any:
+        """Build the part: `factory(options, context)`."""
+        factory = parts.get(self.name)
+        return factory(factory.Options.model_validate(self.options), context)
+
+
+def _weighted(value: Any) -> Any:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return {"weight": value}
+    if isinstance(value, (dict, WeightedLoss)):
+        return value
+    raise ValueError("expected a weight or a mapping with a weight")
+
+
+class WeightedLoss(Options):
+    """A reconstruction loss with its weight; written as a number, or as `{weight: ..., options: {...}}`."""
+
+    weight: float = Field(gt=0)
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class Objective(Options):
+    """L = sum of reconstruction terms + beta * model terms (+ KL) (+ adversarial); alignment has its own section."""
+
+    reconstruction: dict[str, Annotated[WeightedLoss, BeforeValidator(_weighted)]] = Field(
+        default_factory=lambda: {"l2": WeightedLoss(weight=20.0)},
+        description="loss name -> weight; against beta 1 per latent dimension l2: 1 would let the mean collapse",
+    )
+    beta: float = Field(
+        1.0, ge=0, description="weight of the model's own terms (NLL in nats per latent dimension)"
+    )
+    kl_weight: float = Field(
+        1e-6,
+        ge=0,
+        description="weight of KL(q || N(0, I)) in nats per image; for a learnable variance, where the model's "
+        "likelihood does not reach the encoder",
+    )
+    adversarial: dict[str, Any] | None = Field(
+        None, description="options of the adversarial loss; null: none"
+    )
+
+
+class Alignment(Options):
+    """REPA / REPA-E: align hidden tokens of the model with a frozen encoder's patch features."""
+
+    encoder: Part
+    mode: Literal["repa", "repa_e"] = Field(
+        "repa_e", description="repa_e: the gradient reaches the autoencoder"
+    )
+    layer: int = Field(1, ge=1, description="hidden layer of the model, counted from 1")
+    weight: float = Field(0.5, ge=0, description="for the model's parameters")
+    autoencoder_weight: float | None = Field(
+        None, ge=0, description="for the autoencoder's; null: as `weight`"
+    )
+    projector_dim: int = Field(2048, ge=1)
+    cache: bool = Field(False, description="keep the features of all training images on disk, by data set")
+
+
+class Optimizer(Options):
+    """AdamW on all trained parts; norms, biases and embeddings are not decayed."""
+
+    lr: float = Field(1e-4, gt=0)
+    autoencoder_lr: float | None = Field(None, gt=0, description="null: as `lr`")
+    betas: tuple[MomentDecay, MomentDecay] = (0.9, 0.95)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float | None = Field(
+        1.0, gt=0, description="global norm over all trained parts; null: no clipping"
+    )
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = Field(0, ge=0)
+    final_lr_ratio: float = Field(0.0, ge=0, le=1, description="of the cosine schedule's end to `lr`")
+
+
+class Training(Options):
+    """How long, how large, how often."""
+
+    steps: int = Field(gt=0, description="optimizer steps")
+    batch_size: int = Field(64, gt=0, description="global: over all processes and accumulation steps")
+    accumulation: int = Field(1, ge=1, description="micro-batches per optimizer step")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto: bfloat16 on a GPU that has it, float32 on CPU"
+    )
+    tf32: bool = Field(True, description="allow TF32 matrix products on CUDA")
+    compile: bool = Field(False, description="torch.compile the repeated layers of the model")
+    horizontal_flip: bool = False
+    cache_latents: bool = Field(
+        False, description="keep what a frozen encoder says of all training images on disk, by data set"
+    )
+    num_workers: int = Field(0, ge=0)
+    ema_decay: float = Field(0.9999, ge=0, lt=1, description="per optimizer step, over all trained parts")
+    log_every: int = Field(50, gt=0)
+    sample_every: int = Field(1000, gt=0)
+    checkpoint_every: int = Field(1000, gt=0)
+    keep_checkpoints: int = Field(2, ge=1, description="the newest K are kept ...")
+    keep_every: int | None = Field(
+        None, gt=0, description="... and every one whose step is a multiple of this"
+    )
+    max_bad_steps: int = Field(20, ge=1, description="stop after this many non-finite steps in a row")
+
+
+class Sampling(Options):
+    """How samples are drawn, during training and after it."""
+
+    guidance: float = Field(0.0, ge=0, description="weight w; 0 is the conditional model itself")
+    batch_size: int = Field(100, gt=0)
+    grid_per_class: int = Field(8, gt=0, description="samples per class in the grids")
+
+
+class Evaluation(Options):
+    """What is measured when training ends."""
+
+    num_samples: int = Field(1000, ge=0)
+    num_likelihood: int = Field(1000, ge=0, description="held-out images for bits per dimension and PSNR")
+    judge: Literal["none", "digits", "encoder"] = Field(
+        "none",
+        description="of class agreement. digits: scikit-learn's SVC on real digits; encoder: a classifier made by "
+        "`simflow pretrain-encoder`",
+    )
+    judge_checkpoint: str | None = Field(None, description="file of the classifier, for judge: encoder")
+
+    @model_validator(mode="after")
+    def _judge_has_its_checkpoint(self) -> Evaluation:
+        if (self.judge == "encoder") != (self.judge_checkpoint is not None):
+            raise ValueError(
+                "judge: encoder and judge_checkpoint go together: name the file that `simflow pretrain-encoder` made"
+            )
+        return self
+
+
+class RunConfig(Options):
+    """Everything that decides a run."""
+
+    name: str = "run"
+    seed: int = Field(0, ge=0)
+    image_size: int = Field(gt=0, description="pixels; images are square")
+    data: Part
+    autoencoder: Part
+    model: Part | None = Field(None, description="null: train the autoencoder alone")
+    objective: Objective = Objective()
+    alignment: Alignment | None = None
+    optimizer: Optimizer = Optimizer()
+    training: Training
+    sampling: Sampling = Sampling()
+    evaluation: Evaluation = Evaluation()
+    tracker: Literal["none", "wandb"] = "none"
+
+    def to_yaml(self) -> str:
+        """Return the configuration as YAML, every default written out; null is what pretrained weights decide."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def load_config(name: str, overrides: list[str] | None = None) -> RunConfig:
+    """Read, validate, resolve and check a configuration.
+
+    Args:
+        name: a path, or the name of a shipped configuration.
+        overrides: `key.sub=value` assignments, applied last.
+    Raises:
+        ConfigError: naming the file, the line, the key, what was expected and what to do.
+    """
+    source = read_yaml_source(name)
+    for assignment in overrides or []:
+        source.override(assignment)
+    return config_from_source(source)
+
+
+def config_from_source(source: YamlSource) -> RunConfig:
+    """Validate a raw mapping, resolve its parts and check that the values fit together."""
+    config = validate(RunConfig, source.values, source, ())
+    resolved = _resolve_parts(config, source)
+    check_config(resolved, source)
+    return resolved
+
+
+def _resolve_parts(config: RunConfig, source: YamlSource) -> RunConfig:
+    """Validate every part's options against its factory, and write out the defaults."""
+    update: dict[str, Any] = {
+        "data": resolve_part(config.data, registry.DATASETS, source, ("data",)),
+        "autoencoder": resolve_part(config.autoencoder, registry.AUTOENCODERS, source, ("autoencoder",)),
+    }
+    if config.model is not None:
+        update["model"] = resolve_part(config.model, registry.MODELS, source, ("model",))
+    if config.alignment is not None:
+        encoder = resolve_part(config.alignment.encoder, registry.ENCODERS, source, ("alignment", "encoder"))
+        update["alignment"] = config.alignment.model_copy(update={"encoder": encoder})
+    losses = {}
+    for name, loss in config.objective.reconstruction.items():
+        path: KeyPath = ("objective", "reconstruction", name, *(("options",) if loss.options else ()))
+        part = resolve_part(
+            Part.model_validate({"name": name, **loss.options}), registry.RECONSTRUCTION_LOSSES, source, path
+        )
+        losses[name] = loss.model_copy(update={"options": part.options})
+    adversarial = config.objective.adversarial
+    if adversarial is not None:
+        from simflow_plugin.losses.adversarial import AdversarialLoss
+
+        options = validate(AdversarialLoss.Options, adversarial, source, ("objective", "adversarial"))
+        adversarial = options.model_dump(mode="json")
+    objective = {"reconstruction": losses, "adversarial": adversarial}
+    update["objective"] = config.objective.model_copy(update=objective)
+    return config.model_copy(update=update)
+
+
+def resolve_part(part: Part, parts: registry.Registry, source: YamlSource, path: KeyPath) -> Part:
+    """Validate a part's options, and write out their defaults.
+
+    Args:
+        part: as written.
+        parts: its registry.
+        source: where its keys came from.
+        path: of the part in the source.
+    Raises:
+        ConfigError: if the part is unknown or does not load, or its options are wrong or clash.
+    """
+    key = f"{'.'.join(path)}: " if path else ""
+    try:
+        factory = parts.get(part.name)
+    except RegistryError as error:
+        raise ConfigError(f"{source.place((*path, 'name'))}: {key}{error}") from error
+    options = validate(factory.Options, part.options, source, path)
+    try:
+        options = options.resolved()
+    except ConfigError as error:
+        raise ConfigError(f"{source.place(path)}: {key}{error}") from error
+    return part.model_copy(update={"options": options.model_dump(mode="json")})
+
+
+def read_run_config(path: Path) -> RunConfig:
+    """Read the resolved configuration that a run directory holds.
+
+    Raises:
+        ConfigError: if the file is missing or was edited into something invalid.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path}: no resolved configuration; is {path.parent} a run directory?")
+    return config_from_source(read_yaml_source(str(path)))

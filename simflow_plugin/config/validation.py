@@ -1,0 +1,136 @@
+"""Validation of raw values by pydantic, with errors that say where a key came from and what was meant.
+
+One mistake is one line. Where a value may be of several types pydantic reports every one of them, under names of its
+own: only what the user wrote is kept, and what comes nearest to it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from simflow_plugin.config.yaml_source import KeyPath, YamlSource
+from simflow_plugin.errors import ConfigError
+from simflow_plugin.options import did_you_mean
+
+MAPPING_TYPES = ("model_type", "model_attributes_type", "dataclass_type", "dict_type", "mapping_type")
+OTHER_TYPE = ("_type", "_parsing")
+"""Ends of pydantic's error types that mean: not this type at all (as opposed to: this type, out of range)."""
+
+
+def validate(model: type[BaseModel], values: Any, source: YamlSource, prefix: KeyPath) -> Any:
+    """Return `values` as a `model`.
+
+    Args:
+        model: options of a part, or the whole configuration.
+        values: raw, as read.
+        source: where each key came from.
+        prefix: path of `values` in the source.
+    Raises:
+        ConfigError: one line per mistake: file, line, key, what was found, what was expected.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        lines = []
+        for group in _by_value(error, values):
+            lines += [_explain(mistake, model, source, prefix) for mistake in _nearest(group)]
+        raise ConfigError("\n".join(dict.fromkeys(lines))) from error
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One error of pydantic.
+
+    Args:
+        path: keys that the user wrote, to the value that is wrong.
+        union: length of the part of `path` that leads to a value of several possible types; None without one.
+        kind: pydantic's type of the error.
+        message: what was expected.
+        found: the value.
+    """
+
+    path: KeyPath
+    union: int | None
+    kind: str
+    message: str
+    found: Any
+
+
+def _read(item: Any, values: Any) -> Mistake:
+    """Take from pydantic's location what is in `values`: the rest are names of union members and validators."""
+    path, union, current = [], None, values
+    for position, key in enumerate(item["loc"]):
+        is_absent = item["type"] == "missing" and position == len(item["loc"]) - 1
+        is_key = isinstance(current, dict) and key in current
+        is_index = isinstance(current, (list, tuple)) and isinstance(key, int) and key < len(current)
+        if is_key or is_index or is_absent:
+            path.append(str(key))
+            current = None if is_absent else current[key]
+        elif union is None:
+            union = len(path)
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] in MAPPING_TYPES:
+        message = "Input should be a mapping"
+    elif item["type"].endswith("_parsing"):
+        message = message.partition(", unable to parse")[0]
+    return Mistake(tuple(path), union, item["type"], message, item["input"])
+
+
+def _by_value(error: ValidationError, values: Any) -> list[list[Mistake]]:
+    """Group the errors by the value they are about: those of the members of one union belong together."""
+    groups: dict[Any, list[Mistake]] = {}
+    for number, item in enumerate(error.errors()):
+        mistake = _read(item, values)
+        key = number if mistake.union is None else mistake.path[: mistake.union]
+        groups.setdefault(key, []).append(mistake)
+    return list(groups.values())
+
+
+def _nearest(group: list[Mistake]) -> list[Mistake]:
+    """Return the mistakes of the union members that come nearest to what was written.
+
+    A member that got inside the value comes first, then one of the right type; otherwise all of them in one line.
+    """
+    inside = [m for m in group if m.union is not None and len(m.path) > m.union]
+    right_type = [m for m in group if not m.kind.endswith(OTHER_TYPE)]
+    if len(group) == 1 or inside or right_type:
+        return inside or right_type or group
+    wanted = [m.message.removeprefix("Input should be ") for m in group]
+    return [replace(group[0], message="Input should be " + " or ".join(dict.fromkeys(wanted)))]
+
+
+def _explain(mistake: Mistake, model: type[BaseModel], source: YamlSource, prefix: KeyPath) -> str:
+    """Return 'file:line: key: what is wrong. What to do.'"""
+    path = (*prefix, *mistake.path)
+    where, key = source.place(path), ".".join(path)
+    if mistake.kind == "extra_forbidden":
+        return f"{where}: {key}: unknown key.{did_you_mean(path[-1], _known_keys(model, mistake.path[:-1]))}"
+    if mistake.kind == "missing":
+        return f"{where}: {key}: required, but not given."
+    found = "null" if mistake.found is None else repr(mistake.found)
+    return f"{where}: {key}: {mistake.message.rstrip('.')}; found {found}."
+
+
+def _known_keys(model: type[BaseModel], path: KeyPath) -> list[str]:
+    """Return the keys of the nested model at `path`."""
+    current: Any = model
+    for key in path:
+        field = current.model_fields.get(key) if hasattr(current, "model_fields") else None
+        if field is None:
+            continue
+        nested = [t for t in (field.annotation, *getattr(field.annotation, "__args__", ())) if _is_model(t)]
+        nested += [
+            t
+            for outer in getattr(field.annotation, "__args__", ())
+            for t in getattr(outer, "__args__", ())
+            if _is_model(t)
+        ]
+        current = nested[0] if nested else current
+    return list(current.model_fields)
+
+
+def _is_model(candidate: Any) -> bool:
+    return isinstance(candidate, type) and issubclass(candidate, BaseModel)

@@ -1,0 +1,110 @@
+"""From a run's autoencoder to a file, or a diffusers folder, that other runs and other codebases start from.
+
+Latents are brought to zero mean and unit variance by channel, by statistics of z ~ q(z|x) over the training
+split, unless the run's own normalisation is kept. Every model of a study thus sees latents of the same scale.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from simflow_plugin.autoencoders.kl import KLAutoencoder
+from simflow_plugin.autoencoders.network import default_norm_groups
+from simflow_plugin.autoencoders.to_diffusers import to_diffusers
+from simflow_plugin.data.disk_cache import write_atomically
+from simflow_plugin.data.loader import evaluation_batches
+from simflow_plugin.data.order import sample_rows
+from simflow_plugin.errors import ConfigError, EvaluationError
+from simflow_plugin.files import check_new_folder, write_new_folder
+from simflow_plugin.randomness import IndexedRandom
+from simflow_plugin.runs.loaded_run import LoadedRun
+from simflow_plugin.runs.parts import build_dataset
+
+NUM_IMAGES = 5000
+
+
+def export_autoencoder(loaded: LoadedRun, out: Path, num_images: int | None = NUM_IMAGES) -> dict[str, Any]:
+    """Write the autoencoder of a run for `autoencoder.pretrained`, in one piece.
+
+    Args:
+        loaded: the run; its autoencoder's normalisation changes.
+        out: a name that ends in `.safetensors` (layout `simflow`), or a new folder (a diffusers AutoencoderKL).
+        num_images: of the training split, drawn at random, for the statistics; None keeps the normalisation of the run.
+    Returns:
+        The options of an autoencoder that read it back, frozen.
+    Raises:
+        ConfigError: if `out` is neither.
+        EvaluationError: if the autoencoder is not of the kind `kl`.
+        WeightsError: if diffusers cannot express its posterior.
+        DataError, RunDirectoryError: if `out` cannot be written, or is a folder that holds something.
+    """
+    autoencoder = loaded.autoencoder
+    if not isinstance(autoencoder, KLAutoencoder):
+        raise EvaluationError(
+            f"{loaded.directory.path}: only autoencoders of the kind `kl` can be exported, not "
+            f"`{loaded.config.autoencoder.name}`."
+        )
+    is_file = _is_file_name(out)
+    if not is_file:
+        check_new_folder(out)
+        to_diffusers(autoencoder)  # refuses now what it cannot express, before the images are encoded
+    if num_images is not None:
+        autoencoder.fit_normalization(*latent_mean_and_std(loaded, num_images))
+    if is_file:
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in autoencoder.state_dict().items()}
+        write_atomically(out, lambda target: save_file(tensors, target))
+    else:
+        write_new_folder(out, to_diffusers(autoencoder).save_pretrained)
+    return _options(autoencoder, out)
+
+
+def _options(autoencoder: KLAutoencoder, out: Path) -> dict[str, Any]:
+    options: dict[str, Any] = {"name": "kl", "pretrained": str(out), "trainable": "none"}
+    groups = autoencoder.architecture.norm_num_groups
+    if _is_file_name(out) and groups != default_norm_groups(autoencoder.architecture.widths):
+        options["norm_num_groups"] = groups  # leaves no trace in the weights
+    posterior = autoencoder.options.posterior.resolved().model_dump(mode="json", exclude_none=True)
+    return {**options, "posterior": posterior}
+
+
+def _is_file_name(out: Path) -> bool:
+    if out.suffix == ".safetensors":
+        if out.is_dir():
+            raise ConfigError(f"--out {out}: is a folder. Name a file, or a folder without that ending.")
+        return True
+    if out.suffix or out.is_file():
+        raise ConfigError(
+            f"--out {out}: expected a file name that ends in .safetensors, or the name of a folder, without a dot in "
+            "it, for diffusers' layout."
+        )
+    return False
+
+
+@torch.no_grad()
+def latent_mean_and_std(loaded: LoadedRun, num_images: int) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation by channel, (C,) each, of z ~ q(z|x) over training images."""
+    train = build_dataset(loaded.config, "train")
+    channels = loaded.autoencoder.latent_channels
+    total, squares, count = torch.zeros(channels).double(), torch.zeros(channels).double(), 0
+    rows = sample_rows(len(train), num_images)
+    for batch in evaluation_batches(train, loaded.config.sampling.batch_size, rows):
+        posterior = loaded.autoencoder.encode(batch.images.to(loaded.device))
+        random = IndexedRandom(loaded.config.seed, tuple(batch.indices.tolist()))
+        noise = random.normal("export", posterior.mean.shape, loaded.device)
+        latents = posterior.sample(noise=noise).double().cpu()
+        total += latents.sum((0, 2, 3))
+        squares += latents.square().sum((0, 2, 3))
+        count += latents[:, 0].numel()
+    mean = total / count
+    return mean.float(), (squares / count - mean.square()).clamp(min=1e-12).sqrt().float()
+
+
+def std_before_scaling(path: Path, std: float) -> list[float]:
+    """Return by channel the standard deviation in the encoder's own space that is `std` after normalisation."""
+    scale = load_file(path)["latent_scale"].flatten()
+    return [round(std / value, 6) for value in scale.tolist()]

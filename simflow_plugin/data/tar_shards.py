@@ -1,0 +1,106 @@
+"""Where tar shards come from: local paths, globs, brace ranges, addresses fetched to a cache."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import re
+import shutil
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from simflow_plugin.data.disk_cache import write_atomically
+from simflow_plugin.errors import DataError
+
+ADDRESS = re.compile(r"^(https?|file|pipe):")
+RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+TIMEOUT_SECONDS = 30
+ATTEMPTS = 3
+PARALLEL_DOWNLOADS = 8
+
+
+def expand_range(pattern: str) -> list[str]:
+    """Expand `a-{000..002}.tar` to a-000.tar, a-001.tar, a-002.tar; numbers keep their width."""
+    match = RANGE.search(pattern)
+    if match is None:
+        return [pattern]
+    first, last = match.group(1), match.group(2)
+    names = []
+    for number in range(int(first), int(last) + 1):
+        name = pattern[: match.start()] + str(number).zfill(len(first)) + pattern[match.end() :]
+        names += expand_range(name)
+    return names
+
+
+def local_shards(shards: Sequence[str], cache: Path) -> list[Path]:
+    """Return the paths of all shards, in the order given; addresses are fetched to `cache` first.
+
+    Args:
+        shards: paths, globs, or addresses (http, https, file, `pipe:command` whose output is the shard).
+        cache: folder for what is fetched.
+    Raises:
+        DataError: if one is missing, or cannot be fetched in 3 attempts.
+    """
+    names = [name for pattern in shards for name in expand_range(pattern)]
+    paths: list[Path] = []
+    addresses = [name for name in names if ADDRESS.match(name)]
+    with ThreadPoolExecutor(PARALLEL_DOWNLOADS) as pool:
+        fetched = dict(
+            zip(addresses, pool.map(lambda address: fetch(address, cache), addresses), strict=True)
+        )
+    for name in names:
+        found = [str(fetched[name])] if name in fetched else sorted(glob.glob(str(Path(name).expanduser())))
+        if not found:
+            raise DataError(
+                f"{name}: no such shard. Set data.shards to paths, a glob, or addresses of tar files."
+            )
+        paths += map(Path, found)
+    if not paths:
+        raise DataError("data.shards is empty. Set it to paths, a glob, or addresses of tar files.")
+    return paths
+
+
+def fetch(address: str, cache: Path) -> Path:
+    """Return the local copy of `address`, fetching it if there is none.
+
+    Raises:
+        DataError: with the last failure.
+    """
+    digest = hashlib.blake2b(address.encode(), digest_size=8).hexdigest()
+    path = cache / "shards" / f"{digest}.tar"
+    if path.is_file():
+        return path
+    failure: Exception | None = None
+    for attempt in range(ATTEMPTS):
+        time.sleep(attempt**2)  # a server that is busy is given some seconds
+        try:
+            write_atomically(path, lambda target: _download(address, target))
+            return path
+        except urllib.error.HTTPError as error:
+            failure = error
+            if 400 <= error.code < 500:
+                raise DataError(f"{address}: cannot be fetched: {error}. Is the address right?") from error
+        except (DataError, ValueError, urllib.error.URLError) as error:
+            failure = error
+    raise DataError(f"{address}: cannot be fetched ({ATTEMPTS} attempts): {failure}")
+
+
+def _download(address: str, target: Path) -> None:
+    if address.startswith("pipe:"):
+        with open(target, "wb") as file:
+            done = subprocess.run(address[len("pipe:") :], shell=True, stdout=file, stderr=subprocess.PIPE)
+        if done.returncode:
+            raise OSError(
+                f"exit status {done.returncode}: {done.stderr.decode(errors='replace').strip()[-300:]}"
+            )
+        return
+    with urllib.request.urlopen(address, timeout=TIMEOUT_SECONDS) as answer, open(target, "wb") as file:
+        shutil.copyfileobj(answer, file, 1 << 20)
+        promised = answer.headers.get("Content-Length")
+    if promised is not None and int(promised) != target.stat().st_size:
+        raise OSError(f"{target.stat().st_size} bytes arrived of {promised}")

@@ -1,0 +1,146 @@
+"""What SiT and DiT share as models of the harness: network, label dropout, alignment, guidance."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import ClassVar
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from simflow_plugin.alignment.head import AlignmentHead
+from simflow_plugin.contracts import NO_LABEL, GenerativeModel, ModelContext
+from simflow_plugin.diffusion.guided_prediction import Guidance, check_interval
+from simflow_plugin.diffusion.transformer import AdaLNTransformer, BackboneOptions, BackboneOutput
+from simflow_plugin.errors import ConfigError
+from simflow_plugin.options import Options
+from simflow_plugin.randomness import Random
+
+
+class SamplingOptions(Options):
+    """What every sampler of a diffusion model has."""
+
+    num_steps: int = Field(default=250, ge=1, description="steps from noise to data")
+    guidance_interval: tuple[float, float] = Field(
+        default=(0.0, 1.0), description="[low, high] in t in which guidance acts; 0 is data, 1 is noise"
+    )
+
+    @field_validator("guidance_interval")
+    @classmethod
+    def _interval_is_valid(cls, value: tuple[float, float]) -> tuple[float, float]:
+        try:
+            check_interval(value)
+        except ConfigError as error:  # pydantic adds the key's place to a ValueError only
+            raise ValueError(str(error)) from error
+        return value
+
+
+class DiffusionOptions(Options):
+    """What every diffusion model has."""
+
+    backbone: BackboneOptions = BackboneOptions()
+    label_dropout: float = Field(
+        default=0.1, ge=0, lt=1, description="share of rows trained without their label"
+    )
+
+
+class DiffusionModel(GenerativeModel):
+    """A denoiser of latents with an adaLN-zero transformer; children add process, loss and sampler.
+
+    Only the alignment's gradient may reach the autoencoder: the denoising loss would flatten the latents
+    (REPA-E, arXiv:2504.10483, section 3.1).
+
+    Args:
+        options: of the model.
+        context: shape of the latents, number of classes, alignment.
+    Raises:
+        ConfigError: see `check`.
+    """
+
+    coupled_terms: ClassVar[frozenset[str]] = frozenset({"alignment"})
+    supports_alignment = True
+
+    def __init__(self, options: DiffusionOptions, context: ModelContext) -> None:
+        super().__init__()
+        self.check(options, context, guidance=0.0)
+        self.supports_guidance = context.num_classes is not None and options.label_dropout > 0
+        self.label_dropout = options.label_dropout
+        self.backbone = AdaLNTransformer(options.backbone, context.latent_shape, context.num_classes)
+        self.alignment_layer = context.alignment.layer if context.alignment is not None else None
+        self.alignment = (
+            AlignmentHead(self.backbone.width, context.alignment) if context.alignment is not None else None
+        )
+
+    @staticmethod
+    def check(options: DiffusionOptions, context: ModelContext, guidance: float) -> None:
+        """Refuse values that clash; called before anything is built.
+
+        Raises:
+            ConfigError: if the patch size does not divide the grid, if the layer to align does not exist, or
+                if guidance is asked of a model that never trains without labels.
+        """
+        options.backbone.check_grid(context.latent_shape)
+        _, depth, _ = options.backbone.dimensions
+        if context.alignment is not None and not 1 <= context.alignment.layer <= depth:
+            raise ConfigError(
+                f"alignment.layer is {context.alignment.layer}, but the model has hidden tokens after layers "
+                f"1 to {depth} only."
+            )
+        if guidance > 0 and options.label_dropout == 0:
+            raise ConfigError(
+                f"sampling.guidance {guidance} needs an unconditional model, but model.label_dropout is 0. "
+                "Set model.label_dropout (0.1, say) or sampling.guidance: 0."
+            )
+
+    def training_losses(
+        self, latents: Tensor, labels: Tensor | None, features: Tensor | None, random: Random
+    ) -> dict[str, Tensor]:
+        noise = random.normal("noise", latents.shape, latents.device)
+        t = self.sample_times(latents.shape[0], random, latents.device)
+        return self.losses_at(latents, self._drop_labels(labels, random), features, t, noise)
+
+    @abstractmethod
+    def sample_times(self, batch_size: int, random: Random, device: torch.device) -> Tensor:
+        """Draw the times (B,) to train at, in the unit of the model."""
+
+    @abstractmethod
+    def losses_at(
+        self, latents: Tensor, labels: Tensor | None, features: Tensor | None, t: Tensor, noise: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the terms of `training_losses` at times t (B,) and noise (B, C, h, w); drops no label."""
+
+    def predict(self, latents: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        """Return the network's prediction (B, C, h, w) at noised latents (B, C, h, w) and times t (B,)."""
+        # Guidance and samplers add small differences of predictions: in the state's precision, not autocast's.
+        return self.backbone(latents, t, labels).prediction.to(latents.dtype)
+
+    def _forward(
+        self, noised: Tensor, t: Tensor, labels: Tensor | None, features: Tensor | None
+    ) -> BackboneOutput:
+        if features is not None and self.alignment is None:
+            raise ConfigError(
+                f"{type(self).__name__} was given features to align with, but it was built without "
+                "alignment, so it keeps no hidden tokens. Set ModelContext.alignment, or pass no features."
+            )
+        return self.backbone(noised, t, labels, self.alignment_layer if features is not None else None)
+
+    def _terms(self, output: BackboneOutput, target: Tensor, features: Tensor | None) -> dict[str, Tensor]:
+        terms = {"denoising": (output.prediction.float() - target.float()).square().mean()}
+        if self.alignment is not None and features is not None:
+            terms["alignment"] = self.alignment(output.hidden, self.backbone.grid_size, features)
+        return terms
+
+    def _guidance(self, weight: float, interval: tuple[float, float]) -> Guidance:
+        if weight > 0 and not self.supports_guidance:
+            raise ConfigError(
+                f"guidance is {weight}, but this {type(self).__name__} was trained without label dropout or "
+                "without classes, so it has no unconditional half. Use guidance 0."
+            )
+        return Guidance(weight, interval)
+
+    def _drop_labels(self, labels: Tensor | None, random: Random) -> Tensor | None:
+        if labels is None or self.label_dropout == 0:
+            return labels
+        uniform = random.uniform("label_dropout", (labels.shape[0],), labels.device)
+        return torch.where(uniform < self.label_dropout, NO_LABEL, labels)

@@ -1,0 +1,268 @@
+"""Feature extractors of the generation metrics, all registered with torch-fidelity and all with weights from a file.
+
+`inception` is torch-fidelity's port of the TensorFlow network that FID is defined on. `dinov2-s/b/l/g`,
+`timm:MODEL` and `pretrained` (a file that `simflow pretrain-encoder` made) span other feature spaces: a
+Fréchet distance there is called `fd_<extractor>`, never FID.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
+from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
+
+from simflow_plugin.alignment.classifier import load_classifier
+from simflow_plugin.alignment.encoder_weights import find_weights, load_weights
+from simflow_plugin.autoencoders.network_weights import read_tensors
+from simflow_plugin.errors import EvaluationError, WeightsError
+from simflow_plugin.options import did_you_mean
+
+TIMM_BY_NAME = {
+    "dinov2-s": "vit_small_patch14_dinov2.lvd142m",
+    "dinov2-b": "vit_base_patch14_dinov2.lvd142m",
+    "dinov2-l": "vit_large_patch14_dinov2.lvd142m",
+    "dinov2-g": "vit_giant_patch14_dinov2.lvd142m",
+}
+DINOV2_SIZE = 224
+"""Pixels at which DINOv2 sees an image here, as in the published distances; its weights are for 518."""
+SPATIAL_CHANNELS = 7
+"""sFID takes the first channels of one convolution at 17 x 17, as the ADM evaluation suite does."""
+
+
+class ImageFeatures(NamedTuple):
+    """Features of N images, float32, on the CPU.
+
+    `pooled` (N, F); `logits` (N, K) of a classifier, or None; `spatial` (N, 2023), Inception's for sFID, or None.
+    """
+
+    pooled: Tensor
+    logits: Tensor | None = None
+    spatial: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A loaded extractor.
+
+    Args:
+        name: as the user named it.
+        digest: of the file of the weights.
+        network: torch-fidelity's interface: uint8 images -> a tuple of features.
+    """
+
+    name: str
+    digest: str
+    network: FeatureExtractorBase
+
+    @property
+    def is_inception(self) -> bool:
+        return self.name == "inception"
+
+    @property
+    def suffix(self) -> str:
+        """Return the name as it stands in the names of metrics."""
+        return re.sub(r"[^a-z0-9]+", "_", self.name.lower().removeprefix("timm:")).strip("_")
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> ImageFeatures:
+        """Return the features of uint8 images (B, 3, H, W)."""
+        device = next(self.network.parameters()).device
+        spatial: list[Tensor] = []
+        hooks = []
+        if self.is_inception:
+            # `mixed_6/conv` of the TensorFlow graph names the last operation of that branch, its ReLU.
+            layer = self.network.Mixed_6d.branch1x1
+            hooks.append(layer.register_forward_hook(lambda _, __, output: spatial.append(output)))
+        try:
+            output = self.network.convert_features_tuple_to_dict(self.network(images.to(device)))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        pooled, logits = (
+            output.get(key)
+            for key in (("2048", "logits_unbiased") if self.is_inception else ("pooled", "logits"))
+        )
+        rows = spatial[0][:, :SPATIAL_CHANNELS].flatten(1).float().cpu() if spatial else None
+        return ImageFeatures(pooled.float().cpu(), logits.float().cpu() if logits is not None else None, rows)
+
+
+class PooledFeatures(FeatureExtractorBase):
+    """A timm network before its classifier: the class token or average that timm pools for it.
+
+    Images are resized to the network's input by antialiased bicubic interpolation. torch-fidelity builds extractors by
+    (name, features, options of its own), of which only the path of the weights matters here.
+    """
+
+    def __init__(
+        self, name: str, features_list: list[str], feature_extractor_weights_path: str | None = None, **_: Any
+    ) -> None:
+        super().__init__(name, features_list)
+        network, self.input_size, mean, std = self.load(name, Path(feature_extractor_weights_path or ""))
+        self.network = network.requires_grad_(False).eval()
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+
+    @staticmethod
+    def load(name: str, path: Path) -> tuple[nn.Module, int, tuple[float, ...], tuple[float, ...]]:
+        """Return the network, its input size in pixels, and its normalisation for pixels in [0, 1]."""
+        import timm
+
+        model = timm_model(name)
+        size: dict[str, Any] = {"img_size": DINOV2_SIZE} if "dinov2" in model else {}
+        network = timm.create_model(model, pretrained=False, **size)
+        load_weights(network, path)
+        config = timm.data.resolve_model_data_config(network)
+        return network, size.get("img_size", config["input_size"][-1]), config["mean"], config["std"]
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        pixels = images.float() / 255
+        if pixels.shape[-2:] != (self.input_size, self.input_size):
+            size = (self.input_size, self.input_size)
+            pixels = F.interpolate(pixels, size, mode="bicubic", align_corners=False, antialias=True)
+        hidden = self.network.forward_features((pixels - self.mean) / self.std)  # type: ignore[operator]
+        pooled = self.network.forward_head(hidden, pre_logits=True)  # type: ignore[operator]
+        found = {"pooled": pooled}
+        if "logits" in self.features_list:
+            found["logits"] = self.network.forward_head(hidden)  # type: ignore[operator]
+        return tuple(found[feature] for feature in self.features_list)
+
+    @staticmethod
+    def get_provided_features_list() -> tuple[str, ...]:
+        return ("pooled", "logits")
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric: str) -> str:
+        return "logits" if metric == "isc" else "pooled"
+
+    @staticmethod
+    def can_be_compiled() -> bool:
+        return False
+
+
+class PretrainedFeatures(PooledFeatures):
+    """The classifier in a file that `simflow pretrain-encoder` made."""
+
+    @staticmethod
+    def load(name: str, path: Path) -> tuple[nn.Module, int, tuple[float, ...], tuple[float, ...]]:
+        network, card = load_classifier(path)
+        return network, int(card.architecture["img_size"]), card.mean, card.std
+
+
+def build_extractor(name: str, weights: Path | None, device: torch.device | str = "cpu") -> Extractor:
+    """Load an extractor and register it with torch-fidelity.
+
+    Args:
+        name: `inception`, `dinov2-s/b/l/g`, `timm:MODEL` or `pretrained`.
+        weights: file; None looks into the local caches, and never downloads.
+        device: to run on.
+    Raises:
+        EvaluationError: for an unknown name.
+        WeightsError: if the file is missing (naming it, the option and the address) or holds something else.
+    """
+    path = find_extractor_weights(name, weights)
+    registered, part, features = _registration(name)
+    if registered not in FEATURE_EXTRACTORS_REGISTRY:
+        register_feature_extractor(registered, part)
+    if name == "inception":
+        read_tensors(
+            path
+        )  # refuses anything but tensors: torch-fidelity itself would unpickle whatever is there
+    try:
+        network = part(registered, features, feature_extractor_weights_path=str(path))
+    except (RuntimeError, AttributeError, TypeError) as error:
+        detail = str(error).splitlines()[0]
+        raise WeightsError(
+            f"{path}: not the weights of the extractor `{name}`: {detail} Name the right file with --weights. "
+            f"{published(name)}"
+        ) from error
+    return Extractor(name, _digest(path), network.eval().to(device))
+
+
+def find_extractor_weights(name: str, weights: Path | None) -> Path:
+    """Return the file of an extractor's weights; see `build_extractor`."""
+    _registration(name)
+    if weights is not None:
+        path = weights.expanduser()
+        if path.is_file():
+            return path
+        raise WeightsError(f"{path}: no such file (--weights of the extractor `{name}`). {published(name)}")
+    if name == "inception":
+        cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(URL_INCEPTION_V3).name
+        if cached.is_file():
+            return cached
+        raise WeightsError(
+            f"{cached}: the Inception weights that FID is defined on are missing. {published(name)} Download them, and "
+            "name the file with --weights or copy it there; or use another: --extractor none, pretrained, timm:MODEL."
+        )
+    if name == "pretrained":
+        raise WeightsError(f"extractor `pretrained`: name its file with --weights. {published(name)}")
+    try:
+        return find_weights(timm_model(name), None)
+    except WeightsError as error:
+        raise WeightsError(
+            f"extractor `{name}`: the weights of {timm_model(name)} are not on this machine. Name their file with "
+            f"--weights. {published(name)}"
+        ) from error
+
+
+def published(name: str) -> str:
+    """Return where the weights of an extractor come from."""
+    if name == "inception":
+        return f"Published at {URL_INCEPTION_V3}."
+    if name == "pretrained":
+        return "Make it with `simflow pretrain-encoder`."
+    import timm
+
+    config = timm.get_pretrained_cfg(timm_model(name))
+    places = [f"https://huggingface.co/{config.hf_hub_id}"] if config is not None and config.hf_hub_id else []
+    places += [str(config.url)] if config is not None and config.url else []
+    return f"Published at {' and at '.join(places)}." if places else "timm knows no published weights for it."
+
+
+def timm_model(name: str) -> str:
+    """Return timm's name of the network behind an extractor's name."""
+    name = name.removeprefix("simflow-")
+    return TIMM_BY_NAME.get(name, name.removeprefix("timm:"))
+
+
+def _registration(name: str) -> tuple[str, type[FeatureExtractorBase], list[str]]:
+    """Return the name in torch-fidelity's registry, the class, and the features to ask for.
+
+    Raises:
+        EvaluationError: for an unknown name.
+    """
+    if name == "inception":
+        return "inception-v3-compat", FeatureExtractorInceptionV3, ["2048", "logits_unbiased"]
+    if name == "pretrained":
+        return "simflow-pretrained", PretrainedFeatures, ["pooled", "logits"]
+    if name in TIMM_BY_NAME:
+        return f"simflow-{name}", PooledFeatures, ["pooled"]
+    if name.startswith("timm:"):
+        import timm
+
+        model = timm_model(name)
+        if not timm.is_model(model.split(".")[0]):
+            hint = did_you_mean(model, timm.list_models()).split(" Known:")[0]
+            raise EvaluationError(
+                f"--extractor {name}: timm has no model `{model}`.{hint} See timm.list_models()."
+            )
+        return f"simflow-{name}", PooledFeatures, ["pooled"]
+    known = ["inception", "pretrained", "timm:MODEL", *TIMM_BY_NAME]
+    raise EvaluationError(f"--extractor: unknown `{name}`.{did_you_mean(name, known)}")
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,259 @@
+"""How close samples are to real images in a feature space: FID, sFID, KID, IS, precision and recall, by torch-fidelity.
+
+    Fréchet distance = |m_1 - m_2|^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2))
+
+FID is that distance for Inception's pooled features and for nothing else. Precision and recall are those of k-nearest
+neighbours, k = 3, on the same features, as in the ADM evaluation suite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
+from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
+from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
+
+from simflow_plugin.data.disk_cache import cache_folder, fingerprint, write_atomically
+from simflow_plugin.errors import EvaluationError
+from simflow_plugin.evaluation.extractors import Extractor, ImageFeatures
+from simflow_plugin.evaluation.intervals import t_quantile
+from simflow_plugin.evaluation.measured import Measured
+from simflow_plugin.randomness import named_generator
+
+KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
+IS_SPLITS = 10
+FEWEST_REAL = 5_000
+"""Real images; published distances are to 10,000 (ADM's reference batch) or more."""
+BLOCKS, MIN_BLOCK = 10, 20
+"""Disjoint parts that KID's interval is measured on, and the least rows of one."""
+NEIGHBOURS = 3
+FEATURES_VERSION = 2
+"""Of what an extractor returns; cached features of another version are not read."""
+USUAL_SAMPLES = {
+    "fid": 50_000,
+    "sfid": 50_000,
+    "kid": 5_000,
+    "is": 50_000,
+    "precision": 10_000,
+    "recall": 10_000,
+}
+"""Samples that published numbers are measured on; fewer get a warning in the table."""
+
+
+def extract(
+    extractor: Extractor, batches: Iterable[Tensor], advance: Callable[[int], None] = lambda count: None
+) -> ImageFeatures:
+    """Return the features of all images.
+
+    Args:
+        extractor: on its device.
+        batches: uint8 (B, 3, H, W).
+        advance: told how many images were done.
+    Raises:
+        EvaluationError: if there is no image.
+    """
+    found = []
+    for images in batches:
+        found.append(extractor(images))
+        advance(len(images))
+    if not found:
+        raise EvaluationError(f"{extractor.name}: there are no images to extract features of.")
+    columns = zip(*found, strict=True)
+    return ImageFeatures(*(torch.cat(part) if part[0] is not None else None for part in columns))  # type: ignore[arg-type]
+
+
+def cached_features(
+    facts: dict[str, object],
+    extractor: Extractor,
+    compute: Callable[[], ImageFeatures],
+    folder: Path | None = None,
+) -> ImageFeatures:
+    """Return features of real images from the cache, or compute and keep them.
+
+    Args:
+        facts: what the images are: data set with its options, split, size, number.
+        extractor: its name and the digest of its weights join the key.
+        compute: extracts them.
+        folder: of the cache; None is `statistics` in the data cache.
+    """
+    version = {"extractor": extractor.name, "weights": extractor.digest, "features": FEATURES_VERSION}
+    key = fingerprint({**facts, **version})
+    path = (folder or cache_folder() / "statistics") / f"{extractor.suffix}_{key}.safetensors"
+    if path.is_file():
+        try:
+            return ImageFeatures(**load_file(path))
+        except (SafetensorError, TypeError):
+            path.unlink()  # torn by a crash of the disk: it is only a cache
+    features = compute()
+    tensors = {name: part.contiguous() for name, part in features._asdict().items() if part is not None}
+    write_atomically(path, lambda target: save_file(tensors, target))
+    return features
+
+
+def fidelity(
+    samples: ImageFeatures, real: ImageFeatures, extractor: Extractor, seed: int = 0
+) -> dict[str, Measured]:
+    """Return the metrics of samples against real images, by name.
+
+    Args:
+        samples: features of generated images.
+        real: features of the reference.
+        extractor: that made both.
+        seed: of KID's subsets and of IS's splits.
+    Returns:
+        `fid`, `sfid`, `kid`, `is`, `precision`, `recall`; with another extractor than Inception `fd_<extractor>`,
+        `kd_<extractor>`, `precision_<extractor>`, `recall_<extractor>`. Too few samples are said in `warning`.
+    Raises:
+        EvaluationError: if there are fewer than two samples or real images, or a feature is not finite.
+    """
+    num_samples, num_real = len(samples.pooled), len(real.pooled)
+    if min(num_samples, num_real) < 2:
+        raise EvaluationError(
+            f"{extractor.name}: {num_samples} samples against {num_real} real images; two of each are the least that "
+            "any of these metrics is defined for. Use --num-samples."
+        )
+    for name, features in (("samples", samples), ("real images", real)):
+        if not torch.isfinite(features.pooled).all():
+            raise EvaluationError(
+                f"{extractor.name}: features of the {name} are not finite; are these its weights?"
+            )
+    dims = samples.pooled.shape[1]
+    found = {"fid": Measured(frechet(samples.pooled, real.pooled)), **_kernel_distance(samples, real, seed)}
+    found |= _precision_recall(samples, real)
+    if extractor.is_inception:
+        assert samples.spatial is not None
+        assert real.spatial is not None
+        found["sfid"] = Measured(frechet(samples.spatial, real.spatial))
+        found["is"] = _inception_score(samples, seed)
+    found = {name: _with_warning(name, number, num_samples, num_real, dims) for name, number in found.items()}
+    if extractor.is_inception:
+        return found
+    names = {"fid": "fd", "kid": "kd"}
+    return {f"{names.get(name, name)}_{extractor.suffix}": number for name, number in found.items()}
+
+
+def distance(samples: ImageFeatures, reference: ImageFeatures) -> Measured:
+    """Return the Fréchet distance of pooled features, with a warning where there are too few images for one.
+
+    Against real images it is FID's number; against reconstructions of held-out images it is what is left of it when
+    the autoencoder is given: how far the model is from the latents that it was to learn.
+
+    Args:
+        samples: features of generated images.
+        reference: features by the same extractor.
+    """
+    number = Measured(frechet(samples.pooled, reference.pooled))
+    return _with_warning("fid", number, len(samples.pooled), len(reference.pooled), samples.pooled.shape[1])
+
+
+def frechet(features_1: Tensor, features_2: Tensor) -> float:
+    """Return the Fréchet distance of the Gaussians that fit two sets of features (N, F), in float64."""
+    mean_1, covariance_1 = _statistics(features_1)
+    mean_2, covariance_2 = _statistics(features_2)
+    return frechet_distance(mean_1, covariance_1, mean_2, covariance_2)
+
+
+def frechet_distance(
+    mean_1: NDArray[np.float64],
+    covariance_1: NDArray[np.float64],
+    mean_2: NDArray[np.float64],
+    covariance_2: NDArray[np.float64],
+) -> float:
+    """Return the squared Fréchet (2-Wasserstein) distance of two Gaussians.
+
+    Args:
+        mean_1: (F,).
+        covariance_1: (F, F).
+        mean_2: (F,).
+        covariance_2: (F, F).
+    Reference:
+        Heusel et al., arXiv:1706.08500, equation 6.
+    """
+    first, second = {"mu": mean_1, "sigma": covariance_1}, {"mu": mean_2, "sigma": covariance_2}
+    return float(fid_statistics_to_metric(first, second, verbose=False)[KEY_METRIC_FID])
+
+
+def _statistics(features: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    found = fid_features_to_statistics(features.double())  # float32 means of 50,000 rows lose the last digits
+    return np.atleast_1d(found["mu"]), np.atleast_2d(found["sigma"])
+
+
+def _kernel_distance(samples: ImageFeatures, real: ImageFeatures, seed: int) -> dict[str, Measured]:
+    size = min(KID_SUBSET_SIZE, len(samples.pooled), len(real.pooled))
+    found = kid_features_to_metric(
+        samples.pooled,
+        real.pooled,
+        kid_subsets=KID_SUBSETS,
+        kid_subset_size=size,
+        rng_seed=seed,
+        verbose=False,
+    )
+    value = found[KEY_METRIC_KID_MEAN]
+    if min(len(samples.pooled), len(real.pooled)) < BLOCKS * MIN_BLOCK:
+        return {"kid": Measured(value)}
+    # The subsets overlap, so that their spread says nothing of other samples; disjoint blocks are independent.
+    generator = named_generator(seed, "kid_blocks")
+    blocks = [
+        part.pooled[torch.randperm(len(part.pooled), generator=generator)].chunk(BLOCKS)
+        for part in (samples, real)
+    ]
+    by_block = [
+        kid_features_to_metric(
+            *pair, kid_subsets=1, kid_subset_size=min(map(len, pair)), rng_seed=seed, verbose=False
+        )[KEY_METRIC_KID_MEAN]
+        for pair in zip(*blocks, strict=True)
+    ]
+    half = t_quantile(BLOCKS) * float(np.std(by_block, ddof=1)) / BLOCKS**0.5
+    return {"kid": Measured(value, value - half, value + half, f"t interval of {BLOCKS} disjoint blocks")}
+
+
+def _inception_score(samples: ImageFeatures, seed: int) -> Measured:
+    assert samples.logits is not None
+    splits = min(IS_SPLITS, len(samples.logits))
+    found = isc_features_to_metric(samples.logits, splits=splits, rng_seed=seed)
+    value = found[KEY_METRIC_ISC_MEAN]
+    # torch-fidelity's variance is divided by the number of splits, not by one less.
+    half = t_quantile(splits) * found[KEY_METRIC_ISC_STD] / (splits - 1) ** 0.5
+    return Measured(value, value - half, value + half, f"t interval of {splits} splits")
+
+
+def _precision_recall(samples: ImageFeatures, real: ImageFeatures) -> dict[str, Measured]:
+    neighbours = min(NEIGHBOURS, len(samples.pooled) - 1, len(real.pooled) - 1)
+    found = prc_features_to_metric(
+        samples.pooled, real.pooled, prc_neighborhood=neighbours, save_cpu_ram=True, verbose=False
+    )
+    return {"precision": Measured(found[KEY_METRIC_PRECISION]), "recall": Measured(found[KEY_METRIC_RECALL])}
+
+
+def _with_warning(name: str, number: Measured, num_samples: int, num_real: int, dims: int) -> Measured:
+    warning = few_samples_warning(name, num_samples, num_real, dims)
+    return number.with_notes(warning=warning)
+
+
+def few_samples_warning(name: str, num_samples: int, num_real: int, dims: int) -> str:
+    """Return what to say beside a metric that too few images were measured for, or nothing.
+
+    Args:
+        name: a key of `USUAL_SAMPLES`.
+        num_samples: generated.
+        num_real: in the reference.
+        dims: of the features.
+    """
+    fewest = min(num_samples, num_real)
+    which = f"{fewest:,} {'samples' if num_samples <= num_real else 'real images'}"
+    if name in ("fid", "sfid") and fewest <= dims:
+        return f"{which} for {dims:,} dims: the covariance is singular; do not quote"
+    if num_samples < USUAL_SAMPLES[name]:
+        return f"{num_samples:,} samples, published with {USUAL_SAMPLES[name]:,}"
+    if num_real < FEWEST_REAL and name != "is":
+        return f"{num_real:,} real images: the distance to so few is biased"
+    return ""

@@ -1,0 +1,203 @@
+"""What a model costs: parameters, and floating-point operations per image of training and of sampling.
+
+Counted by torch's formulas (matrix products, convolutions and attention; a multiply-add is 2 FLOPs) on a copy of
+the modules without data (meta device), as one image goes through the joint objective. Reconstruction losses,
+discriminator, frozen alignment encoder and optimiser are not in it: `forward_flops` measures any of those networks.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from simflow_plugin.contracts import Autoencoder, GenerativeModel
+from simflow_plugin.errors import EvaluationError
+from simflow_plugin.losses.pixel import L2Loss
+from simflow_plugin.losses.reconstruction import ReconstructionLoss
+from simflow_plugin.objective import JointInputs, JointObjective, ObjectiveWeights
+from simflow_plugin.randomness import IndexedRandom
+
+M = TypeVar("M", bound=nn.Module)
+
+MOVES_ALL_ALIKE = ObjectiveWeights(alignment=1.0, alignment_autoencoder=1.0)
+
+
+@dataclass(frozen=True)
+class ComputeSetting:
+    """What one image goes through.
+
+    Args:
+        image_size: pixels.
+        has_labels: whether the model is given labels.
+        guidance: weight w of the samples; > 0 costs a second half of the batch where it acts.
+        feature_shape: (N, F) of the alignment features, or None without alignment.
+        weights: of the objective, which decide what goes back through the model twice; the default moves model and
+            autoencoder alike.
+        caches_latents: whether what the encoder says of an image is read from disk.
+    """
+
+    image_size: int
+    has_labels: bool = False
+    guidance: float = 0.0
+    feature_shape: tuple[int, int] | None = None
+    weights: ObjectiveWeights = MOVES_ALL_ALIKE
+    caches_latents: bool = False
+
+
+@dataclass(frozen=True)
+class ComputeCost:
+    """Numbers to compare models at equal compute.
+
+    Args:
+        model_parameters: all of the generative model's, alignment projector included.
+        autoencoder_parameters: all of the autoencoder's.
+        trained_parameters: those of both that require a gradient.
+        training_flops: per image, forward and backward, of encoder, model, and of the decoder if it trains.
+        sampling_flops: per image, of the model's sampler and the decoder.
+    """
+
+    model_parameters: int
+    autoencoder_parameters: int
+    trained_parameters: int
+    training_flops: int
+    sampling_flops: int
+
+
+def measure_compute(autoencoder: Autoencoder, model: GenerativeModel, setting: ComputeSetting) -> ComputeCost:
+    """Count the parameters and FLOPs of a model with its autoencoder.
+
+    Neither module is changed or run: the count is on copies without data, so that it needs no memory.
+
+    Args:
+        autoencoder: its `trainable` decides what counts as trained.
+        model: any model of the harness.
+        setting: what one image goes through.
+    """
+    return ComputeCost(
+        model_parameters=count_parameters(model),
+        autoencoder_parameters=count_parameters(autoencoder),
+        trained_parameters=count_parameters(model, only_trained=True)
+        + count_parameters(autoencoder, only_trained=True),
+        training_flops=training_flops(autoencoder, model, setting),
+        sampling_flops=sampling_flops(autoencoder, model, setting),
+    )
+
+
+def count_parameters(module: nn.Module, only_trained: bool = False) -> int:
+    """Return the number of parameters, or of those that require a gradient."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad or not only_trained)
+
+
+def training_flops(autoencoder: Autoencoder, model: GenerativeModel | None, setting: ComputeSetting) -> int:
+    """Return the FLOPs of one image's forward and backward pass; a model of None is an autoencoder trained alone."""
+    pixels = ReconstructionLoss([("l2", 1.0, L2Loss(L2Loss.Options()))])
+    joint = JointObjective(
+        without_data(autoencoder), None if model is None else without_data(model), pixels, setting.weights
+    )
+    images, moments = _images(setting), None
+    if setting.caches_latents:
+        with torch.no_grad():
+            moments = joint.autoencoder.moments(images)
+    random = IndexedRandom(0, (0,))
+    inputs = JointInputs(images, _labels(setting), _features(setting), random, moments=moments)
+
+    def step() -> None:
+        loss = joint(inputs)["loss"]
+        assert loss is not None
+        loss.backward()
+
+    return count_flops(step)
+
+
+def sampling_flops(autoencoder: Autoencoder, model: GenerativeModel, setting: ComputeSetting) -> int:
+    """Return the FLOPs of one sample, its decoding included.
+
+    Raises:
+        EvaluationError: for a sampler whose work depends on the values it computes (Jacobi iteration).
+    """
+    autoencoder, model = without_data(autoencoder).eval(), without_data(model).eval()
+    shape = (1, *autoencoder.latent_shape(setting.image_size))
+
+    def step() -> None:
+        with torch.no_grad():
+            latents = model.sample(_labels(setting), shape, setting.guidance, IndexedRandom(0, (0,)))
+            autoencoder.decode(latents)
+
+    try:
+        return count_flops(step)
+    except RuntimeError as error:
+        if "meta tensor" not in str(error):
+            raise
+        raise EvaluationError(
+            f"{type(model).__name__}: the work of its sampler depends on values it computes ({error}), so "
+            "it has no fixed number of FLOPs. Count it with model.sampling.method: cached."
+        ) from error
+
+
+def forward_flops(network: nn.Module, image_size: int) -> int:
+    """Return the FLOPs of a network's forward pass over one image (1, 3, H, W); of a frozen encoder, say."""
+    network = without_data(network)
+    images = torch.zeros(1, 3, image_size, image_size, device="meta")
+    with torch.no_grad():
+        return count_flops(lambda: network(images))
+
+
+def count_flops(function: Callable[[], Any]) -> int:
+    """Return the FLOPs that torch's formulas give for what runs in `function`."""
+    with _FlopCounter() as counter:
+        function()
+    return counter.total
+
+
+class _FlopCounter(TorchDispatchMode):
+    """Torch's formulas without its counter, which follows modules by hooks that forbid gradients within a forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is None:
+            # In inference mode compound operations (linear) arrive whole, and their parts have the formulas.
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        result = func(*args, **kwargs)
+        if formula is not None:
+            self.total += formula(*args, **kwargs, out_val=result)
+        return result
+
+
+def without_data(module: M) -> M:
+    """Return a copy of `module` on the meta device, made without copying its tensors."""
+    memo: dict[int, Any] = {}
+    for parameter in module.parameters():
+        empty = torch.empty_like(parameter, device="meta")
+        memo[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+    for buffer in module.buffers():
+        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+    return copy.deepcopy(module, memo)
+
+
+def _images(setting: ComputeSetting) -> Tensor:
+    return torch.zeros(1, 3, setting.image_size, setting.image_size, device="meta")
+
+
+def _labels(setting: ComputeSetting) -> Tensor | None:
+    return torch.zeros(1, dtype=torch.int64, device="meta") if setting.has_labels else None
+
+
+def _features(setting: ComputeSetting) -> Tensor | None:
+    return (
+        torch.zeros(1, *setting.feature_shape, device="meta") if setting.feature_shape is not None else None
+    )

@@ -1,0 +1,212 @@
+"""What a run makes of held-out images: reconstruction, likelihood, and how it tells other data apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from simflow_plugin.contracts import ImageDataset
+from simflow_plugin.data.loader import Batch, evaluation_batches
+from simflow_plugin.data.order import sample_rows
+from simflow_plugin.errors import WeightsError
+from simflow_plugin.evaluation.drawing import to_uint8
+from simflow_plugin.evaluation.intervals import bootstrap, bootstrap_mean
+from simflow_plugin.evaluation.likelihood import (
+    ImageScores,
+    ReconstructionLikelihood,
+    Scorer,
+    auroc,
+    draw_latents,
+    write_scores,
+)
+from simflow_plugin.evaluation.measured import Measured
+from simflow_plugin.evaluation.reconstruction_error import LPIPSDistance, psnr, ssim
+from simflow_plugin.losses.lpips_loss import BACKBONES
+from simflow_plugin.progress_bar import count_progress
+from simflow_plugin.randomness import IndexedRandom
+from simflow_plugin.runs.loaded_run import LoadedRun
+
+NUM_FITTED = 256
+"""Training images that the scale of the reconstruction likelihood is fitted on."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out images of a run.
+
+    Args:
+        dataset: the split.
+        name: for the notes: `test split of digits, 16 x 16`.
+        count: images of it to use, drawn at random if not all.
+        batch_size: at a time.
+        seed: of posterior samples.
+    """
+
+    dataset: ImageDataset
+    name: str
+    count: int
+    batch_size: int
+    seed: int
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield the images in batches."""
+        return evaluation_batches(self.dataset, self.batch_size, sample_rows(len(self.dataset), self.count))
+
+
+def find_lpips(loaded: LoadedRun, backbone: str | None) -> tuple[LPIPSDistance | None, str]:
+    """Return LPIPS where its weights are, or None and why not; only a backbone that was named must be there.
+
+    Args:
+        loaded: the run.
+        backbone: AlexNet's file; None looks into torch's hub cache.
+    Raises:
+        WeightsError: if the file that was named is missing or of another network.
+    """
+    smallest, size = BACKBONES["alex"].min_image_size, loaded.config.image_size
+    if size < smallest:
+        return None, f"LPIPS: not measured, AlexNet needs {smallest} pixels, images have {size}"
+    try:
+        return LPIPSDistance("alex", backbone, loaded.device), ""
+    except WeightsError as error:
+        if backbone is not None:
+            raise WeightsError(f"--lpips-backbone: {error}") from error
+        return (
+            None,
+            f"LPIPS: not measured; name AlexNet's weights ({BACKBONES['alex'].address}) with --lpips-backbone",
+        )
+
+
+@torch.no_grad()
+def measure_reconstruction(
+    loaded: LoadedRun, held_out: HeldOut, lpips: LPIPSDistance | None, keep: Callable[[Tensor, Tensor], None]
+) -> dict[str, Measured]:
+    """Return PSNR, SSIM and (if given) LPIPS of decoded posterior means.
+
+    Args:
+        loaded: the run.
+        held_out: images.
+        lpips: distance, or None.
+        keep: called with originals and reconstructions of each batch, uint8 (B, 3, H, W), for rFID.
+    """
+    values: dict[str, list[Tensor]] = {"psnr": [], "ssim": []}
+    if lpips is not None:
+        values["lpips"] = []
+    with count_progress("reconstruction", held_out.count) as advance:
+        for batch in held_out.batches():
+            images = batch.images.to(loaded.device)
+            decoded = loaded.autoencoder.decode(loaded.autoencoder.encode(images).mode()).clamp(-1, 1)
+            values["psnr"].append(psnr(decoded, images).cpu())
+            values["ssim"].append(ssim(decoded, images).cpu())
+            if lpips is not None:
+                values["lpips"].append(lpips(decoded, images).cpu())
+            keep(*(to_uint8(part).permute(0, 3, 1, 2).cpu() for part in (images, decoded)))
+            advance(len(images))
+    found = {name: bootstrap_mean(torch.cat(parts).numpy()) for name, parts in values.items()}
+    on = f"{held_out.count:,} images, {held_out.name}, posterior mean"
+    return {name: number.with_notes(on) for name, number in found.items()}
+
+
+@torch.no_grad()
+def fit_likelihood(
+    loaded: LoadedRun, train: ImageDataset, kind: Literal["gaussian", "laplace"], batch_size: int
+) -> ReconstructionLikelihood:
+    """Fit the scale of P(x given z) on training images, decoded from posterior samples."""
+    pairs = []
+    model = loaded.require_model()
+    for batch in evaluation_batches(train, batch_size, sample_rows(len(train), NUM_FITTED)):
+        images = batch.images.to(loaded.device)
+        posterior = loaded.autoencoder.encode(images)
+        random = IndexedRandom(loaded.config.seed, tuple(batch.indices.tolist()))
+        noise = random.normal("fit_likelihood", posterior.mean.shape, loaded.device)
+        latents = draw_latents(posterior, model.noise_std, noise)
+        labels = batch.labels.to(loaded.device) if loaded.num_classes is not None else None
+        pairs.append((images, loaded.autoencoder.decode(model.remove_noise(latents, labels))))
+    images, decoded = (torch.cat(part) for part in zip(*pairs, strict=True))
+    return ReconstructionLikelihood.fit(kind, images, decoded)
+
+
+def score_images(
+    loaded: LoadedRun, held_out: HeldOut, scorer: Scorer, has_labels: bool
+) -> tuple[ImageScores, Tensor]:
+    """Score held-out images, and return their indices (N,).
+
+    Args:
+        loaded: the run.
+        held_out: images.
+        scorer: of the run's parts.
+        has_labels: give the model the labels, if it knows any; otherwise the density is unconditional.
+    """
+    scores, indices = [], []
+    with count_progress("likelihood", held_out.count) as advance:
+        for batch in held_out.batches():
+            random = IndexedRandom(held_out.seed, tuple(batch.indices.tolist()))
+            labels = batch.labels.to(loaded.device) if has_labels and loaded.num_classes is not None else None
+            scores.append(scorer(batch.images.to(loaded.device), labels, random))
+            indices.append(batch.indices)
+            advance(len(batch.images))
+    return ImageScores(*map(torch.cat, zip(*scores, strict=True))), torch.cat(indices)
+
+
+def measure_likelihood(
+    loaded: LoadedRun, held_out: HeldOut, scorer: Scorer, csv: Path
+) -> dict[str, Measured]:
+    """Return bits per dimension of latents and images; write one row an image to `csv`."""
+    scores, indices = score_images(loaded, held_out, scorer, has_labels=True)
+    write_scores(csv, {"index": indices, **scores._asdict()})
+    given = "given labels" if loaded.num_classes is not None else "unconditional"
+    on = f"{held_out.count:,} images, {held_out.name}, {given}"
+    likelihood = scorer.likelihood
+    names = {"latent_bits_per_dim": on, "image_bits_per_dim": f"{on}; {likelihood.kind} of fitted scale"}
+    found = {name: bootstrap_mean(getattr(scores, name).numpy()).with_notes(of) for name, of in names.items()}
+    return found
+
+
+def measure_outliers(
+    loaded: LoadedRun, held_out: HeldOut, other: HeldOut, scorer: Scorer, csv: Path
+) -> dict[str, Measured]:
+    """Return the AUROC of the unconditional likelihood between held-out images and another data set.
+
+    Args:
+        loaded: the run.
+        held_out: images of the run's own data set.
+        other: images of the other one.
+        scorer: of the run's parts.
+        csv: gets one row an image of the other data set.
+    """
+    inside, _ = score_images(loaded, held_out, scorer, has_labels=False)
+    outside, indices = score_images(loaded, other, scorer, has_labels=False)
+    write_scores(csv, {"index": indices, **outside._asdict()})
+    on = f"{held_out.count:,} images, {held_out.name}, against {other.count:,}, {other.name}; unconditional"
+    warning = ""
+    if loaded.num_classes is not None and not (loaded.model is not None and loaded.model.supports_guidance):
+        warning = "trained without label dropout: its unconditional density was never trained"
+    found = {}
+    for name, ours, theirs in (
+        ("auroc_latent", inside.latent_log_prob, outside.latent_log_prob),
+        ("auroc_image", -inside.image_bits_per_dim, -outside.image_bits_per_dim),
+    ):
+        found[name] = _auroc_with_interval(ours, theirs).with_notes(on, warning)
+    return found
+
+
+def _auroc_with_interval(inside: Tensor, outside: Tensor) -> Measured:
+    """AUROC is a mean over outside images of the share of inside scores above: resample both ends' means."""
+    above_outside, above_inside = _share_below(inside, outside), 1 - _share_below(outside, inside)
+    by_inside = bootstrap(above_outside.numpy(), lambda rows: rows.mean(axis=-1))
+    by_outside = bootstrap(above_inside.numpy(), lambda rows: rows.mean(axis=-1))
+    value = auroc(inside.numpy(), outside.numpy())
+    # The two sources of variance are independent and add (DeLong et al. 1988).
+    half = sum(((high - low) / 2) ** 2 for low, high in (by_inside, by_outside)) ** 0.5
+    return Measured(value, max(0.0, value - half), min(1.0, value + half), "bootstrap of both sets")
+
+
+def _share_below(values: Tensor, others: Tensor) -> Tensor:
+    """Return for each value the share of `others` below it, float64, equal ones counting half; N log M, not N x M."""
+    others = others.sort().values
+    below, up_to = (torch.searchsorted(others, values, right=right) for right in (False, True))
+    return (below + up_to).double() / (2 * len(others))

@@ -1,0 +1,244 @@
+"""A comparison of runs as one HTML page and one Markdown table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from simflow_plugin.evaluation.comparison import ComparedRun, seconds_at
+from simflow_plugin.evaluation.measured import Measured
+from simflow_plugin.evaluation.report.grids import image_grid, png_bytes
+from simflow_plugin.evaluation.report.html import (
+    Cell,
+    Collapsible,
+    Figure,
+    Part,
+    Section,
+    Table,
+    Text,
+    write_report,
+)
+from simflow_plugin.evaluation.report.metric_names import in_order, metric_cell, metric_name
+from simflow_plugin.evaluation.report.plots import Curve, plot_panels, plot_terms
+from simflow_plugin.evaluation.report.published import published_tables
+from simflow_plugin.runs.run_directory import write_text_atomically
+
+UNCOMPARABLE = "of each run's own latent space: not to be compared between autoencoders"
+SHARED_TERMS = ("nll", "denoising", "alignment", "l1", "l2", "lpips")
+
+
+def write_comparison(
+    runs: Sequence[ComparedRun], problems: Sequence[str], folder: Path, per_class: int
+) -> Path:
+    """Write comparison.html and comparison.md, and return the page's path.
+
+    Args:
+        runs: with costs and samples.
+        problems: what differs between them, if the comparison was forced.
+        folder: made if it is not there.
+        per_class: noise indices shown for every class.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    metrics, costs = metrics_table(runs, problems), costs_table(runs)
+    warnings: list[Part] = [
+        Text(f"Forced although they differ: {problem}.", is_warning=True) for problem in problems
+    ]
+    notes: list[Part] = [Text(f"{run.name}: {note}.") for run in runs for note in run.notes]
+    sections = [
+        Section("Quality", (*warnings, Text(provenance(runs)), metrics, *notes)),
+        Section("Cost", (costs,)),
+        Section("Curves", tuple(_curves(runs))),
+        Section("Samples", tuple(_grids(runs, per_class))),
+        Section("Published elsewhere", tuple(published_tables())),
+        Section("Configurations", tuple(Collapsible(run.name, run.config.to_yaml()) for run in runs)),
+    ]
+    config = runs[0].config
+    page = folder / "comparison.html"
+    subtitle = (
+        f"{config.data.name}, {config.image_size} x {config.image_size} pixels, held-out images, EMA weights"
+    )
+    names = ", ".join(run.name for run in runs)
+    shown = [section for section in sections if section.parts]
+    write_report(page, f"Comparison: {names}", shown, subtitle)
+    parts = [provenance(runs), *(f"Forced although they differ: {problem}." for problem in problems)]
+    tables = (metrics, costs, *published_tables())
+    text = "\n\n".join([f"# Comparison: {names}", *parts, *map(to_markdown, tables)])
+    write_text_atomically(folder / "comparison.md", text + "\n")
+    return page
+
+
+def provenance(runs: Sequence[ComparedRun]) -> str:
+    """Return which weights and guidance stand behind each column."""
+    each = []
+    for run in runs:
+        guidance = f", guidance {run.setting['guidance']:g}" if run.loaded.model is not None else ""
+        each.append(f"{run.name}: step {run.loaded.checkpoint.step:,}{guidance}")
+    return "Averaged (EMA) weights, held-out images. " + "; ".join(each) + "."
+
+
+def metrics_table(runs: Sequence[ComparedRun], problems: Sequence[str]) -> Table:
+    """Return one row a metric, one column a run, the best marked where all were measured alike and undoubted."""
+    keys = in_order(dict.fromkeys(key for run in runs for key in run.metrics))
+    rows: list[tuple[str | Cell, ...]] = []
+    for key in keys:
+        numbers = [run.metrics.get(key) for run in runs]
+        differs = len({number.on for number in numbers if number is not None}) > 1
+        best = None if differs or problems else _best(key, numbers)
+        cells: list[str | Cell] = []
+        for index, number in enumerate(numbers):
+            shown = number.with_notes(warning=f"on {number.on}") if number is not None and differs else number
+            cells.append(metric_cell(key, shown, index == best))
+        on = next((number.on for number in numbers if number is not None), "")
+        uncomparable = UNCOMPARABLE if key == "latent_bits_per_dim" else ""
+        rows.append((metric_name(key).heading, *cells, Cell("", uncomparable or ("" if differs else on))))
+    note = (
+        "Small print: 95 % intervals by bootstrap, over blocks or over seeds. Bold: best, beyond the intervals; "
+        "what has none, as FID from one seed, has no bold number."
+    )
+    return Table(("metric", *(run.name for run in runs), "measured on"), tuple(rows), "", (note,))
+
+
+def costs_table(runs: Sequence[ComparedRun]) -> Table:
+    """Return parameters, FLOPs and seconds of every run."""
+    titles = (
+        "parameters, generative model",
+        "parameters, autoencoder",
+        "training, FLOPs / image",
+        "training, FLOPs in all",
+        "training, seconds",
+        "sampling, FLOPs / image",
+    )
+    columns = [_cost_column(run) for run in runs]
+    rows = tuple((title, *(column[index] for column in columns)) for index, title in enumerate(titles))
+    note = (
+        "FLOPs of matrix products, convolutions and attention, a multiply-add being two; without reconstruction "
+        "losses, alignment encoder and optimiser. Seconds are those of each run's own machine."
+    )
+    return Table(("cost", *(run.name for run in runs)), rows, "", (note,))
+
+
+def to_markdown(table: Table) -> str:
+    """Return a table as Markdown, small print in parentheses."""
+
+    def text(cell: Cell) -> str:
+        body = f"**{cell.text}**" if cell.emphasis == "best" else cell.text
+        note = f"⚠ {cell.note}" if cell.emphasis == "warning" else cell.note
+        return (
+            f"{body} ({note})".strip().replace("|", "\\|")
+            if note and body
+            else (body or note).replace("|", "\\|")
+        )
+
+    lines = [f"| {' | '.join(table.columns)} |", f"|{' --- |' * len(table.columns)}"]
+    lines += [f"| {' | '.join(map(text, row))} |" for row in table.cells()]
+    caption = [f"**{table.caption}**", ""] if table.caption else []
+    return "\n".join([*caption, *lines, *(f"\n{note}" for note in table.notes)])
+
+
+def _best(key: str, numbers: Sequence[Measured | None]) -> int | None:
+    better = metric_name(key).better
+    known = [number.value for number in numbers if number is not None and not number.warning]
+    if not better or len(known) < len(numbers):
+        return None
+    measured = [number for number in numbers if number is not None]
+    best = min(measured, key=lambda number: number.value if better == "lower" else -number.value)
+    others = [number for number in measured if number is not best]
+    return measured.index(best) if all(_is_apart(best, other) for other in others) else None
+
+
+def _is_apart(one: Measured, other: Measured) -> bool:
+    """Return whether two numbers differ by more than their intervals; without intervals nobody knows."""
+    if one.low is None or one.high is None or other.low is None or other.high is None:
+        return False
+    return one.high < other.low or other.high < one.low
+
+
+def _cost_column(run: ComparedRun) -> tuple[str, ...]:
+    training, cost = run.config.training, run.cost
+    seconds = f"{float(run.loaded.checkpoint.state['seconds']):,.0f}"
+    if cost is None:
+        return "—", "—", "—", "—", seconds, "—"
+    images = run.loaded.checkpoint.step * training.batch_size
+    return (
+        f"{cost.model_parameters:,}",
+        f"{cost.autoencoder_parameters:,}",
+        f"{cost.training_flops:.3g}",
+        f"{cost.training_flops * images:.3g}",
+        seconds,
+        f"{cost.sampling_flops:.3g}",
+    )
+
+
+def _curves(runs: Sequence[ComparedRun]) -> list[Part]:
+    rows_by_run = {run.name: run.rows for run in runs}
+    logged = {key for run in runs for row in run.rows for key in row}
+    terms = [term for term in SHARED_TERMS if term in logged]
+    parts: list[Part] = []
+    for x, what in (("step", "optimizer step"), ("seconds", "seconds of training")):
+        panels = _evaluated(runs, x)
+        if panels:
+            caption = f"Evaluated quality against {what}, at each run's own guidance."
+            parts.append(Figure(plot_panels(panels, what, marker="o"), caption))
+        plot = plot_terms(rows_by_run, x, terms) if terms else None
+        if plot is not None:
+            parts.append(
+                Figure(plot, f"Training losses against {what}; weighted terms compare at equal weights only.")
+            )
+    return parts
+
+
+def _evaluated(runs: Sequence[ComparedRun], x: str) -> dict[str, dict[str, Curve]]:
+    """Return metric -> run -> (x, value) over the evaluated checkpoints, for metrics with two of them somewhere."""
+    panels: dict[str, dict[str, Curve]] = {}
+    for key in in_order(dict.fromkeys(key for run in runs for key in run.metrics)):
+        if key == "sampling_seconds":
+            continue
+        curves: dict[str, Curve] = {}
+        for run in runs:
+            points = sorted(_points(run, key, x).items())
+            if points:
+                xs, ys = zip(*points, strict=True)
+                curves[run.name] = (xs, ys)
+        if any(len(xs) > 1 for xs, _ in curves.values()):
+            panels[metric_name(key).heading] = curves
+    return panels
+
+
+def _points(run: ComparedRun, key: str, x: str) -> dict[float, float]:
+    """Return the means over seeds of a metric of the averaged weights, by step or seconds."""
+    found: dict[float, list[float]] = {}
+    for evaluation in run.evaluations:
+        settings = evaluation.settings
+        wanted = {**run.setting, "weights": "EMA"}
+        if key in evaluation.metrics and all(settings[k] == value for k, value in wanted.items()):
+            at = settings["step"] if x == "step" else seconds_at(run.rows, settings["step"])
+            if at is not None:
+                found.setdefault(float(at), []).append(evaluation.metrics[key].value)
+    return {at: sum(values) / len(values) for at, values in found.items()}
+
+
+def _grids(runs: Sequence[ComparedRun], per_class: int) -> list[Part]:
+    """Lay out one figure a noise block: a row is a run, a column is one class and noise index."""
+    drawn = [run for run in runs if run.samples is not None]
+    if not drawn:
+        return []
+    parts: list[Part] = []
+    labelled = all(run.loaded.num_classes is not None for run in drawn)
+    count = min(len(run.samples) for run in drawn if run.samples is not None)
+    width = count // per_class
+    for block in range(per_class):
+        rows = slice(block * width, (block + 1) * width)
+        images = [run.samples[rows] for run in drawn if run.samples is not None]
+        if len({part.shape for part in images}) > 1:
+            return [Text("Samples of different resolutions are not shown side by side.", is_warning=True)]
+        names = [str(index % (drawn[0].loaded.num_classes or 1)) for index in range(rows.start, rows.stop)]
+        columns = names if labelled else None
+        picture = image_grid(np.concatenate(images), width, [run.name for run in drawn], columns)
+        what = "class on top, same" if labelled else "same"
+        caption = (
+            f"Noise indices {rows.start} to {rows.stop - 1}: {what} noise index in a column, not chosen."
+        )
+        parts.append(Figure(png_bytes(picture), caption, "pixels"))
+    return parts

@@ -1,0 +1,121 @@
+"""How metrics are called and written in tables: full name, better direction, digits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from simflow_plugin.evaluation.measured import Measured
+from simflow_plugin.evaluation.report.html import Cell, Table
+
+
+@dataclass(frozen=True)
+class MetricName:
+    """How one metric is shown.
+
+    Args:
+        title: of its row.
+        better: `lower`, `higher`, or empty where neither is better.
+        format: of the value.
+    """
+
+    title: str
+    better: str = ""
+    format: str = ".3g"
+
+    @property
+    def heading(self) -> str:
+        return f"{self.title} {({'lower': '↓', 'higher': '↑'}).get(self.better, '')}".strip()
+
+
+NAMES = {
+    "fid": MetricName("FID", "lower", ".2f"),
+    "sfid": MetricName("sFID", "lower", ".2f"),
+    "kid": MetricName("KID", "lower", ".4f"),
+    "is": MetricName("Inception score", "higher", ".1f"),
+    "precision": MetricName("precision", "higher", ".3f"),
+    "recall": MetricName("recall", "higher", ".3f"),
+    "class_agreement": MetricName("class agreement (judge)", "higher", ".1%"),
+    "diversity_ratio": MetricName("diversity ratio (1 = real)", "", ".3f"),
+    "rfid": MetricName("rFID", "lower", ".2f"),
+    "fid_to_reconstructions": MetricName("FID to reconstructions", "lower", ".2f"),
+    "psnr": MetricName("PSNR, dB", "higher", ".2f"),
+    "ssim": MetricName("SSIM", "higher", ".4f"),
+    "lpips": MetricName("LPIPS (AlexNet)", "lower", ".4f"),
+    "image_bits_per_dim": MetricName("image bits / dim, upper bound", "lower", ".3f"),
+    # Not comparable between autoencoders, so neither direction is better.
+    "latent_bits_per_dim": MetricName("latent bits / dim", "", ".3f"),
+    "auroc_latent": MetricName("AUROC of log p(z)", "higher", ".3f"),
+    "auroc_image": MetricName("AUROC of the image bound", "higher", ".3f"),
+    "sampling_seconds": MetricName("seconds / sample", "lower", ".3g"),
+}
+FAMILIES = {
+    "fd_to_reconstructions_": MetricName("Fréchet distance to reconstructions", "lower", ".2f"),
+    "fd_": MetricName("Fréchet distance", "lower", ".2f"),
+    "rfd_": MetricName("reconstruction Fréchet distance", "lower", ".2f"),
+    "kd_": MetricName("kernel distance", "lower", ".4f"),
+    "precision_": MetricName("precision", "higher", ".3f"),
+    "recall_": MetricName("recall", "higher", ".3f"),
+}
+
+
+def metric_name(key: str) -> MetricName:
+    """Return how the metric `key` is shown; `fd_<extractor>` and its like are named with their extractor."""
+    if key in NAMES:
+        return NAMES[key]
+    for prefix, family in FAMILIES.items():
+        if key.startswith(prefix):
+            return MetricName(f"{family.title} ({key.removeprefix(prefix)})", family.better, family.format)
+    return MetricName(key.replace("_", " "))
+
+
+def in_order(keys: Mapping[str, object]) -> list[str]:
+    """Return the keys in the order of a table: samples, reconstruction, likelihood, cost."""
+    families = list(FAMILIES)
+    order = list(NAMES)
+
+    def rank(key: str) -> tuple[int, str]:
+        if key in order:
+            return order.index(key), ""
+        near = {"fd_": "is", "kd_": "is", "precision_": "recall", "recall_": "recall", "rfd_": "rfid"}
+        near["fd_to_reconstructions_"] = "fid_to_reconstructions"
+        prefix = next((p for p in families if key.startswith(p)), None)
+        return (order.index(near[prefix]) if prefix else len(order)), key
+
+    return sorted(keys, key=rank)
+
+
+def format_value(key: str, number: Measured) -> str:
+    """Return the value as text."""
+    return format(number.value, metric_name(key).format)
+
+
+def format_interval(key: str, number: Measured) -> str:
+    """Return `low to high`, or nothing."""
+    if number.low is None or number.high is None:
+        return ""
+    form = metric_name(key).format
+    return f"{number.low:{form}} to {number.high:{form}}"
+
+
+def metric_cell(key: str, number: Measured | None, is_best: bool = False) -> Cell:
+    """Return a table cell: the value, below it the interval, and the warning if there is one."""
+    if number is None:
+        return Cell("—")
+    note = "; ".join(filter(None, (format_interval(key, number), number.warning)))
+    return Cell(
+        format_value(key, number), note, "warning" if number.warning else "best" if is_best else "none"
+    )
+
+
+def metrics_table(metrics: Mapping[str, Measured], caption: str = "") -> Table:
+    """Return the metrics of one evaluation, with what each was measured on."""
+    rows = tuple(
+        (metric_name(key).heading, metric_cell(key, metrics[key]), Cell("", _measured_on(metrics[key])))
+        for key in in_order(metrics)
+    )
+    return Table(("metric", "value", "measured on"), rows, caption, ("Intervals are 95 %.",))
+
+
+def _measured_on(number: Measured) -> str:
+    return "; ".join(filter(None, (number.on, f"interval: {number.interval}" if number.interval else "")))

@@ -1,0 +1,130 @@
+"""One block being inverted: noise, condition rows, cache, guidance; and one evaluation of some steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from simflow_plugin.flow.affine import Affine, affine_inverse
+from simflow_plugin.flow.block import FlowBlock
+from simflow_plugin.flow.conditioning import Embedding
+from simflow_plugin.flow.guidance import GuidanceWeights
+from simflow_plugin.flow.kv_cache import LayerCache, allocate_cache
+from simflow_plugin.flow.packing import can_pack, packed_copy
+from simflow_plugin.flow.sampling.sampling_statistics import BlockStatistics
+
+
+@dataclass
+class BlockState:
+    """What all methods share. Rows are B, or 2 B with guidance: the conditional ones first.
+
+    Args:
+        block: the block; see `pack`.
+        noise: (B, T, D) in the block's own order, at least float32.
+        tokens: (B, T + 1, D), filled in by the method: tokens[:, t + 1] is x_t, and tokens[:, 0] is the start
+            token, so that the input of step i is tokens[:, i + lag] for both kinds of block.
+        embedding: of the rows' condition.
+        rotation: of prefix and steps, or None.
+        guidance: None without.
+        statistics: filled in by the method.
+    """
+
+    block: FlowBlock
+    noise: Tensor
+    tokens: Tensor
+    embedding: Embedding
+    rotation: Tensor | None
+    guidance: GuidanceWeights | None
+    statistics: BlockStatistics
+    cache: list[LayerCache] = field(default_factory=list)
+
+    @classmethod
+    def begin(
+        cls,
+        block: FlowBlock,
+        noise: Tensor,
+        condition: Tensor | None,
+        rotation: Tensor | None,
+        guidance: GuidanceWeights | None,
+        statistics: BlockStatistics,
+    ) -> BlockState:
+        """Set up the inversion of `block` from noise (B, T, D) in raster order."""
+        ordered = block.reorder(noise)
+        start = ordered.new_zeros(1, 1, 1) if block.start is None else block.start.to(ordered.dtype)
+        tokens = torch.cat([start.expand(len(ordered), 1, ordered.shape[2]), ordered], dim=1)
+        embedding = block.embed_condition(condition)
+        num_prefix = 0 if embedding.prefix is None else embedding.prefix.shape[1]
+        turn = block.rotation_of(rotation, 0, num_prefix + ordered.shape[1], num_prefix)
+        return cls(block, ordered, tokens, embedding, turn, guidance, statistics)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps that give a target: T - lag."""
+        return self.noise.shape[1] - self.block.lag
+
+    @property
+    def num_prefix(self) -> int:
+        return 0 if self.embedding.prefix is None else self.embedding.prefix.shape[1]
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.noise) * (1 if self.guidance is None else 2)
+
+    def prefill(self) -> None:
+        """Allocate the cache and run the prefix through it."""
+        like = self.block.proj_in.weight
+        like = like if self.embedding.prefix is None else self.embedding.prefix
+        length = self.num_prefix + self.num_steps
+        self.cache = allocate_cache(self.block.config, len(self.block.layers), self.num_rows, length, like)
+        if self.embedding.prefix is not None:
+            turn = None if self.rotation is None else self.rotation[: self.num_prefix]
+            self.block.run_layers(self.embedding.prefix, turn, self.cache, 0)
+
+    def pack(self) -> None:
+        """Pack the block's weights for products of a few rows, where that helps."""
+        if isinstance(self.block.proj_in, nn.Linear) and can_pack(self.block.proj_in.weight):
+            self.block = packed_copy(self.block, self.num_rows)
+
+    def solve(self, first: int, stop: int) -> Tensor:
+        """Return the targets (B, n, D) of steps first : stop from the inputs in `tokens`; write the cache."""
+        return self.targets(self.evaluate(first, stop), first, stop)
+
+    def evaluate(self, first: int, stop: int) -> Affine:
+        """Return the parameters (rows, n, D) that steps first : stop give; write the cache."""
+        block = self.block
+        hidden = block.embed_inputs(
+            self.inputs(first, stop), block.position_rows(first, stop), self.embedding
+        )
+        position = self.num_prefix + first
+        turn = None if self.rotation is None else self.rotation[position : self.num_prefix + stop]
+        hidden = block.run_layers(hidden, turn, self.cache, position)
+        self.count(stop - first)
+        return block.head(hidden)
+
+    def inputs(self, first: int, stop: int) -> Tensor:
+        """Return the inputs (rows, n, D) of steps first : stop, the same for both halves with guidance."""
+        inputs = self.tokens[:, first + self.block.lag : stop + self.block.lag]
+        return inputs if self.guidance is None else torch.cat([inputs, inputs])
+
+    def count(self, num_steps: int) -> None:
+        """Note a network evaluation of `num_steps` positions."""
+        self.statistics.passes += 1
+        self.statistics.steps += num_steps
+
+    def targets(self, affine: Affine, first: int, stop: int) -> Tensor:
+        """Return the targets (B, n, D) of steps first : stop from the parameters of all rows."""
+        lag = self.block.lag
+        if self.guidance is not None:
+            affine = self.guidance.combine(affine, first + lag, stop + lag)
+        return affine_inverse(self.noise[:, first + lag : stop + lag], affine)
+
+    def store(self, targets: Tensor, first: int) -> None:
+        """Write targets (B, n, D) of the steps from `first` on to `tokens`."""
+        begin = first + self.block.lag + 1
+        self.tokens[:, begin : begin + targets.shape[1]] = targets
+
+    def result(self) -> Tensor:
+        """Return the tokens (B, T, D) in raster order."""
+        return self.block.reorder(self.tokens[:, 1:])

@@ -1,0 +1,90 @@
+"""Inverts all blocks, the deep one first, each by its method and with guidance where it is conditional."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from simflow_plugin.flow.block import FlowBlock
+from simflow_plugin.flow.guidance import GuidanceRule, GuidanceWeights
+from simflow_plugin.flow.sampling.cached import solve_cached
+from simflow_plugin.flow.sampling.decode_state import BlockState
+from simflow_plugin.flow.sampling.decode_steps import make_step, step_kind
+from simflow_plugin.flow.sampling.jacobi import solve_jacobi
+from simflow_plugin.flow.sampling.method_choice import solve_auto
+from simflow_plugin.flow.sampling.methods import Auto, Jacobi, Method, Naive
+from simflow_plugin.flow.sampling.naive import solve_naively
+from simflow_plugin.flow.sampling.sampling_statistics import BlockStatistics, SamplingStatistics
+
+
+@dataclass(frozen=True)
+class SamplingRequest:
+    """What to invert a flow with.
+
+    Args:
+        condition: labels (B,) or features (B, L, F), or None.
+        null_condition: of the same shape, for the unconditional half; read with guidance > 0 only.
+        guidance: w >= 0.
+        rule: how both halves combine.
+        methods: one per block, in training order.
+    """
+
+    condition: Tensor | None
+    null_condition: Tensor | None
+    guidance: float
+    rule: GuidanceRule
+    methods: Sequence[Method]
+
+
+def invert(
+    blocks: Sequence[FlowBlock], noise: Tensor, rotation: Tensor | None, request: SamplingRequest
+) -> tuple[Tensor, SamplingStatistics]:
+    """Return tokens (B, T, D) in raster order from noise (B, T, D), and what it took."""
+    tokens = noise
+    run = SamplingStatistics()
+    for index in reversed(range(len(blocks))):
+        statistics = BlockStatistics(index + 1, request.methods[index].name)
+        state = _begin(blocks[index], index, tokens, rotation, request, statistics)
+        _solve(state, request.methods[index])
+        tokens = state.result()
+        run.blocks.append(statistics)
+    return tokens, run
+
+
+def _begin(
+    block: FlowBlock,
+    index: int,
+    noise: Tensor,
+    rotation: Tensor | None,
+    request: SamplingRequest,
+    statistics: BlockStatistics,
+) -> BlockState:
+    guidance, condition = None, request.condition if block.is_conditional else None
+    if block.is_conditional and condition is not None:
+        weights = request.rule.weights(request.guidance, index, noise.shape[1], noise)
+        if weights is not None and request.null_condition is not None:
+            guidance = GuidanceWeights(request.rule, weights)
+            condition = torch.cat([condition, request.null_condition])
+    return BlockState.begin(block, noise, condition, rotation, guidance, statistics)
+
+
+def _solve(state: BlockState, method: Method) -> None:
+    if isinstance(method, Naive):
+        state.pack()
+        solve_naively(state)
+    elif isinstance(method, Jacobi):
+        state.pack()
+        state.prefill()
+        solve_jacobi(state, method, 0, state.num_steps)
+    elif isinstance(method, Auto):
+        state.prefill()
+        solve_auto(state, method)
+    else:
+        # The kernel packs weights its own way, and a compiler has to see plain ones.
+        if step_kind(state, method) in ("eager", "static"):
+            state.pack()
+        state.prefill()
+        solve_cached(state, make_step(state, method), 0, state.num_steps)

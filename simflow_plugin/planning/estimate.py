@@ -1,0 +1,161 @@
+"""The plan of a run: parameters, memory per device, FLOPs per image, days.
+
+    days = FLOPs per image x batch x steps / (devices x peak FLOPs per second x utilisation) / 86400
+
+    memory per device = parameters + gradients + AdamW's two moments + EMA, float32, whole or sharded over N devices,
+                      + activations kept for the backward pass of one micro-batch
+
+P trained and F frozen parameters, sharding `none`: 20 P + 4 F bytes; `zero2`: 8 P + 4 F gathered and reduced in turn,
+12 P / N at rest; `zero3`: (20 P + 4 F) / N, and two layers gathered. Activations are counted as autograd saves them,
+under the casts of mixed precision where there are any. Temporary buffers and fragmentation come on top: leave a tenth
+free.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from simflow_plugin.config.schema import RunConfig
+from simflow_plugin.errors import ConfigError
+from simflow_plugin.evaluation.flops import count_parameters
+from simflow_plugin.objective import JointObjective
+from simflow_plugin.options import did_you_mean
+from simflow_plugin.planning.outline import make_outline
+from simflow_plugin.planning.work import flops_per_image, outlined_joint, saved_bytes
+from simflow_plugin.training.distributed.processes import layer_class_names
+
+SHARDINGS = ("none", "zero2", "zero3")
+SECONDS_PER_DAY = 86400
+BYTES = 4
+"""Parameters, gradients, moments and averages are float32 whatever the compute type."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Peak dense bfloat16 FLOPs per second and memory in GB, from the maker's data sheet."""
+
+    flops: float
+    memory: float
+
+
+GPUS = {
+    "a100": Gpu(312e12, 80),
+    "h100": Gpu(989e12, 80),
+    "h200": Gpu(989e12, 141),
+    "l40s": Gpu(362e12, 48),
+    "rtx4090": Gpu(165e12, 24),
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a run is planned for.
+
+    Args:
+        devices: number of GPUs.
+        sharding: `none`, `zero2` or `zero3` (FSDP2).
+        gpu: key of `GPUS`.
+        utilisation: share of the peak that is reached, in (0, 1].
+    """
+
+    devices: int = 8
+    sharding: str = "none"
+    gpu: str = "h100"
+    utilisation: float = 0.4
+
+    def __post_init__(self) -> None:
+        if self.gpu not in GPUS:
+            raise ConfigError(f"--gpu {self.gpu}: unknown.{did_you_mean(self.gpu, GPUS)}")
+        if self.sharding not in SHARDINGS:
+            raise ConfigError(f"--sharding {self.sharding}: unknown.{did_you_mean(self.sharding, SHARDINGS)}")
+        if self.devices < 1 or not 0 < self.utilisation <= 1:
+            raise ConfigError("--devices must be at least 1, and --utilisation in (0, 1].")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `simflow plan` prints.
+
+    Args:
+        parameters: by part.
+        trained, frozen: parameters in all.
+        flops: per image and training step, by part of the work.
+        state_bytes: parameters, gradients, optimizer and averages, per device.
+        activation_bytes: of one micro-batch, per device.
+        micro_batch: images per device and backward pass.
+        days: at the setting's utilisation.
+        assumptions: what could not be known from the configuration alone.
+    """
+
+    parameters: dict[str, int]
+    trained: int
+    frozen: int
+    flops: dict[str, int]
+    state_bytes: float
+    activation_bytes: float
+    micro_batch: int
+    days: float
+    assumptions: tuple[str, ...]
+
+
+def make_plan(config: RunConfig, setting: Setting) -> Plan:
+    """Plan a run without building anything that needs memory.
+
+    Raises:
+        ConfigError: if the batch cannot be shared by that many devices, or a shape is known to a missing file only.
+    """
+    training = config.training
+    shares = setting.devices * training.accumulation
+    if training.batch_size % shares:
+        raise ConfigError(
+            f"training.batch_size {training.batch_size} is not divisible by {setting.devices} devices x "
+            f"{training.accumulation} accumulation steps. Choose another --devices."
+        )
+    outline = make_outline(config)
+    joint = outlined_joint(config, outline)
+    flops = flops_per_image(config, outline, joint)
+    micro_batch = training.batch_size // shares
+    activations = saved_bytes(joint, config, outline, micro_batch)
+    parameters = {"autoencoder": count_parameters(outline.autoencoder)}
+    for name, module in (("model", outline.model), ("discriminator", outline.discriminator)):
+        if module is not None:
+            parameters[name] = count_parameters(module)
+    beside = [
+        module
+        for module in (outline.encoder and outline.encoder[0], outline.perceptual)
+        if module is not None
+    ]
+    if beside:
+        parameters["frozen networks of the losses"] = sum(count_parameters(module) for module in beside)
+    trained = count_parameters(joint, only_trained=True)
+    whole = sum(count_parameters(module) for module in beside)
+    discriminator = parameters.get("discriminator", 0)
+    frozen = count_parameters(joint) - trained
+    state = _state_bytes(joint, trained, frozen, setting) + BYTES * whole + 4 * BYTES * discriminator
+    gpu = GPUS[setting.gpu]
+    work = sum(flops.values()) * training.batch_size * training.steps
+    days = work / (setting.devices * gpu.flops * setting.utilisation) / SECONDS_PER_DAY
+    return Plan(
+        parameters,
+        trained + discriminator,
+        frozen + whole,
+        flops,
+        state,
+        activations,
+        micro_batch,
+        days,
+        outline.assumptions,
+    )
+
+
+def _state_bytes(joint: JointObjective, trained: int, frozen: int, setting: Setting) -> float:
+    """Return bytes per device of parameters, gradients, AdamW's moments and averages of the joint module."""
+    if setting.sharding == "none" or setting.devices == 1:
+        return BYTES * (5 * trained + frozen)
+    if setting.sharding == "zero2":
+        return BYTES * (2 * trained + frozen + 3 * trained / setting.devices)
+    names = layer_class_names(joint.model) if joint.model is not None else []
+    layers = [count_parameters(module) for module in joint.modules() if type(module).__name__ in names]
+    outside = trained + frozen - sum(layers)  # gathered as one unit around all layers
+    gathered = outside + 2 * max(layers, default=0)
+    return BYTES * ((5 * trained + frozen) / setting.devices + gathered)

@@ -1,0 +1,1 @@
+"""Posterior heads: from the encoder's output to q(z given x)."""

@@ -1,0 +1,146 @@
+"""Build the parts that a configuration names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from simflow_plugin import registry
+from simflow_plugin.config.schema import Part, RunConfig
+from simflow_plugin.contracts import (
+    AlignmentContext,
+    Autoencoder,
+    DataContext,
+    GenerativeModel,
+    ImageDataset,
+    ModelContext,
+)
+from simflow_plugin.errors import ConfigError
+from simflow_plugin.losses.reconstruction import ReconstructionLoss
+from simflow_plugin.objective import JointObjective, ObjectiveWeights
+from simflow_plugin.randomness import derive_seed
+
+if TYPE_CHECKING:
+    from simflow_plugin.losses.adversarial import AdversarialLoss
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of.
+
+    Args:
+        joint: autoencoder, model and reconstruction losses.
+        encoder: the frozen alignment encoder, or None.
+        adversary: the adversarial loss with its discriminator, or None.
+    """
+
+    joint: JointObjective
+    encoder: nn.Module | None
+    adversary: AdversarialLoss | None
+
+
+def build_dataset(config: RunConfig, split: str) -> ImageDataset:
+    """Build the data set of `config` for 'train' or 'test'."""
+    return config.data.build(registry.DATASETS, DataContext(config.image_size, split, config.seed))
+
+
+def build_autoencoder(config: RunConfig) -> Autoencoder:
+    """Build the autoencoder of `config`."""
+    return config.autoencoder.build(
+        registry.AUTOENCODERS, DataContext(config.image_size, "train", config.seed)
+    )
+
+
+def architecture_only(config: RunConfig, state: dict[str, Any]) -> RunConfig:
+    """Return `config` with an autoencoder of the same architecture that fetches no pretrained weights.
+
+    Args:
+        state: of a checkpoint; its `autoencoder_options` are what the autoencoder turned out to be when it was built.
+    """
+    options = state.get("autoencoder_options")
+    if options is None:
+        return config
+    return config.model_copy(
+        update={"autoencoder": config.autoencoder.model_copy(update={"options": options})}
+    )
+
+
+def build_model(
+    config: RunConfig, latent_shape: tuple[int, int, int], num_classes: int | None, feature_dim: int | None
+) -> GenerativeModel | None:
+    """Build the generative model of `config`, or None where it trains an autoencoder alone.
+
+    Args:
+        config: resolved.
+        latent_shape: (C, h, w).
+        num_classes: of the data set.
+        feature_dim: channels of the alignment features; None leaves the alignment head out.
+    """
+    if config.model is None:
+        return None
+    alignment = None
+    if config.alignment is not None and feature_dim is not None:
+        alignment = AlignmentContext(feature_dim, config.alignment.layer, config.alignment.projector_dim)
+    if config.sampling.guidance > 0 and num_classes is None:
+        raise ConfigError(
+            f"sampling.guidance is {config.sampling.guidance}, but the data set `{config.data.name}` has no labels. "
+            "Set sampling.guidance: 0."
+        )
+    model = config.model.build(registry.MODELS, ModelContext(latent_shape, num_classes, alignment))
+    if config.sampling.guidance > 0 and not model.supports_guidance:
+        raise ConfigError(
+            f"sampling.guidance is {config.sampling.guidance}, but model `{config.model.name}` has no unconditional "
+            "half to guide with. Train it with label dropout, or set sampling.guidance: 0."
+        )
+    return model
+
+
+def build_parts(config: RunConfig, num_classes: int | None) -> Parts:
+    """Build everything that trains, with initial weights that depend on `config.seed` only."""
+    context = DataContext(config.image_size, "train", config.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(config.seed, "initialisation"))
+        encoder = config.alignment.encoder.build(registry.ENCODERS, context) if config.alignment else None
+        autoencoder = build_autoencoder(config)
+        if config.image_size % autoencoder.factor:
+            raise ConfigError(
+                f"image_size {config.image_size} is not divisible by the factor {autoencoder.factor} of autoencoder "
+                f"`{config.autoencoder.name}`."
+            )
+        latent_shape = autoencoder.latent_shape(config.image_size)
+        feature_dim: Any = encoder.feature_dim if encoder is not None else None
+        model = build_model(config, latent_shape, num_classes, feature_dim)
+        joint = JointObjective(autoencoder, model, build_reconstruction(config), objective_weights(config))
+        adversary = None
+        if config.objective.adversarial is not None:
+            from simflow_plugin.losses.adversarial import AdversarialLoss
+
+            adversary = AdversarialLoss(
+                AdversarialLoss.Options.model_validate(config.objective.adversarial), context
+            )
+    return Parts(joint, encoder, adversary)
+
+
+def build_reconstruction(config: RunConfig) -> ReconstructionLoss:
+    """Build the weighted reconstruction terms."""
+    context = DataContext(config.image_size, "train", config.seed)
+    terms = []
+    for name, loss in config.objective.reconstruction.items():
+        part = Part.model_validate({"name": name, **loss.options})
+        terms.append((name, loss.weight, part.build(registry.RECONSTRUCTION_LOSSES, context)))
+    return ReconstructionLoss(terms)
+
+
+def objective_weights(config: RunConfig) -> ObjectiveWeights:
+    """Gather the objective's weights from their sections."""
+    weights = ObjectiveWeights(beta=config.objective.beta, kl=config.objective.kl_weight)
+    alignment = config.alignment
+    if alignment is None:
+        return weights
+    own = alignment.weight if alignment.autoencoder_weight is None else alignment.autoencoder_weight
+    return replace(
+        weights, alignment=alignment.weight, alignment_autoencoder=own if alignment.mode == "repa_e" else 0.0
+    )

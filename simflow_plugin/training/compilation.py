@@ -1,0 +1,44 @@
+"""`training.compile`: torch.compile, layer by layer.
+
+The repeated layers hold nearly all of the work, share one compiled graph, and contain neither draws (whose seeds change
+every step, and would compile anew each time) nor gradients taken within the forward pass (where a graph would break).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from simflow_plugin.errors import ConfigError
+from simflow_plugin.training.distributed.processes import layer_class_names
+
+
+def compile_layers(model: nn.Module | None) -> None:
+    """Compile the innermost repeated layers of `model` in place; parameter names stay as they are.
+
+    Raises:
+        ConfigError: if there is nothing to compile.
+    """
+    names = layer_class_names(model) if model is not None else []
+    layers = (
+        [module for module in model.modules() if type(module).__name__ in names] if model is not None else []
+    )
+    if not layers:
+        raise ConfigError(
+            "training.compile: true compiles the repeated layers of a model, and this run has none. Set it to false."
+        )
+    for layer in layers:
+        layer.compile()
+
+
+@contextmanager
+def eager() -> Iterator[None]:
+    """Within the block compiled layers run as they were written: sampling calls them with shapes of its own."""
+    if not hasattr(torch.compiler, "set_stance"):  # before torch 2.6
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield

@@ -1,0 +1,1 @@
+"""Processes: which engine runs them, and how state is gathered and shared."""

@@ -1,0 +1,112 @@
+"""What a step asks of whoever runs the processes: precision, backward, the optimizer's step, and state to save.
+
+    wrapped = engine.prepare(joint, optimizer)
+    for each micro-batch: with engine.micro_batch(is_last): ...; engine.backward(loss)
+    norms, finite = engine.step()
+
+The loop knows these methods only. State goes in and out as whole named tensors, so that a run may go on with another
+engine and another number of processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+
+from simflow_plugin.config.schema import RunConfig
+from simflow_plugin.runs.module_state import optimizer_state, place_like, restore_module, restore_optimizer
+from simflow_plugin.training.distributed.processes import configure_engine
+from simflow_plugin.training.ema import averaged_tensors
+from simflow_plugin.training.optimizers import clip_and_step, scale_loss
+
+
+class TorchEngine:
+    """One process, DDP or FSDP2: the backward pass averages gradients, and the loop's own optimizer steps.
+
+    Args:
+        accelerator: devices, processes and mixed precision.
+        config: resolved.
+    Raises:
+        ConfigError: if accelerate was configured for something that this loop does not run.
+    """
+
+    def __init__(self, accelerator: Accelerator, config: RunConfig) -> None:
+        configure_engine(accelerator)
+        self.accelerator = accelerator
+        self._max_grad_norm = config.optimizer.max_grad_norm
+
+    def prepare(self, joint: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
+        """Wrap what trains; return the module to call in the forward pass. Parameters may be shards afterwards."""
+        self.joint = joint
+        self.wrapped, prepared = self.accelerator.prepare(joint, optimizer)
+        self.optimizer: torch.optim.Optimizer = getattr(prepared, "optimizer", prepared)
+        return self.wrapped
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether parameters are spread over processes, whole only while the wrapped module runs."""
+        return self.accelerator.distributed_type == DistributedType.FSDP
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Mixed precision: parameters stay float32, and what must be computed in float32 says so itself."""
+        return self.accelerator.autocast()
+
+    def loss_scale(self) -> Tensor | None:
+        """Return what the backward pass will multiply losses by (float16), or None."""
+        scaler = self.accelerator.scaler
+        return None if scaler is None else scaler.scale(torch.ones((), device=self.accelerator.device))
+
+    def micro_batch(self, is_last: bool) -> AbstractContextManager[Any]:
+        """Around forward and backward of a micro-batch; gradients meet in the last one of a step."""
+        return nullcontext() if is_last else self.accelerator.no_sync(self.wrapped)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of `loss`, a micro-batch's share of the step."""
+        scale_loss(loss, self.accelerator.scaler).backward()
+
+    def step(self) -> tuple[dict[str, Tensor], Tensor]:
+        """Clip, step unless a gradient is not finite, and clear; return the norms and whether they were finite."""
+        return clip_and_step(self.optimizer, self._max_grad_norm, self.accelerator.scaler)
+
+    def averaged(self) -> dict[str, Tensor]:
+        """Return what this process holds of each tensor that is averaged, whole or a shard, by name."""
+        return averaged_tensors(self.joint)
+
+    def gathered(self, state: dict[str, Tensor]) -> Iterable[tuple[str, Tensor]]:
+        """Give what is held as `averaged` is, as `whole_tensors` takes it; every process must go to the end."""
+        return state.items()
+
+    def scattered(self, whole: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return of whole tensors, by the names of `averaged`, what this process holds."""
+        return {name: place_like(held, whole[name]) for name, held in self.averaged().items()}
+
+    def weights(self) -> Iterable[tuple[str, Tensor]]:
+        """Give parameters and buffers by name, likewise."""
+        return self.joint.state_dict().items()
+
+    def optimizer_state(self) -> Iterable[tuple[str, Tensor]]:
+        """Give the optimizer's state as `<parameter name>/<key>`, likewise."""
+        return optimizer_state(self.joint, self.optimizer).items()
+
+    def restore_weights(self, tensors: dict[str, Tensor], source: Path) -> None:
+        """Put back what `weights` gave, whole.
+
+        Raises:
+            CheckpointError: if they are of another architecture; `source` is named.
+        """
+        restore_module(self.joint, tensors, source)
+
+    def restore_optimizer(self, tensors: dict[str, Tensor], source: Path) -> None:
+        """Put back what `optimizer_state` gave, whole.
+
+        Raises:
+            CheckpointError: if they are of another architecture, or of a kind that this engine cannot hold.
+        """
+        restore_optimizer(self.joint, self.optimizer, tensors, source)

@@ -1,0 +1,200 @@
+"""The processes of a run: which engines may run them, and how they agree on the host, where no device waits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from importlib.util import find_spec
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    InitProcessGroupKwargs,
+    parse_flag_from_env,
+)
+from torch import distributed, nn
+
+from simflow_plugin.errors import ConfigError
+from simflow_plugin.objective import JointObjective
+from simflow_plugin.training.interrupts import Interrupted
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(hours=2)
+"""How long processes wait for each other: writing a large checkpoint to a busy file system takes its time."""
+
+
+class Processes:
+    """Votes, announcements and waiting; free when there is one process.
+
+    Args:
+        num_processes: of the run; the default process group must exist if there are more than one.
+    """
+
+    def __init__(self, num_processes: int) -> None:
+        self._group: Any = (
+            distributed.new_group(backend="gloo", timeout=PATIENCE) if num_processes > 1 else None
+        )
+
+    def any(self, vote: bool) -> bool:
+        """Return whether any process votes yes; every process must call it."""
+        if self._group is None:
+            return vote
+        votes = torch.tensor(int(vote))
+        distributed.all_reduce(votes, distributed.ReduceOp.MAX, group=self._group)
+        return bool(votes)
+
+    def run_on_main(self, work: Callable[[], T] | None) -> Any:
+        """Run `work` on the main process while the others, which pass None, wait; a failure is raised on all.
+
+        Returns:
+            What `work` returned, on the main process; None on the others.
+        """
+        result: T | None = None
+        failure: Exception | None = None
+        if work is not None:
+            try:
+                result = work()
+            except Exception as error:  # whatever it is, the other processes must not wait for ever
+                failure = error
+        announced = self.announce(failure)
+        if announced is not None:
+            raise announced
+        return result
+
+    def union(self, values: set[int]) -> set[int]:
+        """Return the values of all processes together; every process must call it."""
+        if self._group is None:
+            return values
+        gathered: list[set[int]] = [set() for _ in range(distributed.get_world_size(self._group))]
+        distributed.all_gather_object(gathered, values, group=self._group)
+        return set().union(*gathered)
+
+    def main_first(self, is_main: bool, work: Callable[[], T]) -> T:
+        """Return what `work` returns, done by the main process first: the others find the files that it made."""
+        if is_main:
+            return self.run_on_main(work)
+        self.run_on_main(None)
+        return work()
+
+    def announce(self, value: Any) -> Any:
+        """Return the main process's `value` on all of them; every process must call it."""
+        if self._group is None:
+            return value
+        values = [value]
+        distributed.broadcast_object_list(values, src=0, group=self._group)
+        return values[0]
+
+
+@contextmanager
+def leaving_together() -> Iterator[None]:
+    """Close the process groups at the end of the block, or when all processes leave it because one was interrupted.
+
+    gloo's threads abort a process that ends without this (pytorch/pytorch#190489). A process that fails alone closes
+    nothing: the others may still wait for it, and the launcher ends them.
+    """
+    try:
+        yield
+    except Interrupted:
+        _close_process_groups()
+        raise
+    _close_process_groups()
+
+
+def _close_process_groups() -> None:
+    if distributed.is_initialized():
+        # Nobody closes connections that another process still reads from.
+        distributed.barrier()
+        distributed.destroy_process_group()
+
+
+def process_group_options(has_gpu: bool) -> dict[str, Any]:
+    """Return the options of `Accelerator` that choose between GPU and CPU.
+
+    Told `cpu=True`, accelerate drops DeepSpeed without a word; DeepSpeed finds out by itself that there is no GPU, and
+    accelerate needs to be told only how processes talk to each other there.
+
+    Raises:
+        ConfigError: if accelerate was configured for DeepSpeed and a package that this needs is missing.
+    """
+    if not parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+        # A gradient is a view of the buffer that it is averaged in, not a second copy.
+        return {
+            "cpu": not has_gpu,
+            "kwargs_handlers": [DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+        }
+    missing = [name for name in ("deepspeed", "transformers") if find_spec(name) is None]
+    if missing:  # accelerate reads DeepSpeed's settings through transformers
+        raise ConfigError(
+            f"accelerate was configured for DeepSpeed, which needs {' and '.join(missing)}. "
+            "Run: pip install 'simflow-plugin[deepspeed]'."
+        )
+    if parse_flag_from_env("ACCELERATE_USE_CPU"):
+        raise ConfigError(
+            "accelerate was configured for DeepSpeed and for the CPU at once, and would drop DeepSpeed. Set use_cpu: "
+            "false: without a GPU it runs on the CPU all the same."
+        )
+    return {"kwargs_handlers": [] if has_gpu else [InitProcessGroupKwargs(backend="gloo")]}
+
+
+def configure_engine(accelerator: Accelerator) -> None:
+    """Refuse engines that this loop does not run.
+
+    FSDP2 is told to leave precision to autocast, so that losses stay float32 and sharding changes no numbers.
+
+    Raises:
+        ConfigError: naming the engine and what to use in its place.
+    """
+    kind = accelerator.distributed_type
+    is_first_fsdp = kind == DistributedType.FSDP and not accelerator.is_fsdp2
+    if kind == DistributedType.MEGATRON_LM or is_first_fsdp:
+        name = "FSDP version 1" if is_first_fsdp else kind.value
+        raise ConfigError(
+            f"accelerate was configured for {name}, which this loop does not support. Use configs/accelerate/"
+            "fsdp2_zero3.yaml (shards like ZeRO-3), fsdp2_zero2.yaml (like ZeRO-2), deepspeed_zero2.yaml or ddp.yaml "
+            "with `accelerate launch --config_file`."
+        )
+    if kind == DistributedType.FSDP:
+        from torch.distributed.fsdp import MixedPrecisionPolicy
+
+        accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
+
+
+def synchronise_batch_norms(joint: JointObjective, num_processes: int) -> JointObjective:
+    """Let batch norms see the rows of all processes, as in the REPA-E host; torch has this on GPUs only.
+
+    Those of frozen networks, in a perceptual loss, see no statistics of rows: they stay as they are.
+    """
+    if num_processes > 1 and next(joint.parameters()).device.type == "cuda":
+        convert_batch_norms(joint)
+    return joint
+
+
+def convert_batch_norms(joint: JointObjective) -> None:
+    """Replace the batch norms of autoencoder and model by synchronised ones."""
+    convert = nn.SyncBatchNorm.convert_sync_batchnorm
+    joint.autoencoder = convert(joint.autoencoder)
+    if joint.model is not None:
+        joint.model = convert(joint.model)
+
+
+def keep_frozen_at_home(joint: JointObjective) -> None:
+    """Tell DDP to leave alone the frozen networks of perceptual losses, which are the same in all processes.
+
+    Their weights are buffers, and DDP would broadcast them before every forward pass.
+    """
+    names = [name for name, _ in joint.named_buffers() if name.startswith("reconstruction.")]
+    nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(joint, names)
+
+
+def layer_class_names(module: nn.Module) -> list[str]:
+    """Return the class names of the repeated layers, the innermost ones: what FSDP2 gathers one after the other."""
+    repeated = [child for part in module.modules() if isinstance(part, nn.ModuleList) for child in part]
+    innermost = [
+        child for child in repeated if not any(isinstance(m, nn.ModuleList) for m in child.modules())
+    ]
+    return sorted({type(child).__name__ for child in innermost})

@@ -1,0 +1,134 @@
+"""What frozen networks say of images, asked each time or read from a disk cache of what they said once.
+
+The alignment's encoder gives features, a frozen autoencoder the moments of q(z given x).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from simflow_plugin.config.schema import Part, RunConfig
+from simflow_plugin.contracts import Autoencoder, ImageDataset
+from simflow_plugin.data.disk_cache import cache_folder, tensors_digest
+from simflow_plugin.data.feature_cache import FeatureCache, build_cache, dataset_facts
+from simflow_plugin.data.loader import Batch
+from simflow_plugin.errors import ConfigError
+from simflow_plugin.runs.parts import Parts
+
+
+class FrozenNetworks:
+    """What the frozen networks of a run say of a batch, where it has any.
+
+    Args:
+        parts: of the run, the autoencoder on the training device.
+        config: resolved; it says what is cached.
+        dataset: the training split.
+        main_first: runs the building of a cache on the main process first, so that the others find it.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        config: RunConfig,
+        dataset: ImageDataset,
+        main_first: Callable[[Callable[[], FeatureCache]], FeatureCache],
+    ) -> None:
+        self._features: AlignmentFeatures | None = None
+        self._moments: FeatureCache | None = None
+        autoencoder = parts.joint.autoencoder
+        if parts.encoder is not None and config.alignment is not None:
+            encoder = parts.encoder.to(next(autoencoder.parameters()).device)
+            cached = config.alignment.cache
+            cache = main_first(lambda: build_feature_cache(encoder, config, dataset)) if cached else None
+            self._features = AlignmentFeatures(encoder, cache)
+        if config.training.cache_latents:
+            self._moments = main_first(lambda: build_moment_cache(autoencoder, config, dataset))
+
+    def features(self, batch: Batch, images: Tensor) -> Tensor | None:
+        """Return the alignment's features (B, N, F) of `images`, the batch's on the training device, or None."""
+        return None if self._features is None else self._features(batch, images)
+
+    def moments(self, batch: Batch, device: torch.device) -> Tensor | None:
+        """Return the cached moments (B, M, h, w) of a batch, or None where the encoder is asked each time."""
+        if self._moments is None:
+            return None
+        return self._moments.read(batch.indices, batch.flipped).to(device, non_blocking=True)
+
+
+class AlignmentFeatures:
+    """Features (B, N, F) of the images of a batch.
+
+    Args:
+        encoder: frozen, with `encode(images)`.
+        cache: of all training images, by index; None computes them each time.
+    """
+
+    def __init__(self, encoder: nn.Module, cache: FeatureCache | None) -> None:
+        self.encoder = encoder
+        self._cache = cache
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, images: Tensor) -> Tensor:
+        """Return the features of `images`, the batch's images on the training device."""
+        if self._cache is None:
+            return self.encoder.encode(images)  # type: ignore[operator]
+        return self._cache.read(batch.indices, batch.flipped).to(images.device, non_blocking=True)
+
+
+def build_feature_cache(encoder: nn.Module, config: RunConfig, dataset: ImageDataset) -> FeatureCache:
+    """Return the cache of the encoder's features of the training images, computing it if it is not there.
+
+    Kept in float16 under $SIMFLOW_DATA (or ~/.cache/simflow/data); mirrored images too where training mirrors. The
+    key holds a digest of the encoder's weights and of the data's files: a path alone would give a retrained encoder,
+    or another folder's file of that name, the features of the old one.
+    """
+    assert config.alignment is not None
+    device = next(encoder.parameters()).device
+    return build_cache(
+        cache_folder() / "features",
+        _facts(config, dataset, config.alignment.encoder, encoder),
+        dataset,
+        lambda images: encoder.encode(images.to(device)),  # type: ignore[operator]
+        with_flips=config.training.horizontal_flip,
+    )
+
+
+def build_moment_cache(autoencoder: Autoencoder, config: RunConfig, dataset: ImageDataset) -> FeatureCache:
+    """Return the cache of a frozen encoder's moments of the training images, computing it if it is not there.
+
+    Kept in float32, so that training sees what it would have computed; latents are drawn from them anew each step.
+    Otherwise as `build_feature_cache`.
+
+    Raises:
+        ConfigError: if the autoencoder gives no moments.
+    """
+    device = next(autoencoder.parameters()).device
+    try:
+        return build_cache(
+            cache_folder() / "moments",
+            _facts(config, dataset, config.autoencoder, autoencoder),
+            dataset,
+            lambda images: autoencoder.moments(images.to(device)),
+            with_flips=config.training.horizontal_flip,
+            dtype="float32",
+        )
+    except NotImplementedError as error:
+        raise ConfigError(
+            f"training.cache_latents: autoencoder `{config.autoencoder.name}`: {error}. Set it to false."
+        ) from error
+
+
+def _facts(config: RunConfig, dataset: ImageDataset, part: Part, network: nn.Module) -> dict[str, Any]:
+    """Return what the values of `network`, built as `part`, depend on."""
+    data = dataset_facts(config.data.name, config.data.options, dataset, "train", config.image_size)
+    weights = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    return {
+        **data,
+        "encoder": part.name,
+        "encoder_options": dict(part.options),
+        "encoder_weights": tensors_digest(weights),
+    }

@@ -1,0 +1,365 @@
+"""The training loop: straight down, the same for every model, resumable bit for bit.
+
+    for step: set the learning rate; for each micro-batch: features, joint loss, backward; clip, step, EMA;
+    discriminator; at their intervals: log, sample grid, checkpoint.
+
+What a step computes depends on (weights, seed, step) only: all randomness is derived from the seed, its purpose and the
+step (`simflow_plugin.randomness`), and the data order from the position in the run (`simflow_plugin.data.order`).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from simflow_plugin.config.schema import RunConfig
+from simflow_plugin.contracts import ImageDataset
+from simflow_plugin.data.loader import Batch, check_corrupt, make_loader
+from simflow_plugin.data.split import data_has_changed
+from simflow_plugin.errors import TrainingError
+from simflow_plugin.objective import JointInputs
+from simflow_plugin.randomness import BatchRandom
+from simflow_plugin.runs.checkpoints import (
+    Checkpoint,
+    is_disk_full,
+    latest_checkpoint,
+    prune_checkpoints,
+    read_checkpoint,
+    save_checkpoint,
+)
+from simflow_plugin.runs.parts import Parts
+from simflow_plugin.runs.run_directory import RunDirectory
+from simflow_plugin.training.averages import RunningMeans
+from simflow_plugin.training.compilation import compile_layers
+from simflow_plugin.training.distributed.engine_choice import make_engine
+from simflow_plugin.training.distributed.processes import (
+    Processes,
+    keep_frozen_at_home,
+    layer_class_names,
+    synchronise_batch_norms,
+)
+from simflow_plugin.training.ema import ExponentialMovingAverage, running_statistics
+from simflow_plugin.training.frozen_networks import FrozenNetworks
+from simflow_plugin.training.interrupts import Interrupted, StopRequest
+from simflow_plugin.training.optimizers import (
+    clip_and_step,
+    learning_rate_ratio,
+    make_optimizer,
+    parameter_groups,
+    scale_loss,
+    set_learning_rate,
+)
+from simflow_plugin.training.profiling import profiled
+from simflow_plugin.training.progress import TrainingProgress
+from simflow_plugin.training.sample_grids import SampleGrids
+from simflow_plugin.training.snapshots import Snapshot
+from simflow_plugin.training.stability import BadStepCounter, FiniteStatistics, poison_if_not_finite
+from simflow_plugin.training.trackers import Tracker
+
+log = logging.getLogger(__name__)
+
+
+class Trainer:
+    """One run of the loop.
+
+    Args:
+        config: resolved.
+        run: its directory, prepared and locked by the caller on the main process.
+        parts: freshly built; their initial weights depend on the seed only.
+        dataset: the training split.
+        accelerator: devices, processes and mixed precision.
+        stop: set by SIGTERM or SIGINT.
+        profile_steps: record this many steps to `trace.json` in the run directory.
+    Raises:
+        ConfigError: if accelerate was told to use an engine, or a setting of it, that this loop does not run.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        run: RunDirectory,
+        parts: Parts,
+        dataset: ImageDataset,
+        accelerator: Accelerator,
+        stop: StopRequest,
+        profile_steps: int = 0,
+    ) -> None:
+        self.engine = make_engine(accelerator, config)
+        self.config, self.run_directory, self.dataset = config, run, dataset
+        self.accelerator, self.stop = accelerator, stop
+        self.device = accelerator.device
+        self.profile_steps = profile_steps
+        self.processes = Processes(accelerator.num_processes)
+        self.joint = synchronise_batch_norms(parts.joint.to(self.device), accelerator.num_processes)
+        self.frozen = FrozenNetworks(
+            parts, config, dataset, lambda work: self.processes.main_first(accelerator.is_main_process, work)
+        )
+        self.adversary = parts.adversary.to(self.device) if parts.adversary is not None else None
+        self.joint.train()
+        self.sample_grids = SampleGrids(config, run, self.joint, dataset.num_classes, self.engine)
+        if config.training.compile:
+            compile_layers(self.joint.model)
+        trained: dict[str, torch.nn.Module] = {"autoencoder": self.joint.autoencoder}
+        if self.joint.model is not None:
+            trained["model"] = self.joint.model
+        optimizer = make_optimizer(parameter_groups(trained, config.optimizer), config.optimizer, self.device)
+        if self.joint.model is not None:  # accelerate asks the module which layers to shard one by one
+            self.joint._no_split_modules = layer_class_names(self.joint.model)  # type: ignore[assignment]
+        keep_frozen_at_home(self.joint)
+        self.wrapped = self.engine.prepare(self.joint, optimizer)
+        self.optimizer = self.engine.optimizer
+        # After `prepare`: where that sharded the parameters, their averages are sharded too.
+        self.ema = ExponentialMovingAverage(self.engine.averaged(), config.training.ema_decay)
+        self.adversary_optimizer = self.adversary.make_optimizer() if self.adversary is not None else None
+        self.wrapped_adversary = self._wrap_adversary()
+        self._description = {
+            "num_classes": dataset.num_classes,
+            "num_images": len(dataset),
+            "feature_dim": getattr(parts.encoder, "feature_dim", None),
+            "autoencoder_options": self.joint.autoencoder.self_contained_options(),
+        }
+        self.step = 0
+        self.seconds = 0.0
+        self.bad_steps = BadStepCounter(config.training.max_bad_steps, self.device)
+        self.statistics = FiniteStatistics(running_statistics(self.joint))
+        # Images that could not be read: by this process, and since the last logged step by any.
+        self.corrupt: set[int] = set()
+        self.means = RunningMeans()
+
+    # ------------------------------------------------------------------ the loop
+
+    def train(self) -> None:
+        """Run from the last checkpoint, or from the start, to the last step.
+
+        Raises:
+            Interrupted: after a signal, when the state was saved.
+            TrainingError: if steps stay non-finite, or the disk is full.
+        """
+        try:
+            self._restore()
+            tracker = Tracker(self.run_directory, self.config) if self.accelerator.is_main_process else None
+            progress = TrainingProgress(
+                self.config.training.steps, self.step, self.accelerator.is_main_process
+            )
+            trace = self.run_directory.path / "trace.json"
+            recorded = self.profile_steps if self.accelerator.is_main_process else 0
+            try:
+                with progress, profiled(recorded, trace) as step_done:
+                    self._run(tracker, progress, step_done)
+            finally:
+                if tracker is not None:
+                    tracker.close()
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+            raise TrainingError(
+                f"{self.run_directory.path}: the disk is full ({error}). The last good checkpoint is "
+                f"{self._last_checkpoint_name()}. Free some space and run the same command again."
+            ) from error
+
+    def _run(
+        self, tracker: Tracker | None, progress: TrainingProgress, step_done: Callable[[], None]
+    ) -> None:
+        training = self.config.training
+        batches = iter(self._loader())
+        started = time.monotonic()
+        logged_at, logged_step = started, self.step
+        while self.step < training.steps:
+            self._train_step(batches)
+            self.step += 1
+            step_done()
+            progress.advance()
+            if self.step % training.log_every == 0 or self.step == training.steps:
+                now = time.monotonic()
+                rate = (self.step - logged_step) * training.batch_size / max(now - logged_at, 1e-9)
+                row, bad_terms = self._log_row(self.seconds + now - started, rate)
+                logged_at, logged_step = now, self.step
+                if tracker is not None:
+                    tracker.log(row)
+                progress.show(row)
+                self.bad_steps.check(bad_terms, self._last_checkpoint_name)
+            if self.step % training.sample_every == 0 or self.step == training.steps:
+                self.sample_grids.save(self.step, self.joint, self.ema)
+            stopping = self.processes.any(self.stop.requested)
+            if self.step % training.checkpoint_every == 0 or self.step == training.steps or stopping:
+                now = time.monotonic()
+                self.seconds, started = self.seconds + now - started, now
+                self._save()
+            if stopping and self.step < training.steps:
+                raise Interrupted(
+                    f"stopped by {self.stop.signal_name or 'another process'} after step {self.step}"
+                )
+
+    def _train_step(self, batches: Iterator[Batch]) -> None:
+        config = self.config
+        ratio = learning_rate_ratio(self.step, config.training.steps, config.optimizer)
+        set_learning_rate(self.optimizer, ratio)
+        adversary = (
+            self.adversary if self.adversary is not None and self.adversary.is_active(self.step) else None
+        )
+        share = 1 / config.training.accumulation
+        pairs = []
+        for index in range(config.training.accumulation):
+            batch = next(batches)
+            images = batch.images.to(self.device, non_blocking=True)
+            with self.engine.micro_batch(is_last=index == config.training.accumulation - 1):
+                output = self._forward(batch, images, adversary)
+                self.engine.backward(poison_if_not_finite(output["loss"]) * share)
+            self.means.add_all(output, share)
+            if adversary is not None and output["reconstruction"] is not None:
+                pairs.append((output["reconstruction"].detach(), images))
+        norms, finite = self.engine.step()
+        self.means.add_all(norms, 1.0)
+        self.statistics.mend()
+        self.ema.update(self.engine.averaged(), self.step)
+        if adversary is not None:
+            finite = finite & self._adversary_step(pairs)
+        self.bad_steps.update(finite)
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.update()
+        self.means.num_steps += 1
+
+    def _forward(self, batch: Batch, images: Tensor, adversary: Any) -> dict[str, Any]:
+        labels = (
+            batch.labels.to(self.device, non_blocking=True) if self.dataset.num_classes is not None else None
+        )
+        with self.engine.autocast():
+            random = BatchRandom(self.config.seed, self.step, batch.offset, self.config.training.batch_size)
+            inputs = JointInputs(
+                images,
+                labels,
+                self.frozen.features(batch, images),
+                random,
+                self.engine.loss_scale(),
+                self.frozen.moments(batch, self.device),
+            )
+            return self.wrapped(inputs, adversary)
+
+    # ------------------------------------------------------------------ the discriminator
+
+    def _wrap_adversary(self) -> torch.nn.Module | None:
+        """Average the discriminator's gradients over processes; it is small, and never sharded."""
+        if self.adversary is None or self.accelerator.num_processes == 1:
+            return self.adversary
+        devices = [self.device] if self.device.type == "cuda" else None
+        return torch.nn.parallel.DistributedDataParallel(
+            self.adversary, device_ids=devices, gradient_as_bucket_view=True
+        )
+
+    def _adversary_step(self, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """Let the discriminator learn from (reconstruction, images); return whether its step was finite."""
+        assert self.wrapped_adversary is not None
+        assert self.adversary_optimizer is not None
+        share = 1 / len(pairs)
+        for reconstruction, images in pairs:
+            with self.engine.autocast():
+                terms = self.wrapped_adversary(reconstruction, images)
+            loss = poison_if_not_finite(terms["discriminator"]) * share
+            scale_loss(loss, self.accelerator.scaler).backward()
+            self.means.add_all(terms, share)
+        norms, finite = clip_and_step(
+            self.adversary_optimizer, self.config.optimizer.max_grad_norm, self.accelerator.scaler
+        )
+        self.means.add_all({"grad_norm_discriminator": norms["grad_norm"]}, 1.0)
+        return finite
+
+    # ------------------------------------------------------------------ data and log
+
+    def _loader(self) -> Any:
+        training = self.config.training
+        return make_loader(
+            self.dataset,
+            batch_size=training.batch_size,
+            seed=self.config.seed,
+            start_step=self.step,
+            num_steps=training.steps - self.step,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+            accumulation=training.accumulation,
+            horizontal_flip=training.horizontal_flip,
+            num_workers=training.num_workers,
+            corrupt=self.corrupt,
+        )
+
+    def _log_row(self, seconds: float, images_per_second: float) -> tuple[dict[str, Any], list[str]]:
+        """Return the means since the last row, and the names of terms that were not always finite.
+
+        The only place between checkpoints that waits for the device.
+        """
+        means = self.means.take_means(self.accelerator)
+        skipped, _ = self.bad_steps.read()
+        self.corrupt |= self.processes.union(self.corrupt)
+        check_corrupt(self.dataset, len(self.corrupt))
+        row: dict[str, Any] = {"step": self.step, "seconds": round(seconds, 3), **means.values}
+        row |= {"lr": self.optimizer.param_groups[0]["lr"], "images_per_second": round(images_per_second, 2)}
+        row |= {"skipped_steps": skipped}
+        if self.corrupt:
+            row["corrupt_images"] = len(self.corrupt)
+        if means.not_finite:
+            row["not_finite"] = means.not_finite
+        return row, list(means.not_finite)
+
+    # ------------------------------------------------------------------ state
+
+    def _save(self) -> None:
+        """Write a checkpoint; every process learns whether that went well."""
+        snapshot = self._snapshot()
+        tensors = snapshot.tensors(self.accelerator)
+        state = {"seconds": self.seconds, **snapshot.values(self.accelerator), **self._description}
+        state["corrupt_images"] = sorted(self.processes.union(self.corrupt))
+        failure: Exception | None = None
+        if self.accelerator.is_main_process:
+            training, folder = self.config.training, self.run_directory.checkpoints
+            try:
+                save_checkpoint(folder, self.step, tensors, state)
+                prune_checkpoints(folder, self.step, training.keep_checkpoints, training.keep_every)
+            except Exception as error:  # whatever it is, the other processes must not wait for ever
+                failure = error
+        announced = self.processes.announce(failure)
+        if announced is not None:
+            raise announced
+
+    def _restore(self) -> None:
+        """Go on from the newest whole checkpoint; the main process verifies it for all."""
+        checkpoint: Checkpoint | None = None
+        found: Path | Exception | None = None
+        if self.accelerator.is_main_process:
+            try:
+                checkpoint = latest_checkpoint(self.run_directory.checkpoints)
+                self.run_directory.forget_metrics_after(checkpoint.step if checkpoint else 0)
+                found = checkpoint.path if checkpoint else None
+            except Exception as error:
+                found = error
+        found = self.processes.announce(found)
+        if isinstance(found, Exception):
+            raise found
+        if found is not None:
+            checkpoint = checkpoint or read_checkpoint(found)
+            self._snapshot().restore(checkpoint, self.accelerator)
+            self.statistics.mend()  # what the checkpoint held is what a bad step falls back on
+            self.step, self.seconds = checkpoint.step, float(checkpoint.state["seconds"])
+            changed = data_has_changed(checkpoint.state, self.dataset)
+            if changed and self.accelerator.is_main_process:
+                log.warning("%s: %s", self.run_directory.path, changed)
+            self.corrupt.update(checkpoint.state.get("corrupt_images", []))
+
+    def _snapshot(self) -> Snapshot:
+        return Snapshot(
+            self.engine,
+            self.ema,
+            self.adversary,
+            self.adversary_optimizer,
+            self.means,
+            self.bad_steps,
+        )
+
+    def _last_checkpoint_name(self) -> str:
+        checkpoint = latest_checkpoint(self.run_directory.checkpoints)
+        return str(checkpoint.path) if checkpoint is not None else "(none yet)"

@@ -1,0 +1,94 @@
+"""Sample grids during training: the averaged weights, classes in rows, the same noise every time."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+from simflow_plugin.config.schema import RunConfig
+from simflow_plugin.evaluation.drawing import balanced_labels, draw_images, to_uint8
+from simflow_plugin.evaluation.report.grids import save_image_grid
+from simflow_plugin.objective import JointObjective
+from simflow_plugin.runs.module_state import restore_module, whole_tensors
+from simflow_plugin.runs.run_directory import RunDirectory
+from simflow_plugin.training.compilation import eager
+from simflow_plugin.training.distributed.engine import TorchEngine
+from simflow_plugin.training.ema import ExponentialMovingAverage
+
+MAX_ROWS, ROWS_WITHOUT_CLASSES = 10, 4
+
+
+class SampleGrids:
+    """Writes the grids on the main process; the others only help to gather what is sharded.
+
+    Args:
+        config: of the run.
+        run: its directory.
+        joint: before it is sharded.
+        num_classes: of the data set, or None.
+        engine: processes and precision.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        run: RunDirectory,
+        joint: JointObjective,
+        num_classes: int | None,
+        engine: TorchEngine,
+    ) -> None:
+        self._config, self._run = config, run
+        self._engine, self._accelerator = engine, engine.accelerator
+        self._num_classes = num_classes
+        # Sharding turns the modules themselves into shards, whole during `forward` only; sampling calls other methods.
+        self._twin = copy.deepcopy(joint).cpu() if engine.is_sharded else None
+
+    def save(self, step: int, joint: JointObjective, ema: ExponentialMovingAverage) -> None:
+        """Write the grid after `step` steps; nothing for an autoencoder alone. Every process must call it."""
+        sampling, classes = self._config.sampling, self._num_classes
+        rows = min(classes or ROWS_WITHOUT_CLASSES, MAX_ROWS)
+        labels = balanced_labels(rows * sampling.grid_per_class, rows if classes else None)
+        if joint.model is None:
+            return
+        with self._averaged(joint, ema) as averaged, self._engine.autocast(), self._maybe_eager():
+            if averaged is None or averaged.model is None:
+                return
+            images = draw_images(
+                averaged.autoencoder,
+                averaged.model,
+                range(len(labels)),
+                labels,
+                sampling.guidance,
+                self._config.seed,
+                self._config.image_size,
+            )
+        by_class = (
+            to_uint8(images).unflatten(0, (sampling.grid_per_class, rows)).transpose(0, 1).flatten(0, 1)
+        )
+        save_image_grid(
+            by_class, self._run.samples / f"step_{step:08d}.png", num_columns=sampling.grid_per_class
+        )
+
+    def _maybe_eager(self) -> AbstractContextManager[None]:
+        return eager() if self._config.training.compile else nullcontext()
+
+    @contextmanager
+    def _averaged(
+        self, joint: JointObjective, ema: ExponentialMovingAverage
+    ) -> Iterator[JointObjective | None]:
+        """Give the main process the averaged weights, whole and in eval mode, and the others None."""
+        is_main = self._accelerator.is_main_process
+        if self._twin is not None:
+            state = whole_tensors(self._engine.weights(), is_main)
+            state |= whole_tensors(self._engine.gathered(ema.state_dict()), is_main)
+            if is_main:
+                restore_module(self._twin, state, self._run.path)
+                yield self._twin.to(self._accelerator.device).eval()
+                self._twin.cpu()
+                return
+        elif is_main:
+            with ema.applied(joint):
+                yield joint
+            return
+        yield None

@@ -1,0 +1,93 @@
+"""Everything that training changes, as named tensors and plain values, and back: what a checkpoint of the loop holds.
+
+    joint  ema  optimizer  [adversary  adversary_optimizer]  log_sums    +    state.json
+
+Tensors are whole whatever the sharding, so that a run goes on with another number of processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from simflow_plugin.errors import CheckpointError
+from simflow_plugin.runs.checkpoints import Checkpoint
+from simflow_plugin.runs.module_state import optimizer_state, restore_module, restore_optimizer, whole_tensors
+from simflow_plugin.training.averages import RunningMeans
+from simflow_plugin.training.distributed.engine import TorchEngine
+from simflow_plugin.training.ema import ExponentialMovingAverage
+from simflow_plugin.training.stability import BadStepCounter
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What training changes.
+
+    Args:
+        engine: of the joint objective and its optimizer.
+        ema: of the joint objective.
+        adversary: the discriminator with its losses, without a wrapper, or None.
+        adversary_optimizer: of the discriminator, or None.
+        means: of the log.
+        bad_steps: skipped steps.
+    """
+
+    engine: TorchEngine
+    ema: ExponentialMovingAverage
+    adversary: nn.Module | None
+    adversary_optimizer: torch.optim.Optimizer | None
+    means: RunningMeans
+    bad_steps: BadStepCounter
+
+    def tensors(self, accelerator: Accelerator) -> dict[str, dict[str, Tensor]]:
+        """Return all tensors on the main process, {} by name on the others; every process must call it."""
+        groups: dict[str, Iterable[tuple[str, Tensor]]] = {
+            "joint": self.engine.weights(),
+            "ema": self.engine.gathered(self.ema.state_dict()),
+            "optimizer": self.engine.optimizer_state(),
+            "log_sums": self.means.sums(accelerator).items(),
+        }
+        if self.adversary is not None and self.adversary_optimizer is not None:
+            groups["adversary"] = self.adversary.state_dict().items()
+            groups["adversary_optimizer"] = optimizer_state(self.adversary, self.adversary_optimizer).items()
+        return {name: whole_tensors(group, accelerator.is_main_process) for name, group in groups.items()}
+
+    def values(self, accelerator: Accelerator) -> dict[str, Any]:
+        """Return what is no tensor; waits for the device."""
+        skipped, in_a_row = self.bad_steps.read()
+        scaler = accelerator.scaler
+        return {
+            "skipped_steps": skipped,
+            "skipped_in_a_row": in_a_row,
+            "steps_since_log": self.means.num_steps,
+            "num_processes": accelerator.num_processes,
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        }
+
+    def restore(self, checkpoint: Checkpoint, accelerator: Accelerator) -> None:
+        """Put back what `tensors` and `values` returned.
+
+        Raises:
+            CheckpointError: if the weights are of another architecture, or a file is missing.
+        """
+        device, state = accelerator.device, checkpoint.state
+        self.engine.restore_weights(checkpoint.tensors("joint"), checkpoint.path)
+        self.ema.load_state_dict(self.engine.scattered(checkpoint.tensors("ema")))
+        self.engine.restore_optimizer(checkpoint.tensors("optimizer"), checkpoint.path)
+        if self.adversary is not None and self.adversary_optimizer is not None:
+            if not checkpoint.has("adversary"):
+                raise CheckpointError(
+                    f"{checkpoint.path}: holds no discriminator. Start a new run in another directory."
+                )
+            restore_module(self.adversary, checkpoint.tensors("adversary"), checkpoint.path)
+            tensors = checkpoint.tensors("adversary_optimizer")
+            restore_optimizer(self.adversary, self.adversary_optimizer, tensors, checkpoint.path)
+        self.means.restore(checkpoint.tensors("log_sums"), int(state["steps_since_log"]), device)
+        self.bad_steps.restore(int(state["skipped_steps"]), int(state["skipped_in_a_row"]))
+        if accelerator.scaler is not None and state["scaler"] is not None:
+            accelerator.scaler.load_state_dict(state["scaler"])

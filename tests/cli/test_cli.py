@@ -1,0 +1,332 @@
+"""The command line as a new user meets it: a small run from start to samples, and one clear message per mistake."""
+
+import functools
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from simflow_plugin.cli.app import app
+from simflow_plugin.errors import ConfigError
+from tests.third_party import MODEL_SOURCE
+
+TINY = """\
+name: tiny
+image_size: 8
+data: digits
+autoencoder: {name: kl, factor: 2, widths: [8, 8], norm_num_groups: 4, layers_per_block: 1, uses_mid_attention: false}
+model: {name: simflow, flow: {width: 16, layers_per_block: [1, 1], head_dim: 8, patch_size: 2}}
+training: {steps: 4, batch_size: 8, log_every: 2, sample_every: 4, checkpoint_every: 2}
+sampling: {guidance: 0.5, grid_per_class: 2}
+evaluation: {judge: digits, num_samples: 40, num_likelihood: 20}
+"""
+
+
+def simflow(*arguments):
+    """Run `simflow ...` in this process; return (exit status, output)."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "tiny.yaml").write_text(TINY)
+    status, output = simflow("train", folder / "tiny.yaml", "--out", folder / "run")
+    assert status == 0, output
+    return folder / "run"
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+def test_run_directory_holds_everything(trained):
+    assert {p.name for p in trained.iterdir()} >= {
+        "config.yaml",
+        "metrics.jsonl",
+        "samples",
+        "checkpoints",
+        "report.html",
+        "summary.json",
+    }
+    assert [p.name for p in (trained / "samples").iterdir()] == ["step_00000004.png"]
+
+
+def test_summary_states_the_agreed_numbers(trained):
+    summary = json.loads((trained / "summary.json").read_text())
+    wanted = {
+        "class_agreement",
+        "diversity_ratio",
+        "psnr",
+        "bits_per_dim",
+        "train_seconds",
+        "images_per_second",
+    }
+    assert wanted <= summary.keys()
+    assert all(np.isfinite(summary[key]) for key in wanted)
+
+
+def test_metrics_have_every_term_at_every_log_step(trained):
+    rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 4]
+    assert all(
+        {"loss", "l2", "nll", "grad_norm", "latent_std", "latent_dead", "lr"} <= row.keys() for row in rows
+    )
+
+
+def test_report_is_one_file_with_its_pictures_inside(trained):
+    html = (trained / "report.html").read_text()
+    assert html.count("data:image/png;base64,") >= 3
+    assert not re.search(r'(src|href)="(?!data:|#)', html)
+
+
+def test_samples_are_balanced_and_in_the_adm_layout(trained, tmp_path):
+    status, output = simflow("sample", trained, "--num", 20, "--seed", 3, "--out", tmp_path / "s.npz")
+    assert status == 0, output
+    archive = np.load(tmp_path / "s.npz")
+    assert archive["arr_0"].shape == (20, 8, 8, 3)
+    assert archive["arr_0"].dtype == np.uint8
+    assert np.bincount(archive["labels"]).tolist() == [2] * 10
+
+
+def test_sample_depends_on_its_index_and_not_on_the_batch(trained, tmp_path):
+    arguments = ("sample", trained, "--num", 12, "--seed", 3)
+    simflow(*arguments, "--out", tmp_path / "a.npz")
+    simflow(*arguments, "--batch-size", 5, "--out", tmp_path / "b.npz")
+    difference = np.abs(
+        np.load(tmp_path / "a.npz")["arr_0"].astype(int) - np.load(tmp_path / "b.npz")["arr_0"]
+    )
+    assert difference.max() <= 1  # another batch size may round another way in the last bit
+
+
+def test_samples_go_into_a_folder_as_png(trained, tmp_path):
+    status, _ = simflow("sample", trained, "--num", 3, "--out", tmp_path / "pngs")
+    assert status == 0
+    assert sorted(p.name for p in (tmp_path / "pngs").iterdir())[0] == "000000_class0.png"
+
+
+def test_folder_with_files_is_refused_for_png_before_samples_are_drawn(trained, tmp_path, monkeypatch):
+    (tmp_path / "000000_class0.png").write_text("mine")
+    monkeypatch.setattr(
+        "simflow_plugin.evaluation.sample_files.sample_run", lambda *_: pytest.fail("samples were drawn")
+    )
+    status, output = simflow("sample", trained, "--num", 3, "--out", tmp_path)
+    assert status == 2
+    assert "holds files already" in output
+    assert [p.name for p in tmp_path.iterdir()] == ["000000_class0.png"]
+
+
+def test_folder_with_files_is_refused_before_an_evaluation(trained, tmp_path):
+    (tmp_path / "000000_class0.png").write_text("mine")
+    status, output = simflow("evaluate", trained, "--extractor", "none", "--png", tmp_path)
+    assert status == 2
+    assert f"--png {tmp_path}: holds files already" in output.replace("\n", "")
+    assert not (trained / "evaluations").exists()
+
+
+@pytest.mark.parametrize("name", ["s.npz", "pngs"])
+def test_samples_that_cannot_be_written_are_one_message(trained, tmp_path, name):
+    (tmp_path / "file").write_text("no folder")
+    status, output = simflow("sample", trained, "--num", 1, "--out", tmp_path / "file" / name)
+    assert status == 2
+    assert f"{name}: cannot be written" in output.replace("\n", " ")
+
+
+def test_npz_of_samples_may_be_replaced(trained, tmp_path):
+    for seed in (0, 1):
+        assert simflow("sample", trained, "--num", 1, "--seed", seed, "--out", tmp_path / "s.npz")[0] == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["s.npz"]
+
+
+def every_command():
+    """Return every command by its words, those of groups too."""
+    found = {command.name: command for command in app.registered_commands}
+    for group in app.registered_groups:
+        for command in group.typer_instance.registered_commands:
+            found[f"{group.name} {command.name or command.callback.__name__}"] = command
+    return found
+
+
+REQUIRED = {
+    "train": ["x"],
+    "sample": ["x", "--out", "y"],
+    "evaluate": ["x"],
+    "analyze": ["x"],
+    "compare": ["x"],
+    "export": ["x", "--out", "y"],
+    "convert": ["--from", "x", "--checkpoint", "y", "--out", "z"],
+    "plan": ["x"],
+    "pretrain-encoder": ["--out", "x", "--data", "y"],
+    "study": ["x"],
+    "config show": ["x"],
+}
+
+
+@pytest.mark.parametrize("words", every_command())
+def test_mistake_within_any_command_is_one_message(words, monkeypatch):
+    def fail(*_, **__):
+        raise ConfigError("a.yaml:3: lr: too high")
+
+    command = every_command()[words]
+    monkeypatch.setattr(command, "callback", functools.wraps(command.callback)(fail))
+    status, output = simflow(*words.split(), *REQUIRED.get(words, []))
+    assert (status, output) == (2, "error: a.yaml:3: lr: too high\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "digitz"], "Did you mean `digits`"),
+        (["--data-option", "root"], "--data-option root: expected key"),
+        (["--data-option", "root=3"], "--data-option root: root: Input should be a valid string"),
+        (["--data-option", "root=[1"], "--data-option root: not YAML"),
+        (["--data", "image_folder"], "--data image_folder: root: required"),
+        (["--steps", 1, "--epochs", 1], "say the same thing"),
+    ],
+)
+def test_mistake_in_pretraining_is_one_message(tmp_path, arguments, message):
+    status, output = simflow("pretrain-encoder", "--out", tmp_path / "x.safetensors", *arguments)
+    assert status == 2
+    assert message in output.replace("\n", " ")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "objective.adversarial={width: 8}",
+        "optimizer.autoencoder_lr=0.1",
+        "optimizer.warmup_steps=5",
+        "evaluation.num_samples=5",
+    ],
+)
+def test_what_would_crash_or_have_no_effect_is_refused_before_anything_is_written(tiny, tmp_path, setting):
+    frozen = ("--set", "model=starflow", "--set", "autoencoder.trainable=none")
+    status, output = simflow("train", tiny, *frozen, "--set", setting, "--out", tmp_path / "run")
+    assert status == 2
+    assert output.startswith("error: --set ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_finished_run_is_not_trained_again(trained):
+    before = (trained / "metrics.jsonl").read_bytes()
+    status, _ = simflow("train", trained / "config.yaml", "--out", trained)
+    assert status == 0
+    assert (trained / "metrics.jsonl").read_bytes() == before
+
+
+def test_run_with_another_configuration_is_refused_and_untouched(trained):
+    before = {p: p.read_bytes() for p in trained.rglob("*") if p.is_file() and p.name != ".lock"}
+    status, output = simflow("train", trained / "config.yaml", "--set", "optimizer.lr=0.5", "--out", trained)
+    assert status == 2
+    assert "optimizer.lr" in output
+    assert {p: p.read_bytes() for p in before} == before
+
+
+def test_third_party_model_trains_by_name(tiny, tmp_path, install):
+    install("tiny-models", "tiny_models_cli", MODEL_SOURCE, "gaussian", "Gaussian")
+    status, output = simflow(
+        "train", tiny, "--set", "model=gaussian", "--set", "autoencoder.trainable=none", "--set",
+        "sampling.guidance=0", "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert status == 0, output
+    assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["denoising"] > 0
+
+
+def image_folder(path, classes, count=4, size=12):
+    generator = torch.Generator().manual_seed(0)
+    for name in classes:
+        (path / name).mkdir(parents=True)
+        for index in range(count):
+            pixels = torch.randint(0, 256, (size, size, 3), generator=generator, dtype=torch.uint8)
+            Image.fromarray(pixels.numpy()).save(path / name / f"{index}.png")
+    return path
+
+
+def train_on_folder(tiny, root, out, *more):
+    return simflow(
+        "train", tiny, "--set", f"data={{name: image_folder, root: '{root}'}}", "--set", "evaluation.judge=none",
+        "--set", "training.batch_size=4", *more, "--out", out,
+    )  # fmt: skip
+
+
+def test_own_images_train(tiny, tmp_path):
+    root = image_folder(tmp_path / "images", ["cat", "dog"], count=12)
+    status, output = train_on_folder(tiny, root, tmp_path / "run")
+    assert status == 0, output
+
+
+def test_one_class_is_refused_as_a_condition_and_trains_without_labels(tiny, tmp_path):
+    root = image_folder(tmp_path / "images", ["cat"], count=24)
+    status, output = train_on_folder(tiny, root, tmp_path / "run")
+    assert status == 2
+    assert "data.labels: false" in output.replace("\n", " ")
+    more = ("--set", "data.labels=false", "--set", "sampling.guidance=0")
+    status, output = train_on_folder(tiny, root, tmp_path / "run", *more)
+    assert status == 0, output
+
+
+def test_empty_image_folder_is_refused_before_the_run_directory_is_made(tiny, tmp_path):
+    (tmp_path / "images").mkdir()
+    status, output = train_on_folder(tiny, tmp_path / "images", tmp_path / "run")
+    assert status == 2
+    assert output.count("error:") == 1
+    assert str(tmp_path / "images") in output
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "no_such.yaml"], "no such configuration"),
+        (["config", "show", "quickstar"], "Did you mean `quickstart`"),
+        (["sample", "no_such_run", "--out", "x.npz"], "is no_such_run a run directory?"),
+    ],
+)
+def test_mistake_gets_one_message_and_a_status(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, output = simflow(*arguments)
+    assert status == 2
+    assert message in output.replace("\n", " ")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("setting", ["image_size=30", "autoencoder.posterior.std=-1", "training.steps=0"])
+def test_bad_value_is_refused_before_anything_is_written(tiny, tmp_path, setting):
+    status, output = simflow(
+        "train", tiny, "--set", setting, "--set", "autoencoder.factor=4", "--out", tmp_path / "run"
+    )
+    assert status == 2
+    assert "error:" in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_file_that_is_not_yaml_is_named(tmp_path):
+    (tmp_path / "bad.yaml").write_text("a: [1\n")
+    status, output = simflow("train", tmp_path / "bad.yaml")
+    assert status == 2
+    assert "bad.yaml:" in output
+
+
+def test_run_without_checkpoint_says_so(trained, tmp_path):
+    (tmp_path / "config.yaml").write_bytes((trained / "config.yaml").read_bytes())
+    status, output = simflow("sample", tmp_path, "--out", tmp_path / "x.npz")
+    assert status == 2
+    assert "no checkpoint yet" in output
+
+
+def test_config_show_prints_what_loads_again(tiny, tmp_path):
+    status, output = simflow("config", "show", tiny)
+    assert status == 0
+    (tmp_path / "again.yaml").write_text(output)
+    assert simflow("config", "show", tmp_path / "again.yaml") == (0, output)

@@ -1,0 +1,73 @@
+"""Grids: every image in its place, pixel for pixel."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from simflow_plugin.errors import ShapeError
+from simflow_plugin.evaluation.report.grids import (
+    GAP,
+    class_rows,
+    image_grid,
+    png_bytes,
+    reconstruction_grid,
+    save_image_grid,
+)
+
+
+def images(count=6, size=16):
+    return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+
+
+def test_images_are_in_row_order_and_enlarged_by_whole_pixels():
+    tiles = images()
+    grid = np.asarray(image_grid(tiles, 3))
+    step = 48 + GAP
+    for index, tile in enumerate(tiles):
+        row, column = divmod(index, 3)
+        found = grid[row * step : row * step + 48, column * step : column * step + 48, :3]
+        np.testing.assert_array_equal(found, np.kron(tile, np.ones((3, 3, 1), dtype=np.uint8)))
+
+
+def test_large_images_keep_their_size():
+    assert image_grid(images(1, 64), 1).size == (64, 64)
+
+
+def test_labels_make_room():
+    plain, labelled = image_grid(images(), 3), image_grid(images(), 3, ["zero", "one"], ["a", "b", "c"])
+    assert labelled.size[0] > plain.size[0]
+    assert labelled.size[1] > plain.size[1]
+
+
+def test_wrong_number_of_labels_is_refused():
+    with pytest.raises(ShapeError, match="1 row labels for 2 rows"):
+        image_grid(images(), 3, ["zero"])
+
+
+@pytest.mark.parametrize(
+    "bad", [np.zeros((0, 8, 8, 3), np.uint8), np.zeros((2, 8, 8, 3)), np.zeros((2, 3, 8, 8), np.uint8)]
+)
+def test_other_arrays_are_refused(bad):
+    with pytest.raises(ShapeError, match="uint8"):
+        image_grid(bad, 2)
+
+
+def test_originals_stand_above_their_reconstructions():
+    originals = images(7)
+    grid = np.asarray(reconstruction_grid(originals, 255 - originals, num_columns=3))[..., :3]
+    above, below = grid[:48, -48:], grid[50:98, -48:]
+    np.testing.assert_array_equal(above, 255 - below)
+    assert grid.shape[0] == 4 * (48 + GAP) - GAP
+
+
+def test_class_rows_are_sorted_and_whole():
+    tiles, labels = images(7), np.array([1, 0, 1, 0, 2, 1, 0])
+    np.testing.assert_array_equal(class_rows(tiles, labels, 2), tiles[[1, 3, 0, 2]])
+
+
+def test_saved_grid_is_the_same_image(tmp_path):
+    save_image_grid(images(), tmp_path / "grid.png", num_columns=3)
+    expected = Image.open(io.BytesIO(png_bytes(image_grid(images(), 3))))
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "grid.png")), np.asarray(expected))

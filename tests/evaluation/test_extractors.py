@@ -1,0 +1,154 @@
+"""Extractors: found by name, loaded from files, strict about what is in them."""
+
+import pytest
+import timm
+import torch
+import torch_fidelity
+from safetensors.torch import save_file
+from torch_fidelity import feature_extractor_inceptionv3
+
+from simflow_plugin.alignment.classifier import ClassifierCard, make_network, save_classifier
+from simflow_plugin.errors import EvaluationError, WeightsError
+from simflow_plugin.evaluation.extractors import build_extractor, find_extractor_weights
+from simflow_plugin.evaluation.fidelity import extract, fidelity
+
+SMALL = "test_vit"
+"""timm's smallest vision transformer."""
+
+
+def images(count=4, size=32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
+
+
+@pytest.fixture(scope="module")
+def inception_file(tmp_path_factory):
+    """Inception with random weights, as a file such as the published one."""
+    path = tmp_path_factory.mktemp("weights") / "inception.pth"
+    kind = feature_extractor_inceptionv3.FeatureExtractorInceptionV3
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(feature_extractor_inceptionv3, "load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(kind, "load_state_dict", lambda *_, **__: None)
+        torch.save(kind("inception-v3-compat", ["2048"]).state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def small_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "vit.safetensors"
+    torch.manual_seed(0)
+    save_file(timm.create_model(SMALL, pretrained=False).state_dict(), path)
+    return path
+
+
+def test_full_pipeline_with_inception_weights_from_a_file(inception_file):
+    extractor = build_extractor("inception", inception_file)
+    samples, real = extract(extractor, images(4).split(2)), extract(extractor, images(4, seed=1).split(2))
+    assert samples.pooled.shape == (4, 2048)
+    assert samples.logits.shape == (4, 1008)
+    assert samples.spatial.shape == (4, 7 * 17 * 17)
+    # The covariances have rank 3: distances in a random projection to a few dimensions are as good a check.
+    narrow = [f._replace(pooled=f.pooled[:, :8], spatial=f.spatial[:, :8]) for f in (samples, real)]
+    found = fidelity(*narrow, extractor)
+    assert set(found) == {"fid", "sfid", "kid", "is", "precision", "recall"}
+    assert all("samples" in number.warning for number in found.values())
+
+
+def test_missing_inception_weights_name_file_option_and_address(tmp_path):
+    with pytest.raises(WeightsError, match=r"none\.pth: no such file \(--weights.*https://github\.com"):
+        build_extractor("inception", tmp_path / "none.pth")
+
+
+def test_uncached_inception_weights_name_file_option_and_address(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(WeightsError, match=r"weights-inception-2015-12-05.*https://.*--weights"):
+        find_extractor_weights("inception", None)
+
+
+def test_file_with_other_weights_is_refused(tmp_path):
+    path = tmp_path / "other.pth"
+    torch.save({"a": torch.zeros(1)}, path)
+    with pytest.raises(WeightsError, match="not the weights of the extractor `inception`"):
+        build_extractor("inception", path)
+
+
+def test_file_with_code_is_refused(tmp_path):
+    path = tmp_path / "evil.pth"
+    torch.save({"a": pytest.raises}, path)
+    with pytest.raises(WeightsError, match="more than tensors"):
+        build_extractor("inception", path)
+
+
+def test_text_file_is_refused(tmp_path):
+    path = tmp_path / "text.pth"
+    path.write_text("not weights")
+    with pytest.raises(WeightsError, match=r"text\.pth"):
+        build_extractor("inception", path)
+
+
+def test_timm_model_gives_what_timm_pools(small_file):
+    extractor = build_extractor(f"timm:{SMALL}", small_file)
+    network = extractor.network.network
+    batch = images(2, size=extractor.network.input_size)
+    pixels = (batch / 255 - extractor.network.mean) / extractor.network.std
+    expected = network.forward_head(network.forward_features(pixels), pre_logits=True)
+    torch.testing.assert_close(extractor(batch).pooled, expected)
+
+
+def test_torch_fidelity_finds_the_registered_extractor(small_file):
+    extractor = build_extractor(f"timm:{SMALL}", small_file)
+    found = torch_fidelity.calculate_metrics(
+        input1=_Images(images(6)),
+        input2=_Images(images(6, seed=1)),
+        feature_extractor=f"simflow-timm:{SMALL}",
+        feature_extractor_weights_path=str(small_file),
+        fid=True,
+        cuda=False,
+        verbose=False,
+        save_cpu_ram=True,
+        cache=False,
+    )
+    samples, real = extract(extractor, [images(6)]), extract(extractor, [images(6, seed=1)])
+    ours = fidelity(samples, real, extractor)[f"fd_{SMALL}"].value
+    assert ours == pytest.approx(found["frechet_inception_distance"], rel=1e-3)
+
+
+class _Images(torch.utils.data.Dataset):
+    """Images without labels, as torch-fidelity reads them."""
+
+    def __init__(self, batch):
+        self.batch = batch
+
+    def __len__(self):
+        return len(self.batch)
+
+    def __getitem__(self, index):
+        return self.batch[index]
+
+
+def test_pretrained_classifier_gives_features_and_logits(tmp_path):
+    architecture = {
+        "model": "vit_tiny_patch16_224",
+        "img_size": 16,
+        "patch_size": 4,
+        "embed_dim": 16,
+        "depth": 1,
+        "num_heads": 2,
+        "num_classes": 3,
+    }
+    card = ClassifierCard(architecture, (0.5,) * 3, (0.5,) * 3, ("a", "b", "c"), "toy", 0.5, 10, 1)
+    save_classifier(tmp_path / "classifier.safetensors", make_network(architecture), card)
+    features = build_extractor("pretrained", tmp_path / "classifier.safetensors")(images(2))
+    assert features.pooled.shape == (2, 16)
+    assert features.logits.shape == (2, 3)
+
+
+@pytest.mark.parametrize("name", ["inceptoin", "timm:vit_tinny_patch16_224"])
+def test_unknown_names_show_the_nearest(name):
+    with pytest.raises(EvaluationError, match="Did you mean"):
+        find_extractor_weights(name, None)
+
+
+def test_missing_dinov2_weights_name_option_and_address():
+    with pytest.raises(WeightsError, match=r"--weights.*https://"):
+        find_extractor_weights("dinov2-b", None)

@@ -1,0 +1,60 @@
+"""Intervals against their closed forms."""
+
+import numpy as np
+import pytest
+
+from simflow_plugin.errors import EvaluationError
+from simflow_plugin.evaluation.intervals import bootstrap, bootstrap_mean, proportion, repeated
+from simflow_plugin.evaluation.measured import Measured
+
+
+def test_bootstrap_of_a_mean_has_the_normal_width():
+    values = np.random.default_rng(0).normal(size=2000)
+    found = bootstrap_mean(values)
+    assert found.high - found.low == pytest.approx(2 * 1.96 / np.sqrt(2000), rel=0.1)
+    assert found.low < found.value < found.high
+
+
+def test_bootstrap_of_a_constant_has_no_width():
+    assert bootstrap_mean([0.7] * 5).low == pytest.approx(0.7)
+
+
+def test_bootstrap_takes_any_statistic():
+    values = np.arange(101.0)
+    low, high = bootstrap(values, lambda rows: np.median(rows, axis=-1))
+    assert low < 50 < high
+
+
+def test_same_seed_gives_the_same_interval():
+    values = np.random.default_rng(0).normal(size=50)
+    assert bootstrap_mean(values, seed=3) == bootstrap_mean(values, seed=3)
+
+
+def test_two_seeds_have_student_interval():
+    found = repeated([1.0, 3.0])
+    assert found.value == 2.0
+    assert found.high - found.value == pytest.approx(
+        12.7062, rel=1e-4
+    )  # t(0.975, 1) times the standard error, 1
+
+
+def test_share_of_all_has_an_interval_below_one():
+    """Wilson's, in closed form at n of n: n / (n + z^2)."""
+    number = proportion(50, 50)
+    z = 1.959963984540054
+    assert (number.value, number.high) == (1.0, pytest.approx(1.0))
+    assert number.low == pytest.approx(50 / (50 + z**2), rel=1e-6)
+
+
+def test_one_seed_has_no_interval():
+    assert repeated([1.0]) == Measured(1.0)
+
+
+def test_no_values_are_refused():
+    with pytest.raises(EvaluationError, match="no values"):
+        bootstrap_mean([])
+
+
+def test_numbers_survive_json():
+    number = Measured(1.0, 0.5, 1.5, "note", "data", "warning")
+    assert Measured.from_json(number.to_json() | {"new": 1}) == number

@@ -1,0 +1,292 @@
+"""Evaluation of a run: held-out data, EMA weights, the same samples whatever the processes, honest refusals."""
+
+import csv
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from simflow_plugin.data.loader import evaluation_batches
+from simflow_plugin.data.order import sample_rows
+from simflow_plugin.errors import CheckpointError, EvaluationError, WeightsError
+from simflow_plugin.evaluation.drawing import draw_many, to_uint8
+from simflow_plugin.evaluation.pipeline import RunEvaluator
+from simflow_plugin.evaluation.request import EvaluationRequest
+from simflow_plugin.evaluation.result import read_evaluation
+from simflow_plugin.runs.loaded_run import load_run
+from simflow_plugin.runs.parts import build_dataset
+from tests.data.makers import png
+from tests.evaluation.runs import copy_run, make_run
+
+
+@pytest.fixture
+def run(flow_run, tmp_path):
+    return copy_run(flow_run, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "vit.safetensors"
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_vit", pretrained=False).state_dict(), path)
+    return path
+
+
+def request(**changes):
+    return EvaluationRequest(**{"num_samples": 24, "extractor": None, "num_held_out": 12, **changes})
+
+
+def evaluate(run, **changes):
+    evaluator = RunEvaluator(load_run(run, "cpu"), request(**changes))
+    evaluator.make_samples()
+    return evaluator.measure()
+
+
+def test_everything_is_measured_on_held_out_images_with_averaged_weights(run):
+    found = evaluate(run)
+    assert set(found.metrics) == {
+        "class_agreement",
+        "diversity_ratio",
+        "psnr",
+        "ssim",
+        "latent_bits_per_dim",
+        "image_bits_per_dim",
+        "sampling_seconds",
+    }
+    assert found.settings["weights"] == "EMA"
+    assert "test split" in found.metrics["psnr"].on
+    assert any("LPIPS: not measured" in note for note in found.notes)
+
+
+def test_shards_hold_the_samples_of_the_sampler(run):
+    loaded = load_run(run, "cpu")
+    evaluator = RunEvaluator(loaded, request(parts=("generation",), guidance=0.0, seed=3))
+    evaluator.make_samples()
+    images, labels = (np.concatenate(part) for part in zip(*evaluator.shards.read(), strict=True))
+    expected = draw_many(loaded.autoencoder, loaded.model, torch.from_numpy(labels), 0.0, 3, 8, batch_size=5)
+    np.testing.assert_array_equal(images, expected.numpy())
+
+
+def test_number_of_processes_does_not_change_the_samples(run):
+    evaluator = RunEvaluator(load_run(run, "cpu"), request(parts=("generation",), num_samples=300))
+    for rank in (1, 0):
+        evaluator.make_samples(rank, 2)
+    together = [images for images, _ in evaluator.shards.read()]
+    alone = RunEvaluator(
+        load_run(run, "cpu"), request(parts=("generation",), num_samples=300, seed=0, batch_size=7)
+    )
+    assert alone.shards.folder == evaluator.shards.folder
+    for shard in alone.shards.folder.glob("shard_*"):
+        shard.unlink()
+    alone.make_samples()
+    for ours, theirs in zip((images for images, _ in alone.shards.read()), together, strict=True):
+        assert np.abs(ours.astype(int) - theirs).max() <= 1  # a batch of another size may round otherwise
+
+
+def test_other_settings_have_folders_of_their_own(run):
+    folders = {
+        RunEvaluator(load_run(run, "cpu", averaged), request(**changes)).shards.folder
+        for averaged, changes in (
+            (True, {}),
+            (False, {}),
+            (True, {"seed": 1}),
+            (True, {"guidance": 0.0, "sampling": ("method=naive",)}),
+        )
+    }
+    assert len(folders) == 4
+
+
+def test_later_parts_join_the_same_result(run):
+    evaluate(run, parts=("generation",))
+    found = evaluate(run, parts=("reconstruction",))
+    assert {"class_agreement", "psnr"} <= set(found.metrics)
+
+
+def test_feature_metrics_are_named_by_their_extractor_and_warn_of_few_samples(
+    run, vit, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("SIMFLOW_DATA", str(tmp_path / "cache"))
+    found = evaluate(run, parts=("generation", "reconstruction"), extractor="timm:test_vit", weights=vit)
+    assert {"fd_test_vit", "kd_test_vit", "rfd_test_vit", "fd_to_reconstructions_test_vit"} <= set(
+        found.metrics
+    )
+    assert "do not quote" in found.metrics["fd_test_vit"].warning
+    assert "24 samples against" in found.metrics["fd_test_vit"].on
+    assert len(list((tmp_path / "cache" / "statistics").iterdir())) == 1
+
+
+def test_distance_to_reconstructions_leaves_the_error_of_the_autoencoder_out(run, vit, monkeypatch, tmp_path):
+    """Samples that are the reconstructions themselves are at distance 0 of them, though not of real images."""
+    monkeypatch.setenv("SIMFLOW_DATA", str(tmp_path / "cache"))
+    loaded = load_run(run, "cpu")
+    parts = ("generation", "reconstruction")
+    evaluator = RunEvaluator(
+        loaded, request(parts=parts, extractor="timm:test_vit", weights=vit, num_samples=20, num_held_out=20)
+    )
+    (batch,) = evaluation_batches(evaluator.test, 20, sample_rows(len(evaluator.test), 20))
+    with torch.no_grad():
+        decoded = loaded.autoencoder.decode(loaded.autoencoder.encode(batch.images).mode()).clamp(-1, 1)
+    drawn = (to_uint8(decoded).numpy(), np.arange(20) % 10)
+    monkeypatch.setattr(evaluator, "_draw", lambda indices: tuple(part[list(indices)] for part in drawn))
+    evaluator.make_samples()
+    found = evaluator.measure().metrics
+    assert found["fd_to_reconstructions_test_vit"].value == pytest.approx(
+        0, abs=1e-3 * found["rfd_test_vit"].value
+    )
+    assert found["fd_test_vit"].value > 0
+
+
+def test_cached_features_of_real_images_are_of_these_images(vit, monkeypatch, tmp_path):
+    """Two projects with a folder of one name, or one whose images were replaced: never each other's FID."""
+    monkeypatch.setenv("SIMFLOW_DATA", str(tmp_path / "cache"))
+    features = []
+    for name, grey in (("a", 0), ("b", 255)):
+        for index in range(16):
+            path = tmp_path / name / "data" / str(index % 2) / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(png(grey))
+        monkeypatch.chdir(tmp_path / name)
+        data = {"name": "image_folder", "root": "data", "test_share": 0.5}
+        run = make_run(tmp_path / name / "run", data=data, evaluation={"judge": "none", "num_samples": 0})
+        evaluator = RunEvaluator(load_run(run, "cpu"), request(extractor="timm:test_vit", weights=vit))
+        features.append(evaluator._real_features(evaluator.test, "test", len(evaluator.test)).pooled)
+    assert not torch.allclose(features[0], features[1])
+
+
+def test_judge_that_is_missing_is_refused_before_sampling(run):
+    loaded = load_run(run, "cpu")
+    judged = {"judge": "encoder", "judge_checkpoint": str(run / "no.safetensors")}
+    config = loaded.config.model_copy(
+        update={"evaluation": loaded.config.evaluation.model_copy(update=judged)}
+    )
+    with pytest.raises(WeightsError, match=r"no\.safetensors: no such file"):
+        RunEvaluator(dataclasses.replace(loaded, config=config), request())
+    with pytest.raises(EvaluationError, match="--num-samples 12: .*two samples of each of 10 classes: 20"):
+        RunEvaluator(loaded, request(num_samples=12))
+
+
+def test_images_that_were_added_since_training_are_told(tmp_path, caplog):
+    """The held-out share is drawn anew, so that most of it was trained on."""
+
+    def add_images(numbers):
+        for index in numbers:
+            path = tmp_path / "data" / str(index % 2) / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(png(4 * index))
+
+    add_images(range(40))
+    data = {"name": "image_folder", "root": str(tmp_path / "data"), "test_share": 0.2}
+    run = make_run(tmp_path / "run", data=data, evaluation={"judge": "none", "num_samples": 0})
+    only = {"parts": ("reconstruction",), "num_held_out": 4}
+    assert not any("trained on" in note for note in evaluate(run, **only).notes)
+    add_images(range(40, 50))
+    assert any("40 images now and had 32" in note for note in evaluate(run, **only).notes)
+    make_run(tmp_path / "run", data=data, evaluation={"judge": "none", "num_samples": 0})
+    assert "may hold images that it was trained on" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"parts": ("reconstruction",), "reference": "train"}, "--reference train: .*part `generation`"),
+        ({"parts": ("generation",), "lpips_backbone": "x"}, "--lpips-backbone x: .*part `reconstruction`"),
+        (
+            {"parts": ("reconstruction",), "posterior_samples": 2},
+            "--posterior-samples 2: .*part `likelihood`",
+        ),
+        ({"weights": "x.pt"}, "--weights x.pt: has no effect with --extractor none"),
+    ],
+)
+def test_options_of_a_part_that_is_not_measured_are_refused(run, changes, message):
+    with pytest.raises(EvaluationError, match=message):
+        RunEvaluator(load_run(run, "cpu"), EvaluationRequest(num_samples=24, extractor=None, **changes))
+
+
+def test_notes_of_an_earlier_part_stay_with_its_numbers(run):
+    first = evaluate(run, parts=("likelihood",))
+    assert set(first.notes) <= set(evaluate(run, parts=("reconstruction",)).notes)
+
+
+def test_training_split_as_reference_is_said(run, vit, monkeypatch):
+    few = torch.randint(0, 256, (8, 3, 8, 8), dtype=torch.uint8)
+    monkeypatch.setattr(RunEvaluator, "_real_features", lambda self, *_: self.extractor(few))
+    changes = {"parts": ("generation",), "reference": "train", "extractor": "timm:test_vit", "weights": vit}
+    assert "training split" in evaluate(run, **changes).metrics["fd_test_vit"].warning
+
+
+def test_scores_are_written_for_every_image(run):
+    found = evaluate(run, parts=("likelihood",))
+    with (found.folder / "scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    num_rows = len(build_dataset(load_run(run, "cpu").config, "test"))
+    assert [int(row["index"]) for row in rows] == sample_rows(num_rows, 12)
+    mean = np.mean([float(row["image_bits_per_dim"]) for row in rows])
+    assert mean == pytest.approx(found.metrics["image_bits_per_dim"].value, rel=1e-9)
+
+
+def test_a_data_set_is_not_told_apart_from_itself(run):
+    found = evaluate(run, parts=("likelihood",), ood="digits")
+    assert found.metrics["auroc_image"].value == pytest.approx(0.5)
+    assert (found.folder / "scores_ood.csv").exists()
+
+
+def test_likelihood_of_a_model_without_density_is_left_out_and_said(diffusion_run, tmp_path):
+    run = copy_run(diffusion_run, tmp_path / "run")
+    found = evaluate(run, parts=("likelihood",))
+    assert found.metrics == {}
+    assert any("no exact density" in note for note in found.notes)
+
+
+def test_outliers_need_a_density(diffusion_run, tmp_path):
+    run = copy_run(diffusion_run, tmp_path / "run")
+    with pytest.raises(EvaluationError, match="--ood digits: .*exact density"):
+        evaluate(run, parts=("likelihood",), ood="digits")
+
+
+def test_autoencoder_alone_is_measured_by_its_reconstructions(tmp_path):
+    found = evaluate(make_run(tmp_path / "run", None))
+    assert set(found.metrics) == {"psnr", "ssim"}
+
+
+def test_sampler_option_changes_the_sampler(diffusion_run, tmp_path):
+    run = copy_run(diffusion_run, tmp_path / "run")
+    evaluator = RunEvaluator(load_run(run, "cpu"), request(parts=("generation",), sampling=("num_steps=1",)))
+    assert evaluator.loaded.model.options.sampling.num_steps == 1
+    assert evaluator.settings()["sampling"]["num_steps"] == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"guidance": 2.0}, "guidance 2"),
+        ({"num_samples": 1}, "--num-samples 1"),
+        ({"parts": ("generatoin",)}, "Did you mean `generation`"),
+        ({"sampling": ("steps=3",)}, "--sampling steps=3"),
+        ({"sampling": ("fast",)}, "expected key=value"),
+        ({"extractor": "inceptionn"}, "Did you mean `inception`"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_at_once(flow_run, changes, message):
+    loaded = load_run(flow_run, "cpu")
+    loaded.model.supports_guidance = False
+    with pytest.raises(EvaluationError, match=message):
+        RunEvaluator(loaded, request(**changes))
+
+
+def test_run_without_checkpoint_is_refused(run):
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(CheckpointError, match="has no checkpoint yet"):
+        load_run(run, "cpu")
+
+
+def test_damaged_result_is_refused(run):
+    folder = evaluate(run, parts=("reconstruction",)).folder
+    document = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps({"settings": document["settings"]}))
+    with pytest.raises(EvaluationError, match=r"result\.json: missing or damaged"):
+        read_evaluation(folder)

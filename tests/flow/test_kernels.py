@@ -1,0 +1,234 @@
+"""The compiled decode step gives the numbers of the module, whatever the options; where it cannot run, torch does."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simflow_plugin.errors import ConfigError
+from simflow_plugin.flow.kernels import decoder, library
+from simflow_plugin.flow.sampling import inversion as run
+from tests.flow.builders import build_flow, inputs_for
+
+NATIVE = {"name": "cached", "step": "native"}
+EAGER = {"name": "cached", "step": "eager"}
+# A width and a head size that fill no vector, several panels, and more than one row unit with guidance.
+SIZE = {"width": 40, "head_dim": 20, "mlp_ratio": 2.3, "layers_per_block": (1, 2)}
+
+needs_compiler = pytest.mark.skipif(
+    library.find_library() is None, reason="no C++ compiler, or the kernel cannot be built"
+)
+
+
+def sample(method: Any, guidance: float = 0.0, rows: int = 5, **options: Any) -> torch.Tensor:
+    flow = build_flow(torch.float32, **(SIZE | options))
+    noise, condition = inputs_for(flow, rows=rows)
+    if guidance and "condition" in condition:
+        condition["null_condition"] = -condition["condition"]
+    return flow.inverse(noise, **condition, guidance=guidance, method=method)
+
+
+@needs_compiler
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    family=st.sampled_from(["starflow", "tarflow"]),
+    positions=st.sampled_from(["rope", "learned"]),
+    condition=st.sampled_from([{}, {"num_classes": 3}, {"condition_dim": 6, "condition_frequencies": 2}]),
+    class_conditioning=st.sampled_from(["token", "add"]),
+    norms=st.fixed_dictionaries(
+        {
+            "norm": st.sampled_from(["layer", "rms"]),
+            "post_norm": st.booleans(),
+            "final_norm": st.booleans(),
+            "qk_norm": st.booleans(),
+        }
+    ),
+    inner=st.fixed_dictionaries(
+        {
+            "gated_attention": st.booleans(),
+            "mlp": st.sampled_from(["gelu", "swiglu", "geglu"]),
+            "bias": st.booleans(),
+            "scale": st.sampled_from(["softplus", "exp", "unit"]),
+        }
+    ),
+    heads=st.sampled_from([{}, {"num_heads": 4, "num_kv_heads": 2}, {"num_heads": 3, "num_kv_heads": 1}]),
+    rows=st.sampled_from([1, 3, 8, 9]),
+    is_guided=st.booleans(),
+)
+def test_every_option_gives_the_numbers_of_torch(
+    family: str,
+    positions: str,
+    condition: dict[str, Any],
+    class_conditioning: str,
+    norms: dict[str, Any],
+    inner: dict[str, Any],
+    heads: dict[str, Any],
+    rows: int,
+    is_guided: bool,
+) -> None:
+    options = {
+        "family": family,
+        "positions": positions,
+        "class_conditioning": class_conditioning,
+        **condition,
+        **norms,
+        **inner,
+        **heads,
+    }
+    guidance = 1.3 if is_guided and condition else 0.0
+    expected = sample(EAGER, guidance, rows, **options)
+    # Rounding in a token scales with the tokens after it, which scale `exp` makes large: relative to the largest.
+    size = expected.abs().max().clamp(min=1)
+    actual = sample(NATIVE, guidance, rows, **options)
+    torch.testing.assert_close(actual / size, expected / size, rtol=0, atol=2e-5)
+
+
+@needs_compiler
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names x86 instruction sets")
+@pytest.mark.parametrize("instructions", ["x86-64", "x86-64-v3"])
+def test_processors_with_shorter_vectors_get_the_same(
+    instructions: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = sample(EAGER, num_classes=3)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    flags = tuple(f"-march={instructions}" if flag.startswith("-march") else flag for flag in library.FLAGS)
+    monkeypatch.setattr(library, "FLAGS", flags)
+    built = library.find_library.__wrapped__()
+    assert built is not None
+    assert built.panel < 16
+    monkeypatch.setattr(decoder, "find_library", lambda: built)
+    torch.testing.assert_close(sample(NATIVE, num_classes=3), expected, rtol=1e-5, atol=2e-5)
+
+
+@needs_compiler
+def test_number_of_threads_changes_no_bit() -> None:
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(sample(NATIVE, 1.0, num_classes=3, class_conditioning="add"))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+@needs_compiler
+@pytest.mark.parametrize("exponent", [30.0, -30.0])
+def test_large_activations_saturate_as_in_torch(exponent: float) -> None:
+    flow = build_flow(torch.float32, **SIZE, mlp="swiglu", gated_attention=True)
+    with torch.no_grad():
+        for block in flow.blocks:
+            for layer in block.layers:
+                layer.mlp.up.bias.add_(exponent)
+                layer.attention.qkv.bias.add_(exponent)
+    noise, _ = inputs_for(flow)
+    tokens = flow.inverse(noise, method=NATIVE)
+    assert tokens.isfinite().all()
+    torch.testing.assert_close(tokens, flow.inverse(noise, method=EAGER), rtol=1e-4, atol=1e-4)
+
+
+@needs_compiler
+def test_nan_in_a_weight_is_not_hidden() -> None:
+    flow = build_flow(torch.float32, **SIZE)
+    with torch.no_grad():
+        flow.deep_block.layers[0].mlp.down.bias[3] = float("nan")
+    noise, _ = inputs_for(flow)
+    assert flow.inverse(noise, method=NATIVE).isnan().any(dim=-1).all()
+
+
+@needs_compiler
+def test_auto_step_is_the_kernel_where_it_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds: list[str] = []
+    find_kind = run.step_kind
+    monkeypatch.setattr(run, "step_kind", lambda *of: kinds.append(find_kind(*of)) or kinds[-1])
+    sample("cached")
+    assert kinds == ["native", "native"]
+    flow = build_flow(torch.float64, **SIZE)
+    flow.inverse(inputs_for(flow)[0])
+    assert kinds[2:] == ["eager", "eager"]
+
+
+@needs_compiler
+@pytest.mark.parametrize("change", ["float64", "hook", "replaced module", "attention", "rows", "autocast"])
+def test_native_that_cannot_run_says_why(change: str) -> None:
+    flow = build_flow(torch.float64 if change == "float64" else torch.float32, **SIZE)
+    layer = flow.deep_block.layers[0]
+    noise, _ = inputs_for(flow, rows=decoder.MAX_ROWS + 1 if change == "rows" else 2)
+    said = {
+        "float64": "float64",
+        "hook": r"layers\.0\.mlp",
+        "replaced module": r"layers\.0\.mlp\.down .*Doubled",
+        "attention": "found builtin_function",
+        "rows": f"up to {decoder.MAX_ROWS} rows, found {decoder.MAX_ROWS + 1}",
+        "autocast": "autocast",
+    }[change]
+
+    class Doubled(torch.nn.Linear):
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(hidden)
+
+    if change == "hook":
+        layer.mlp.register_forward_hook(lambda module, inputs, output: 2 * output)
+    if change == "replaced module":
+        layer.mlp.down = Doubled(layer.mlp.down.in_features, layer.mlp.down.out_features)
+    if change == "attention":
+        layer.attention.backend = torch.nn.functional.scaled_dot_product_attention
+    with torch.autocast("cpu", enabled=change == "autocast"), pytest.raises(ConfigError, match=said):
+        flow.inverse(noise, method=NATIVE)
+
+
+@pytest.mark.parametrize("compiler", ["false", "missing"])
+def test_without_a_compiler_torch_samples(
+    compiler: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(library, "_compiler", lambda: None if compiler == "missing" else ["false"])
+    with caplog.at_level("INFO"):
+        missing = library.find_library.__wrapped__()
+    assert missing is None
+    assert [record.message for record in caplog.records if "uses torch alone" in record.message]
+    assert not list(tmp_path.rglob("*.so"))
+    monkeypatch.setattr(decoder, "find_library", lambda: None)
+    torch.testing.assert_close(sample("cached"), sample(EAGER))
+    with pytest.raises(ConfigError, match="use `auto` or `eager`"):
+        sample(NATIVE)
+
+
+@needs_compiler
+def test_library_is_built_once(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    builds: list[Any] = []
+    build = library._build
+    monkeypatch.setattr(library, "_build", lambda *of: (builds.append(of), build(*of)))
+    assert library.find_library.__wrapped__() is not None
+    assert library.find_library.__wrapped__() is not None
+    assert len(builds) == 1
+    assert len(list(tmp_path.rglob("*"))) == 2  # the folder and the library: no temporary file is left
+
+
+@needs_compiler
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_default_type_of_the_process_changes_nothing(default: torch.dtype) -> None:
+    flow = build_flow(torch.float32, **SIZE)
+    noise, _ = inputs_for(flow)
+    expected = flow.inverse(noise, method=NATIVE)
+    torch.set_default_dtype(default)
+    try:
+        assert torch.equal(flow.inverse(noise, method=NATIVE), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@needs_compiler
+def test_gelu_of_another_kind_is_left_to_torch() -> None:
+    flow = build_flow(torch.float32, **SIZE)
+    flow.deep_block.layers[0].mlp.activation = torch.nn.GELU(approximate="tanh")
+    with pytest.raises(ConfigError, match="approximate=tanh"):
+        flow.inverse(inputs_for(flow)[0], method=NATIVE)

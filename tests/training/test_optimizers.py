@@ -1,0 +1,174 @@
+"""Optimizer groups, schedule, clipping, and steps that skip themselves."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from simflow_plugin import registry
+from simflow_plugin.config.schema import Optimizer, Part
+from simflow_plugin.contracts import ModelContext
+from simflow_plugin.errors import TrainingError
+from simflow_plugin.training.averages import RunningMeans
+from simflow_plugin.training.ema import ExponentialMovingAverage, averaged_tensors
+from simflow_plugin.training.optimizers import (
+    clip_and_check,
+    learning_rate_ratio,
+    make_optimizer,
+    parameter_groups,
+    step_if_finite,
+)
+from simflow_plugin.training.stability import BadStepCounter, poison_if_not_finite
+
+CPU = torch.device("cpu")
+
+
+def small_network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 1))
+
+
+@pytest.mark.parametrize("name", ["simflow", "sit", "dit", "starflow"])
+def test_only_weights_of_linear_maps_and_convolutions_are_decayed(name):
+    small = {"width": 32, "layers_per_block": [1, 1], "head_dim": 16}
+    options = {"flow": small} if "flow" in name else {"backbone": {"width": 32, "depth": 1, "num_heads": 2}}
+    model = Part.model_validate({"name": name, **options}).build(registry.MODELS, ModelContext((4, 4, 4), 10))
+    groups = parameter_groups({"model": model}, Optimizer(weight_decay=0.1))
+    names = {id(p): n for n, p in model.named_parameters()}
+    decayed = {names[id(p)] for g in groups if g["weight_decay"] > 0 for p in g["params"]}
+    assert decayed
+    assert all(n.endswith("weight") for n in decayed)
+    assert not any(
+        word in n for n in decayed for word in ("start", "table", "position", "norm", "embed_label")
+    )
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert sum(len(g["params"]) for g in groups) == len(trained)
+
+
+def test_autoencoder_has_its_own_learning_rate():
+    groups = parameter_groups(
+        {"autoencoder": small_network(), "model": small_network()}, Optimizer(lr=1e-3, autoencoder_lr=1e-4)
+    )
+    assert {g["lr"] for g in groups} == {1e-3, 1e-4}
+
+
+def test_schedule_warms_up_then_follows_the_cosine_to_its_end():
+    config = Optimizer(schedule="cosine", warmup_steps=10, final_lr_ratio=0.1)
+    assert learning_rate_ratio(0, 110, config) == pytest.approx(0.1)
+    assert learning_rate_ratio(10, 110, config) == pytest.approx(1.0)
+    assert learning_rate_ratio(60, 110, config) == pytest.approx(0.55)
+    assert learning_rate_ratio(110, 110, config) == pytest.approx(0.1)
+
+
+def test_gradients_are_clipped_by_their_global_norm():
+    module = small_network()
+    module(torch.ones(2, 4)).sum().backward()
+    norms, finite = clip_and_check({"model": module.parameters()}, 0.01)
+    clipped = math.sqrt(sum(float(p.grad.square().sum()) for p in module.parameters()))
+    assert bool(finite)
+    assert norms["grad_norm"] > 0.01
+    assert clipped == pytest.approx(0.01, rel=1e-4)
+
+
+def test_norm_of_each_part_adds_up_to_the_global_one():
+    parts = {"autoencoder": small_network(), "model": small_network()}
+    (parts["autoencoder"](torch.ones(2, 4)) + 3 * parts["model"](torch.ones(2, 4))).sum().backward()
+    norms, _ = clip_and_check({name: part.parameters() for name, part in parts.items()}, None)
+    assert norms["grad_norm_model"] == pytest.approx(3 * float(norms["grad_norm_autoencoder"]), rel=1e-5)
+    parts_norm = math.hypot(norms["grad_norm_model"], norms["grad_norm_autoencoder"])
+    assert parts_norm == pytest.approx(float(norms["grad_norm"]), rel=1e-5)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_step_that_is_not_finite_changes_nothing(bad):
+    module = small_network()
+    optimizer = make_optimizer(parameter_groups({"model": module}, Optimizer()), Optimizer(), CPU)
+    before = [p.clone() for p in module.parameters()]
+    (module(torch.ones(2, 4)).sum() * bad).backward()
+    _, finite = clip_and_check({"model": module.parameters()}, 1.0)
+    step_if_finite(optimizer, finite)
+    assert not bool(finite)
+    assert all(torch.equal(p, b) for p, b in zip(module.parameters(), before, strict=True))
+
+
+def test_finite_step_changes_every_parameter():
+    module = small_network()
+    optimizer = make_optimizer(parameter_groups({"model": module}, Optimizer()), Optimizer(), CPU)
+    before = [p.clone() for p in module.parameters()]
+    module(torch.randn(8, 4)).square().sum().backward()
+    _, finite = clip_and_check({"model": module.parameters()}, 1.0)
+    step_if_finite(optimizer, finite)
+    assert not any(torch.equal(p, b) for p, b in zip(module.parameters(), before, strict=True))
+
+
+def test_many_bad_steps_in_a_row_stop_the_run_and_name_the_term():
+    counter = BadStepCounter(limit=3, device=CPU)
+    for finite in (False, False, True, False, False):
+        counter.update(torch.tensor(finite))
+    counter.check([], lambda: "step_1")
+    assert counter.read() == (4, 2)
+    counter.update(torch.tensor(False))
+    with pytest.raises(TrainingError, match=r"3 steps in a row .*terms not finite: nll.*step_1"):
+        counter.check(["nll", "grad_norm"], lambda: "step_1")
+
+
+def test_average_follows_its_recurrence_and_is_applied_only_within_the_block():
+    module = nn.Linear(1, 1, bias=False)
+    module.weight.data.fill_(1.0)
+    ema = ExponentialMovingAverage(averaged_tensors(module), decay=0.5)
+    module.weight.data.fill_(3.0)
+    ema.update(averaged_tensors(module), step=1000)
+    with ema.applied(module):
+        assert float(module.weight.detach()) == pytest.approx(2.0)
+        assert not module.training
+    assert float(module.weight.detach()) == 3.0
+    assert module.training
+
+
+def test_average_leaves_frozen_parts_in_eval_mode():
+    module = nn.Sequential(nn.Linear(1, 1), nn.Dropout())
+    module[1].eval()
+    ema = ExponentialMovingAverage(averaged_tensors(module), decay=0.5)
+    with ema.applied(module):
+        pass
+    assert module[0].training
+    assert not module[1].training
+
+
+def test_loss_that_is_not_finite_poisons_its_gradient():
+    """An infinite loss can have a finite gradient; the step must be skipped all the same."""
+    weight = torch.tensor(2.0, requires_grad=True)
+    poison_if_not_finite(weight + torch.inf).backward()
+    assert torch.isnan(weight.grad)
+    healthy = torch.tensor(2.0, requires_grad=True)
+    poison_if_not_finite(3 * healthy).backward()
+    assert float(healthy.grad) == 3.0
+
+
+def test_one_bad_step_does_not_hide_the_others_and_is_named():
+    accelerator = SimpleNamespace(reduce=lambda tensor, reduction: tensor)
+    means = RunningMeans()
+    for nll, never in ((1.0, torch.nan), (torch.inf, torch.nan), (3.0, torch.nan)):
+        means.add_all({"nll": torch.tensor(nll), "never": torch.tensor(never)}, 1.0)
+        means.num_steps += 1
+    values, not_finite = means.take_means(accelerator)
+    assert values == {"nll": 2.0, "never": None}
+    assert not_finite == {"nll": 1.0, "never": 3.0}
+
+
+def test_running_statistics_of_a_batch_norm_are_averaged_with_the_weights():
+    module = torch.nn.Sequential(torch.nn.BatchNorm2d(2, affine=False), torch.nn.Conv2d(2, 1, 1))
+    ema = ExponentialMovingAverage(averaged_tensors(module), decay=0.5)
+    module(torch.full((4, 2, 3, 3), 10.0) + torch.randn(4, 2, 3, 3))
+    ema.update(averaged_tensors(module), step=1000)
+    live = module[0].running_mean.clone()
+    with ema.applied(module):
+        torch.testing.assert_close(module[0].running_mean, live / 2)
+    torch.testing.assert_close(module[0].running_mean, live)
+
+
+def test_frozen_batch_norm_is_not_averaged():
+    module = torch.nn.Sequential(torch.nn.BatchNorm2d(2).eval(), torch.nn.Conv2d(2, 1, 1))
+    assert not any("running" in name for name in averaged_tensors(module))
