@@ -6,7 +6,7 @@ Data flows one way: images -> posterior -> latents -> model (training); noise ->
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -43,11 +43,13 @@ class ModelContext:
         latent_shape: (C, h, w) of the latents.
         num_classes: number of classes, or None for an unlabelled data set.
         alignment: None when no alignment is configured.
+        is_restored: whether a checkpoint brings the weights, so that a model need not look for pretrained ones.
     """
 
     latent_shape: tuple[int, int, int]
     num_classes: int | None = None
     alignment: AlignmentContext | None = None
+    is_restored: bool = False
 
 
 class GenerativeModel(nn.Module, ABC):
@@ -98,6 +100,12 @@ class GenerativeModel(nn.Module, ABC):
             random: named draws, one row a sample.
         Returns:
             (B, C, h, w), in the autoencoder's normalised space.
+        """
+
+    def attach_decoder(self, decode: Callable[[Tensor], Tensor]) -> None:
+        """Take the autoencoder's decoder, latents (B, C, h, w) -> images; most models do without.
+
+        Called once, before training, for a model whose own terms compare images.
         """
 
     def remove_noise(self, noisy_latents: Tensor, labels: Tensor | None) -> Tensor:

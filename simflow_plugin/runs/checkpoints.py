@@ -78,7 +78,7 @@ def save_checkpoint(
         document = {"format_version": FORMAT_VERSION, "step": step, **state}
         (aside / STATE).write_text(json.dumps(document, indent=1))
         manifest = {
-            p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(aside.iterdir())
+            p.name: {"bytes": p.stat().st_size, "sha256": sha256_of_file(p)} for p in sorted(aside.iterdir())
         }
         (aside / MANIFEST).write_text(json.dumps(manifest, indent=1))
         give_usual_mode(aside)
@@ -148,7 +148,7 @@ def verify_checkpoint(path: Path) -> str | None:
             return f"{name} is missing"
         if file.stat().st_size != size:
             return f"{name} has {file.stat().st_size} bytes, the manifest says {size}"
-        if _sha256(file) != checksum:
+        if sha256_of_file(file) != checksum:
             return f"{name} does not match its checksum"
     version = json.loads((path / STATE).read_text()).get("format_version", 0)
     if version > FORMAT_VERSION:
@@ -184,7 +184,7 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
 
 
-def _sha256(path: Path) -> str:
+def sha256_of_file(path: Path) -> str:
     with path.open("rb") as file:
         return (
             hashlib.file_digest(file, "sha256").hexdigest()

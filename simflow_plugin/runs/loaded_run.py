@@ -77,7 +77,7 @@ def load_run(
     """
     directory = RunDirectory(path)
     config = read_run_config(directory.config_file)
-    checkpoint = _find_checkpoint(directory, step)
+    checkpoint = find_checkpoint(directory, step)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     state = checkpoint.state
@@ -85,7 +85,9 @@ def load_run(
     with torch.random.fork_rng(devices=[]):
         autoencoder = build_autoencoder(config_of_weights)
         latent_shape = autoencoder.latent_shape(config.image_size)
-        model = build_model(config, latent_shape, state["num_classes"], state["feature_dim"])
+        model = build_model(
+            config, latent_shape, state["num_classes"], state["feature_dim"], is_restored=True
+        )
     weights = checkpoint.tensors("joint")
     if averaged:
         weights |= checkpoint.tensors("ema")
@@ -97,7 +99,12 @@ def load_run(
     return LoadedRun(directory, config, checkpoint, autoencoder, model, state["num_classes"], averaged)
 
 
-def _find_checkpoint(directory: RunDirectory, step: int | None) -> Checkpoint:
+def find_checkpoint(directory: RunDirectory, step: int | None) -> Checkpoint:
+    """Return the checkpoint of `step`, or the newest that is whole.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
     folders = {
         int(path.name.removeprefix("step_")): path for path in checkpoint_folders(directory.checkpoints)
     }

@@ -69,7 +69,11 @@ def architecture_only(config: RunConfig, state: dict[str, Any]) -> RunConfig:
 
 
 def build_model(
-    config: RunConfig, latent_shape: tuple[int, int, int], num_classes: int | None, feature_dim: int | None
+    config: RunConfig,
+    latent_shape: tuple[int, int, int],
+    num_classes: int | None,
+    feature_dim: int | None,
+    is_restored: bool = False,
 ) -> GenerativeModel | None:
     """Build the generative model of `config`, or None where it trains an autoencoder alone.
 
@@ -78,6 +82,7 @@ def build_model(
         latent_shape: (C, h, w).
         num_classes: of the data set.
         feature_dim: channels of the alignment features; None leaves the alignment head out.
+        is_restored: whether a checkpoint brings the weights.
     """
     if config.model is None:
         return None
@@ -89,7 +94,9 @@ def build_model(
             f"sampling.guidance is {config.sampling.guidance}, but the data set `{config.data.name}` has no labels. "
             "Set sampling.guidance: 0."
         )
-    model = config.model.build(registry.MODELS, ModelContext(latent_shape, num_classes, alignment))
+    model = config.model.build(
+        registry.MODELS, ModelContext(latent_shape, num_classes, alignment, is_restored)
+    )
     if config.sampling.guidance > 0 and not model.supports_guidance:
         raise ConfigError(
             f"sampling.guidance is {config.sampling.guidance}, but model `{config.model.name}` has no unconditional "
@@ -113,6 +120,8 @@ def build_parts(config: RunConfig, num_classes: int | None) -> Parts:
         latent_shape = autoencoder.latent_shape(config.image_size)
         feature_dim: Any = encoder.feature_dim if encoder is not None else None
         model = build_model(config, latent_shape, num_classes, feature_dim)
+        if model is not None:
+            model.attach_decoder(autoencoder.decode)
         joint = JointObjective(autoencoder, model, build_reconstruction(config), objective_weights(config))
         adversary = None
         if config.objective.adversarial is not None:
