@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from simflow_plugin.config.schema import RunConfig, config_from_source
-from simflow_plugin.config.yaml_source import YamlSource, merge_over, read_yaml_source
+from simflow_plugin.config.yaml_source import merge_over, read_yaml_source
 from simflow_plugin.convert.autoencoder_export import export_autoencoder
 from simflow_plugin.errors import ConfigError
+from simflow_plugin.flow import FlowConfig
 from simflow_plugin.runs.loaded_run import LoadedRun, load_run
 from simflow_plugin.runs.run_directory import RunDirectory, write_text_atomically
 
@@ -68,7 +69,7 @@ def _derive(loaded: LoadedRun, folder: Path) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     config = loaded.config.model_dump(mode="json")
     autoencoder = export_autoencoder(loaded, folder / "autoencoder.safetensors", num_images=None)
-    flow = model.flow.config
+    flow: FlowConfig = cast(Any, model).flow.config
     teacher = {"run": str(loaded.directory.path.resolve()), "step": loaded.checkpoint.step}
     return {
         "name": f"{loaded.config.name}-one-pass",

@@ -9,7 +9,7 @@ Reference: BiFlow, arXiv:2512.10953 (hidden alignment).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -77,10 +77,11 @@ class InverseStudent(AdaLNTransformer):
         Raises:
             ConfigError: if width, heads or MLP of the two differ.
         """
-        sources = [layer for block in reversed(teacher.blocks) for layer in block.layers]
-        depth = len(self.layers)
-        for index, layer in enumerate(self.layers):
-            source = sources[round(index * (len(sources) - 1) / max(1, depth - 1))]
+        blocks: Any = teacher.blocks
+        sources = [layer for block in reversed(blocks) for layer in block.layers]
+        layers: list[Any] = list(self.layers)
+        for index, layer in enumerate(layers):
+            source = sources[round(index * (len(sources) - 1) / max(1, len(layers) - 1))]
             pairs = (
                 (layer.attention.qkv, source.attention.qkv),
                 (layer.attention.out, source.attention.proj),
@@ -90,10 +91,10 @@ class InverseStudent(AdaLNTransformer):
             for own, other in pairs:
                 if own.weight.shape != other.weight.shape or other.bias is None:
                     raise ConfigError(
-                        "model.initial: teacher: its layers have weights of "
-                        f"{tuple(other.weight.shape)} where the student has {tuple(own.weight.shape)} (width "
-                        f"{teacher.config.width}, {teacher.config.query_heads} heads, mlp {teacher.config.mlp}). Give the "
-                        "student the same width, num_heads and mlp_ratio, or use initial: random."
+                        f"model.initial: teacher: its layers have weights of {tuple(other.weight.shape)} where the "
+                        f"student has {tuple(own.weight.shape)} (width {teacher.config.width}, "
+                        f"{teacher.config.query_heads} heads, mlp {teacher.config.mlp}). Give the student the same "
+                        "width, num_heads and mlp_ratio, or use initial: random."
                     )
                 own.weight.copy_(other.weight)
                 own.bias.copy_(other.bias)
@@ -117,7 +118,8 @@ def state_layers(depth: int, layers_per_block: Sequence[int]) -> tuple[int, ...]
             f"model.student.depth: {depth} layers cannot follow the {len(blocks)} blocks of the teacher, which take "
             f"one layer each. Use depth {len(blocks)} or more."
         )
-    total, due = sum(blocks), []
+    total = sum(blocks)
+    due: list[int] = []
     for index in range(len(blocks) - 1):
         share = round(depth * sum(blocks[: index + 1]) / total)
         lowest = (due[-1] if due else 0) + 1

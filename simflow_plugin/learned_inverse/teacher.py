@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from simflow_plugin.contracts import GenerativeModel, ModelContext
 from simflow_plugin.errors import ConfigError, WeightsError
-from simflow_plugin.runs.checkpoints import sha256_of_file
 from simflow_plugin.options import Options
+from simflow_plugin.runs.checkpoints import sha256_of_file
 
 
 class TeacherOptions(Options):
@@ -40,7 +40,7 @@ class TeacherOptions(Options):
     def _has_one_source(self) -> TeacherOptions:
         if (self.run is None) == (self.flow is None):
             raise ValueError(
-                "name the teacher by `run` (a run directory) or by `flow` (converted weights), one of them"
+                "name the teacher by one of `run` (a run directory) and `flow` (converted weights)"
             )
         if self.step is not None and self.run is None:
             raise ValueError("step has no effect without `run`")
@@ -136,9 +136,9 @@ def _load_weights(model: GenerativeModel, options: TeacherOptions, context: Mode
         theirs = tuple(loaded.autoencoder.latent_shape(loaded.config.image_size))
         if theirs != tuple(context.latent_shape) or loaded.num_classes != context.num_classes:
             raise ConfigError(
-                f"model.teacher: {options.run} was trained on latents {theirs} of {loaded.num_classes or 'no'} classes, "
-                f"this run has {tuple(context.latent_shape)} and {context.num_classes or 'none'}. Use the teacher's "
-                "data, image_size and autoencoder (`simflow distill` does)."
+                f"model.teacher: {options.run} was trained on latents {theirs} of {loaded.num_classes or 'no'} "
+                f"classes, this run has {tuple(context.latent_shape)} and {context.num_classes or 'none'}. Use the "
+                "teacher's data, image_size and autoencoder (`simflow distill` does)."
             )
         own = {name: value for name, value in loaded.require_model().state_dict().items() if _is_kept(name)}
         _load(model, own, options.source)
@@ -166,7 +166,8 @@ def _load(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
 def _check_content(options: TeacherOptions, file: Path) -> None:
     if not file.is_file():
         raise WeightsError(
-            f"model.teacher: {file}: no such file. Put the teacher back, or name where it is now: --set model.teacher.run=RUN."
+            f"model.teacher: {file}: no such file. Put the teacher back, or say where it is now: "
+            "--set model.teacher.run=RUN."
         )
     found = sha256_of_file(file)
     if found != options.sha256:

@@ -104,6 +104,8 @@ class LearnedInverse(GenerativeModel):
     """
 
     Options = LearnedInverseOptions
+    teacher: Any
+    """A frozen model with a flow; never in training mode."""
 
     def __init__(self, options: LearnedInverseOptions, context: ModelContext) -> None:
         super().__init__()
@@ -111,13 +113,14 @@ class LearnedInverse(GenerativeModel):
         self.latent_shape = context.latent_shape
         if options.guidance_max > 0 and context.num_classes is None:
             raise ConfigError(
-                f"model.guidance_max: {options.guidance_max}, but the data has no class labels to guide towards. Set 0."
+                f"model.guidance_max: {options.guidance_max}, but the data has no class labels to guide towards. "
+                "Set 0."
             )
-        self.teacher: Any = build_teacher(options.teacher, context)
+        self.teacher = build_teacher(options.teacher, context)
         if options.guidance_max > 0 and not self.teacher.supports_guidance:
             raise ConfigError(
-                f"model.guidance_max: {options.guidance_max}, but the teacher {options.teacher.source} was trained without "
-                "label dropout and has no unconditional half to guide with. Set 0."
+                f"model.guidance_max: {options.guidance_max}, but the teacher {options.teacher.source} was trained "
+                "without label dropout and has no unconditional half to guide with. Set 0."
             )
         self.student = InverseStudent(options.student, context.latent_shape, self.teacher.flow.config)
         if options.initial == "teacher":
@@ -268,9 +271,9 @@ class LearnedInverse(GenerativeModel):
         """
         if not 0 <= guidance <= self.options.guidance_max:
             raise ConfigError(
-                f"guidance {guidance:g} is outside of [0, {self.options.guidance_max:g}], the weights that this student "
-                "learned. Use one within, train with a larger model.guidance_max, or sample by the teacher's exact inverse "
-                "(model.sampling.method: cached)."
+                f"guidance {guidance:g} is outside of [0, {self.options.guidance_max:g}], the weights that this "
+                "student learned. Use one within, train with a larger model.guidance_max, or sample by the teacher's exact "
+                "inverse (model.sampling.method: cached)."
             )
 
     def log_prob(self, latents: Tensor, labels: Tensor | None) -> Tensor:

@@ -24,7 +24,8 @@ def test_no_gradient_reaches_a_target():
 def test_state_error_reads_the_rows_that_have_targets():
     states = [torch.ones(2, 3, 1), 2 * torch.ones(2, 3, 1)]
     predictions = [
-        torch.cat([state * factor, torch.full((1, 3, 1), 1e6)]) for state, factor in zip(states, (2, 0))
+        torch.cat([state * factor, torch.full((1, 3, 1), 1e6)])
+        for state, factor in zip(states, (2, 0), strict=True)
     ]
     torch.testing.assert_close(state_error(predictions, states), torch.tensor(1.0))
 
