@@ -69,6 +69,7 @@ def test_summary_states_the_agreed_numbers(trained):
         "diversity_ratio",
         "psnr",
         "bits_per_dim",
+        "bits_per_dim_error",
         "train_seconds",
         "images_per_second",
     }
