@@ -259,7 +259,7 @@ class RunEvaluator:
         self.evaluation.notes.append(
             f"image bits per dim: {likelihood.kind} reconstruction likelihood, scale {likelihood.scale:.4g} (pixels "
             f"in [-1, 1]) fitted on training images; mean of {scorer.num_samples} posterior sample(s), not importance "
-            f"weighted; control variate log q(z|x) + H(q) with coefficients {scorer.control.log_prob:.3g} (log p(z)) and "
+            f"weighted; control variate log q(z|x) + H(q), coefficients {scorer.control.log_prob:.3g} (log p(z)) and "
             f"{scorer.control.reconstruction:.3g} (reconstruction)"
         )
         if self.other is not None:

@@ -197,8 +197,8 @@ def test_images_that_were_added_since_training_are_told(tmp_path, caplog):
         ({"parts": ("reconstruction",), "reference": "train"}, "--reference train: .*part `generation`"),
         ({"parts": ("generation",), "lpips_backbone": "x"}, "--lpips-backbone x: .*part `reconstruction`"),
         (
-            {"parts": ("reconstruction",), "posterior_samples": 2},
-            "--posterior-samples 2: .*part `likelihood`",
+            {"parts": ("reconstruction",), "posterior_samples": 3},
+            "--posterior-samples 3: .*part `likelihood`",
         ),
         ({"weights": "x.pt"}, "--weights x.pt: has no effect with --extractor none"),
     ],
