@@ -10,7 +10,7 @@ import torch
 
 from simflow_plugin.errors import ConfigError, ShapeError
 from simflow_plugin.flow import Auto, Jacobi, SamplingStatistics
-from simflow_plugin.flow.sampling import jacobi
+from simflow_plugin.flow.sampling import inversion, jacobi
 from simflow_plugin.flow.sampling import method_choice as auto
 from tests.flow.builders import build_flow, inputs_for
 
@@ -44,6 +44,53 @@ def test_jacobi_within_tolerance_equals_cached(family: str, guidance: float) -> 
         assert len(block.iterations) == 4
         assert sum(block.iterations) == block.passes <= steps
         assert 0 <= block.residual <= 1e-9
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("iterations", [1, 2, 3, 6])
+@pytest.mark.parametrize(
+    ("guidance", "options"),
+    [
+        (0.0, {"family": "starflow"}),
+        (0.0, {"family": "tarflow"}),
+        (1.5, {"family": "starflow", "num_kv_heads": 1}),
+        (1.5, {"family": "tarflow", "num_kv_heads": 1, "first_order": "flip"}),
+        (
+            0.0,
+            {
+                "family": "starflow",
+                "num_classes": None,
+                "condition_dim": 6,
+                "condition_frequencies": 2,
+                "scale": "exp",
+            },
+        ),
+    ],
+)
+def test_first_tokens_of_every_segment_are_exact_after_as_many_iterations(
+    monkeypatch: pytest.MonkeyPatch, iterations: int, guidance: float, options: dict[str, Any]
+) -> None:
+    segment, states = 6, []
+    solve = inversion.solve_jacobi
+    monkeypatch.setattr(
+        inversion, "solve_jacobi", lambda state, *of: (solve(state, *of), states.append(state))
+    )
+    method = Jacobi(segment=segment, tolerance=0.0, max_iterations=iterations)
+    _, statistics = sample_with(method, guidance, **options)
+    unsettled = 0
+    for state, numbers in zip(states, statistics.blocks, strict=True):
+        emitted = state.tokens[:, state.block.lag + 1 :].clone()
+        passes = numbers.passes
+        state.prefill()
+        error = (state.solve(0, state.num_steps) - emitted).abs().amax(dim=(0, 2))  # teacher forced: one pass
+        place = torch.arange(state.num_steps) % segment
+        assert error[place < iterations].max() < 1e-12
+        unsettled += int((error[place >= iterations] > 1e-9).sum())
+        # The last segment has nobody after it who would read its keys.
+        num_cut_off = state.num_steps // segment - (state.num_steps % segment == 0)
+        renewals = num_cut_off if iterations < segment else 0
+        assert passes == sum(numbers.iterations) + renewals
+    assert (unsettled > 0) == (iterations < segment - 1)
 
 
 def test_jacobi_of_one_iteration_reports_its_residual() -> None:
