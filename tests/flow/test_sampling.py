@@ -114,11 +114,11 @@ def test_jacobi_of_the_identity_needs_one_pass_per_segment() -> None:
 
 
 def test_guess_that_overflows_does_not_reach_final_tokens() -> None:
-    flow = build_flow(torch.float32, layers_per_block=(1,))
+    flow = build_flow(layers_per_block=(1,))
     noise, _ = inputs_for(flow)
     expected = flow.inverse(noise)
     poisoned = noise.clone()
-    poisoned[:, -1] = 1e38  # its pass gives an infinite guess; the five tokens before it must not notice
+    poisoned[:, -1] = 1e308  # its pass gives an infinite guess; the five tokens before it must not notice
     method = Jacobi(segment=6, tolerance=0.0, max_iterations=None)
     torch.testing.assert_close(flow.inverse(poisoned, method=method)[:, :5], expected[:, :5])
 
@@ -173,9 +173,11 @@ def test_step_of_fixed_shapes_runs_under_autocast() -> None:
     """The cache is of the weights' type, keys come in the lower precision."""
     options = {"grid_size": (2, 3), "num_classes": None}
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        expected, _ = sample_with({"name": "cached", "step": "eager"}, dtype=torch.float32, **options)
-        tokens, _ = sample_with({"name": "cached", "step": "static"}, dtype=torch.float32, **options)
-    torch.testing.assert_close(tokens, expected, rtol=0, atol=0.1)
+        eager, _ = sample_with({"name": "cached", "step": "eager"}, dtype=torch.float32, **options)
+        static, _ = sample_with({"name": "cached", "step": "static"}, dtype=torch.float32, **options)
+    exact, _ = sample_with("cached", **options)
+    eager_error, static_error = ((tokens - exact).abs().max() for tokens in (eager, static))
+    assert 0 < static_error < 4 * eager_error
 
 
 def test_cuda_graph_without_cuda_is_refused() -> None:
