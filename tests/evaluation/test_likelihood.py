@@ -117,17 +117,10 @@ def test_image_is_decoded_from_latents_without_the_models_noise():
     torch.testing.assert_close(found.image_bits_per_dim, expected.image_bits_per_dim)
 
 
-def test_summary_reports_the_density_of_noised_latents():
-    model = StandardNormal()
-    model.noise_std = 3.0
-    loaded = SimpleNamespace(model=model, config=SimpleNamespace(seed=0), device="cpu", num_classes=None)
+def test_latents_are_drawn_with_the_models_noise():
     posterior = FixedVariancePosterior(torch.zeros(64, 3, 4, 4), torch.tensor(4.0))
-    labels = torch.full((64,), NO_LABEL)
-    nll = summary._latent_nll(loaded, posterior, labels, torch.arange(64))
-    # E[z~^2] = 4^2 + 3^2.
-    assert float(nll.mean()) / 48 == pytest.approx(0.5 * (25 + math.log(2 * math.pi)), rel=0.05)
-    assert summary._density_of(model) == "latent plus noise of std 3"
-    assert summary._density_of(StandardNormal()) == "latent"
+    noise = IndexedRandom(0, tuple(range(64))).normal("likelihood_0", (64, 3, 4, 4))
+    assert float(draw_latents(posterior, 3.0, noise).var()) == pytest.approx(4**2 + 3**2, rel=0.05)
 
 
 def test_parts_add_up_to_the_bound():

@@ -31,11 +31,10 @@ def write_analysis(loaded: LoadedRun, analysis: Analysis) -> Path:
         figures = [part for part in section.parts if isinstance(part, Figure)]
         for number, figure in enumerate(figures):
             (folder / f"{section.anchor}{f'_{number + 1}' if number else ''}.png").write_bytes(figure.png)
-    weights = "averaged (EMA)" if loaded.averaged else "last training"
     config = loaded.config
     subtitle = (
         f"{config.data.name}, {config.image_size} x {config.image_size} pixels, held-out images; "
-        f"step {loaded.checkpoint.step:,}, {weights} weights"
+        f"step {loaded.checkpoint.step:,}, {loaded.weights_name} weights, computed in {analysis.precision}"
     )
     path = folder / "analysis.html"
     write_report(path, f"Analysis: {config.name}", sections, subtitle)
