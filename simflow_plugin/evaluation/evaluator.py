@@ -33,6 +33,7 @@ from simflow_plugin.evaluation.fidelity import cached_features, distance, extrac
 from simflow_plugin.evaluation.held_out import (
     HeldOut,
     find_lpips,
+    fit_control_variate,
     fit_likelihood,
     measure_likelihood,
     measure_outliers,
@@ -261,6 +262,7 @@ class RunEvaluator:
             return
         likelihood = fit_likelihood(self.loaded, self.train, self.request.likelihood, self.batch_size)
         scorer = Scorer(self.loaded.autoencoder, model, likelihood, self.request.posterior_samples)
+        scorer = fit_control_variate(self.loaded, self.train, scorer, self.batch_size)
         folder, held_out = self.evaluation.folder, self._held_out()
         folder.mkdir(parents=True, exist_ok=True)
         self.evaluation.metrics |= measure_likelihood(self.loaded, held_out, scorer, folder / "scores.csv")
@@ -269,7 +271,8 @@ class RunEvaluator:
         notes.append(
             f"image bits per dim: {likelihood.kind} reconstruction likelihood, scale {likelihood.scale:.4g} (pixels "
             f"in [-1, 1]) fitted on training images; mean of {scorer.num_samples} posterior sample(s), not importance "
-            "weighted"
+            f"weighted; control variate log q(z|x) + H(q), coefficients {scorer.control.log_prob:.3g} (log p(z)) and "
+            f"{scorer.control.reconstruction:.3g} (reconstruction)"
         )
         if self.other is not None:
             csv = folder / "scores_ood.csv"

@@ -21,6 +21,8 @@ class Measured:
         high: upper end.
         interval: method of the interval: `bootstrap of 360 images`.
         on: images and settings that it was measured with; numbers with another `on` do not belong into one row.
+        draws_error: Monte-Carlo standard error, of the random draws the number is made with, for the same images; None
+            where there are none or it is not known.
         warning: reason not to trust it, shown in the table itself; empty if there is none.
     """
 
@@ -30,6 +32,7 @@ class Measured:
     interval: str = ""
     on: str = ""
     warning: str = ""
+    draws_error: float | None = None
 
     def with_notes(self, on: str = "", warning: str = "") -> Measured:
         """Return the number with what it was measured on, and one more warning."""

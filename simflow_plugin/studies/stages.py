@@ -95,8 +95,8 @@ def measure_variant(
     The study's classifier judges, whatever judge the run's own configuration names for its report.
 
     Returns:
-        `metrics` by guidance (as text): name -> number; `intervals` likewise: name -> [low, high], 95 %; `cost`:
-        parameters, FLOPs per image, seconds.
+        `metrics` by guidance (as text): name -> number; `intervals` likewise: name -> [low, high], 95 %;
+        `draws_errors`: name -> Monte-Carlo standard error; `cost`: parameters, FLOPs per image, seconds.
     """
     from simflow_plugin.evaluation.evaluator import RunEvaluator
     from simflow_plugin.evaluation.flops import measure_run
@@ -105,7 +105,7 @@ def measure_variant(
 
     loaded = load_run(run.path)
     trained = {"steps": loaded.checkpoint.step, "train_seconds": float(loaded.checkpoint.state["seconds"])}
-    measured: dict[str, Any] = {"metrics": {}, "intervals": {}, "cost": {}}
+    measured: dict[str, Any] = {"metrics": {}, "intervals": {}, "draws_errors": {}, "cost": {}}
     for number, weight in enumerate(guidance):
         # Likelihood does not depend on guidance; the distance to reconstructions does.
         parts = ("generation", "reconstruction", *(() if number else ("likelihood",)))
@@ -124,6 +124,9 @@ def measure_variant(
         measured["metrics"][key] = {name: number.value for name, number in metrics.items()}
         measured["intervals"][key] = {
             name: [number.low, number.high] for name, number in metrics.items() if number.low is not None
+        }
+        measured["draws_errors"][key] = {
+            name: number.draws_error for name, number in metrics.items() if number.draws_error is not None
         }
         measured["cost"][key] = {**asdict(measure_run(loaded, weight)), **trained}
     return measured

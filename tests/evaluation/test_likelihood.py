@@ -2,7 +2,6 @@
 
 import csv
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,16 +9,16 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from simflow_plugin.contracts import NO_LABEL, GenerativeModel
+from simflow_plugin.contracts import GenerativeModel
 from simflow_plugin.errors import EvaluationError
 from simflow_plugin.evaluation.likelihood import (
     ReconstructionLikelihood,
     Scorer,
     auroc,
     bits_per_dim,
+    draw_latents,
     write_scores,
 )
-from simflow_plugin.evaluation.report import summary
 from simflow_plugin.posteriors.gaussian import FixedVariancePosterior
 from simflow_plugin.randomness import IndexedRandom
 from tests.training.toys import LinearAutoencoder, LinearModel

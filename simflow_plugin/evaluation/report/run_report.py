@@ -30,6 +30,7 @@ from simflow_plugin.evaluation.report.html import (
     write_report,
 )
 from simflow_plugin.evaluation.report.metric_names import (
+    format_draws_error,
     format_interval,
     format_value,
     in_order,
@@ -144,7 +145,7 @@ def _tiles(loaded: LoadedRun, evaluation: Evaluation) -> list[NumberTile]:
     for key in TILES:
         if key in evaluation.metrics:
             number = evaluation.metrics[key]
-            note = ", ".join(number.on.split(", ")[:1])
+            note = ", ".join(filter(None, (number.on.split(", ")[0], format_draws_error(number))))
             tiles.append(NumberTile(metric_name(key).title, format_value(key, number), note))
     cost = training_numbers(loaded)
     rate = f"{cost['images_per_second']:.0f} images per second"

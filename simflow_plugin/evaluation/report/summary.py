@@ -33,6 +33,7 @@ def summary_numbers(loaded: LoadedRun, evaluation: Evaluation) -> dict[str, Any]
         noise_std = 0.0 if loaded.model is None else loaded.model.noise_std
         numbers |= {
             "bits_per_dim": numbers["latent_bits_per_dim"],
+            "bits_per_dim_error": evaluation.metrics["latent_bits_per_dim"].draws_error,
             "bits_per_dim_of": f"latent plus noise of std {noise_std:g}" if noise_std else "latent",
             "latent_dims": math.prod(loaded.autoencoder.latent_shape(loaded.config.image_size)),
         }
