@@ -5,15 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from simflow_plugin.data.loader import evaluation_batches
 from simflow_plugin.data.order import sample_rows
 from simflow_plugin.errors import EvaluationError
-from simflow_plugin.evaluation.drawing import to_uint8
 from simflow_plugin.evaluation.flow_diagnostics import (
     FlowDiagnostics,
     diagnose_flow,
@@ -215,8 +212,3 @@ def _analyze_flow(
     )
     iterations = jacobi_iterations(flow, noise, known[:rows] if known is not None else None, TOLERANCES)
     return diagnostics, iterations, tokens.shape[1]
-
-
-def strip_pixels(strips: Tensor) -> NDArray[np.uint8]:
-    """Return the strips as uint8 (N steps, H, W, 3), strip by strip."""
-    return to_uint8(strips.flatten(0, 1)).numpy()

@@ -99,7 +99,7 @@ class RunEvaluator:
 
     @property
     def is_of_the_run_itself(self) -> bool:
-        """Whether this measures the newest averaged weights with the run's own settings, as the end of training."""
+        """True if this measures the newest averaged weights with the run's own settings, as the end of training."""
         config, found = self.config, self.evaluation.settings
         precision = Precision.outside_training(config.training, self.loaded.device.type)
         own = {

@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from simflow_plugin import registry
-from simflow_plugin.config.schema import Evaluation, Part, RunConfig, resolve_part
+from simflow_plugin.config.schema import Part, RunConfig, resolve_part
 from simflow_plugin.config.validation import validate
 from simflow_plugin.config.yaml_source import YamlSource
 from simflow_plugin.contracts import DataContext, GenerativeModel
@@ -63,13 +63,17 @@ class EvaluationRequest:
     judge: Part | None = None
 
     @classmethod
-    def after_training(cls, evaluation: Evaluation) -> EvaluationRequest:
+    def after_training(cls, config: RunConfig) -> EvaluationRequest:
         """Return what the section `evaluation` of a configuration asks for when training ends."""
-        held_out = ("reconstruction", "likelihood") if evaluation.num_likelihood else ()
-        parts = (*(("generation",) if evaluation.num_samples else ()), *held_out)
-        return cls(
-            parts, evaluation.num_samples, extractor=None, num_held_out=evaluation.num_likelihood or None
-        )
+        evaluation, has_model = config.evaluation, config.model is not None
+        is_wanted = {
+            "generation": has_model and evaluation.num_samples > 0,
+            "reconstruction": evaluation.num_likelihood > 0,
+            "likelihood": has_model and evaluation.num_likelihood > 0,
+        }
+        parts = tuple(part for part in PARTS if is_wanted[part])
+        num_held_out = evaluation.num_likelihood or None
+        return cls(parts, evaluation.num_samples, extractor=None, num_held_out=num_held_out)
 
 
 def checked_parts(loaded: LoadedRun, request: EvaluationRequest) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from simflow_plugin.runs.run_directory import RunDirectory
 
 @dataclass(frozen=True)
 class StudySettings:
-    """What a study is run with.
+    """Paths, budget and sizes of a study.
 
     Args:
         out: its directory.

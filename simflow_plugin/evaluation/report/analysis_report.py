@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from simflow_plugin.evaluation.analysis import Analysis, strip_pixels
+from simflow_plugin.evaluation.analysis import Analysis
+from simflow_plugin.evaluation.drawing import to_uint8
 from simflow_plugin.evaluation.report.grids import image_grid, png_bytes
 from simflow_plugin.evaluation.report.html import Cell, Figure, Part, Section, Table, Text, write_report
 from simflow_plugin.evaluation.report.metric_names import metric_name
@@ -92,7 +93,7 @@ def _robustness(analysis: Analysis) -> Figure:
 def _strips(analysis: Analysis) -> Part:
     if analysis.strips.shape[0] == 0:
         return Text("Too few images for a pair.")
-    picture = image_grid(strip_pixels(analysis.strips), analysis.strips.shape[1])
+    picture = image_grid(to_uint8(analysis.strips.flatten(0, 1)).numpy(), analysis.strips.shape[1])
     return Figure(
         png_bytes(picture), "Straight lines between the posterior means of two held-out images.", "pixels"
     )

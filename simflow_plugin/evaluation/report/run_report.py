@@ -61,7 +61,7 @@ PRINTED = (
 def evaluate_after_training(run: RunDirectory, device: torch.device | str | None = None) -> Evaluation:
     """Measure a trained run as its configuration says, and write its summary and pages."""
     loaded = load_run(run.path, device)
-    request = EvaluationRequest.after_training(loaded.config.evaluation)
+    request = EvaluationRequest.after_training(loaded.config)
     evaluator = RunEvaluator(loaded, request, needs_judge=False)
     evaluator.make_samples()
     evaluation = evaluator.measure()
