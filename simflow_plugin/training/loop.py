@@ -128,13 +128,16 @@ class Trainer:
         self.wrapped_adversary = self._wrap_adversary()
         self._description = {
             "num_classes": dataset.num_classes,
+            "class_names": dataset.class_names,
             "num_images": len(dataset),
             "feature_dim": getattr(parts.encoder, "feature_dim", None),
             "autoencoder_options": self.joint.autoencoder.self_contained_options(),
         }
         self.step = 0
         self.seconds = 0.0
-        self.bad_steps = BadSteps(config.training.max_bad_steps, self.device, _parts_with_a_loss(config, trained))
+        self.bad_steps = BadSteps(
+            config.training.max_bad_steps, self.device, _parts_with_a_loss(config, trained)
+        )
         self.statistics = FiniteStatistics(running_statistics(self.joint))
         self._counts_before: dict[str, int] = {}
         # Images that could not be read: by this process, and since the last logged step by any.
