@@ -49,7 +49,7 @@ def option_sets(draw: st.DrawFn) -> dict[str, Any]:
     if condition == "labels":
         options |= {
             "num_classes": 2,
-            "class_conditioning": draw(st.sampled_from(["token", "add"])),
+            "class_conditioning": draw(st.sampled_from(["token", "add", "adaln"])),
             "null_label": draw(st.sampled_from(["learned", "mean"])),
         }
     if condition == "features":
@@ -58,6 +58,12 @@ def option_sets(draw: st.DrawFn) -> dict[str, Any]:
             "condition_frequencies": draw(st.sampled_from([0, 2])),
             "condition_length": draw(st.sampled_from([None, 2])),
         }
+        if draw(st.booleans()):
+            options |= {"class_conditioning": "adaln", "condition_length": 1}
+    if options.get("class_conditioning") == "adaln":
+        options["adaln_gates"] = draw(st.booleans())
+        if options["conditional_blocks"] == "all":
+            options["norm"] = "layer"
     return options
 
 
@@ -104,7 +110,7 @@ def test_samplers_agree(options: dict[str, Any], guidance: float) -> None:
     if condition:
         condition["guidance"] = guidance
     if "condition" in condition:
-        condition["null_condition"] = torch.zeros(1, 2, 3)
+        condition["null_condition"] = torch.zeros_like(condition["condition"][:1])
     naive = flow.inverse(noise, **condition, method="naive")
     size = (
         naive.abs().max().clamp(min=1)
