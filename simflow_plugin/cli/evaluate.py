@@ -48,7 +48,9 @@ def evaluate(
     likelihood: Annotated[
         str, typer.Option(help="Of images given decoded ones: gaussian or laplace.")
     ] = "gaussian",
-    posterior_samples: Annotated[int, typer.Option(min=1, help="Per image, in the likelihood.")] = 1,
+    posterior_samples: Annotated[
+        int, typer.Option(min=1, help="Per image, in the likelihood; 1 leaves its Monte-Carlo error unknown.")
+    ] = 2,
     ood: Annotated[
         str | None, typer.Option(help="Data set (name or YAML mapping) to tell apart by likelihood.")
     ] = None,

@@ -108,8 +108,10 @@ class Optimizer(Options):
     betas: tuple[MomentDecay, MomentDecay] = (0.9, 0.95)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float | None = Field(
-        1.0, gt=0, description="global norm over all trained parts; null: no clipping"
+    max_grad_norm: float | None = Field(1.0, gt=0, description="null: no clipping")
+    clipping: Literal["per_part", "global"] = Field(
+        "per_part",
+        description="per_part: autoencoder and model each by their own norm (REPA-E); global: by one norm over both",
     )
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: int = Field(0, ge=0)
@@ -140,7 +142,11 @@ class Training(Options):
     keep_every: int | None = Field(
         None, gt=0, description="... and every one whose step is a multiple of this"
     )
-    max_bad_steps: int = Field(20, ge=1, description="stop after this many non-finite steps in a row")
+    max_bad_steps: int = Field(
+        20,
+        ge=1,
+        description="stop after this many steps in a row that are not finite, or whose gradients are all zero",
+    )
 
 
 class Sampling(Options):

@@ -258,7 +258,11 @@ def _from_summary(directory: RunDirectory, guidance: float) -> dict[str, Measure
     default = f"{held_out:,} held-out images"
     on["bits_per_dim"] = f"{default}, density of the {summary.get('bits_per_dim_of', 'latent')}"
     return {
-        name: Measured(summary[key], on=f"summary of training, {on.get(key, default)}")
+        name: Measured(
+            summary[key],
+            on=f"summary of training, {on.get(key, default)}",
+            draws_error=summary.get(f"{key}_error"),
+        )
         for key, name in SUMMARY_KEYS.items()
         if key in summary
     }

@@ -16,6 +16,8 @@ class Measured:
         high: upper end.
         interval: where the interval comes from: `bootstrap of 360 images`.
         on: what it was measured on and with; numbers with another `on` do not belong into one row of a table.
+        draws_error: Monte-Carlo standard error, of the random draws the number is made with, for the same images; None
+            where there are none or it is not known.
         warning: why it should not be trusted; shown in the table itself. Empty if nothing is wrong.
     """
 
@@ -25,6 +27,7 @@ class Measured:
     interval: str = ""
     on: str = ""
     warning: str = ""
+    draws_error: float | None = None
 
     def with_notes(self, on: str = "", warning: str = "") -> Measured:
         """Return the number with what it was measured on, and one more warning."""

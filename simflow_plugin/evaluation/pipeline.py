@@ -32,6 +32,7 @@ from simflow_plugin.evaluation.fidelity import cached_features, distance, extrac
 from simflow_plugin.evaluation.held_out import (
     HeldOut,
     find_lpips,
+    fit_control_variate,
     fit_likelihood,
     measure_likelihood,
     measure_outliers,
@@ -248,6 +249,7 @@ class RunEvaluator:
         train = build_dataset(self.config, "train")
         likelihood = fit_likelihood(self.loaded, train, self.request.likelihood, self.batch_size)
         scorer = Scorer(self.loaded.autoencoder, model, likelihood, self.request.posterior_samples)
+        scorer = fit_control_variate(self.loaded, train, scorer, self.batch_size)
         folder, held_out = self.evaluation.folder, self._held_out()
         self.evaluation.metrics |= measure_likelihood(self.loaded, held_out, scorer, folder / "scores.csv")
         if model.noise_std:
@@ -257,7 +259,8 @@ class RunEvaluator:
         self.evaluation.notes.append(
             f"image bits per dim: {likelihood.kind} reconstruction likelihood, scale {likelihood.scale:.4g} (pixels "
             f"in [-1, 1]) fitted on training images; mean of {scorer.num_samples} posterior sample(s), not importance "
-            "weighted"
+            f"weighted; control variate log q(z|x) + H(q), coefficients {scorer.control.log_prob:.3g} (log p(z)) and "
+            f"{scorer.control.reconstruction:.3g} (reconstruction)"
         )
         if self.other is not None:
             csv = folder / "scores_ood.csv"

@@ -34,7 +34,7 @@ class EvaluationRequest:
         weights: its file.
         num_held_out: images for reconstruction and likelihood; None is the whole test split.
         likelihood: of images given decoded ones.
-        posterior_samples: per image in the likelihood.
+        posterior_samples: per image in the likelihood; 1 leaves its Monte-Carlo error unknown.
         lpips_backbone: AlexNet's file; None looks into torch's hub cache.
         ood: a data set by name, or a YAML mapping, to tell apart by likelihood.
         batch_size: None is the run's own.
@@ -50,7 +50,7 @@ class EvaluationRequest:
     weights: Path | None = None
     num_held_out: int | None = None
     likelihood: Literal["gaussian", "laplace"] = "gaussian"
-    posterior_samples: int = 1
+    posterior_samples: int = 2
     lpips_backbone: str | None = None
     ood: str | None = None
     batch_size: int | None = None

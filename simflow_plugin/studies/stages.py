@@ -96,8 +96,8 @@ def measure_variant(
     The study's classifier judges, whatever judge the run's own configuration names for its report.
 
     Returns:
-        `metrics` by guidance (as text): name -> number; `intervals` likewise: name -> [low, high], 95 %; `cost`:
-        parameters, FLOPs per image, seconds.
+        `metrics` by guidance (as text): name -> number; `intervals` likewise: name -> [low, high], 95 %;
+        `draws_errors`: name -> Monte-Carlo standard error; `cost`: parameters, FLOPs per image, seconds.
     """
     from dataclasses import replace
 
@@ -109,7 +109,7 @@ def measure_variant(
     judged = {"judge": "encoder", "judge_checkpoint": str(settings.encoder)}
     evaluation = loaded.config.evaluation.model_copy(update=judged)
     loaded = replace(loaded, config=loaded.config.model_copy(update={"evaluation": evaluation}))
-    measured: dict[str, Any] = {"metrics": {}, "intervals": {}, "cost": {}}
+    measured: dict[str, Any] = {"metrics": {}, "intervals": {}, "draws_errors": {}, "cost": {}}
     for number, weight in enumerate(guidance):
         # Likelihood does not depend on guidance; the distance to reconstructions does.
         parts = ("generation", "reconstruction", *(() if number else ("likelihood",)))
@@ -127,6 +127,9 @@ def measure_variant(
         measured["metrics"][f"{weight:g}"] = {name: number.value for name, number in metrics.items()}
         measured["intervals"][f"{weight:g}"] = {
             name: [number.low, number.high] for name, number in metrics.items() if number.low is not None
+        }
+        measured["draws_errors"][f"{weight:g}"] = {
+            name: number.draws_error for name, number in metrics.items() if number.draws_error is not None
         }
         measured["cost"][f"{weight:g}"] = cost_of(loaded, weight)
     return measured

@@ -89,9 +89,12 @@ def test_numbers_that_no_seed_changes_get_no_interval_over_seeds():
 
 def test_run_that_was_not_evaluated_shows_its_summary_and_says_so(flow_run, diffusion_run, tmp_path):
     run = copy_run(flow_run, tmp_path / "run")
-    (run / "summary.json").write_text('{"psnr": 12.5, "num_held_out": 20, "guidance": 0.0}')
+    (run / "summary.json").write_text(
+        '{"psnr": 12.5, "bits_per_dim": 1.5, "bits_per_dim_error": 0.01, "num_held_out": 20, "guidance": 0.0}'
+    )
     found = read_runs([run, diffusion_run])[0]
-    assert found.metrics["psnr"].value == 12.5
+    assert found.metrics["psnr"] == Measured(12.5, on="summary of training, 20 held-out images")
+    assert found.metrics["latent_bits_per_dim"].draws_error == 0.01
     assert any("summary.json" in note for note in found.notes)
 
 

@@ -11,6 +11,7 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from simflow_plugin.contracts import NO_LABEL, GenerativeModel
+from simflow_plugin.data.loader import Batch
 from simflow_plugin.errors import EvaluationError
 from simflow_plugin.evaluation.likelihood import (
     ReconstructionLikelihood,
@@ -123,9 +124,10 @@ def test_summary_reports_the_density_of_noised_latents():
     loaded = SimpleNamespace(model=model, config=SimpleNamespace(seed=0), device="cpu", num_classes=None)
     posterior = FixedVariancePosterior(torch.zeros(64, 3, 4, 4), torch.tensor(4.0))
     labels = torch.full((64,), NO_LABEL)
-    nll = summary._latent_nll(loaded, posterior, labels, torch.arange(64))
+    batch = Batch(torch.zeros(64, 3, 4, 4), labels, torch.arange(64), 0, 0, torch.zeros(64, dtype=torch.bool))
+    log_prob, _ = summary._latent_draws(loaded, posterior, batch, "test")
     # E[z~^2] = 4^2 + 3^2.
-    assert float(nll.mean()) / 48 == pytest.approx(0.5 * (25 + math.log(2 * math.pi)), rel=0.05)
+    assert -float(log_prob.mean()) / 48 == pytest.approx(0.5 * (25 + math.log(2 * math.pi)), rel=0.05)
     assert summary._density_of(model) == "latent plus noise of std 3"
     assert summary._density_of(StandardNormal()) == "latent"
 

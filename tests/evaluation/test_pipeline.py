@@ -16,6 +16,7 @@ from simflow_plugin.data.order import sample_rows
 from simflow_plugin.errors import CheckpointError, EvaluationError, WeightsError
 from simflow_plugin.evaluation.drawing import draw_many, to_uint8
 from simflow_plugin.evaluation.pipeline import RunEvaluator
+from simflow_plugin.evaluation.report.metric_names import metrics_table
 from simflow_plugin.evaluation.request import EvaluationRequest
 from simflow_plugin.evaluation.result import read_evaluation
 from simflow_plugin.runs.loaded_run import load_run
@@ -196,8 +197,8 @@ def test_images_that_were_added_since_training_are_told(tmp_path, caplog):
         ({"parts": ("reconstruction",), "reference": "train"}, "--reference train: .*part `generation`"),
         ({"parts": ("generation",), "lpips_backbone": "x"}, "--lpips-backbone x: .*part `reconstruction`"),
         (
-            {"parts": ("reconstruction",), "posterior_samples": 2},
-            "--posterior-samples 2: .*part `likelihood`",
+            {"parts": ("reconstruction",), "posterior_samples": 3},
+            "--posterior-samples 3: .*part `likelihood`",
         ),
         ({"weights": "x.pt"}, "--weights x.pt: has no effect with --extractor none"),
     ],
@@ -227,6 +228,23 @@ def test_scores_are_written_for_every_image(run):
     assert [int(row["index"]) for row in rows] == sample_rows(num_rows, 12)
     mean = np.mean([float(row["image_bits_per_dim"]) for row in rows])
     assert mean == pytest.approx(found.metrics["image_bits_per_dim"].value, rel=1e-9)
+
+
+def test_likelihood_states_the_error_of_its_posterior_draws(run):
+    found = evaluate(run, parts=("likelihood",))
+    with (found.folder / "scores.csv").open() as file:
+        errors = np.array([float(row["image_bits_error"]) for row in csv.DictReader(file)])
+    number = found.metrics["image_bits_per_dim"]
+    assert number.draws_error == pytest.approx(np.sqrt(np.sum(errors**2)) / len(errors), rel=1e-9)
+    assert 0 < number.draws_error < number.high - number.low
+    assert any("control variate" in note for note in found.notes)
+    page = metrics_table(found.metrics).cells()
+    assert any("Monte-Carlo error" in cell.note for row in page for cell in row)
+
+
+def test_error_of_a_single_draw_is_not_known(run):
+    found = evaluate(run, parts=("likelihood",), posterior_samples=1)
+    assert found.metrics["image_bits_per_dim"].draws_error is None
 
 
 def test_a_data_set_is_not_told_apart_from_itself(run):

@@ -94,8 +94,9 @@ def metrics_table(runs: Sequence[ComparedRun], problems: Sequence[str]) -> Table
         uncomparable = UNCOMPARABLE if key == "latent_bits_per_dim" else ""
         rows.append((metric_name(key).heading, *cells, Cell("", uncomparable or ("" if differs else on))))
     note = (
-        "Small print: 95 % intervals by bootstrap, over blocks or over seeds. Bold: best, beyond the intervals; "
-        "what has none, as FID from one seed, has no bold number."
+        "Small print: 95 % intervals by bootstrap, over blocks or over seeds; a Monte-Carlo error is one standard "
+        "error of other posterior draws for the same images. Bold: best, beyond the intervals; what has none, as FID "
+        "from one seed, has no bold number."
     )
     return Table(("metric", *(run.name for run in runs), "measured on"), tuple(rows), "", (note,))
 

@@ -75,7 +75,8 @@ def _tiles(measurement: RunMeasurement) -> list[NumberTile]:
             NumberTile(
                 "bits per dim",
                 f"{n['bits_per_dim']:.3f}",
-                f"of the {n['bits_per_dim_of']}, {n['latent_dims']} dims",
+                f"of the {n['bits_per_dim_of']}, {n['latent_dims']} dims; Monte-Carlo error "
+                f"{n['bits_per_dim_error']:.2g}",
             )
         )
     tiles.append(

@@ -10,14 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from simflow_plugin.contracts import GenerativeModel, ImageDataset
-from simflow_plugin.data.loader import evaluation_batches
+from simflow_plugin.contracts import GenerativeModel, ImageDataset, Posterior
+from simflow_plugin.data.loader import Batch, evaluation_batches
 from simflow_plugin.data.order import sample_rows
-from simflow_plugin.errors import SimflowError
+from simflow_plugin.errors import EvaluationError, SimflowError
 from simflow_plugin.evaluation.drawing import balanced_labels, draw_many, to_uint8
+from simflow_plugin.evaluation.held_out import NUM_FITTED
 from simflow_plugin.evaluation.judgement import Judgement
 from simflow_plugin.evaluation.judges import judge_samples
-from simflow_plugin.evaluation.likelihood import draw_latents
+from simflow_plugin.evaluation.likelihood import latent_log_prob, posterior_draws
+from simflow_plugin.evaluation.monte_carlo import coefficient, mean_and_error, pooled_error
 from simflow_plugin.evaluation.reconstruction_error import psnr
 from simflow_plugin.progress_bar import count_progress
 from simflow_plugin.randomness import IndexedRandom
@@ -26,6 +28,8 @@ from simflow_plugin.runs.parts import build_dataset
 from simflow_plugin.runs.run_directory import write_text_atomically
 
 GRID_RECONSTRUCTIONS = 20
+NUM_DRAWS = 2
+"""Posterior draws an image: the fewest that tell their error."""
 
 
 @dataclass
@@ -54,7 +58,7 @@ def measure_run(loaded: LoadedRun) -> RunMeasurement:
 
     PSNR is that of the decoded posterior mean. Bits per dimension are of the latent: -log2 p(z) / dims with
     z drawn from the posterior, so they compare runs with the same autoencoder only. A model that learns noised latents
-    (STARFlow) is asked for those of noised ones.
+    (STARFlow) is asked for those of noised ones. `bits_per_dim_error` is the standard error that the draws leave.
     """
     numbers: dict[str, Any] = {
         "step": loaded.checkpoint.step,
@@ -90,7 +94,7 @@ def _measure_held_out(loaded: LoadedRun, test: ImageDataset, measurement: RunMea
     count = min(loaded.config.evaluation.num_likelihood, len(test))
     if count == 0:
         return
-    originals, reconstructions, quality, nll = [], [], [], []
+    originals, reconstructions, quality, draws = [], [], [], []
     with count_progress("held-out images", count) as advance:
         for batch in evaluation_batches(
             test, loaded.config.sampling.batch_size, sample_rows(len(test), count)
@@ -101,15 +105,18 @@ def _measure_held_out(loaded: LoadedRun, test: ImageDataset, measurement: RunMea
             quality.append(psnr(decoded.cpu(), batch.images))
             originals.append(to_uint8(batch.images))
             reconstructions.append(to_uint8(decoded).cpu())
-            nll.append(_latent_nll(loaded, posterior, batch.labels, batch.indices))
+            draws.append(_latent_draws(loaded, posterior, batch, "held_out_posterior"))
             advance(len(images))
     numbers = measurement.numbers
     numbers |= {"psnr": float(torch.cat(quality).mean()), "num_held_out": int(sum(map(len, originals)))}
-    known = [values for values in nll if values is not None]
+    known = [pair for pair in draws if pair is not None]
     if known:
         dims = math.prod(loaded.autoencoder.latent_shape(loaded.config.image_size))
+        log_prob, control = (torch.cat(part, dim=1) for part in zip(*known, strict=True))
+        log_prob, error = mean_and_error(log_prob - _fit_coefficient(loaded) * control)
         numbers |= {
-            "bits_per_dim": float(torch.cat(known).mean()) / dims / math.log(2),
+            "bits_per_dim": -float(log_prob.mean()) / dims / math.log(2),
+            "bits_per_dim_error": pooled_error(error) / dims / math.log(2),
             "bits_per_dim_of": _density_of(loaded.model),
             "latent_dims": dims,
         }
@@ -117,18 +124,36 @@ def _measure_held_out(loaded: LoadedRun, test: ImageDataset, measurement: RunMea
     measurement.reconstructions = torch.cat(reconstructions)[:GRID_RECONSTRUCTIONS]
 
 
-def _latent_nll(loaded: LoadedRun, posterior: Any, labels: Tensor, indices: Tensor) -> Tensor | None:
-    """Return -log p(z) in nats, (B,), or None for a model without a density."""
+def _latent_draws(
+    loaded: LoadedRun, posterior: Posterior, batch: Batch, purpose: str
+) -> tuple[Tensor, Tensor] | None:
+    """Return draws of log p(z) and of the control variate, each (NUM_DRAWS, B), nats; None without a density."""
     if loaded.model is None:
         return None
-    random = IndexedRandom(loaded.config.seed, tuple(indices.tolist()))
-    noise = random.normal("held_out_posterior", posterior.mean.shape, loaded.device)
-    latents = draw_latents(posterior, loaded.model.noise_std, noise)
-    known = labels.to(loaded.device) if loaded.num_classes is not None else None
+    random = IndexedRandom(loaded.config.seed, tuple(batch.indices.tolist()))
+    labels = batch.labels.to(loaded.device) if loaded.num_classes is not None else None
+    rows = []
     try:
-        return -loaded.model.log_prob(latents, known).cpu()
-    except NotImplementedError:
+        for latents, control in posterior_draws(loaded.model, posterior, random, NUM_DRAWS, purpose):
+            rows.append((latent_log_prob(loaded.model, latents, labels), control))
+    except EvaluationError:
         return None
+    log_prob, control = map(torch.stack, zip(*rows, strict=True))
+    return log_prob, control
+
+
+def _fit_coefficient(loaded: LoadedRun) -> float:
+    """Return the control variate's coefficient for log p(z), fitted on training images."""
+    train = build_dataset(loaded.config, "train")
+    batches = evaluation_batches(
+        train, loaded.config.sampling.batch_size, sample_rows(len(train), NUM_FITTED)
+    )
+    found = []
+    for batch in batches:
+        posterior = loaded.autoencoder.encode(batch.images.to(loaded.device))
+        found.append(_latent_draws(loaded, posterior, batch, "fit_control_variate"))
+    log_prob, control = (torch.cat(part, dim=1) for part in zip(*filter(None, found), strict=True))
+    return coefficient(log_prob, control)
 
 
 def _density_of(model: GenerativeModel | None) -> str:
