@@ -166,7 +166,9 @@ def test_many_steps_in_a_row_without_any_gradient_stop_the_run_and_name_the_part
     counters.check([], lambda: "step_1")
     assert counters.row() == {"skipped_steps": 0, "zero_gradient_steps_model": 2}
     counters.update(StepOutcome({}, torch.tensor(True), zero))
-    with pytest.raises(TrainingError, match=r"2 steps in a row left every gradient of the model exactly zero.*step_1"):
+    with pytest.raises(
+        TrainingError, match=r"2 steps in a row left every gradient of the model exactly zero.*step_1"
+    ):
         counters.check([], lambda: "step_1")
 
 
