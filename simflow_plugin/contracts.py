@@ -52,6 +52,17 @@ class ModelContext:
     is_restored: bool = False
 
 
+class SamplerFacts(NamedTuple):
+    """How a model draws a sample, for tables.
+
+    `name` of the sampler; `passes`: sequential evaluations of a network for one batch of samples, whatever its size
+    and with both halves of guidance counted as one; None where the number depends on values.
+    """
+
+    name: str
+    passes: int | None
+
+
 class GenerativeModel(nn.Module, ABC):
     """A generative model of latents in the harness; the loop knows no more of it than this.
 
@@ -89,6 +100,18 @@ class GenerativeModel(nn.Module, ABC):
             error; `alignment` is a mean negative cosine similarity. Present only if computed.
         """
 
+    def autoencoder_losses(
+        self, latents: Tensor, labels: Tensor | None, features: Tensor | None, random: Random
+    ) -> dict[str, Tensor] | None:
+        """Return the coupled terms that move the autoencoder where they come from a pass of their own.
+
+        Called before `training_losses` with the same arguments; changes no state.
+
+        Returns:
+            Coupled terms by name; None (as here) where those of `training_losses` move the autoencoder too.
+        """
+        return None
+
     @abstractmethod
     def sample(self, labels: Tensor | None, shape: Sequence[int], guidance: float, random: Random) -> Tensor:
         """Draw latents of `shape` (B, C, h, w).
@@ -100,6 +123,17 @@ class GenerativeModel(nn.Module, ABC):
             random: named draws, one row a sample.
         Returns:
             (B, C, h, w), in the autoencoder's normalised space.
+        """
+
+    def sampler_facts(self) -> SamplerFacts:
+        """Return the name of the sampler and the sequential passes of one batch."""
+        return SamplerFacts(type(self).__name__, None)
+
+    def check_guidance(self, guidance: float) -> None:
+        """Refuse a weight that `sample` cannot be called with, beyond what `supports_guidance` says.
+
+        Raises:
+            ConfigError: naming the weights that it can.
         """
 
     def attach_decoder(self, decode: Callable[[Tensor], Tensor]) -> None:

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from simflow_plugin.contracts import ModelContext
+from simflow_plugin.contracts import ModelContext, SamplerFacts
 from simflow_plugin.diffusion.ddim import NUM_TRAIN_STEPS, ddim, ddim_schedule
 from simflow_plugin.diffusion.diffusion_model import DiffusionModel, DiffusionOptions, SamplingOptions
 from simflow_plugin.diffusion.interpolants import expand_like
@@ -58,12 +58,9 @@ class DiT(DiffusionModel):
         steps = (random.uniform("time", (batch_size,), device) * NUM_TRAIN_STEPS).long()
         return steps.clamp(max=NUM_TRAIN_STEPS - 1)  # float32 may round the product up to 1000
 
-    def losses_at(
-        self, latents: Tensor, labels: Tensor | None, features: Tensor | None, t: Tensor, noise: Tensor
-    ) -> dict[str, Tensor]:
+    def diffuse(self, latents: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         alpha_bar = expand_like(self.alphas_cumprod[t], latents)
-        noised = alpha_bar.sqrt() * latents + (1 - alpha_bar).sqrt() * noise
-        return self._terms(self._forward(noised, t, labels, features), noise, features)
+        return alpha_bar.sqrt() * latents + (1 - alpha_bar).sqrt() * noise, noise
 
     @torch.no_grad()
     def sample(self, labels: Tensor | None, shape: Sequence[int], guidance: float, random: Random) -> Tensor:
@@ -76,3 +73,7 @@ class DiT(DiffusionModel):
 
         noise = random.normal("latent", shape, next(self.parameters()).device)
         return ddim(predict_noise, noise, sampling.num_steps, sampling.eta, random)
+
+    def sampler_facts(self) -> SamplerFacts:
+        num_steps = self.options.sampling.num_steps
+        return SamplerFacts(f"ddim, {num_steps} steps", num_steps)

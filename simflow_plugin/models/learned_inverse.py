@@ -16,10 +16,11 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from simflow_plugin import options
-from simflow_plugin.contracts import NO_LABEL, DataContext, GenerativeModel, ModelContext
+from simflow_plugin.contracts import NO_LABEL, DataContext, GenerativeModel, ModelContext, SamplerFacts
 from simflow_plugin.diffusion.transformer import BackboneOptions
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.flow import drop_labels
+from simflow_plugin.flow.sampling import parse_methods
 from simflow_plugin.learned_inverse.student import InverseStudent
 from simflow_plugin.learned_inverse.targets import Pairs, joined, relative_error, state_error
 from simflow_plugin.learned_inverse.teacher import TeacherOptions, build_teacher
@@ -262,6 +263,15 @@ class LearnedInverse(GenerativeModel):
         method = self.options.sampling.method
         jacobi = {**method, "name": "jacobi"} if isinstance(method, dict) else "jacobi"
         return self._exact(noise, labels, guidance, jacobi, guess=states[:-1])
+
+    def sampler_facts(self) -> SamplerFacts:
+        if self._method_name == "learned":
+            return SamplerFacts("learned", 1)
+        if self._method_name == "hybrid":
+            return SamplerFacts("hybrid", None)
+        methods = parse_methods(self.options.sampling.method, self.teacher.flow.config.num_blocks)
+        name = f"teacher's {'/'.join(dict.fromkeys(method.name for method in methods))}"
+        return SamplerFacts(name, None)
 
     def check_guidance(self, guidance: float) -> None:
         """Refuse a weight that the student has not learned.

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from simflow_plugin.cli.app import app
 from simflow_plugin.contracts import ModelContext
 from simflow_plugin.errors import ConfigError, WeightsError
-from simflow_plugin.evaluation.drawing import draw_images
+from simflow_plugin.evaluation.drawing import ImageSampler
 from simflow_plugin.models.learned_inverse import LearnedInverse
 from simflow_plugin.randomness import IndexedRandom
 from simflow_plugin.runs.loaded_run import load_run
@@ -192,6 +192,6 @@ def test_distill_makes_a_run_that_resumes_and_outlives_its_teacher(teacher, tmp_
     assert_runs_equal(tmp_path / "one", tmp_path / "two")
     here.rename(away)
     student = load_run(tmp_path / "two")
-    images = draw_images(student.autoencoder, student.require_model(), range(4), torch.arange(4), 0.5, 0, 8)
+    images = ImageSampler.of_run(student, 0.5).draw(range(4), torch.arange(4))
     assert images.shape == (4, 3, 8, 8)
     assert images.isfinite().all()
