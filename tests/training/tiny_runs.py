@@ -144,6 +144,12 @@ def poison_images(trainer, steps):
     trainer._forward = poisoned
 
 
+def poison_discriminator(trainer, steps):
+    """Let the gradients of the discriminator be NaN in the given steps; its generator term stays as it is."""
+    for parameter in trainer.adversary.parameters():
+        parameter.register_hook(lambda gradient: gradient * torch.nan if trainer.step in steps else gradient)
+
+
 def losses_of(path):
     """Return the rows of the log without what depends on the clock."""
     rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
