@@ -20,7 +20,7 @@ FILES = {
     ),
     "run.py": "import toy.model.net\nimport os\n\n\ndef main():\n    from toy.cli import names\n",
     "cli/__init__.py": "",
-    "cli/names.py": "from toy.run import main\nfrom toy.errors import Wrong\nfrom toy.model.net import Net\n",
+    "cli/names.py": "from toy.run import main, other\nfrom toy.errors import Wrong\nfrom toy.model.net import Net\n",
 }
 
 
@@ -49,7 +49,7 @@ def test_rooms_arrows_and_floors(structure, toy):
         "data": {"errors": 1},
         "model": {"data": 2},
         "run": {"model": 1, "cli": 1},
-        "cli": {"run": 1, "errors": 1, "model": 1},
+        "cli": {"run": 2, "errors": 1, "model": 1},
     }
     ordered = structure.order_of(["cli", "data", "errors", "model", "run"], arrows)
     assert ordered == ["errors", "data", "model", "run", "cli"]
