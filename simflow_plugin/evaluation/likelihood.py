@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from torch import Tensor
 
 from simflow_plugin.contracts import Autoencoder, GenerativeModel, Posterior
 from simflow_plugin.errors import EvaluationError, ShapeError
+from simflow_plugin.files import replacing
 from simflow_plugin.randomness import Random
 
 HALF_LEVEL = 1 / 255
@@ -236,12 +236,10 @@ def write_scores(path: Path, columns: Mapping[str, Sequence[object] | NDArray[np
         path: of the file.
         columns: heading -> values, all of one length.
     """
-    aside = path.with_name(f".{path.name}.writing")
     values = [
         column.tolist() if isinstance(column, Tensor | np.ndarray) else column for column in columns.values()
     ]
-    with aside.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
         writer.writerows(zip(*values, strict=True))
-    os.replace(aside, path)

@@ -9,7 +9,7 @@ from typing import Any
 
 from simflow_plugin.errors import EvaluationError
 from simflow_plugin.evaluation.measured import Measured
-from simflow_plugin.runs.run_directory import write_text_atomically
+from simflow_plugin.files import write_text_atomically
 
 
 @dataclass

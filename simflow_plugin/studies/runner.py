@@ -20,7 +20,8 @@ import typer
 from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.convert.autoencoder_export import export_autoencoder, std_before_scaling
 from simflow_plugin.errors import RunDirectoryError
-from simflow_plugin.runs.run_directory import RunDirectory, write_text_atomically
+from simflow_plugin.files import write_text_atomically
+from simflow_plugin.runs.run_directory import RunDirectory
 from simflow_plugin.studies import stages
 from simflow_plugin.studies.definitions import Study, Variant
 from simflow_plugin.studies.stages import StudySettings

@@ -19,11 +19,11 @@ from simflow_plugin.evaluation.judgement import Judgement
 from simflow_plugin.evaluation.judges import judge_samples
 from simflow_plugin.evaluation.likelihood import draw_latents
 from simflow_plugin.evaluation.reconstruction_error import psnr
+from simflow_plugin.files import write_text_atomically
 from simflow_plugin.progress_bar import count_progress
 from simflow_plugin.randomness import IndexedRandom
 from simflow_plugin.runs.loaded_run import LoadedRun
 from simflow_plugin.runs.parts import build_dataset
-from simflow_plugin.runs.run_directory import write_text_atomically
 
 GRID_RECONSTRUCTIONS = 20
 

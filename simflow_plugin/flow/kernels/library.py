@@ -16,8 +16,9 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
+
+from simflow_plugin.files import replacing
 
 SOURCE = Path(__file__).with_name("decode.cpp")
 HEADERS = ("parts.h", "vectors.h", "kernels.h")
@@ -167,10 +168,7 @@ def _processor() -> str:
 
 
 def _build(compiler: list[str], path: Path) -> None:
-    """Compile to a temporary name and rename: processes that build at the same time do not see half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        target = Path(folder) / path.name
-        command = [*compiler, *FLAGS, str(SOURCE), "-o", str(target)]
+    """Compile; processes that build at the same time do not see half a file."""
+    with replacing(path) as part:
+        command = [*compiler, *FLAGS, str(SOURCE), "-o", str(part)]
         subprocess.run(command, capture_output=True, text=True, check=True, timeout=BUILD_SECONDS)
-        os.replace(target, path)
