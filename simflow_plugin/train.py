@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from simflow_plugin.cli.train_options import (
+from simflow_plugin.config.schema import RunConfig, load_config
+from simflow_plugin.errors import ConfigError
+from simflow_plugin.exits import exit_on_user_error
+from simflow_plugin.runs.run_directory import RunDirectory
+from simflow_plugin.train_options import (
     AllowChangedOption,
     DryRunOption,
     NoReportOption,
@@ -20,10 +24,6 @@ from simflow_plugin.cli.train_options import (
     ProfileOption,
     SetOption,
 )
-from simflow_plugin.config.schema import RunConfig, load_config
-from simflow_plugin.errors import ConfigError
-from simflow_plugin.exits import exit_on_user_error
-from simflow_plugin.runs.run_directory import RunDirectory
 from simflow_plugin.training.interrupts import RESUME_EXIT_STATUS, Interrupted, stop_on_signals
 
 if TYPE_CHECKING:

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from simflow_plugin.flow.attention.backend_choice import AutoAttention
-from simflow_plugin.flow.attention.sdpa import SdpaAttention
+from simflow_plugin.flow.attention import AutoAttention, SdpaAttention
 from simflow_plugin.flow.block import FlowBlock
 from simflow_plugin.flow.conditioning import FeatureEmbedding, LabelEmbedding
 from simflow_plugin.flow.kernels.library import (
