@@ -28,7 +28,7 @@ FORMAT = "simflow-classifier-1"
 
 @dataclass(frozen=True)
 class ClassifierCard:
-    """What a classifier's file says of itself.
+    """Description in a classifier's file.
 
     Args:
         architecture: arguments of `make_network`.

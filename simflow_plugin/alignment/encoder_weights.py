@@ -1,4 +1,4 @@
-"""Pretrained weights of a timm encoder: from a path, else from a local cache, else an error within a second.
+"""Pretrained weights of a timm encoder, from a path or a local cache; nothing is downloaded.
 
 A download is never started on its own: without a network it would end in minutes of retries.
 """

@@ -1,4 +1,4 @@
-"""From a run's autoencoder to a file, or a diffusers folder, that other runs and other codebases start from.
+"""Export of a run's autoencoder to a safetensors file or a diffusers folder.
 
 Latents are brought to zero mean and unit variance by channel, by statistics of z ~ q(z|x) over the training
 split, unless the run's own normalisation is kept. Every model of a study thus sees latents of the same scale.

@@ -1,4 +1,4 @@
-"""From a peer's checkpoint file and its constructor arguments to a folder with our weights."""
+"""Conversion of a peer's checkpoint file and constructor arguments to a folder with our weights."""
 
 from __future__ import annotations
 

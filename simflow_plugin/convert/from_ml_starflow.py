@@ -1,4 +1,4 @@
-"""The flow of apple/ml-starflow (commit e565a46) turned into ours.
+"""Conversion of the flow of apple/ml-starflow (commit e565a46).
 
 Key map, peer -> ours (`{i}` counts blocks, `{j}` layers; w/b: `.weight` and `.bias`), beside what ml-tarflow shares:
 

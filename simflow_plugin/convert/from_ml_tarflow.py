@@ -1,4 +1,4 @@
-"""The flow of apple/ml-tarflow (commit 313120e) turned into ours.
+"""Conversion of the flow of apple/ml-tarflow (commit 313120e).
 
 Key map, peer -> ours (`{i}` counts blocks, `{j}` layers; w/b: `.weight` and `.bias`):
 

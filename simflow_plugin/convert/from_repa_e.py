@@ -1,4 +1,4 @@
-"""The SiT of the REPA-E host (commit 3ad8046) turned into ours: weights, projector and latent statistics.
+"""Conversion of the SiT of REPA-E (commit 3ad8046): weights, projector and latent statistics.
 
 Key map, host -> ours (`{i}` counts layers from 0; w/b: `.weight` and `.bias`):
 

@@ -1,4 +1,4 @@
-"""Renaming a peer's tensors to ours by a table of rules, with every key and shape accounted for."""
+"""Renaming of a peer's tensors by a table of rules that must account for every key."""
 
 from __future__ import annotations
 

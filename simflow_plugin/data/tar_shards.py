@@ -1,4 +1,4 @@
-"""Where tar shards come from: local paths, globs, brace ranges, addresses fetched to a cache."""
+"""Locations of tar shards: local paths, globs, brace ranges, addresses fetched to a cache."""
 
 from __future__ import annotations
 

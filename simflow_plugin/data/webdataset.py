@@ -38,7 +38,7 @@ from simflow_plugin.errors import DataError
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Where the images of one shard are.
+    """Index of the images in one shard.
 
     Args:
         keys: of the samples.

@@ -1,4 +1,4 @@
-"""What is known of a host: where it comes from, its pinned commit, and each touched file before and after.
+"""Manifest of a host: repository, pinned commit, and the git blob of each touched file before and after its patch.
 
 A manifest is `patches/<host>/manifest.json`; `files` maps a path in the host's checkout to the patch beside the
 manifest and to the git blob ids of the file without and with it.

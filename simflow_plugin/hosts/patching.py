@@ -1,4 +1,4 @@
-"""Apply a host's patch to a checkout, look, or take it out again: everything is checked before anything is written.
+"""Applying, checking and reverting a host's patch; all files are checked before any is written.
 
 Each touched file is in one of three states, told by its git blob id: `original`, `patched`, or `different`.
 One different file, and nothing at all is written.
@@ -19,7 +19,7 @@ from simflow_plugin.hosts.manifest import HostPatch, blob_id
 
 
 class FileState(Enum):
-    """What a touched file of a checkout is."""
+    """State of a touched file."""
 
     ORIGINAL = "original"
     PATCHED = "patched"
@@ -29,14 +29,14 @@ class FileState(Enum):
 
 @dataclass(frozen=True)
 class PatchReport:
-    """What was found and done: the state of each touched file afterwards, and the files that were written."""
+    """State of each touched file afterwards, and the files that were written."""
 
     states: dict[str, FileState]
     written: tuple[str, ...] = ()
 
     @property
     def is_patched(self) -> bool:
-        """Whether every touched file holds its insertions."""
+        """True if every touched file is patched."""
         return all(state is FileState.PATCHED for state in self.states.values())
 
 

@@ -24,7 +24,7 @@ from simflow_plugin.weights import load_strictly, read_tensors
 
 @dataclass(frozen=True)
 class Backbone:
-    """Where the weights of a backbone are published, and the smallest image that it accepts, in pixels."""
+    """Published weights of a backbone, and the smallest image that it accepts, in pixels."""
 
     file_name: str
     min_image_size: int

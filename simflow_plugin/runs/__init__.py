@@ -1,1 +1,1 @@
-"""What a run is on disk: directory, checkpoints, and the trained parts loaded from them."""
+"""A run on disk: its directory, its checkpoints, and the trained parts loaded from them."""

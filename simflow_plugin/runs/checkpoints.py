@@ -1,4 +1,4 @@
-"""Checkpoints that survive what happens on clusters: written aside, synced, checksummed, renamed; verified when read.
+"""Checkpoints: written beside their place, flushed, checksummed, renamed; verified when read.
 
 One folder a step: `step_00001000/` with `*.safetensors` for tensors, `state.json` for the rest and `manifest.json` with
 the size and SHA-256 of each file. Nothing is pickled. A folder that does not match its manifest is reported and

@@ -1,4 +1,4 @@
-"""Module and optimizer state as plain named tensors, whole whatever the sharding, so that process counts may change."""
+"""Module and optimizer state as unsharded named tensors, independent of the number of processes."""
 
 from __future__ import annotations
 

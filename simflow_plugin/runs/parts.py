@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run is made of.
+    """Parts of a run.
 
     Args:
         joint: autoencoder, model and reconstruction losses.

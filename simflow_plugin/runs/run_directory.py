@@ -1,4 +1,4 @@
-"""The run directory: everything of one run, and nothing outside it.
+"""The run directory, which holds every file of a run.
 
 config.yaml  metrics.jsonl  samples/step_*.png  checkpoints/step_*/  report.html  summary.json
 """

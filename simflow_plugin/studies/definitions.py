@@ -1,4 +1,4 @@
-"""What a study consists of, as data: the autoencoders it trains first, and the variants it compares."""
+"""Definitions of studies: the autoencoders trained first, and the variants compared."""
 
 from __future__ import annotations
 

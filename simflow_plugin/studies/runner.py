@@ -1,4 +1,4 @@
-"""Run a study: autoencoders first, then every variant, each in its own run directory; what is done is not done again.
+"""Run of a study: autoencoders first, then every variant, each in a run directory; finished stages are skipped.
 
     OUT/runs/<name>/                 one run directory each, for `simflow sample`, `evaluate` and `compare`
     OUT/autoencoders/<name>.safetensors   exported weights
@@ -36,7 +36,7 @@ def _export(run: RunDirectory, path: Path) -> None:
 
 @dataclass(frozen=True)
 class Steps:
-    """What the runner does, as functions, so that a test can watch the order without the work.
+    """Stages of a study as functions, which a test can replace.
 
     Args:
         pretrain: (path, config) -> None; makes the judge where it is missing.

@@ -1,4 +1,4 @@
-"""The stages of a study: settle a configuration, train a run unless it is done, measure it, pretrain the judge."""
+"""Stages of a study: resolve a configuration, train a run unless it is done, measure it, pretrain the judge."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from simflow_plugin.runs.run_directory import RunDirectory
 
 @dataclass(frozen=True)
 class StudySettings:
-    """What a study is run with.
+    """Settings of a study.
 
     Args:
         out: its directory.

@@ -1,4 +1,4 @@
-"""The training loop: straight down, the same for every model, resumable bit for bit.
+"""The training loop: one for all models, resumable bit for bit.
 
     for step: set the learning rate; for each micro-batch: features, joint loss, backward; clip, step, EMA;
     discriminator; at their intervals: log, sample grid, checkpoint.

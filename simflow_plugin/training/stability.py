@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite are skipped, counted, and after many in a row end the run by name.
+"""Non-finite steps: skipped, counted, and after many in a row an error that names the terms.
 
 Counters and statistics live on the device: nothing here waits for it but `read`, which the loop calls at logging steps.
 """

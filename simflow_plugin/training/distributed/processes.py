@@ -1,4 +1,4 @@
-"""The processes of a run: which engines may run them, and how they agree on the host, where no device waits."""
+"""Processes of a run: supported engines, and votes and announcements between hosts without synchronising devices."""
 
 from __future__ import annotations
 
