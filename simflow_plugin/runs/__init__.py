@@ -1,1 +1,1 @@
-"""A run on disk: its directory, its checkpoints, and the trained parts loaded from them."""
+"""Runs on disk: the directory, checkpoints, and the trained parts loaded from them."""

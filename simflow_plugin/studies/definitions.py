@@ -1,4 +1,4 @@
-"""Definitions of studies: the autoencoders trained first, and the variants compared."""
+"""Studies as data: the autoencoders that a study trains first, and the variants that it compares."""
 
 from __future__ import annotations
 

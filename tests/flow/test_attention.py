@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from simflow_plugin.errors import ConfigError, RegistryError
-from simflow_plugin.flow import attention
-from simflow_plugin.flow.attention import AttentionContext, XformersAttention, build_attention
+from simflow_plugin.flow.attention import AttentionContext, build_attention, xformers
+from simflow_plugin.flow.attention import backend_choice as auto
+from simflow_plugin.flow.attention.xformers import XformersAttention
 from tests.flow.builders import build_flow, inputs_for
 
 CONTEXT = AttentionContext(head_dim=4)
@@ -45,8 +46,8 @@ def reference(
 
 @pytest.fixture
 def fake_xformers(monkeypatch: pytest.MonkeyPatch) -> None:
-    ops = attention._Ops(reference, TopLeft, BottomRight)
-    monkeypatch.setattr(attention, "load_xformers", lambda: ops)
+    ops = xformers._Ops(reference, TopLeft, BottomRight)
+    monkeypatch.setattr(xformers, "load_xformers", lambda: ops)
 
 
 def heads(num_queries: int, length: int, groups: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -91,11 +92,11 @@ def test_auto_without_cuda_says_that_it_uses_sdpa(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    attention._log_choice.cache_clear()
+    auto._say.cache_clear()
     with caplog.at_level(logging.INFO):
         backend = build_attention("auto", CONTEXT)
         build_attention("auto", CONTEXT)
-    assert isinstance(backend, attention.AutoAttention)
+    assert isinstance(backend, auto.AutoAttention)
     assert backend.xformers is None
     assert caplog.messages == ["attention: auto picked sdpa: there is no CUDA device"]
 
@@ -103,17 +104,17 @@ def test_auto_without_cuda_says_that_it_uses_sdpa(
 def test_auto_falls_back_when_the_build_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setitem(sys.modules, "xformers", None)
-    assert "does not load" in str(attention.why_not_xformers(CONTEXT))
+    assert "does not load" in str(auto.why_not_xformers(CONTEXT))
 
 
 def test_auto_sends_cpu_tensors_to_sdpa(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: Tensor, **options: Any) -> Tensor:
         raise AssertionError("xformers was called with CPU tensors")
 
-    monkeypatch.setattr(attention, "why_not_xformers", lambda context: None)
-    monkeypatch.setattr(attention, "load_xformers", lambda: attention._Ops(refuse, TopLeft, BottomRight))
+    monkeypatch.setattr(auto, "why_not_xformers", lambda context: None)
+    monkeypatch.setattr(xformers, "load_xformers", lambda: xformers._Ops(refuse, TopLeft, BottomRight))
     backend = build_attention("auto", CONTEXT)
-    assert isinstance(backend, attention.AutoAttention)
+    assert isinstance(backend, auto.AutoAttention)
     assert isinstance(backend.xformers, XformersAttention)
     assert backend(*heads(2, 2, 4)).shape == (2, 4, 2, 4)
 

@@ -1,0 +1,42 @@
+"""What an attention backend does: causal attention of the last n queries over S positions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from simflow_plugin.registry import ATTENTION
+
+
+@dataclass(frozen=True)
+class AttentionContext:
+    """What a flow tells its attention backend: `head_dim`, channels of a head."""
+
+    head_dim: int
+
+
+class AttentionBackend(Protocol):
+    """Stateless causal attention, used by training and by sampling alike."""
+
+    def __call__(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Attend; query i of n sees keys 0 .. S - n + i.
+
+        Args:
+            queries: (B, H, n, d), the last n of S positions.
+            keys: (B, G, S, d), rotated; G divides H (grouped queries), n <= S.
+            values: (B, G, S, d).
+        Returns:
+            (B, H, n, d).
+        """
+        ...
+
+
+def build_attention(name: str, context: AttentionContext) -> AttentionBackend:
+    """Return the backend registered as `name`.
+
+    Raises:
+        RegistryError: for an unknown name, listing the known ones.
+    """
+    return ATTENTION.get(name)(context)
