@@ -58,5 +58,4 @@ class BenchSetting:
     @property
     def prefix_length(self) -> int:
         """Condition tokens in front of the others, in conditional blocks."""
-        adds = self.config.num_classes is not None and self.config.class_conditioning == "add"
-        return 0 if adds else 1
+        return self.config.prefix_length(1)

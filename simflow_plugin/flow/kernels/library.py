@@ -43,12 +43,19 @@ class Norm(ctypes.Structure):
     _fields_ = (("weight", Pointer), ("bias", Pointer), ("kind", Int), ("eps", ctypes.c_double))
 
 
+class Modulation(ctypes.Structure):
+    """`Modulation` of parts.h: adaLN's vectors, or none."""
+
+    _fields_ = (("shift", Pointer), ("scale", Pointer), ("gate", Pointer))
+
+
 class LayerParts(ctypes.Structure):
     """`LayerParts` of parts.h: weights and cache of one layer, by address."""
 
     _fields_ = (
         *((name, LinearMap) for name in ("qkv", "proj", "up", "value", "down")),
         *((name, Norm) for name in ("attention_norm", "attention_post_norm", "mlp_norm", "mlp_post_norm")),
+        *((name, Modulation) for name in ("attention_modulation", "mlp_modulation")),
         *((name, Pointer) for name in ("query_scale", "key_scale", "keys", "values")),
     )
 
