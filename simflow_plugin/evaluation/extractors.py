@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,6 +48,12 @@ class ImageFeatures(NamedTuple):
     pooled: Tensor
     logits: Tensor | None = None
     spatial: Tensor | None = None
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[ImageFeatures]) -> ImageFeatures:
+        """Return the features of all images, in order."""
+        columns = zip(*parts, strict=True)
+        return cls(*(torch.cat(part) if part[0] is not None else None for part in columns))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,7 @@ class PosteriorDraws(NamedTuple):
 
 @dataclass(frozen=True)
 class Scorer:
-    """What scores images.
+    """Likelihood scores of images under a run's parts.
 
     Args:
         autoencoder: frozen.

@@ -1,6 +1,6 @@
-"""The run directory: everything of one run, and nothing outside it.
+"""The directory of a run: all of its files, and none outside it.
 
-config.yaml  metrics.jsonl  samples/step_*.png  checkpoints/step_*/  report.html  summary.json
+config.yaml  metrics.jsonl  samples/step_*.png  checkpoints/step_*/  evaluations/<key>/  report.html  summary.json
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def _export(run: RunDirectory, path: Path) -> None:
 
 @dataclass(frozen=True)
 class Steps:
-    """What the runner does, as functions, so that a test can watch the order without the work.
+    """The work of a runner as functions, so that a test can watch the order without the work.
 
     Args:
         pretrain: (path, config) -> None; makes the judge where it is missing.

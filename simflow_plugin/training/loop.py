@@ -128,6 +128,7 @@ class Trainer:
         self.wrapped_adversary = self._wrap_adversary()
         self._description = {
             "num_classes": dataset.num_classes,
+            "class_names": dataset.class_names,
             "num_images": len(dataset),
             "feature_dim": getattr(parts.encoder, "feature_dim", None),
             "autoencoder_options": self.joint.autoencoder.self_contained_options(),

@@ -101,7 +101,7 @@ def runs(tmp_path_factory):
 def assert_same_losses(one, other):
     for key in ("loss", "l2", "nll", "grad_norm"):
         reference = [row[key] for row in losses_of(one)]
-        assert [row[key] for row in losses_of(other)] == pytest.approx(reference, rel=1e-5), key
+        assert [row[key] for row in losses_of(other)] == pytest.approx(reference, rel=1e-4), key
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp"])
@@ -109,7 +109,7 @@ def test_two_processes_give_the_losses_of_one(runs, name):
     assert_same_losses(runs / "one_with_adversary", runs / name)
     discriminator = [row.get("discriminator") for row in losses_of(runs / "one_with_adversary")][2:]
     assert [row.get("discriminator") for row in losses_of(runs / name)][2:] == pytest.approx(
-        discriminator, rel=1e-5
+        discriminator, rel=1e-4
     )
 
 
