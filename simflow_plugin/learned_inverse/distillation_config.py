@@ -14,9 +14,10 @@ from simflow_plugin.config.schema import RunConfig, config_from_source
 from simflow_plugin.config.yaml_source import merge_over, read_yaml_source
 from simflow_plugin.convert.autoencoder_export import export_autoencoder
 from simflow_plugin.errors import ConfigError
+from simflow_plugin.files import write_text_atomically
 from simflow_plugin.flow import FlowConfig
 from simflow_plugin.runs.loaded_run import LoadedRun, load_run
-from simflow_plugin.runs.run_directory import RunDirectory, write_text_atomically
+from simflow_plugin.runs.run_directory import RunDirectory
 
 FOLDER = ".teacher"
 """In the student's run directory: the teacher's autoencoder, and the derived configuration. Only training reads it."""

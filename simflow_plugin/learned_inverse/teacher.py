@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from simflow_plugin.contracts import GenerativeModel, ModelContext
 from simflow_plugin.errors import ConfigError, WeightsError
+from simflow_plugin.files import file_digest
 from simflow_plugin.options import Options
-from simflow_plugin.runs.checkpoints import sha256_of_file
 
 
 class TeacherOptions(Options):
@@ -74,7 +74,7 @@ class TeacherOptions(Options):
                 f"teacher.run: {self.run} trained an autoencoder alone; name a run with a flow."
             )
         checkpoint = find_checkpoint(directory, self.step)
-        digest = sha256_of_file(checkpoint.path / "ema.safetensors")
+        digest = file_digest(checkpoint.path / "ema.safetensors")
         part = {"name": model.name, **model.options}
         return self.model_copy(
             update={
@@ -96,7 +96,7 @@ class TeacherOptions(Options):
                 f"teacher.flow: {folder} holds a {type(flow).__name__}, which has no exact inverse."
             )
         architecture = flow.config.model_dump(mode="json", include=set(FlowArchitecture.model_fields))
-        digest = sha256_of_file(folder / "flow.safetensors")
+        digest = file_digest(folder / "flow.safetensors")
         part = {"name": "simflow", "flow": architecture}
         return self.model_copy(update={"flow": str(folder), "model": part, "sha256": digest})
 
@@ -169,7 +169,7 @@ def _check_content(options: TeacherOptions, file: Path) -> None:
             f"model.teacher: {file}: no such file. Put the teacher back, or say where it is now: "
             "--set model.teacher.run=RUN."
         )
-    found = sha256_of_file(file)
+    found = file_digest(file)
     if found != options.sha256:
         raise WeightsError(
             f"model.teacher: {file}: its SHA-256 is {found[:12]}..., this run learns the inverse of weights with "

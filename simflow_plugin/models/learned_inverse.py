@@ -28,10 +28,10 @@ from simflow_plugin.randomness import Random
 from simflow_plugin.registry import MODELS, RECONSTRUCTION_LOSSES
 
 
-class PerceptualOptions(options.Options):
-    """A perceptual loss between the decoded prediction and the decoded target."""
+class ImageLossOptions(options.Options):
+    """A loss between the decoded prediction and the decoded target."""
 
-    name: str = Field("lpips", description="of the registry of reconstruction losses.")
+    name: str = Field("lpips", description="of the registry of reconstruction losses: lpips, timm, l1, l2.")
     weight: float = Field(1.0, gt=0)
     options: dict[str, Any] = Field(default_factory=dict)
 
@@ -76,7 +76,9 @@ class LearnedInverseOptions(options.Options):
     input_noise: float = Field(
         0.0, ge=0, description="std of noise that is added to the student's input in training (FARMER)."
     )
-    perceptual: PerceptualOptions | None = Field(None, description="null: latents only.")
+    image_loss: ImageLossOptions | None = Field(
+        None, description="compare decoded images too, by a perceptual loss say; null: latents only."
+    )
 
     def resolved(self) -> LearnedInverseOptions:
         """Return the options with the teacher's model and checksum written out."""
@@ -128,7 +130,7 @@ class LearnedInverse(GenerativeModel):
             self.student.start_from(self.teacher.flow)
         self.noise_std = self.teacher.noise_std
         self.supports_guidance = options.guidance_max > 0 or not self._is_learned
-        self._perceptual: nn.Module | None = None
+        self._image_loss: nn.Module | None = None
         self._decode: Callable[[Tensor], Tensor] | None = None
 
     @property
@@ -141,15 +143,13 @@ class LearnedInverse(GenerativeModel):
         return method if isinstance(method, str) else str(method.get("name"))
 
     def attach_decoder(self, decode: Callable[[Tensor], Tensor]) -> None:
-        """Take the decoder of the frozen autoencoder, for a perceptual loss."""
-        perceptual = self.options.perceptual
-        if perceptual is None:
+        """Take the decoder of the frozen autoencoder, for a loss on images."""
+        chosen = self.options.image_loss
+        if chosen is None:
             return
-        factory = RECONSTRUCTION_LOSSES.get(perceptual.name)
+        factory = RECONSTRUCTION_LOSSES.get(chosen.name)
         self._decode = decode
-        self._perceptual = factory(
-            factory.Options.model_validate(perceptual.options), DataContext(0, "train")
-        )
+        self._image_loss = factory(factory.Options.model_validate(chosen.options), DataContext(0, "train"))
 
     def train(self, mode: bool = True) -> LearnedInverse:
         """Set the student's mode; the teacher is always in evaluation mode."""
@@ -168,12 +168,12 @@ class LearnedInverse(GenerativeModel):
         terms = {"latent": relative_error(output.latents, pairs.latents)}
         if pairs.states and self.options.state_weight > 0:
             terms["states"] = self.options.state_weight * state_error(output.states, pairs.states)
-        if self._perceptual is not None and self._decode is not None:
+        if self._image_loss is not None and self._decode is not None:
             with torch.no_grad():
                 target = self._decode(pairs.latents)
-            distance = self._perceptual(self._decode(output.latents), target)
-            assert self.options.perceptual is not None
-            terms["perceptual"] = self.options.perceptual.weight * distance
+            distance = self._image_loss(self._decode(output.latents), target)
+            assert self.options.image_loss is not None
+            terms["image"] = self.options.image_loss.weight * distance
         return terms
 
     @torch.no_grad()
@@ -282,8 +282,8 @@ class LearnedInverse(GenerativeModel):
         if not 0 <= guidance <= self.options.guidance_max:
             raise ConfigError(
                 f"guidance {guidance:g} is outside of [0, {self.options.guidance_max:g}], the weights that this "
-                "student learned. Use one within, train with a larger model.guidance_max, or sample by the teacher's exact "
-                "inverse (model.sampling.method: cached)."
+                "student learned. Use one within, train with a larger model.guidance_max, or sample by the teacher's "
+                "exact inverse (model.sampling.method: cached)."
             )
 
     def log_prob(self, latents: Tensor, labels: Tensor | None) -> Tensor:
