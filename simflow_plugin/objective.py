@@ -166,7 +166,8 @@ class JointObjective(nn.Module):
         loss = self._weigh(terms)
         moving_terms = terms if own_terms is None else own_terms
         moving = [
-            self.weights.of_autoencoder(name) * moving_terms[name] for name in sorted(coupled & set(moving_terms))
+            self.weights.of_autoencoder(name) * moving_terms[name]
+            for name in sorted(coupled & set(moving_terms))
         ]
         if moving:
             # Scaled as the backward pass will be, so that float16 gradients inside the model do not underflow.

@@ -20,7 +20,8 @@ from simflow_plugin.cli.train_options import (
     ProfileOption,
     SetOption,
 )
-from simflow_plugin.config.schema import RunConfig, load_config
+from simflow_plugin.config.loading import load_config
+from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.exits import exit_on_user_error
 from simflow_plugin.runs.run_directory import RunDirectory

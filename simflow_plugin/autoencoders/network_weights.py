@@ -11,7 +11,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class AutoencoderWeights:
         state: tensors by diffusers' names.
         shift: (C,) or scalar, of the raw latents; None if unknown.
         scale: (C,) or scalar: latents = (raw - shift) * scale; None if unknown.
+        head: state of the posterior head, in our own layout; empty for most.
     """
 
     source: str
@@ -50,6 +51,7 @@ class AutoencoderWeights:
     state: dict[str, Tensor]
     shift: Tensor | None = None
     scale: Tensor | None = None
+    head: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -107,7 +109,9 @@ def read_autoencoder(path: Path) -> AutoencoderWeights:
         return AutoencoderWeights(str(path), "diffusers", state)
     own = prefix.removesuffix(OWN_PREFIX)
     shift, scale = tensors.get(f"{own}latent_shift"), tensors.get(f"{own}latent_scale")
-    return AutoencoderWeights(str(path), "simflow", state, shift, scale)
+    start = f"{own}head."
+    head = {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+    return AutoencoderWeights(str(path), "simflow", state, shift, scale, head)
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

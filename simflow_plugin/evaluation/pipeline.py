@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from simflow_plugin import registry
-from simflow_plugin.config.schema import Part, resolve_part
+from simflow_plugin.config.loading import resolve_part
 from simflow_plugin.config.validation import validate
 from simflow_plugin.config.yaml_source import YamlSource
 from simflow_plugin.contracts import NO_LABEL, DataContext, ImageDataset
@@ -52,6 +52,7 @@ from simflow_plugin.evaluation.request import (
 from simflow_plugin.evaluation.result import Evaluation, read_evaluation
 from simflow_plugin.evaluation.sample_shards import SampleShards
 from simflow_plugin.progress_bar import count_progress
+from simflow_plugin.registry import Part
 from simflow_plugin.runs.checkpoints import MANIFEST
 from simflow_plugin.runs.loaded_run import LoadedRun
 from simflow_plugin.runs.parts import build_dataset

@@ -6,10 +6,9 @@ deviation s has -log p(x|z) = l2 * dims / (2 s^2) + const.
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
 
+from simflow_plugin.contracts import DataContext
 from simflow_plugin.options import Options
 from simflow_plugin.registry import RECONSTRUCTION_LOSSES
 
@@ -23,7 +22,7 @@ class PixelLoss(nn.Module):
 
     Options = PixelOptions
 
-    def __init__(self, options: PixelOptions, context: Any = None) -> None:
+    def __init__(self, options: PixelOptions, context: DataContext | None = None) -> None:
         super().__init__()
 
 

@@ -134,7 +134,9 @@ class Trainer:
         }
         self.step = 0
         self.seconds = 0.0
-        self.bad_steps = BadSteps(config.training.max_bad_steps, self.device, _parts_with_a_loss(config, trained))
+        self.bad_steps = BadSteps(
+            config.training.max_bad_steps, self.device, _parts_with_a_loss(config, trained)
+        )
         self.statistics = FiniteStatistics(running_statistics(self.joint))
         self._counts_before: dict[str, int] = {}
         # Images that could not be read: by this process, and since the last logged step by any.

@@ -81,7 +81,19 @@ def test_metrics_have_every_term_at_every_log_step(trained):
     rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [2, 4]
     assert all(
-        {"loss", "l2", "nll", "grad_norm", "latent_std", "latent_dead", "signal_to_noise", "nll_floor", "lr_model"} <= row.keys() for row in rows
+        {
+            "loss",
+            "l2",
+            "nll",
+            "grad_norm",
+            "latent_std",
+            "latent_dead",
+            "signal_to_noise",
+            "nll_floor",
+            "lr_model",
+        }
+        <= row.keys()
+        for row in rows
     )
 
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from simflow_plugin.diffusion.guided_prediction import Guidance
 from torch import Tensor
 
 from simflow_plugin.contracts import NO_LABEL
-from simflow_plugin.diffusion.guided_prediction import Guidance
 from simflow_plugin.errors import ConfigError
 
 X, T, LABELS = torch.zeros(2, 1), torch.zeros(2), torch.tensor([3, 5])

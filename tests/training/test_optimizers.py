@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from simflow_plugin import registry
-from simflow_plugin.config.schema import Optimizer, Part
+from simflow_plugin.config.schema import Optimizer
 from simflow_plugin.contracts import ModelContext
 from simflow_plugin.errors import TrainingError
+from simflow_plugin.registry import Part
 from simflow_plugin.training.averages import RunningMeans
 from simflow_plugin.training.ema import ExponentialMovingAverage, averaged_tensors
 from simflow_plugin.training.optimizers import (
@@ -166,7 +167,9 @@ def test_many_steps_in_a_row_without_any_gradient_stop_the_run_and_name_the_part
     counters.check([], lambda: "step_1")
     assert counters.row() == {"skipped_steps": 0, "zero_gradient_steps_model": 2}
     counters.update(StepOutcome({}, torch.tensor(True), zero))
-    with pytest.raises(TrainingError, match=r"2 steps in a row left every gradient of the model exactly zero.*step_1"):
+    with pytest.raises(
+        TrainingError, match=r"2 steps in a row left every gradient of the model exactly zero.*step_1"
+    ):
         counters.check([], lambda: "step_1")
 
 
