@@ -4,9 +4,9 @@ A part is a class (or factory) under a short name. Built-in parts register thems
 their own file; other distributions declare an entry point in the group `simflow_plugin.<kind>`. Nothing is
 imported before a name is asked for.
 
-Every factory is called as `factory(options, context)`, where `options` is an instance of `factory.Options`
-(a subclass of `simflow_plugin.options.Options`) and `context` is what the harness knows: see
-`simflow_plugin.contracts`.
+A factory is called as `factory(options, context)`, where `options` is an instance of `factory.Options` (a subclass
+of `simflow_plugin.options.Options`) and `context` is what the harness knows: see `simflow_plugin.contracts`.
+Attention backends have no options and are called as `factory(context)`.
 """
 
 from __future__ import annotations
@@ -33,9 +33,11 @@ class Registry:
     Args:
         kind: for example `models`; the entry-point group is `simflow_plugin.<kind>`.
         package: the package (or module) whose files hold the built-in parts.
+        takes_options: False for parts that are called as `factory(context)`.
     """
 
-    def __init__(self, kind: str, package: str) -> None:
+    def __init__(self, kind: str, package: str, takes_options: bool = True) -> None:
+        self._takes_options = takes_options
         self.kind = kind
         self.group = f"simflow_plugin.{kind}"
         self._package = package
@@ -88,20 +90,24 @@ class Registry:
         if not owners:
             raise RegistryError(f"{self.kind}: unknown name `{name}`.{did_you_mean(name, self.names())}")
         part = self._builtin[name] if name in self._builtin else self._load(claims[0])
+        if self._takes_options:
+            self._check_options(name, part, owners[0])
+        return part
+
+    def _check_options(self, name: str, part: Any, owner: str) -> None:
         declared = getattr(part, "Options", None)
         if not (isinstance(declared, type) and issubclass(declared, Options)):
             raise RegistryError(
-                f"{self.kind}: `{name}` ({_defined_as(part)}, distribution {owners[0]}) declares no options: found "
+                f"{self.kind}: `{name}` ({_defined_as(part)}, distribution {owner}) declares no options: found "
                 f"Options = {declared!r}. Add to it `class Options(simflow_plugin.options.Options)` with one field an "
                 "option, or with `pass`."
             )
         if declared.contract_version not in (None, CONTRACT_VERSION):
             raise RegistryError(
-                f"{self.kind}: `{name}` of distribution {owners[0]} was written for version "
+                f"{self.kind}: `{name}` of distribution {owner} was written for version "
                 f"{declared.contract_version} of simflow_plugin.contracts, and this is version {CONTRACT_VERSION}. "
-                f"Install a release of {owners[0]} for this one, or another simflow-plugin."
+                f"Install a release of {owner} for this one, or another simflow-plugin."
             )
-        return part
 
     def _load(self, entry: metadata.EntryPoint) -> Any:
         try:
@@ -189,4 +195,5 @@ DATASETS = Registry("datasets", "simflow_plugin.data")
 RECONSTRUCTION_LOSSES = Registry("reconstruction_losses", "simflow_plugin.losses")
 GUIDANCE = Registry("guidance", "simflow_plugin.flow.guidance")
 DIFFUSION_GUIDANCE = Registry("diffusion_guidance", "simflow_plugin.diffusion.guidance")
-ATTENTION = Registry("attention", "simflow_plugin.flow.attention")
+ATTENTION = Registry("attention", "simflow_plugin.flow.attention", takes_options=False)
+JUDGES = Registry("judges", "simflow_plugin.evaluation.judges")

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from simflow_plugin.autoencoders.kl_options import KLOptions, Numbers, resolve_architecture
 from simflow_plugin.autoencoders.network import default_norm_groups, select_moments
-from simflow_plugin.autoencoders.network_weights import AutoencoderWeights, load_strictly
+from simflow_plugin.autoencoders.network_weights import AutoencoderWeights
 from simflow_plugin.autoencoders.to_diffusers import to_diffusers
 from simflow_plugin.contracts import Autoencoder, Posterior, PosteriorContext, PosteriorHead
 from simflow_plugin.errors import ConfigError, ShapeError, WeightsError
 from simflow_plugin.registry import AUTOENCODERS, POSTERIORS
+from simflow_plugin.weights import load_strictly
 
 FROM_FILES = ("pretrained", "pretrained_format", "subfolder", "scale", "shift")
 """Options that need a file, or values to check; none of them changes a shape."""

@@ -111,7 +111,8 @@ def test_sample_depends_on_its_index_only(name: str, sampling: dict[str, Any]) -
     model = build(name, sampling)
     together = draw(model, (3, 4, 5), guidance=0.5)
     alone = draw(model, (4,), guidance=0.5)
-    torch.testing.assert_close(together[1:2], alone, rtol=0, atol=2e-5 * float(alone.abs().max()))
+    # Products of another size round otherwise, and early steps of a solver magnify that.
+    torch.testing.assert_close(together[1:2], alone, rtol=0, atol=1e-3 * float(alone.abs().max()))
 
 
 @every_sampler
@@ -128,8 +129,9 @@ def test_guidance_of_zero_is_the_conditional_model(name: str, sampling: dict[str
     model = build(name, {**sampling, "num_steps": 2})
     # Guidance is linear in its weight: its limit at 0 is the unguided sample.
     plain, tiny, strong = (draw(model, (0, 1), weight) for weight in (0.0, 1e-6, 2.0))
-    torch.testing.assert_close(plain, tiny, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(plain, strong, rtol=1e-3, atol=1e-3)
+    size = float(plain.abs().max())
+    assert (plain - tiny).abs().max() < 1e-3 * size
+    assert (plain - strong).abs().max() > 1e-2 * size
 
 
 @every_model
@@ -151,7 +153,7 @@ def test_bfloat16_network_leaves_losses_and_samples_in_float32(name: str) -> Non
 @every_model
 def test_guidance_outside_the_interval_has_no_effect(name: str) -> None:
     # The times of a four-step sampler avoid (0.01, 0.02).
-    model = build(name, {"guidance_interval": [0.01, 0.02]})
+    model = build(name, {"guidance_rule": {"name": "classifier_free", "interval": [0.01, 0.02]}})
     assert torch.equal(draw(model, (0, 1), guidance=3.0), draw(model, (0, 1)))
 
 
@@ -193,7 +195,7 @@ def test_guidance_without_label_dropout_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="no unconditional half"):
         draw(model, (0,), guidance=1.0)
     with pytest.raises(ConfigError, match=r"model.label_dropout is 0"):
-        model.check(model.options, ModelContext(SHAPE, 5), guidance=1.0)
+        model.options.check(ModelContext(SHAPE, 5, guidance=1.0))
 
 
 @every_model
@@ -211,8 +213,8 @@ def test_zero_steps_are_refused(name: str) -> None:
 @every_model
 @pytest.mark.parametrize("interval", [[-0.1, 0.5], [0.5, 1.5], [0.7, 0.3]])
 def test_interval_outside_zero_to_one_is_refused(name: str, interval: list[float]) -> None:
-    with pytest.raises(ValidationError, match=r"must lie in \[0, 1\] with low < high"):
-        build(name, {"guidance_interval": interval})
+    with pytest.raises(ConfigError, match=r"must lie in \[0, 1\] with low < high"):
+        build(name, {"guidance_rule": {"name": "classifier_free", "interval": interval}})
 
 
 @every_model

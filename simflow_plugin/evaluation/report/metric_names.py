@@ -1,17 +1,17 @@
-"""How metrics are called and written in tables: full name, better direction, digits."""
+"""Names of metrics in tables: title, better direction, digits."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from simflow_plugin.evaluation.measured import Measured
 from simflow_plugin.evaluation.report.html import Cell, Table
+from simflow_plugin.evaluation.result import Measured
 
 
 @dataclass(frozen=True)
 class MetricName:
-    """How one metric is shown.
+    """Title and format of one metric.
 
     Args:
         title: of its row.
