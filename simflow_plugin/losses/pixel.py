@@ -25,6 +25,10 @@ class PixelLoss(nn.Module):
     def __init__(self, options: PixelOptions, context: DataContext | None = None) -> None:
         super().__init__()
 
+    @staticmethod
+    def outline(options: PixelOptions, context: DataContext) -> None:
+        """Return None: a pixel loss has no network."""
+
 
 @RECONSTRUCTION_LOSSES.register("l1")
 class L1Loss(PixelLoss):
