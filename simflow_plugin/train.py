@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from simflow_plugin.config.schema import RunConfig, load_config
+from simflow_plugin.config.loading import load_config
+from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.exits import exit_on_user_error
 from simflow_plugin.runs.run_directory import RunDirectory
 from simflow_plugin.train_options import (

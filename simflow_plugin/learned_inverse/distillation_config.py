@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from simflow_plugin.config.schema import RunConfig, config_from_source
+from simflow_plugin.config.loading import config_from_source
+from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.config.yaml_source import merge_over, read_yaml_source
 from simflow_plugin.convert.autoencoder_export import export_autoencoder
 from simflow_plugin.errors import ConfigError
@@ -62,7 +63,8 @@ def distillation_config(
 
 def _derive(loaded: LoadedRun, folder: Path) -> dict[str, Any]:
     model = loaded.require_model()
-    if not hasattr(model, "flow"):
+    flow = model.token_flow()
+    if flow is None:
         raise ConfigError(
             f"{loaded.directory.path}: its model `{getattr(loaded.config.model, 'name', '?')}` has no flow to invert; "
             "name a run of a flow (simflow, starflow)."
@@ -70,7 +72,6 @@ def _derive(loaded: LoadedRun, folder: Path) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     config = loaded.config.model_dump(mode="json")
     autoencoder = export_autoencoder(loaded, folder / "autoencoder.safetensors", num_images=None)
-    flow: FlowConfig = cast(Any, model).flow.config
     teacher = {"run": str(loaded.directory.path.resolve()), "step": loaded.checkpoint.step}
     return {
         "name": f"{loaded.config.name}-one-pass",
@@ -81,7 +82,7 @@ def _derive(loaded: LoadedRun, folder: Path) -> dict[str, Any]:
         "model": {
             "name": "learned_inverse",
             "teacher": teacher,
-            "student": student_sizes(flow.width, flow.layers_per_block, flow.patch_size),
+            "student": student_sizes(flow.config),
             "guidance_max": config["sampling"]["guidance"] if model.supports_guidance else 0.0,
         },
         "optimizer": {**config["optimizer"], "autoencoder_lr": None},
@@ -91,20 +92,19 @@ def _derive(loaded: LoadedRun, folder: Path) -> dict[str, Any]:
     }
 
 
-def student_sizes(width: int, layers_per_block: tuple[int, ...], patch_size: int) -> dict[str, Any]:
+def student_sizes(teacher: FlowConfig) -> dict[str, Any]:
     """Return the default student: at most a third of the teacher's parameters.
 
     A layer of the student has 18 d^2 parameters (12, and 6 of its modulation), one of the teacher 12 D^2 about. The
     student keeps one layer per block at least, and gives up width before depth.
 
     Args:
-        width: D of the teacher.
-        layers_per_block: of the teacher.
-        patch_size: of the teacher.
+        teacher: configuration of the flow; its width is D.
     """
+    width, layers_per_block = teacher.width, teacher.layers_per_block
     budget = 12 * width**2 * sum(layers_per_block) / 3
     depth = max(len(layers_per_block), round(sum(layers_per_block) * 2 / 3))
     heads_of = 32
     own = int((budget / (18 * depth)) ** 0.5) // heads_of * heads_of
     own = max(heads_of, min(own, width))
-    return {"width": own, "depth": depth, "num_heads": own // heads_of, "patch_size": patch_size}
+    return {"width": own, "depth": depth, "num_heads": own // heads_of, "patch_size": teacher.patch_size}

@@ -63,7 +63,7 @@ class TeacherOptions(Options):
 
     def _of_run(self) -> TeacherOptions:
         # Imported here: options are validated where no run is read.
-        from simflow_plugin.config.schema import read_run_config
+        from simflow_plugin.config.loading import read_run_config
         from simflow_plugin.runs.loaded_run import find_checkpoint
         from simflow_plugin.runs.run_directory import RunDirectory
 
@@ -111,13 +111,12 @@ def build_teacher(options: TeacherOptions, context: ModelContext) -> GenerativeM
         ConfigError: if the model has no flow, or its latents have another shape.
         WeightsError: if its weights are missing, or are not those that the configuration was resolved with.
     """
-    from simflow_plugin.config.schema import Part
-    from simflow_plugin.registry import MODELS
+    from simflow_plugin.registry import MODELS, Part
 
     part = Part.model_validate(options.model)
     bare = ModelContext(context.latent_shape, context.num_classes)
     model: GenerativeModel = part.build(MODELS, bare)
-    if not hasattr(model, "flow"):
+    if model.token_flow() is None:
         raise ConfigError(
             f"model.teacher: `{part.name}` has no flow to invert; name a run of a flow (simflow, starflow)."
         )

@@ -48,7 +48,7 @@ class DiT(DiffusionModel):
     Options = DiTOptions
 
     def __init__(self, options: DiTOptions, context: ModelContext) -> None:
-        super().__init__(options, context)
+        super().__init__(options, options.sampling, context)
         self.options = options
         self.alphas_cumprod: Tensor
         self.register_buffer("alphas_cumprod", ddim_schedule().alphas_cumprod, persistent=False)
@@ -65,7 +65,7 @@ class DiT(DiffusionModel):
     @torch.no_grad()
     def sample(self, labels: Tensor | None, shape: Sequence[int], guidance: float, random: Random) -> Tensor:
         sampling = self.options.sampling
-        guide = self._guidance(guidance, sampling.guidance_interval)
+        guide = self._guided(guidance)
 
         def predict_noise(x: Tensor, step: int) -> Tensor:
             t = torch.full((x.shape[0],), step, device=x.device, dtype=torch.int64)

@@ -9,7 +9,7 @@ Reference: BiFlow, arXiv:2512.10953; FARMER, arXiv:2510.23588.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -19,13 +19,14 @@ from simflow_plugin import options
 from simflow_plugin.contracts import NO_LABEL, DataContext, GenerativeModel, ModelContext, SamplerFacts
 from simflow_plugin.diffusion.transformer import BackboneOptions
 from simflow_plugin.errors import ConfigError
-from simflow_plugin.flow import drop_labels
+from simflow_plugin.flow import TransformerFlow, drop_labels
+from simflow_plugin.flow.guidance import GuidanceContext, GuidanceRule
 from simflow_plugin.flow.sampling import parse_methods
 from simflow_plugin.learned_inverse.student import InverseStudent
 from simflow_plugin.learned_inverse.targets import Pairs, joined, relative_error, state_error
 from simflow_plugin.learned_inverse.teacher import TeacherOptions, build_teacher
 from simflow_plugin.randomness import Random
-from simflow_plugin.registry import MODELS, RECONSTRUCTION_LOSSES
+from simflow_plugin.registry import GUIDANCE, MODELS, RECONSTRUCTION_LOSSES, Part
 
 
 class ImageLossOptions(options.Options):
@@ -44,8 +45,8 @@ class LearnedSampling(options.Options):
         description="learned: one pass of the student; hybrid: exact, by Jacobi iteration from the student's guess; "
         "or a method of the teacher's exact inverse: cached, jacobi, auto, naive",
     )
-    guidance_rule: str | dict[str, Any] = Field(
-        "starflow", description="of the exact inverse, and of the pairs that teach guidance"
+    guidance_rule: Annotated[Part, GUIDANCE] = Field(
+        Part(name="starflow"), description="of the exact inverse, and of the pairs that teach guidance"
     )
 
 
@@ -129,6 +130,8 @@ class LearnedInverse(GenerativeModel):
         if options.initial == "teacher":
             self.student.start_from(self.teacher.flow)
         self.noise_std = self.teacher.noise_std
+        blocks = GuidanceContext(self.teacher.flow.config.num_blocks)
+        self.guidance_rule: GuidanceRule = options.sampling.guidance_rule.build(GUIDANCE, blocks)
         self.supports_guidance = options.guidance_max > 0 or not self._is_learned
         self._image_loss: nn.Module | None = None
         self._decode: Callable[[Tensor], Tensor] | None = None
@@ -237,7 +240,7 @@ class LearnedInverse(GenerativeModel):
             self.teacher.tokens(noise),
             labels,
             guidance=guidance,
-            guidance_rule=self.options.sampling.guidance_rule,
+            guidance_rule=self.guidance_rule,
             method=method,
             **options,
         )
@@ -293,10 +296,12 @@ class LearnedInverse(GenerativeModel):
     def remove_noise(self, noisy_latents: Tensor, labels: Tensor | None) -> Tensor:
         return self.teacher.remove_noise(noisy_latents, labels)
 
-    @property
-    def flow(self) -> Any:
-        """The teacher's flow."""
+    def token_flow(self) -> TransformerFlow:
         return self.teacher.flow
+
+    def tokens(self, latents: Tensor) -> Tensor:
+        """Cut latents (B, C, h, w) into the teacher's tokens (B, T, D)."""
+        return self.teacher.tokens(latents)
 
     @property
     def device(self) -> torch.device:

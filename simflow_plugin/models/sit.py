@@ -64,7 +64,7 @@ class SiT(DiffusionModel):
     Options = SiTOptions
 
     def __init__(self, options: SiTOptions, context: ModelContext) -> None:
-        super().__init__(options, context)
+        super().__init__(options, options.sampling, context)
         self.options = options
         self.interpolant = Interpolant(options.interpolant)
         self.latent_norm = (
@@ -84,7 +84,7 @@ class SiT(DiffusionModel):
     @torch.no_grad()
     def sample(self, labels: Tensor | None, shape: Sequence[int], guidance: float, random: Random) -> Tensor:
         sampling = self.options.sampling
-        guide = self._guidance(guidance, sampling.guidance_interval)
+        guide = self._guided(guidance)
 
         def velocity(x: Tensor, time: float, step_start: float) -> Tensor:
             t = torch.full((x.shape[0],), time, device=x.device, dtype=x.dtype)

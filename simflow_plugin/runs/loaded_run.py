@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from simflow_plugin.config.schema import RunConfig, read_run_config
+from simflow_plugin.config.loading import read_run_config
+from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.contracts import Autoencoder, GenerativeModel
 from simflow_plugin.errors import CheckpointError, EvaluationError
 from simflow_plugin.runs.checkpoints import (

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from simflow_plugin import registry
-from simflow_plugin.config.schema import Part, RunConfig
+from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.contracts import (
     AlignmentContext,
     Autoencoder,
@@ -22,6 +22,7 @@ from simflow_plugin.errors import ConfigError
 from simflow_plugin.losses.reconstruction import ReconstructionLoss
 from simflow_plugin.objective import JointObjective, ObjectiveWeights
 from simflow_plugin.randomness import derive_seed
+from simflow_plugin.registry import Part
 
 if TYPE_CHECKING:
     from simflow_plugin.losses.adversarial import AdversarialLoss

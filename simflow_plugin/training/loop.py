@@ -130,7 +130,7 @@ class Trainer:
             "num_classes": dataset.num_classes,
             "class_names": dataset.class_names,
             "num_images": len(dataset),
-            "feature_dim": getattr(parts.encoder, "feature_dim", None),
+            "feature_dim": None if parts.encoder is None else parts.encoder.feature_dim,
             "autoencoder_options": self.joint.autoencoder.self_contained_options(),
         }
         self.step = 0
