@@ -141,7 +141,9 @@ def test_signal_to_noise_is_the_spread_over_the_posteriors_std_averaged_over_cha
     mean = torch.zeros(4, 2, 1, 1)
     mean[:2, 0], mean[:2, 1] = 2.0, 6.0  # two values: the spread is half their distance
     std = torch.tensor([0.5, 2.0]).view(2, 1, 1)
-    assert latent_statistics(FixedVariancePosterior(mean, std))["signal_to_noise"] == pytest.approx((1 / 0.5 + 3 / 2) / 2)
+    assert latent_statistics(FixedVariancePosterior(mean, std))["signal_to_noise"] == pytest.approx(
+        (1 / 0.5 + 3 / 2) / 2
+    )
 
 
 @pytest.mark.parametrize(("noise_std", "floor"), [(0.0, 0.7258), (0.3, 0.8795)])

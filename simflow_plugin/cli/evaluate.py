@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
+from simflow_plugin.cli.run_options import EmaLengthOption
 from simflow_plugin.exits import exit_on_user_error
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def evaluate(
     last_weights: Annotated[
         bool, typer.Option("--last-weights", help="Not the averaged (EMA) weights.")
     ] = False,
+    ema_length: EmaLengthOption = None,
     reference: Annotated[
         str, typer.Option(help="Split to compare samples with: test (held out) or train.")
     ] = "test",
@@ -88,7 +90,9 @@ def evaluate(
             ood=ood,
             batch_size=batch_size,
         )
-        run_evaluation(run, request, averaged=not last_weights, step=step, npz=npz, png=png)
+        run_evaluation(
+            run, request, averaged=not last_weights, step=step, npz=npz, png=png, ema_length=ema_length
+        )
 
 
 def run_evaluation(
@@ -98,6 +102,7 @@ def run_evaluation(
     step: int | None = None,
     npz: Path | None = None,
     png: Path | None = None,
+    ema_length: float | None = None,
 ) -> None:
     """Evaluate, on as many processes as accelerate started; the main one measures, writes and prints."""
     import torch
@@ -117,7 +122,7 @@ def run_evaluation(
             raise ConfigError(f"--npz {npz}: expected a file name that ends in .npz.")
         check_out(npz, "--npz")
     state = PartialState(cpu=not torch.cuda.is_available())
-    evaluator = RunEvaluator(load_run(run, state.device, averaged, step), request)
+    evaluator = RunEvaluator(load_run(run, state.device, averaged, step, ema_length), request)
     has_samples = "generation" in evaluator.parts
     for option, value in (("--npz", npz), ("--png", png)):
         if value is not None and not has_samples:

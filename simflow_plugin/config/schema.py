@@ -14,6 +14,7 @@ import yaml
 from pydantic import BeforeValidator, Field, model_serializer, model_validator
 
 from simflow_plugin import registry
+from simflow_plugin.config.averages import Average, ExponentialAverage, from_earlier_keys
 from simflow_plugin.config.checks import check_config
 from simflow_plugin.config.validation import validate
 from simflow_plugin.config.yaml_source import KeyPath, YamlSource, read_yaml_source
@@ -134,7 +135,7 @@ class Training(Options):
         False, description="keep what a frozen encoder says of all training images on disk, by data set"
     )
     num_workers: int = Field(0, ge=0)
-    ema_decay: float = Field(0.9999, ge=0, lt=1, description="per optimizer step, over all trained parts")
+    ema: Average = ExponentialAverage()
     log_every: int = Field(50, gt=0)
     sample_every: int = Field(1000, gt=0)
     checkpoint_every: int = Field(1000, gt=0)
@@ -147,6 +148,11 @@ class Training(Options):
         ge=1,
         description="stop after this many steps in a row that are not finite, or whose gradients are all zero",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_earlier_keys(cls, value: Any) -> Any:
+        return from_earlier_keys(value)
 
 
 class Sampling(Options):

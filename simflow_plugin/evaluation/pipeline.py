@@ -102,6 +102,7 @@ class RunEvaluator:
             "step": self.loaded.checkpoint.step,
             "checkpoint": fingerprint({"manifest": manifest}),
             "weights": "EMA" if self.loaded.averaged else "last",
+            **({} if self.loaded.ema_length is None else {"ema_length": self.loaded.ema_length}),
             "guidance": self.guidance,
             "sampling": {**sampling, **dict(map(assignment, self.request.sampling))},
             "seed": self.request.seed,

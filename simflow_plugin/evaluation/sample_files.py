@@ -16,7 +16,12 @@ from simflow_plugin.runs.loaded_run import load_run
 
 
 def sample_run(
-    path: Path, num: int, guidance: float | None, seed: int, batch_size: int | None = None
+    path: Path,
+    num: int,
+    guidance: float | None,
+    seed: int,
+    batch_size: int | None = None,
+    ema_length: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Draw class-balanced samples from the averaged weights of a run.
 
@@ -26,12 +31,13 @@ def sample_run(
         guidance: weight w >= 0; None takes the run's own.
         seed: of the noise.
         batch_size: None takes the run's own; it does not change the samples.
+        ema_length: relative length of the average; None takes the run's own.
     Returns:
         Images uint8 (num, H, W, 3) and labels (num,) int64, `NO_LABEL` where the data has none.
     Raises:
         ConfigError: if guidance is asked of a model that has no unconditional half.
     """
-    loaded = load_run(path)
+    loaded = load_run(path, ema_length=ema_length)
     model = loaded.require_model()
     weight = loaded.config.sampling.guidance if guidance is None else guidance
     if weight > 0 and not model.supports_guidance:

@@ -19,6 +19,7 @@ from simflow_plugin.runs.checkpoints import (
 )
 from simflow_plugin.runs.module_state import restore_module
 from simflow_plugin.runs.parts import architecture_only, build_autoencoder, build_model
+from simflow_plugin.runs.power_averages import average_of_length
 from simflow_plugin.runs.run_directory import RunDirectory
 
 
@@ -34,6 +35,7 @@ class LoadedRun:
         model: likewise; None where the run trained an autoencoder alone.
         num_classes: of the data set it was trained on.
         averaged: whether these are the EMA weights.
+        ema_length: relative length of the average that was chosen; None: the run's own.
     """
 
     directory: RunDirectory
@@ -43,6 +45,7 @@ class LoadedRun:
     model: GenerativeModel | None
     num_classes: int | None
     averaged: bool
+    ema_length: float | None = None
 
     def require_model(self) -> GenerativeModel:
         """Return the model.
@@ -62,7 +65,11 @@ class LoadedRun:
 
 
 def load_run(
-    path: Path | str, device: torch.device | str | None = None, averaged: bool = True, step: int | None = None
+    path: Path | str,
+    device: torch.device | str | None = None,
+    averaged: bool = True,
+    step: int | None = None,
+    ema_length: float | None = None,
 ) -> LoadedRun:
     """Load a checkpoint of a run.
 
@@ -71,13 +78,19 @@ def load_run(
         device: default: CUDA if there is one, else CPU.
         averaged: the EMA weights (default) or the last training weights.
         step: of the checkpoint; default: the newest that is whole.
+        ema_length: relative length of the average, of a run that keeps power-function averages; default: its first.
     Raises:
+        EvaluationError: if `ema_length` is given and there is no such average.
         ConfigError: if it is no run directory.
         CheckpointError: if it has no whole checkpoint, or not that of `step`.
     """
     directory = RunDirectory(path)
     config = read_run_config(directory.config_file)
     checkpoint = _find_checkpoint(directory, step)
+    if ema_length is not None and not averaged:
+        raise EvaluationError(
+            f"--ema-length {ema_length}: the last weights were asked for, which are no average."
+        )
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     state = checkpoint.state
@@ -88,13 +101,19 @@ def load_run(
         model = build_model(config, latent_shape, state["num_classes"], state["feature_dim"])
     weights = checkpoint.tensors("joint")
     if averaged:
-        weights |= checkpoint.tensors("ema")
+        weights |= (
+            checkpoint.tensors("ema")
+            if ema_length is None
+            else average_of_length(directory.path, config, checkpoint, ema_length)
+        )
     for prefix, module in (("autoencoder.", autoencoder), ("model.", model)):
         if module is not None:
             own = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
             restore_module(module, own, checkpoint.path)
             module.to(device).eval().requires_grad_(False)
-    return LoadedRun(directory, config, checkpoint, autoencoder, model, state["num_classes"], averaged)
+    return LoadedRun(
+        directory, config, checkpoint, autoencoder, model, state["num_classes"], averaged, ema_length
+    )
 
 
 def _find_checkpoint(directory: RunDirectory, step: int | None) -> Checkpoint:

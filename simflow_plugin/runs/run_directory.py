@@ -1,6 +1,6 @@
 """The run directory: everything of one run, and nothing outside it.
 
-config.yaml  metrics.jsonl  samples/step_*.png  checkpoints/step_*/  report.html  summary.json
+config.yaml  metrics.jsonl  samples/step_*.png  checkpoints/step_*/  [averages/step_*/]  report.html  summary.json
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ SAFE_TO_CHANGE = (
     "training.keep_checkpoints",
     "training.keep_every",
     "training.max_bad_steps",
+    "training.ema.snapshot_every",
 )
 """Keys (and sections) that may change on resume with --allow-changed: none of them changes what a step computes,
 except `training.steps`, which moves the end of a cosine schedule."""

@@ -80,7 +80,19 @@ def test_metrics_have_every_term_at_every_log_step(trained):
     rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [2, 4]
     assert all(
-        {"loss", "l2", "nll", "grad_norm", "latent_std", "latent_dead", "signal_to_noise", "nll_floor", "lr_model"} <= row.keys() for row in rows
+        {
+            "loss",
+            "l2",
+            "nll",
+            "grad_norm",
+            "latent_std",
+            "latent_dead",
+            "signal_to_noise",
+            "nll_floor",
+            "lr_model",
+        }
+        <= row.keys()
+        for row in rows
     )
 
 
@@ -107,6 +119,13 @@ def test_sample_depends_on_its_index_and_not_on_the_batch(trained, tmp_path):
         np.load(tmp_path / "a.npz")["arr_0"].astype(int) - np.load(tmp_path / "b.npz")["arr_0"]
     )
     assert difference.max() <= 1  # another batch size may round another way in the last bit
+
+
+def test_length_of_the_average_is_refused_where_a_run_keeps_one_only(trained, tmp_path):
+    status, output = simflow("sample", trained, "--num", 1, "--ema-length", 0.07, "--out", tmp_path / "s.npz")
+    assert status == 2
+    assert "keeps one exponential average" in output
+    assert "training.ema: {kind: power}" in output
 
 
 def test_samples_go_into_a_folder_as_png(trained, tmp_path):

@@ -29,7 +29,9 @@ def gradients() -> dict[str, Tensor]:
     return load_file(FIXTURES / "repa_e_passes.safetensors")
 
 
-def our_gradients(numbers: dict[str, Tensor], interpolant: str, dropped: Tensor | None = None, **options: Any):
+def our_gradients(
+    numbers: dict[str, Tensor], interpolant: str, dropped: Tensor | None = None, **options: Any
+):
     inputs = part(numbers, "inputs.")
     values = {**OPTIONS, "interpolant": interpolant, **options}
     model = from_repa_e(part(numbers, "host."), SiTOptions.model_validate(values), CONTEXT)
@@ -77,7 +79,9 @@ def test_running_statistics_move_once_a_step(numbers):
         torch.testing.assert_close(moved, numbers[f"outputs.training.{name}"], rtol=0, atol=1e-5)
 
 
-@pytest.mark.skipif("REPA_E_DIR" not in os.environ, reason="set REPA_E_DIR to a checkout of REPA-E at 3ad8046")
+@pytest.mark.skipif(
+    "REPA_E_DIR" not in os.environ, reason="set REPA_E_DIR to a checkout of REPA-E at 3ad8046"
+)
 @both_interpolants
 def test_every_gradient_of_a_real_checkouts_step_agrees(interpolant):
     """New random weights and statistics, float64, and the host's own label dropout, copied to ours."""

@@ -166,7 +166,7 @@ def test_running_statistics_stay_finite_after_a_batch_that_is_not(tmp_path):
     assert trainer.bad_steps.read()["skipped_steps"] == (1, 0)
     assert all(torch.isfinite(tensor).all() for tensor in (norm.running_mean, norm.running_var))
     assert not torch.equal(norm.running_mean, before)
-    averaged = [tensor for name, tensor in trainer.ema.average.items() if "running" in name]
+    averaged = [tensor for name, tensor in trainer.averages.main.average.items() if "running" in name]
     assert averaged
     assert all(torch.isfinite(tensor).all() for tensor in averaged)
 
@@ -221,7 +221,9 @@ def test_steps_without_any_gradient_of_a_part_are_named_counted_and_stop_the_run
     trainer = make_trainer(tiny_config("simflow", steps=8, log_every=2, max_bad_steps=4), tmp_path / "run")
     for parameter in getattr(trainer.joint, part).parameters():
         parameter.register_hook(lambda gradient: gradient * (0.0 if trainer.step >= 1 else 1.0))
-    with pytest.raises(TrainingError, match=rf"5 steps in a row left every gradient of the {part} exactly zero"):
+    with pytest.raises(
+        TrainingError, match=rf"5 steps in a row left every gradient of the {part} exactly zero"
+    ):
         trainer.train()
     rows = losses_of(tmp_path / "run")
     assert [row[f"zero_gradient_steps_{part}"] for row in rows] == [1, 3, 5]

@@ -28,7 +28,10 @@ def test_one_line_per_run():
 
 
 def test_rates_are_not_losses():
-    assert plot_terms({"a": [{"step": 1, "lr_model": 1e-3, "skipped_steps": 0, "images_per_second": 5.0}]}) is None
+    assert (
+        plot_terms({"a": [{"step": 1, "lr_model": 1e-3, "skipped_steps": 0, "images_per_second": 5.0}]})
+        is None
+    )
 
 
 def test_seconds_may_be_the_horizontal_axis():
