@@ -109,7 +109,8 @@ def _explain(mistake: Mistake, model: type[BaseModel], source: YamlSource, prefi
     path = (*prefix, *mistake.path)
     where, key = source.place(path), ".".join(path)
     if mistake.kind == "extra_forbidden":
-        return f"{where}: {key}: unknown key.{did_you_mean(path[-1], _known_keys(model, mistake.path[:-1], mistake.member))}"
+        known = _known_keys(model, mistake.path[:-1], mistake.member)
+        return f"{where}: {key}: unknown key.{did_you_mean(path[-1], known)}"
     if mistake.kind == "missing":
         return f"{where}: {key}: required, but not given."
     found = "null" if mistake.found is None else repr(mistake.found)

@@ -2,13 +2,13 @@
 
     days = FLOPs per image x batch x steps / (devices x peak FLOPs per second x utilisation) / 86400
 
-    memory per device = parameters + gradients + AdamW's two moments + averages, float32, whole or sharded over N devices,
+    memory per device = parameters + gradients + AdamW's two moments + averages, float32, whole or sharded over N,
                       + activations kept for the backward pass of one micro-batch
 
 P trained and F frozen parameters, one average, sharding `none`: 20 P + 4 F bytes; `zero2`: 8 P + 4 F gathered and
-reduced in turn, 12 P / N at rest; `zero3`: (20 P + 4 F) / N, and two layers gathered; 4 P more for each average more. Activations are counted as autograd saves them,
-under the casts of mixed precision where there are any. Temporary buffers and fragmentation come on top: leave a tenth
-free.
+reduced in turn, 12 P / N at rest; `zero3`: (20 P + 4 F) / N, and two layers gathered; 4 P more for each average more.
+Activations are counted as autograd saves them, under the casts of mixed precision where there are any. Temporary
+buffers and fragmentation come on top: leave a tenth free.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ GPUS = {
 
 @dataclass(frozen=True)
 class Setting:
-    """What a run is planned for.
+    """Hardware of a planned run.
 
     Args:
         devices: number of GPUs.
@@ -75,7 +75,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Plan:
-    """What `simflow plan` prints.
+    """Estimated cost of a run.
 
     Args:
         parameters: by part.

@@ -265,7 +265,8 @@ def test_guidance_without_label_dropout_is_refused(write):
         ),
         (
             "training.ema={warmpu: false}",
-            "training.ema.warmpu: unknown key. Did you mean `warmup`? Known: decay, includes_autoencoder, kind, warmup.",
+            "training.ema.warmpu: unknown key. Did you mean `warmup`? Known: decay, includes_autoencoder, kind, "
+            "warmup.",
         ),
         (
             "training.ema={kind: power, lengths: [0.1, 0.1]}",

@@ -94,7 +94,7 @@ def test_accumulated_micro_batches_give_the_losses_of_the_whole_batch(tmp_path):
         config = tiny_config(steps=4, log_every=1, accumulation=accumulation)
         train(config, tmp_path / str(accumulation))
     whole, parts = ([row["loss"] for row in losses_of(tmp_path / name)] for name in ("1", "4"))
-    assert parts == pytest.approx(whole, rel=1e-5)
+    assert parts == pytest.approx(whole, rel=1e-4)
 
 
 def test_clock_that_goes_backwards_gives_no_negative_times(tmp_path, monkeypatch):
