@@ -199,6 +199,13 @@ class JointObjective(nn.Module):
             )
         return terms
 
+    @property
+    def moves_autoencoder_by_alignment_only(self) -> bool:
+        """Whether the model reaches the autoencoder by its alignment and nothing else (SiT and DiT with REPA-E)."""
+        if self.model is None or self.autoencoder.trainable != "full":
+            return False
+        return self._coupled_terms() == {"alignment"}
+
     def _shares_all(self, coupled: frozenset[str], has_features: bool) -> bool:
         """Return whether every term moves model and autoencoder alike."""
         return bool(coupled - {"alignment"}) and (

@@ -84,8 +84,9 @@ class TorchEngine:
         return state.items()
 
     def scattered(self, whole: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return of whole tensors, by the names of `averaged`, what this process holds."""
-        return {name: place_like(held, whole[name]) for name, held in self.averaged().items()}
+        """Return of whole tensors, some of those of `averaged`, what this process holds."""
+        held = self.averaged()
+        return {name: place_like(held[name], tensor) for name, tensor in whole.items() if name in held}
 
     def weights(self) -> Iterable[tuple[str, Tensor]]:
         """Give parameters and buffers by name, likewise."""
