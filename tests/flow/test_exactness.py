@@ -50,7 +50,7 @@ def option_sets(draw: st.DrawFn) -> dict[str, Any]:
     if condition == "labels":
         options |= {
             "num_classes": 2,
-            "class_conditioning": draw(st.sampled_from(["token", "add"])),
+            "class_conditioning": draw(st.sampled_from(["token", "add", "adaln"])),
             "null_label": draw(st.sampled_from(["learned", "mean"])),
         }
     if condition == "features":
@@ -59,6 +59,12 @@ def option_sets(draw: st.DrawFn) -> dict[str, Any]:
             "condition_frequencies": draw(st.sampled_from([0, 2])),
             "condition_length": draw(st.sampled_from([None, 2])),
         }
+        if draw(st.booleans()):
+            options |= {"class_conditioning": "adaln", "condition_length": 1}
+    if options.get("class_conditioning") == "adaln":
+        options["adaln_gates"] = draw(st.booleans())
+        if options["conditional_blocks"] == "all":
+            options["norm"] = "layer"
     return options
 
 

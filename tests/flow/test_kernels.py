@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.flow.kernels import decoder, library
-from simflow_plugin.flow.sampling import inversion as run
+from simflow_plugin.flow.sampling import decode_steps
 from tests.flow.builders import build_flow, inputs_for
 from tests.flow.teacher_forcing import largest_step_error
 
@@ -170,8 +170,8 @@ def test_nan_in_a_weight_is_not_hidden() -> None:
 @needs_compiler
 def test_auto_step_is_the_kernel_where_it_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
     kinds: list[str] = []
-    find_kind = run.step_kind
-    monkeypatch.setattr(run, "step_kind", lambda *of: kinds.append(find_kind(*of)) or kinds[-1])
+    find_kind = decode_steps.step_kind
+    monkeypatch.setattr(decode_steps, "step_kind", lambda *of: kinds.append(find_kind(*of)) or kinds[-1])
     sample("cached")
     assert kinds == ["native", "native"]
     flow = build_flow(torch.float64, **SIZE)
