@@ -146,7 +146,10 @@ def _tiles(loaded: LoadedRun, evaluation: Evaluation) -> list[NumberTile]:
     for key in TILES:
         if key in evaluation.metrics:
             number = evaluation.metrics[key]
-            note = ", ".join(filter(None, (number.on.split(", ")[0], format_draws_error(number))))
+            notes = [number.on.split(", ")[0], format_draws_error(number)]
+            if key == "class_agreement" and "judgement" in evaluation.details:
+                notes += [f"real images {evaluation.details['judgement']['class_agreement_real']:.1%}"]
+            note = "; ".join(filter(None, notes))
             tiles.append(NumberTile(metric_name(key).title, format_value(key, number), note))
     cost = training_numbers(loaded)
     rate = f"{cost['images_per_second']:.0f} images per second"
