@@ -198,4 +198,4 @@ def _refused_class(error: Exception) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0]
