@@ -1,4 +1,4 @@
-"""What the harness and its parts promise each other: the interfaces that a new part implements.
+"""Contracts between the harness and its parts: the interfaces that a new part implements.
 
 Data flows one way: images -> posterior -> latents -> model (training); noise -> latents -> images (sampling).
 """

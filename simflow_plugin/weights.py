@@ -192,7 +192,7 @@ def _flatten(prefix: str, content: Any) -> Iterable[tuple[str, Tensor]]:
 
 
 def _refused_class(error: Exception) -> str:
-    """Return ` (name of the class)` of what torch refused to unpickle, as far as its message tells."""
+    """Return ` (name of the class)` of what torch refused to unpickle, if its message names it."""
     found = re.search(r"GLOBAL ([\w.]+)", str(error))
     return f" ({found[1]})" if found else ""
 

@@ -1,6 +1,6 @@
 """Base of the flow in a host codebase: losses of normalised latents, and samples from the host's noise.
 
-A host draws its own random numbers and keeps its own schedule; here are only the conversions that hosts share:
+The host draws random numbers and keeps the schedule; here are the conversions that hosts share:
 labels, features of another grid, the guidance weight. What a host calls its arguments is in its own file.
 """
 
@@ -94,7 +94,7 @@ class HostedFlow(nn.Module):
 
     Args:
         kind: family, size and patch.
-        geometry: what the host said.
+        geometry: the host's arguments.
     Raises:
         HostError: if they do not fit each other.
     """
@@ -206,7 +206,7 @@ class HostedFlow(nn.Module):
         if guidance > 0 and self.geometry.class_dropout == 0:
             warnings.warn(
                 f"{self.kind.name} was built with a class dropout of 0, so it knows no unconditional model: "
-                f"sampling without guidance instead of cfg_scale {cfg_scale}. Train with --cfg-prob 0.1, say.",
+                f"sampling without guidance instead of cfg_scale {cfg_scale}. Train with --cfg-prob 0.1.",
                 stacklevel=2,
             )
             guidance = 0.0
@@ -226,7 +226,7 @@ def sample(
     num_steps: int | None = None,
     path_type: str | None = None,
 ) -> Tensor:
-    """Sample as the host's samplers are called; a flow has no time steps, so `num_steps` and `path_type` are moot.
+    """Sample by the signature of the host's samplers; `num_steps` and `path_type` have no effect on a flow.
 
     Args:
         model: a `HostedFlow`, compiled (torch.compile), distributed, or plain.

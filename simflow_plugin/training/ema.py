@@ -33,13 +33,13 @@ class ExponentialMovingAverage:
         for name, tensor in tensors.items():
             average = self.average[name]
             by_kind.setdefault(type(average), []).append((average, tensor.detach().float()))
-        for pairs in by_kind.values():  # shards and whole tensors do not go into one call
+        for pairs in by_kind.values():  # shards and unsharded tensors do not go into one call
             averages, current = map(list, zip(*pairs, strict=True))
             torch._foreach_lerp_(averages, current, 1 - decay)
 
     @contextmanager
     def applied(self, module: nn.Module) -> Iterator[None]:
-        """Within the block `module`, whole, has the averaged weights and is in eval mode; then all is as before."""
+        """Put the averaged weights into the unsharded `module`, in eval mode, for the block."""
         was_training = {name: m.training for name, m in module.named_modules()}
         tensors = averaged_tensors(module)
         saved = {name: tensor.detach().clone() for name, tensor in tensors.items()}
