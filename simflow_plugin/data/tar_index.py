@@ -1,4 +1,4 @@
-"""The index of one tar shard: where the image of each sample is, and what its label members say.
+"""The index of one tar shard: offsets and sizes of its images, labels and captions of its samples.
 
 A sample is the members with one key, the path up to the first dot of its last part (`0001.jpg`, `0001.cls`), wherever
 in the shard they lie. A shard must end as the format says, in two blocks of zeros: one that was cut off between two
@@ -40,7 +40,7 @@ HIDDEN, DOTTED, LINKS = "hidden or system members", "images with more than one d
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Where the images of one shard are.
+    """Index of the images in one shard.
 
     Args:
         keys: of the samples.
