@@ -24,6 +24,7 @@ from simflow_plugin.models.starflow import StarFlow, StarFlowOptions
 
 Family = Literal["SimFlow", "STARFlow"]
 PATCH_SIZES = (1, 2)
+SHAPE = {"width", "layers_per_block", "head_dim"}
 PROJECTOR_DIM = 2048
 
 
@@ -49,11 +50,12 @@ class FlowKind:
 
 
 def flow_kinds() -> list[FlowKind]:
-    """Return every model that a host gets: both families, all sizes, patch 1 and 2."""
+    """Return every model that a host gets: both families, all sizes that only set a shape, patch 1 and 2."""
     return [
         FlowKind(family, size, patch_size)
         for family in ("SimFlow", "STARFlow")
-        for size in SIZES
+        for size, values in SIZES.items()
+        if values.keys() <= SHAPE  # a published architecture has one family already
         for patch_size in PATCH_SIZES
     ]
 
