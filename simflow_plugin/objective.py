@@ -58,7 +58,7 @@ class ObjectiveWeights:
 
 @dataclass(frozen=True)
 class JointInputs:
-    """What one forward of the joint objective sees: a micro-batch of one process.
+    """Inputs of one forward of the joint objective: a micro-batch of one process.
 
     Args:
         images: (B, 3, H, W), [-1, 1].
@@ -66,7 +66,7 @@ class JointInputs:
         features: (B, N, F) of the frozen encoder, or None.
         random: named draws for these rows.
         loss_scale: scalar of the gradient scaler (float16), or None.
-        moments: (B, M, h, w), what the frozen encoder said of these images before, or None to ask it.
+        moments: (B, M, h, w), cached moments of the frozen encoder for these images, or None to compute them.
     """
 
     images: Tensor

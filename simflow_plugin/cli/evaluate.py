@@ -52,7 +52,7 @@ def evaluate(
         int, typer.Option(min=1, help="Per image, in the likelihood; 1 leaves its Monte-Carlo error unknown.")
     ] = 2,
     ood: Annotated[
-        str | None, typer.Option(help="Data set (name or YAML mapping) to tell apart by likelihood.")
+        str | None, typer.Option(help="Data set (name or YAML mapping) for the out-of-distribution AUROC.")
     ] = None,
     npz: Annotated[
         Path | None, typer.Option(help="Also write the samples for the ADM suite (arr_0).")

@@ -28,7 +28,7 @@ from simflow_plugin.flow.sampling.methods import Jacobi, Method, parse_methods
 
 
 class FlowOutput(NamedTuple):
-    """What a forward pass gives.
+    """Output of a forward pass.
 
     `noise` (B, T, D), in the dtype of the tokens; `logdet` (B,), nats, at least float32; `hidden` (B, T,
     width) in raster order, or None; `block_logdets` (K, B), nats, the parts of `logdet` in training order.

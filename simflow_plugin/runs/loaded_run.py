@@ -131,13 +131,13 @@ def load_run(
         path: run directory.
         device: default: CUDA if there is one, else CPU.
         averaged: the EMA weights (default) or the last training weights.
-        step: of the checkpoint; default: the newest that is whole.
+        step: of the checkpoint; default: the newest intact one.
         precision: `auto`, `float32`, `bfloat16` or `float16`; default: `training.precision` of the run.
         ema_length: relative length of the average, of a run that keeps power-function averages; default: its first.
     Raises:
         EvaluationError: if `ema_length` is given and there is no such average.
         ConfigError: if it is no run directory, or the device does not compute in that precision.
-        CheckpointError: if it has no whole checkpoint, or not that of `step`.
+        CheckpointError: if it has no intact checkpoint, or not that of `step`.
     """
     directory = RunDirectory(path)
     config = read_run_config(directory.config_file)

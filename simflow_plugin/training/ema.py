@@ -53,7 +53,7 @@ class MovingAverage:
 
     @contextmanager
     def applied(self, module: nn.Module) -> Iterator[None]:
-        """Within the block `module`, whole, has the averaged weights and is in eval mode; then all is as before."""
+        """Put the averaged weights into the unsharded `module`, in eval mode, for the block."""
         was_training = {name: m.training for name, m in module.named_modules()}
         tensors = {name: t for name, t in averaged_tensors(module).items() if name in self.average}
         saved = {name: tensor.detach().clone() for name, tensor in tensors.items()}

@@ -88,7 +88,7 @@ class Trainer:
         stop: set by SIGTERM or SIGINT.
         profile_steps: record this many steps to `trace.json` in the run directory.
     Raises:
-        ConfigError: if accelerate was told to use an engine, or a setting of it, that this loop does not run.
+        ConfigError: if accelerate was configured for an engine that this loop does not run.
     """
 
     def __init__(
@@ -374,7 +374,7 @@ class Trainer:
         )
 
     def _restore(self) -> None:
-        """Go on from the newest whole checkpoint; the main process verifies it for all."""
+        """Resume from the newest intact checkpoint, which the main process verifies."""
         checkpoint: Checkpoint | None = None
         found: Path | Exception | None = None
         if self.accelerator.is_main_process:

@@ -42,7 +42,7 @@ class SampleGrids:
         self._config, self._run = config, run
         self._engine, self._accelerator = engine, engine.accelerator
         self._num_classes = num_classes
-        # Sharding turns the modules themselves into shards, whole during `forward` only; sampling calls other methods.
+        # Sharded modules are gathered during `forward` only, and sampling calls other methods.
         self._twin = copy.deepcopy(joint).cpu() if engine.is_sharded else None
 
     def save(self, step: int, joint: JointObjective, ema: MovingAverage) -> None:

@@ -2,7 +2,7 @@
 
     joint  ema  [ema_1  ema_2]  optimizer  [adversary  adversary_optimizer]  log_sums    +    state.json
 
-Tensors are whole whatever the sharding, so that a run goes on with another number of processes.
+Tensors are unsharded, so that a run may go on with another number of processes.
 """
 
 from __future__ import annotations

@@ -212,7 +212,7 @@ def test_mistake_within_any_command_is_one_message(words, monkeypatch):
         (["--data-option", "root=3"], "--data-option root: root: Input should be a valid string"),
         (["--data-option", "root=[1"], "--data-option root: not YAML"),
         (["--data", "image_folder"], "--data image_folder: root: required"),
-        (["--steps", 1, "--epochs", 1], "say the same thing"),
+        (["--steps", 1, "--epochs", 1], "both set the length"),
     ],
 )
 def test_mistake_in_pretraining_is_one_message(tmp_path, arguments, message):
