@@ -199,13 +199,6 @@ class JointObjective(nn.Module):
             )
         return terms
 
-    def needs_inner_gradient(self, has_features: bool) -> bool:
-        """Return whether `forward` itself goes back through the model, to send some terms to the latents only."""
-        if self.model is None or self.autoencoder.trainable != "full":
-            return False
-        coupled = self._coupled_terms()
-        return bool(coupled) and not self._shares_all(coupled, has_features)
-
     def _shares_all(self, coupled: frozenset[str], has_features: bool) -> bool:
         """Return whether every term moves model and autoencoder alike."""
         return bool(coupled - {"alignment"}) and (

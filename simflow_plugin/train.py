@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from simflow_plugin.cli.train_options import (
+from simflow_plugin.config.schema import RunConfig, load_config
+from simflow_plugin.errors import EmptySplit
+from simflow_plugin.exits import exit_on_user_error
+from simflow_plugin.runs.run_directory import RunDirectory
+from simflow_plugin.train_options import (
     AllowChangedOption,
     DryRunOption,
     NoReportOption,
@@ -20,10 +24,6 @@ from simflow_plugin.cli.train_options import (
     ProfileOption,
     SetOption,
 )
-from simflow_plugin.config.schema import RunConfig, load_config
-from simflow_plugin.errors import ConfigError, EmptySplit
-from simflow_plugin.exits import exit_on_user_error
-from simflow_plugin.runs.run_directory import RunDirectory
 from simflow_plugin.training.interrupts import RESUME_EXIT_STATUS, Interrupted, stop_on_signals
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     """Build the Accelerator: device, processes and precision.
 
     Raises:
-        ConfigError: if float16 is asked for without a GPU, or DeepSpeed without its packages or in another precision.
+        ConfigError: if float16 is asked for without a GPU, or accelerate was configured for DeepSpeed.
     """
     import torch
     from accelerate import Accelerator
@@ -152,13 +152,7 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     torch.backends.cuda.matmul.allow_tf32 = chosen.tf32
     torch.backends.cudnn.allow_tf32 = chosen.tf32
     mixed = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[chosen.name]
-    accelerator = Accelerator(mixed_precision=mixed, **process_group_options(has_gpu))
-    if accelerator.mixed_precision != mixed:
-        raise ConfigError(
-            f"training.precision: the run computes in {chosen.name}, the DeepSpeed settings say "
-            f"{accelerator.mixed_precision}. Remove `bf16` and `fp16` there."
-        )
-    return accelerator
+    return Accelerator(mixed_precision=mixed, **process_group_options(has_gpu))
 
 
 if __name__ == "__main__":

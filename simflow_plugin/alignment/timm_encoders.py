@@ -1,4 +1,4 @@
-"""Frozen encoders of timm as alignment targets: any vision transformer, or one of the usual by short name."""
+"""Frozen encoders of timm as alignment targets: any vision transformer, the common ones by a short name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What data sets of encoded image files share: options, the split, decoding and cropping one image."""
+"""Base of data sets of encoded image files: options, the split, decoding and cropping one image."""
 
 from __future__ import annotations
 

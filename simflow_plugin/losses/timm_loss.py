@@ -16,11 +16,11 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from simflow_plugin.autoencoders.network_weights import load_strictly, read_tensors
 from simflow_plugin.errors import ConfigError, WeightsError
 from simflow_plugin.losses.perceptual import PerceptualLoss, freeze
 from simflow_plugin.options import Options, did_you_mean
 from simflow_plugin.registry import RECONSTRUCTION_LOSSES
+from simflow_plugin.weights import load_strictly, read_tensors
 
 Colour = tuple[float, float, float]
 

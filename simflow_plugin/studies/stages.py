@@ -1,4 +1,4 @@
-"""The stages of a study: settle a configuration, train a run unless it is done, measure it, pretrain the judge."""
+"""Stages of a study: resolve a configuration, train a run unless it is done, measure it, pretrain the judge."""
 
 from __future__ import annotations
 

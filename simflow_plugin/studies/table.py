@@ -6,7 +6,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from simflow_plugin.runs.run_directory import write_text_atomically
+from simflow_plugin.files import write_text_atomically
 from simflow_plugin.studies.definitions import Study
 
 DISTANCE = "fd_pretrained"

@@ -1,4 +1,4 @@
-"""The training loop: straight down, the same for every model, resumable bit for bit.
+"""The training loop: one for all models, resumable bit for bit.
 
     for step: set the learning rate; for each micro-batch: features, joint loss, backward; clip, step, EMA;
     discriminator; at their intervals: log, sample grid, checkpoint.
@@ -39,7 +39,7 @@ from simflow_plugin.runs.parts import Parts
 from simflow_plugin.runs.run_directory import RunDirectory
 from simflow_plugin.training.averages import RunningMeans
 from simflow_plugin.training.compilation import compile_layers
-from simflow_plugin.training.distributed.engine_choice import make_engine
+from simflow_plugin.training.distributed.engine import TorchEngine
 from simflow_plugin.training.distributed.processes import (
     Processes,
     keep_frozen_at_home,
@@ -99,7 +99,7 @@ class Trainer:
         stop: StopRequest,
         profile_steps: int = 0,
     ) -> None:
-        self.engine = make_engine(accelerator, config)
+        self.engine = TorchEngine(accelerator, config)
         self.config, self.run_directory, self.dataset = config, run, dataset
         self.accelerator, self.stop = accelerator, stop
         self.device = accelerator.device

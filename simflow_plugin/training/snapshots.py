@@ -1,4 +1,4 @@
-"""Everything that training changes, as named tensors and plain values, and back: what a checkpoint of the loop holds.
+"""Content of a checkpoint of the loop: everything that training changes, as named tensors and plain values.
 
     joint  ema  optimizer  [adversary  adversary_optimizer]  log_sums    +    state.json
 
@@ -26,7 +26,7 @@ from simflow_plugin.training.stability import BadSteps
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What training changes.
+    """State that training changes.
 
     Args:
         engine: of the joint objective and its optimizer.

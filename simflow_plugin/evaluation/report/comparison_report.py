@@ -27,7 +27,7 @@ from simflow_plugin.evaluation.report.metric_names import in_order, metric_cell,
 from simflow_plugin.evaluation.report.plots import Curve, plot_panels, plot_terms
 from simflow_plugin.evaluation.report.published import published_tables
 from simflow_plugin.evaluation.result import Measured
-from simflow_plugin.runs.run_directory import write_text_atomically
+from simflow_plugin.files import write_text_atomically
 
 UNCOMPARABLE = "of each run's own latent space: not to be compared between autoencoders"
 SHARED_TERMS = ("nll", "denoising", "alignment", "l1", "l2", "lpips")

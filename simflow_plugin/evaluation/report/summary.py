@@ -7,8 +7,8 @@ import math
 from typing import Any
 
 from simflow_plugin.evaluation.result import Evaluation
+from simflow_plugin.files import write_text_atomically
 from simflow_plugin.runs.loaded_run import LoadedRun
-from simflow_plugin.runs.run_directory import write_text_atomically
 
 
 def summary_numbers(loaded: LoadedRun, evaluation: Evaluation) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a step asks of whoever runs the processes: precision, backward, the optimizer's step, and state to save.
+"""Training engine over one process, DDP or FSDP2: precision, backward, optimizer step, state to save.
 
     wrapped = engine.prepare(joint, optimizer)
     for each micro-batch: with engine.micro_batch(is_last): ...; engine.backward(loss)
@@ -51,7 +51,7 @@ class TorchEngine:
 
     @property
     def is_sharded(self) -> bool:
-        """Whether parameters are spread over processes, whole only while the wrapped module runs."""
+        """True if parameters are sharded over processes outside the wrapped module's forward and backward."""
         return self.accelerator.distributed_type == DistributedType.FSDP
 
     def autocast(self) -> AbstractContextManager[None]:
