@@ -22,10 +22,11 @@ from torch import Tensor
 from simflow_plugin import registry
 from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.contracts import DataContext, ImageDataset
+from simflow_plugin.data.changes import data_changes
 from simflow_plugin.data.disk_cache import fingerprint
 from simflow_plugin.data.feature_cache import dataset_facts
 from simflow_plugin.data.loader import evaluation_batches
-from simflow_plugin.data.split import data_has_changed
+from simflow_plugin.data.summary import split_notes
 from simflow_plugin.errors import EvaluationError, SimflowError
 from simflow_plugin.evaluation.drawing import SEED, ImageSampler, class_labels, to_uint8
 from simflow_plugin.evaluation.extractors import Extractor, ImageFeatures, build_extractor
@@ -141,9 +142,8 @@ class RunEvaluator:
 
     def measure(self) -> Evaluation:
         """Measure everything that was asked for, on the samples on disk; write and return the result."""
-        changed = data_has_changed(self.loaded.checkpoint.state, self.train)
-        if changed:
-            self.evaluation.notes.append(changed)
+        self.evaluation.notes += data_changes(self.loaded.checkpoint.state, self.train)
+        self.evaluation.notes += split_notes(self.train, self.test)
         if "generation" in self.parts:
             self._generation()
         if "reconstruction" in self.parts:
