@@ -6,7 +6,7 @@ Data flows one way: images -> posterior -> latents -> model (training); noise ->
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -43,11 +43,24 @@ class ModelContext:
         latent_shape: (C, h, w) of the latents.
         num_classes: number of classes, or None for an unlabelled data set.
         alignment: None when no alignment is configured.
+        is_restored: whether a checkpoint brings the weights, so that a model need not look for pretrained ones.
     """
 
     latent_shape: tuple[int, int, int]
     num_classes: int | None = None
     alignment: AlignmentContext | None = None
+    is_restored: bool = False
+
+
+class SamplerFacts(NamedTuple):
+    """How a model draws a sample, for tables.
+
+    `name` of the sampler; `passes`: sequential evaluations of a network for one batch of samples, whatever its size
+    and with both halves of guidance counted as one; None where the number depends on values.
+    """
+
+    name: str
+    passes: int | None
 
 
 class GenerativeModel(nn.Module, ABC):
@@ -110,6 +123,23 @@ class GenerativeModel(nn.Module, ABC):
             random: named draws, one row a sample.
         Returns:
             (B, C, h, w), in the autoencoder's normalised space.
+        """
+
+    def sampler_facts(self) -> SamplerFacts:
+        """Return the name of the sampler and the sequential passes of one batch."""
+        return SamplerFacts(type(self).__name__, None)
+
+    def check_guidance(self, guidance: float) -> None:
+        """Refuse a weight that `sample` cannot be called with, beyond what `supports_guidance` says.
+
+        Raises:
+            ConfigError: naming the weights that it can.
+        """
+
+    def attach_decoder(self, decode: Callable[[Tensor], Tensor]) -> None:
+        """Take the autoencoder's decoder, latents (B, C, h, w) -> images; most models do without.
+
+        Called once, before training, for a model whose own terms compare images.
         """
 
     def remove_noise(self, noisy_latents: Tensor, labels: Tensor | None) -> Tensor:

@@ -54,8 +54,8 @@ class Classes:
         if foreign:
             raise DataError(
                 f"{where}: {len(foreign)} classes that no training image has: `{'`, `'.join(foreign[:12])}`. "
-                f"Training has {len(self.keys)}: {shortened(self.names)}. Add them to training, remove them here, or set "
-                "data.labels: false."
+                f"Training has {len(self.keys)}: {shortened(self.names)}. Add them to training, remove them here, or "
+                "set data.labels: false."
             )
         return torch.tensor([number_of[key] for key in keys], dtype=torch.int64)
 

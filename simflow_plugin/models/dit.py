@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from simflow_plugin.contracts import ModelContext
+from simflow_plugin.contracts import ModelContext, SamplerFacts
 from simflow_plugin.diffusion.ddim import NUM_TRAIN_STEPS, ddim, ddim_schedule
 from simflow_plugin.diffusion.diffusion_model import DiffusionModel, DiffusionOptions, SamplingOptions
 from simflow_plugin.diffusion.interpolants import expand_like
@@ -73,3 +73,7 @@ class DiT(DiffusionModel):
 
         noise = random.normal("latent", shape, next(self.parameters()).device)
         return ddim(predict_noise, noise, sampling.num_steps, sampling.eta, random)
+
+    def sampler_facts(self) -> SamplerFacts:
+        num_steps = self.options.sampling.num_steps
+        return SamplerFacts(f"ddim, {num_steps} steps", num_steps)

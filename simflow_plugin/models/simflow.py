@@ -15,7 +15,7 @@ from torch import Tensor
 
 from simflow_plugin import options
 from simflow_plugin.alignment.head import AlignmentHead
-from simflow_plugin.contracts import GenerativeModel, ModelContext
+from simflow_plugin.contracts import GenerativeModel, ModelContext, SamplerFacts
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.flow import (
     FlowArchitecture,
@@ -26,6 +26,7 @@ from simflow_plugin.flow import (
     standard_normal_log_prob,
     unpatchify,
 )
+from simflow_plugin.flow.sampling import Auto, Jacobi, parse_methods
 from simflow_plugin.randomness import Random
 from simflow_plugin.registry import MODELS
 
@@ -118,6 +119,18 @@ class SimFlow(GenerativeModel):
 
     def log_prob(self, latents: Tensor, labels: Tensor | None) -> Tensor:
         return self.flow.log_prob(self.tokens(latents), self._known(labels))
+
+    def sampler_facts(self) -> SamplerFacts:
+        methods = parse_methods(self.options.sampling.method, self.flow.config.num_blocks)
+        names = "/".join(dict.fromkeys(method.name for method in methods))
+        if any(isinstance(method, Jacobi | Auto) for method in methods):
+            return SamplerFacts(names, None)  # as many as it takes to converge
+        # One pass per token and block; an output shift leaves the first token of a block as it is.
+        steps = [
+            self.flow.config.num_tokens - block.lag
+            for block in (*self.flow.shallow_blocks, self.flow.deep_block)
+        ]
+        return SamplerFacts(names, sum(steps))
 
     def tokens(self, latents: Tensor) -> Tensor:
         """Cut latents (B, C, h, w) into tokens (B, T, D)."""

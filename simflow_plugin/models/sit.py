@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from simflow_plugin.contracts import ModelContext
+from simflow_plugin.contracts import ModelContext, SamplerFacts
 from simflow_plugin.diffusion.diffusion_model import DiffusionModel, DiffusionOptions, SamplingOptions
 from simflow_plugin.diffusion.interpolants import Interpolant
 from simflow_plugin.diffusion.samplers import Sampler
@@ -93,6 +93,11 @@ class SiT(DiffusionModel):
         noise = random.normal("latent", shape, next(self.parameters()).device)
         sampler = Sampler(sampling.method, sampling.num_steps)
         return self.denormalize(sampler(velocity, noise, self.interpolant, random))
+
+    def sampler_facts(self) -> SamplerFacts:
+        sampling = self.options.sampling
+        passes = 2 * sampling.num_steps - 1 if sampling.method == "heun" else sampling.num_steps
+        return SamplerFacts(f"{sampling.method}, {sampling.num_steps} steps", passes)
 
     def normalize(self, latents: Tensor) -> Tensor:
         """Apply the batch norm: by batch statistics in training, while running ones move, else by those."""

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from simflow_plugin.contracts import ModelContext
+from simflow_plugin.contracts import ModelContext, SamplerFacts
 from simflow_plugin.models.simflow import SimFlow, SimFlowOptions
 from simflow_plugin.randomness import Random
 from simflow_plugin.registry import MODELS
@@ -79,6 +79,12 @@ class StarFlow(SimFlow):
     def sample(self, labels: Tensor | None, shape: Sequence[int], guidance: float, random: Random) -> Tensor:
         noisy_latents = super().sample(labels, shape, guidance, random)
         return self.remove_noise(noisy_latents, labels)
+
+    def sampler_facts(self) -> SamplerFacts:
+        name, passes = super().sampler_facts()
+        if self.options.denoise != "score":
+            return SamplerFacts(name, passes)
+        return SamplerFacts(f"{name}, denoised", None if passes is None else passes + 1)
 
     def remove_noise(self, noisy_latents: Tensor, labels: Tensor | None) -> Tensor:
         return self.denoise(noisy_latents, labels) if self.options.denoise == "score" else noisy_latents

@@ -140,7 +140,7 @@ def load_run(
     """
     directory = RunDirectory(path)
     config = read_run_config(directory.config_file)
-    checkpoint = _find_checkpoint(directory, step)
+    checkpoint = find_checkpoint(directory, step)
     if ema_length is not None and not averaged:
         raise EvaluationError(
             f"--ema-length {ema_length}: the last weights were asked for, which are no average."
@@ -169,14 +169,19 @@ def _build_model(
     config: RunConfig, autoencoder: Autoencoder, checkpoint: Checkpoint
 ) -> GenerativeModel | None:
     shape, state = autoencoder.latent_shape(config.image_size), checkpoint.state
-    return build_model(config, shape, state["num_classes"], state["feature_dim"])
+    return build_model(config, shape, state["num_classes"], state["feature_dim"], is_restored=True)
 
 
 def _frozen(module: M, device: torch.device) -> M:
     return module.to(device).eval().requires_grad_(False)
 
 
-def _find_checkpoint(directory: RunDirectory, step: int | None) -> Checkpoint:
+def find_checkpoint(directory: RunDirectory, step: int | None) -> Checkpoint:
+    """Return the checkpoint of `step`, or the newest that is whole.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
     folders = {
         int(path.name.removeprefix("step_")): path for path in checkpoint_folders(directory.checkpoints)
     }

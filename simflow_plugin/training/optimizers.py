@@ -104,7 +104,7 @@ def clip_and_check(
         nothing = torch.tensor(True)
         return StepOutcome({}, nothing, dict.fromkeys(moving, nothing))
     total = torch.linalg.vector_norm(torch.stack(list(norm_by_part.values())))
-    # By the sum of magnitudes: the squares in the norm underflow for gradients that are tiny, not zero.
+    # By the sum of magnitudes: squares underflow where gradients are tiny, and an empty shard has no largest element.
     zero = {
         part: _norm(parameters, 1.0) == 0 if parameters else torch.ones_like(total, dtype=torch.bool)
         for part, parameters in moving.items()
