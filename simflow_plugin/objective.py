@@ -238,11 +238,11 @@ def latent_statistics(posterior: Posterior, noise_std: float = 0.0) -> dict[str,
         posterior: of a batch.
         noise_std: of the noise that the model itself adds to latents.
     Returns:
-        Scalars: `latent_mean`, the average of the mean; `latent_std`, its spread; `signal_to_noise`, the spread over the
-        posterior's std; all three averaged over channels; `latent_dead`, the share of dead channels; and for a fixed
-        variance `nll_floor`, the entropy of the noise in nats per dimension, 1/2 log(2 pi e (std^2 + noise_std^2)):
-        the NLL of a model that knows the mean exactly (0.726 at std 0.5). No model of the latents is below it on
-        average, and one that reaches it has nothing left to learn from: the mean has collapsed.
+        Scalars: `latent_mean`, the average of the mean; `latent_std`, its spread; `signal_to_noise`, the spread over
+        the posterior's std; all three averaged over channels; `latent_dead`, the share of dead channels; and for a
+        fixed variance `nll_floor`, the entropy of the noise in nats per dimension, 1/2 log(2 pi e (std^2 +
+        noise_std^2)): the NLL of a model that knows the mean exactly (0.726 at std 0.5). No model of the latents is
+        below it on average, and one that reaches it has nothing left to learn from: the mean has collapsed.
     """
     mean = posterior.mean.float()
     std = posterior.std.float().expand_as(mean)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from simflow_plugin.config.schema import RunConfig, load_config
+from simflow_plugin.config.loading import load_config
+from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.errors import EmptySplit
 from simflow_plugin.exits import exit_on_user_error
 from simflow_plugin.runs.run_directory import RunDirectory
@@ -49,11 +50,22 @@ def train_command(
             print(resolved.to_yaml(), end="")
             return
         run = RunDirectory(out if out is not None else Path("runs") / resolved.name)
-        try:
-            train(resolved, run, allow_changed or [], report=not no_report, profile_steps=profile)
-        except Interrupted as interruption:
-            typer.echo(f"{interruption}. Saved: run the same command again to go on.", err=True)
-            raise typer.Exit(RESUME_EXIT_STATUS) from interruption
+        train_or_stop(resolved, run, allow_changed or [], report=not no_report, profile_steps=profile)
+
+
+def train_or_stop(
+    config: RunConfig,
+    run: RunDirectory,
+    allow_changed: list[str],
+    report: bool = True,
+    profile_steps: int = 0,
+) -> None:
+    """Train as a command does: after a signal, say how to go on and leave with the status that asks for it."""
+    try:
+        train(config, run, allow_changed, report=report, profile_steps=profile_steps)
+    except Interrupted as interruption:
+        typer.echo(f"{interruption}. Saved: run the same command again to go on.", err=True)
+        raise typer.Exit(RESUME_EXIT_STATUS) from interruption
 
 
 def train(

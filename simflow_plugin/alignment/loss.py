@@ -62,3 +62,16 @@ def square_grid(num_tokens: int) -> Grid:
     if side * side != num_tokens:
         raise ShapeError(f"{num_tokens} features are not a square grid. Were prefix tokens left in?")
     return side, side
+
+
+def alignment_loss(projected: Tensor, grid: Grid, features: Tensor) -> Tensor:
+    """Return the mean negative cosine similarity of projected tokens and features, a scalar in [-1, 1].
+
+    Args:
+        projected: (B, T, F), raster order over `grid`.
+        grid: (rows, columns), T of them.
+        features: (B, N, F), raster order over a square grid; resampled to `grid`.
+    Raises:
+        ShapeError: if tokens or features do not fill their grids.
+    """
+    return negative_cosine(projected, resample_tokens(features, square_grid(features.shape[1]), grid))

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simflow_plugin.contracts import ImageDataset
+from simflow_plugin.contracts import DescribesContent, HasLabels, ImageDataset
 from simflow_plugin.data.block_checksums import BlockChecksums, all_checksums
 from simflow_plugin.data.disk_cache import fingerprint, tensors_digest
 from simflow_plugin.data.loader import evaluation_batches
@@ -80,19 +80,18 @@ def dataset_facts(
     A data set tells by `content_facts()` which images it holds: resolved paths, names, sizes and times of files,
     or the pixels themselves. Of one without, labels and a few evenly spaced images stand for all.
     """
-    content_facts = getattr(dataset, "content_facts", None)
     return {
         "data": name,
         "options": dict(options),
         "split": split,
         "size": size,
         "num": len(dataset),
-        "content": content_facts() if content_facts is not None else _probe(dataset),
+        "content": dataset.content_facts() if isinstance(dataset, DescribesContent) else _probe(dataset),
     }
 
 
 def _probe(dataset: ImageDataset) -> dict[str, Any]:
-    labels = getattr(dataset, "labels", None)
+    labels = dataset.labels if isinstance(dataset, HasLabels) else None
     step = max(1, len(dataset) // NUM_PROBED)
     images = {
         f"{batch.offset}": batch.images

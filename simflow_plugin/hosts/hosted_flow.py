@@ -14,11 +14,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from simflow_plugin.alignment.loss import negative_cosine, resample_tokens, square_grid
+from simflow_plugin.alignment.loss import alignment_loss
 from simflow_plugin.alignment.projector import Projector
 from simflow_plugin.contracts import NO_LABEL, ModelContext
 from simflow_plugin.errors import ConfigError, HostError
-from simflow_plugin.flow import SIZES, FlowArchitecture, drop_labels, standard_normal_log_prob
+from simflow_plugin.flow import SIZES, FlowArchitecture
 from simflow_plugin.models.simflow import SimFlow, SimFlowOptions
 from simflow_plugin.models.starflow import StarFlow, StarFlowOptions
 
@@ -155,18 +155,15 @@ class HostedFlow(nn.Module):
             uniform: (B,) in [0, 1): in training mode, rows below `class_dropout` lose their label.
             noise: (B, C, h, w), standard normal; what STARFlow adds to the latents, times its std.
         """
-        labels = self.known_labels(labels)
-        if self.training and self.geometry.class_dropout > 0:
-            labels = drop_labels(labels, uniform, self.geometry.class_dropout)
-        if isinstance(self.core, StarFlow):
-            latents = latents + self.core.noise_std * noise
+        if not self.training:
+            uniform = torch.ones_like(uniform)  # drops no label
         layer = self.geometry.alignment_layer if features else None
-        output = self.core.flow(self.core.tokens(latents), labels, hidden_layer=layer)
-        log_prob = standard_normal_log_prob(output.noise) + output.logdet
+        draws = _HostDraws(noise, uniform)
+        output = self.core.likelihood(latents, self.known_labels(labels), draws, layer)
         projected = [projector(output.hidden) for projector in self.projectors] if features else []
         return HostedLosses(
-            nll=-log_prob / latents[0].numel(),
-            alignment=self._alignment(projected, features, log_prob),
+            nll=-output.log_prob / latents[0].numel(),
+            alignment=self._alignment(projected, features, output.log_prob),
             projected=projected,
             noise=self.core.latents(output.noise),
         )
@@ -178,9 +175,8 @@ class HostedFlow(nn.Module):
             )
         if not projected:
             return like.new_zeros(())
-        grid = self.core.grid_size
         terms = [
-            negative_cosine(tokens, resample_tokens(feature, square_grid(feature.shape[1]), grid))
+            alignment_loss(tokens, self.core.grid_size, feature)
             for tokens, feature in zip(projected, features, strict=True)
         ]
         return torch.stack(terms).mean()
@@ -211,7 +207,7 @@ class HostedFlow(nn.Module):
             )
             guidance = 0.0
         noise = noise.to(torch.float32) if noise.dtype != torch.float64 else noise
-        return self.core.sample(self.known_labels(labels), noise.shape, guidance, _GivenNoise(noise))
+        return self.core.sample(self.known_labels(labels), noise.shape, guidance, _HostDraws(noise))
 
 
 def sample(
@@ -226,7 +222,7 @@ def sample(
     num_steps: int | None = None,
     path_type: str | None = None,
 ) -> Tensor:
-    """Sample as the host's samplers are called; a flow has no time steps, so `num_steps` and `path_type` are moot.
+    """Sample as the host's samplers are called; a flow has no time steps: `num_steps`, `path_type` have no effect.
 
     Args:
         model: a `HostedFlow`, compiled (torch.compile), distributed, or plain.
@@ -249,13 +245,16 @@ def sample(
 
 
 @dataclass(frozen=True)
-class _GivenNoise:
-    """A source of named draws that holds the one draw which the host made."""
+class _HostDraws:
+    """Named draws that are those which the host made: `noise` for every normal one, `uniform` (B,) for the labels."""
 
     noise: Tensor
+    uniforms: Tensor | None = None
 
     def normal(self, purpose: str, shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
         return self.noise.to(device)
 
     def uniform(self, purpose: str, shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
-        raise HostError(f"sampling draws no uniform numbers, asked for `{purpose}`")
+        if self.uniforms is None:
+            raise HostError(f"sampling draws no uniform numbers, asked for `{purpose}`")
+        return self.uniforms.to(device)

@@ -120,11 +120,7 @@ def make_plan(config: RunConfig, setting: Setting) -> Plan:
     for name, module in (("model", outline.model), ("discriminator", outline.discriminator)):
         if module is not None:
             parameters[name] = count_parameters(module)
-    beside = [
-        module
-        for module in (outline.encoder and outline.encoder[0], outline.perceptual)
-        if module is not None
-    ]
+    beside = [network.network for network in (outline.encoder, *outline.perceptual) if network is not None]
     if beside:
         parameters["frozen networks of the losses"] = sum(count_parameters(module) for module in beside)
     trained = count_parameters(joint, only_trained=True)

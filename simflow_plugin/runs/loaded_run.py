@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from simflow_plugin.config.schema import RunConfig, read_run_config
+from simflow_plugin.config.loading import read_run_config
+from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.contracts import Autoencoder, GenerativeModel
 from simflow_plugin.errors import CheckpointError, EvaluationError
 from simflow_plugin.runs.checkpoints import (
@@ -134,7 +135,7 @@ def load_run(
     """
     directory = RunDirectory(path)
     config = read_run_config(directory.config_file)
-    checkpoint = _find_checkpoint(directory, step)
+    checkpoint = find_checkpoint(directory, step)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     chosen = Precision.outside_training(config.training, device.type, precision)
     with torch.random.fork_rng(devices=[]):
@@ -155,14 +156,19 @@ def _build_model(
     config: RunConfig, autoencoder: Autoencoder, checkpoint: Checkpoint
 ) -> GenerativeModel | None:
     shape, state = autoencoder.latent_shape(config.image_size), checkpoint.state
-    return build_model(config, shape, state["num_classes"], state["feature_dim"])
+    return build_model(config, shape, state["num_classes"], state["feature_dim"], is_restored=True)
 
 
 def _frozen(module: M, device: torch.device) -> M:
     return module.to(device).eval().requires_grad_(False)
 
 
-def _find_checkpoint(directory: RunDirectory, step: int | None) -> Checkpoint:
+def find_checkpoint(directory: RunDirectory, step: int | None) -> Checkpoint:
+    """Return the checkpoint of `step`, or the newest that is whole.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
     folders = {
         int(path.name.removeprefix("step_")): path for path in checkpoint_folders(directory.checkpoints)
     }

@@ -18,7 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from simflow_plugin.config.schema import RunConfig, read_run_config
+from simflow_plugin.config.loading import read_run_config
+from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.errors import RunDirectoryError, SimflowError, TrainingError
 from simflow_plugin.files import write_text_atomically
 from simflow_plugin.runs.checkpoints import is_disk_full

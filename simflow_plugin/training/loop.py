@@ -132,7 +132,7 @@ class Trainer:
             "class_names": dataset.class_names,
             "num_images": len(dataset),
             "content_digests": content_digests(dataset) if accelerator.is_main_process else [],
-            "feature_dim": getattr(parts.encoder, "feature_dim", None),
+            "feature_dim": None if parts.encoder is None else parts.encoder.feature_dim,
             "autoencoder_options": self.joint.autoencoder.self_contained_options(),
         }
         self.step = 0

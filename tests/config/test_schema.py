@@ -7,7 +7,7 @@ import torch
 
 from simflow_plugin import registry
 from simflow_plugin.config.checks import check_before_training
-from simflow_plugin.config.schema import load_config
+from simflow_plugin.config.loading import load_config
 from simflow_plugin.config.yaml_source import shipped_configs
 from simflow_plugin.contracts import GenerativeModel
 from simflow_plugin.errors import ConfigError
@@ -300,7 +300,7 @@ FROZEN = ["model=starflow", "autoencoder.trainable=none"]
             ["optimizer.schedule=constant", "optimizer.final_lr_ratio=0.1"],
             r"optimizer\.final_lr_ratio 0\.1 has no effect with optimizer\.schedule: constant",
         ),
-        (["objective.kl_weight=5"], r"kl_weight 5 has no effect with autoencoder\.posterior\.kind: fixed"),
+        (["objective.kl_weight=5"], r"kl_weight 5 has no effect with a posterior of constant variance"),
         (
             ["objective.reconstruction.l2={weight: 1, options: {nett: 2}}"],
             r"objective\.reconstruction\.l2\.options\.nett: unknown key",

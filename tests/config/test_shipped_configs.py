@@ -3,7 +3,7 @@
 import pytest
 
 from simflow_plugin import registry
-from simflow_plugin.config.schema import config_from_source
+from simflow_plugin.config.loading import config_from_source
 from simflow_plugin.config.yaml_source import read_yaml_source, shipped_configs
 from simflow_plugin.contracts import Example
 from simflow_plugin.options import Options

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from simflow_plugin import registry
-from simflow_plugin.config.schema import Optimizer, Part
+from simflow_plugin.config.schema import Optimizer
 from simflow_plugin.contracts import ModelContext
 from simflow_plugin.errors import TrainingError
+from simflow_plugin.registry import Part
 from simflow_plugin.training.averages import RunningMeans
 from simflow_plugin.training.ema import ExponentialMovingAverage, averaged_tensors
 from simflow_plugin.training.optimizers import (

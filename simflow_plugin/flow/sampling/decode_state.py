@@ -131,6 +131,11 @@ class BlockState:
         begin = first + self.block.lag + 1
         self.tokens[:, begin : begin + targets.shape[1]] = targets
 
+    def start_at(self, guess: Tensor) -> None:
+        """Take tokens (B, T, D) in raster order as the first guess of an iteration; no target is final by it."""
+        first = self.block.lag  # with an output shift the first token is no target: it stays as it is
+        self.tokens[:, first + 1 :] = self.block.reorder(guess)[:, first:].to(self.tokens.dtype)
+
     def result(self) -> Tensor:
         """Return the tokens (B, T, D) in raster order."""
         return self.block.reorder(self.tokens[:, 1:])
