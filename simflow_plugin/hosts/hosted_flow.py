@@ -80,8 +80,11 @@ class HostGeometry:
 
 
 class HostedLosses(NamedTuple):
-    """`nll` (B,), nats per latent dimension; `alignment`, a scalar in [-1, 1]; `projected`, one (B, T, F) for each
-    encoder; `noise` (B, C, h, w), the flow's output on the latent grid."""
+    """What a host's loop gets.
+
+    `nll` (B,), nats per latent dimension, with the flow's regularisation if it has one; `alignment`, a scalar in
+    [-1, 1]; `projected`, one (B, T, F) for each encoder; `noise` (B, C, h, w), the flow's output on the latent grid.
+    """
 
     nll: Tensor
     alignment: Tensor
@@ -165,7 +168,8 @@ class HostedFlow(nn.Module):
         log_prob = standard_normal_log_prob(output.noise) + output.logdet
         projected = [projector(output.hidden) for projector in self.projectors] if features else []
         return HostedLosses(
-            nll=-log_prob / latents[0].numel(),
+            nll=-log_prob / latents[0].numel()
+            + (0.0 if output.regularization is None else output.regularization),
             alignment=self._alignment(projected, features, log_prob),
             projected=projected,
             noise=self.core.latents(output.noise),

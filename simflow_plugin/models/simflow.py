@@ -58,7 +58,7 @@ class SimFlow(GenerativeModel):
     """
 
     Options = SimFlowOptions
-    coupled_terms: ClassVar[frozenset[str]] = frozenset({"nll", "alignment"})
+    coupled_terms: ClassVar[frozenset[str]] = frozenset({"nll", "alignment", "intermediate"})
     supports_alignment = True
 
     def __init__(self, options: SimFlowOptions, context: ModelContext) -> None:
@@ -99,6 +99,8 @@ class SimFlow(GenerativeModel):
         output = self.flow(self.tokens(latents), labels, hidden_layer=layer, checks_values=False)
         log_prob = standard_normal_log_prob(output.noise) + output.logdet
         terms = {"nll": -log_prob.mean() / latents[0].numel()}
+        if output.regularization is not None:
+            terms["intermediate"] = output.regularization
         if self.alignment is not None and features is not None:
             terms["alignment"] = self.alignment(output.hidden, self.grid_size, features)
         return terms
