@@ -1,4 +1,4 @@
-"""A bar for work that is counted: rate and remaining time on a terminal, nothing elsewhere."""
+"""Progress bar with rate and remaining time; silent where there is no terminal."""
 
 from __future__ import annotations
 

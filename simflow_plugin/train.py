@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from simflow_plugin.cli.train_options import (
+from simflow_plugin.config.loading import load_config
+from simflow_plugin.config.schema import RunConfig
+from simflow_plugin.exits import exit_on_user_error
+from simflow_plugin.runs.run_directory import RunDirectory
+from simflow_plugin.train_options import (
     AllowChangedOption,
     DryRunOption,
     NoReportOption,
@@ -20,10 +24,6 @@ from simflow_plugin.cli.train_options import (
     ProfileOption,
     SetOption,
 )
-from simflow_plugin.config.schema import RunConfig, load_config
-from simflow_plugin.errors import ConfigError
-from simflow_plugin.exits import exit_on_user_error
-from simflow_plugin.runs.run_directory import RunDirectory
 from simflow_plugin.training.interrupts import RESUME_EXIT_STATUS, Interrupted, stop_on_signals
 
 if TYPE_CHECKING:
@@ -46,11 +46,22 @@ def train_command(
             print(resolved.to_yaml(), end="")
             return
         run = RunDirectory(out if out is not None else Path("runs") / resolved.name)
-        try:
-            train(resolved, run, allow_changed or [], report=not no_report, profile_steps=profile)
-        except Interrupted as interruption:
-            typer.echo(f"{interruption}. Saved: run the same command again to go on.", err=True)
-            raise typer.Exit(RESUME_EXIT_STATUS) from interruption
+        train_or_stop(resolved, run, allow_changed or [], report=not no_report, profile_steps=profile)
+
+
+def train_or_stop(
+    config: RunConfig,
+    run: RunDirectory,
+    allow_changed: list[str],
+    report: bool = True,
+    profile_steps: int = 0,
+) -> None:
+    """Train as a command does: after a signal, say how to go on and leave with the status that asks for it."""
+    try:
+        train(config, run, allow_changed, report=report, profile_steps=profile_steps)
+    except Interrupted as interruption:
+        typer.echo(f"{interruption}. Saved: run the same command again to go on.", err=True)
+        raise typer.Exit(RESUME_EXIT_STATUS) from interruption
 
 
 def train(
@@ -111,7 +122,7 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     """Build the Accelerator: device, processes and precision.
 
     Raises:
-        ConfigError: if float16 is asked for without a GPU, or DeepSpeed without its packages or in another precision.
+        ConfigError: if float16 is asked for without a GPU, or accelerate was configured for DeepSpeed.
     """
     import torch
     from accelerate import Accelerator
@@ -125,13 +136,7 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     torch.backends.cuda.matmul.allow_tf32 = chosen.tf32
     torch.backends.cudnn.allow_tf32 = chosen.tf32
     mixed = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[chosen.name]
-    accelerator = Accelerator(mixed_precision=mixed, **process_group_options(has_gpu))
-    if accelerator.mixed_precision != mixed:
-        raise ConfigError(
-            f"training.precision: the run computes in {chosen.name}, the DeepSpeed settings say "
-            f"{accelerator.mixed_precision}. Remove `bf16` and `fp16` there."
-        )
-    return accelerator
+    return Accelerator(mixed_precision=mixed, **process_group_options(has_gpu))
 
 
 if __name__ == "__main__":

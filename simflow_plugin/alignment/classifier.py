@@ -1,6 +1,6 @@
 """A small vision transformer trained here on labelled images: alignment target and judge, no download.
 
-It is a file of its own: safetensors whose metadata say how to build the network, how to normalise, what the
+It is one safetensors file whose metadata hold how to build the network, how to normalise, what the
 classes are called and how often it is right on held-out images.
 """
 
@@ -19,14 +19,16 @@ from simflow_plugin import options, registry
 from simflow_plugin.alignment.conv_stem import ConvStem
 from simflow_plugin.alignment.encoder import FrozenEncoder
 from simflow_plugin.contracts import DataContext
-from simflow_plugin.errors import ConfigError, WeightsError
+from simflow_plugin.errors import ConfigError, RunDirectoryError, WeightsError
+from simflow_plugin.files import replacing
+from simflow_plugin.weights import load_strictly, read_metadata, read_tensors
 
 FORMAT = "simflow-classifier-1"
 
 
 @dataclass(frozen=True)
 class ClassifierCard:
-    """What a classifier's file says of itself.
+    """Description in a classifier's file.
 
     Args:
         architecture: arguments of `make_network`.
@@ -111,11 +113,10 @@ def save_classifier(path: Path, network: nn.Module, card: ClassifierCard) -> Non
     """Write weights and card to one safetensors file, in one piece."""
     from safetensors.torch import save_file
 
-    from simflow_plugin.data.disk_cache import write_atomically
-
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     metadata = {"format": FORMAT, "card": json.dumps(asdict(card))}
-    write_atomically(path, lambda target: save_file(tensors, target, metadata))
+    with replacing(path, RunDirectoryError) as part:
+        save_file(tensors, part, metadata)
 
 
 def load_classifier(path: Path) -> tuple[TokenClassifier, ClassifierCard]:
@@ -124,19 +125,12 @@ def load_classifier(path: Path) -> tuple[TokenClassifier, ClassifierCard]:
     Raises:
         WeightsError: if it is missing, damaged, or something else.
     """
-    from safetensors import SafetensorError, safe_open
-
     if not path.is_file():
         raise WeightsError(
             f"{path}: no such file. Make it with `simflow pretrain-encoder --data fashion-mnist --out "
             f"{path}`."
         )
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{path}: not a readable safetensors file: {error}") from error
+    metadata = read_metadata(path)
     if metadata.get("format") != FORMAT:
         raise WeightsError(
             f"{path}: not made by `simflow pretrain-encoder` (format {metadata.get('format')!r}, expected "
@@ -144,10 +138,7 @@ def load_classifier(path: Path) -> tuple[TokenClassifier, ClassifierCard]:
         )
     card = ClassifierCard(**json.loads(metadata["card"]))
     network = make_network(card.architecture)
-    try:
-        network.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise WeightsError(f"{path}: its weights are not of its own architecture: {error}") from error
+    load_strictly(network, read_tensors(path), str(path), "Make the file again.")
     return network, card
 
 
@@ -159,7 +150,7 @@ class ClassifierEncoder(FrozenEncoder):
         options: the file.
         context: image size; images of another size than it was trained on are resized to that.
     Attributes:
-        card: what the file says of itself.
+        card: the description in the file.
     Raises:
         WeightsError: if the file is missing, damaged, or something else.
     """

@@ -1,6 +1,6 @@
-"""Pretrained weights of a timm encoder: from a path, else from a local cache, else an error within a second.
+"""Pretrained weights of a timm encoder, from a path or a local cache; nothing is downloaded.
 
-A download is never started on its own: without a network it would end in minutes of retries.
+Nothing is downloaded: without a network that would end in minutes of retries.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from simflow_plugin.errors import WeightsError
+from simflow_plugin.weights import load_strictly, read_tensors
 
 HUB_FILES = (
     "model.safetensors",
@@ -20,6 +21,7 @@ HUB_FILES = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.bin",
 )
+REMEDY = "Choose the encoder that the file belongs to, or another file (alignment.encoder.checkpoint)."
 NESTED_WEIGHTS = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Where training scripts keep the weights in a file that holds more."""
 UNUSED_PREFIXES = ("head", "fc_norm", "mask_token", "decoder", "attn_pool")
@@ -56,62 +58,24 @@ def find_weights(model: str, checkpoint: str | None) -> Path:
 def load_weights(network: nn.Module, path: Path) -> None:
     """Load a checkpoint into a timm network; position embeddings are resampled to the network's grid.
 
+    timm's own reader is not used: in timm 1.0.9, the oldest we run with, it unpickles whatever the file holds unless
+    told otherwise, and tries again without that protection if the first attempt ends in a TypeError.
+
     Raises:
         WeightsError: if the file is damaged, or of another architecture, naming keys or shapes.
     """
-    try:
-        state = _read(path)
-    except Exception as error:  # torch, safetensors and pickle each fail in their own ways
-        raise WeightsError(
-            f"{path}: not a checkpoint, or one that only reads by running code from it: "
-            f"{type(error).__name__}: {error}"
-        ) from error
+    state = read_tensors(path, NESTED_WEIGHTS)
     # Each timm family knows the layouts its weights were published in, and resamples position embeddings.
     convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
     try:
         converted: dict[str, Tensor] = convert(state, network) if convert is not None else state
     except Exception as error:  # resampling stumbles over tensors of another architecture in many ways
         raise WeightsError(
-            f"{path}: not the weights of {type(network).__name__} as configured: {error}. Choose the encoder "
-            "that the file belongs to, or another file (alignment.encoder.checkpoint)."
+            f"{path}: not the weights of {type(network).__name__} as configured: {error}. {REMEDY}"
         ) from error
     own = network.state_dict()
-    missing = sorted(set(own) - set(converted))
-    foreign = sorted(key for key in set(converted) - set(own) if not key.startswith(UNUSED_PREFIXES))
-    reshaped = sorted(key for key in set(own) & set(converted) if own[key].shape != converted[key].shape)
-    if missing or foreign or reshaped:
-        raise WeightsError(_mismatch(path, network, missing, foreign, reshaped))
-    network.load_state_dict({key: converted[key] for key in own})
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    """Read a file without running code from it, and find the weights in it, averaged ones first.
-
-    timm's own reader is not used: in timm 1.0.9, the oldest we run with, it unpickles whatever the file holds unless
-    told otherwise, and tries again without that protection if the first attempt ends in a TypeError.
-    """
-    import torch
-    from safetensors.torch import load_file
-    from timm.models import clean_state_dict
-
-    reads_safetensors = path.suffix == ".safetensors"
-    content: dict[str, Any] = (
-        load_file(path) if reads_safetensors else torch.load(path, "cpu", weights_only=True)
-    )
-    nested = next((key for key in NESTED_WEIGHTS if content.get(key) is not None), None)
-    state: dict[str, Any] = content if nested is None else content[nested]
-    return clean_state_dict(state)
-
-
-def _mismatch(
-    path: Path, network: nn.Module, missing: list[str], foreign: list[str], reshaped: list[str]
-) -> str:
-    kinds = (("missing keys", missing), ("foreign keys", foreign), ("keys of other shapes", reshaped))
-    found = ", ".join(f"{len(keys)} {kind} such as {keys[0]}" for kind, keys in kinds if keys)
-    return (
-        f"{path}: not the weights of {type(network).__name__} as configured: {found}. Choose the encoder "
-        "that the file belongs to, or another file (alignment.encoder.checkpoint)."
-    )
+    needed = {k: v for k, v in converted.items() if k in own or not k.startswith(UNUSED_PREFIXES)}
+    load_strictly(network, needed, str(path), REMEDY)
 
 
 def _addresses(config: Any) -> str:

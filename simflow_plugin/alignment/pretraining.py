@@ -30,7 +30,7 @@ MEAN = STD = (0.5, 0.5, 0.5)
 
 @dataclass(frozen=True)
 class PretrainingOptions:
-    """How to train the classifier.
+    """Training settings of the classifier.
 
     Args:
         data: name of the data set, for the card.

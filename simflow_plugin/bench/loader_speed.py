@@ -1,18 +1,18 @@
-"""Is the data loader fast enough: its images per second, and the training step that would wait for it."""
+"""Data loader throughput in images per second, and the step time below which training waits for it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from simflow_plugin.config.schema import load_config
+from simflow_plugin.config.loading import load_config
 from simflow_plugin.data.loader import measure_loader_speed
 from simflow_plugin.runs.parts import build_dataset
 
 
 @dataclass(frozen=True)
 class LoaderSpeed:
-    """How fast one process reads images.
+    """Reading speed of one process.
 
     Args:
         images_per_second: of the loader alone.

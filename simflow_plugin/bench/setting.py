@@ -1,4 +1,4 @@
-"""What to measure: the flow, the batch, the device, the samplers, and how often."""
+"""Benchmark setting: the flow, the batch, the device, the samplers, the number of rounds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NAIVE_TOKENS = 64
 
 @dataclass(frozen=True)
 class BenchSetting:
-    """What to measure.
+    """Benchmark setting.
 
     Args:
         config: of the flow, with labels or with a condition of one token.

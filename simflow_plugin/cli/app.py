@@ -1,4 +1,4 @@
-"""The console script `simflow`: each command is a file of `simflow_plugin/commands`; torch waits until it runs."""
+"""The console script `simflow`: one file per command in `simflow_plugin/cli`; torch is imported when a command runs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from simflow_plugin.cli import (
     compare,
     config,
     convert,
+    distill,
     doctor,
     evaluate,
     export,
@@ -43,6 +44,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("train")(train.train)
+app.command("distill")(distill.distill)
 app.command("sample")(sample.sample)
 app.command("evaluate")(evaluate.evaluate)
 app.command("analyze")(analyze.analyze)

@@ -1,4 +1,4 @@
-"""The flow of apple/ml-starflow (commit e565a46) turned into ours.
+"""Conversion of the flow of apple/ml-starflow (commit e565a46).
 
 Key map, peer -> ours (`{i}` counts blocks, `{j}` layers; w/b: `.weight` and `.bias`), beside what ml-tarflow shares:
 
@@ -34,10 +34,11 @@ from torch.nn import functional
 from simflow_plugin.contracts import NO_LABEL
 from simflow_plugin.convert.arguments import PeerConstructor, make_config
 from simflow_plugin.convert.from_ml_tarflow import layer_rules
-from simflow_plugin.convert.renaming import Rule, convert_tensors, find_module, load_exactly, reordered
+from simflow_plugin.convert.renaming import REMEDY, Rule, convert_tensors, find_module, reordered
 from simflow_plugin.errors import ShapeError
 from simflow_plugin.flow import FlowConfig, TransformerFlow
 from simflow_plugin.options import Options
+from simflow_plugin.weights import load_strictly
 
 PEER = "ml-starflow"
 TEXT_FREQUENCIES = 8
@@ -151,7 +152,7 @@ def from_ml_starflow(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]
     ours = flow_config(arguments)
     converted = _join_gates(convert_tensors(tensors, _rules(arguments, ours), PEER))
     flow = TransformerFlow(ours)
-    load_exactly(flow, converted, PEER)
+    load_strictly(flow, converted, PEER, REMEDY)
     return flow.eval()
 
 

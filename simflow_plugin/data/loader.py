@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from simflow_plugin.contracts import Example, ImageDataset
+from simflow_plugin.contracts import Example, ImageDataset, ReadsBatches, ToleratesCorruption
+from simflow_plugin.data.decoding import CorruptImage
 from simflow_plugin.data.image_files import DEFAULT_MAX_CORRUPT_SHARE
-from simflow_plugin.data.images import CorruptImage
 from simflow_plugin.data.order import DataOrder, GlobalBatches, coin_flips
 from simflow_plugin.errors import DataError
 
@@ -46,7 +46,7 @@ class Batch(NamedTuple):
 
 
 class Read(NamedTuple):
-    """What a reading process hands over: a micro-batch (None: too many corrupt images), messages by index."""
+    """Output of a reading process: a micro-batch (None: too many corrupt images), messages by index."""
 
     batch: Batch | None
     corrupt: dict[int, str]
@@ -215,9 +215,8 @@ def read_rows(
         the rows, and the message of every corrupt image met, by index. No rows when more were met than
         allowed, or when nothing is left.
     """
-    read_batch = getattr(dataset, "read_batch", None)
-    if read_batch is not None:
-        images, labels = read_batch(indices)
+    if isinstance(dataset, ReadsBatches):
+        images, labels = dataset.read_batch(indices)
         return Rows(images, labels, torch.as_tensor(indices, dtype=torch.int64)), {}
     corrupt: dict[int, str] = {}
     limit = max_num_corrupt(dataset)
@@ -253,7 +252,9 @@ def max_num_corrupt(dataset: ImageDataset) -> int:
 
     A share above 0 allows at least one, so that one bad file does not stop a small run; never all of them.
     """
-    share = getattr(dataset, "max_corrupt_share", DEFAULT_MAX_CORRUPT_SHARE)
+    share = DEFAULT_MAX_CORRUPT_SHARE
+    if isinstance(dataset, ToleratesCorruption):
+        share = dataset.max_corrupt_share
     allowed = max(1, int(share * len(dataset))) if share > 0 else 0
     return min(allowed, len(dataset) - 1)
 

@@ -1,9 +1,8 @@
-"""Where tar shards come from: local paths, globs, brace ranges, addresses fetched to a cache."""
+"""Locations of tar shards: local paths, globs, brace ranges, addresses fetched to a cache."""
 
 from __future__ import annotations
 
 import glob
-import hashlib
 import re
 import shutil
 import subprocess
@@ -14,8 +13,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from simflow_plugin.data.disk_cache import write_atomically
 from simflow_plugin.errors import DataError
+from simflow_plugin.files import replacing, text_digest
 
 ADDRESS = re.compile(r"^(https?|file|pipe):")
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -71,15 +70,15 @@ def fetch(address: str, cache: Path) -> Path:
     Raises:
         DataError: with the last failure.
     """
-    digest = hashlib.blake2b(address.encode(), digest_size=8).hexdigest()
-    path = cache / "shards" / f"{digest}.tar"
+    path = cache / "shards" / f"{text_digest(address)}.tar"
     if path.is_file():
         return path
     failure: Exception | None = None
     for attempt in range(ATTEMPTS):
         time.sleep(attempt**2)  # a server that is busy is given some seconds
         try:
-            write_atomically(path, lambda target: _download(address, target))
+            with replacing(path, DataError) as part:
+                _download(address, part)
             return path
         except urllib.error.HTTPError as error:
             failure = error

@@ -7,7 +7,6 @@ Fréchet distance there is called `fd_<extractor>`, never FID.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,9 +22,10 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_featur
 
 from simflow_plugin.alignment.classifier import load_classifier
 from simflow_plugin.alignment.encoder_weights import find_weights, load_weights
-from simflow_plugin.autoencoders.network_weights import read_tensors
 from simflow_plugin.errors import EvaluationError, WeightsError
+from simflow_plugin.files import file_digest
 from simflow_plugin.options import did_you_mean
+from simflow_plugin.weights import listed, not_finite, read_tensors
 
 TIMM_BY_NAME = {
     "dinov2-s": "vit_small_patch14_dinov2.lvd142m",
@@ -180,9 +180,10 @@ def build_extractor(name: str, weights: Path | None, device: torch.device | str 
     if registered not in FEATURE_EXTRACTORS_REGISTRY:
         register_feature_extractor(registered, part)
     if name == "inception":
-        read_tensors(
-            path
-        )  # refuses anything but tensors: torch-fidelity itself would unpickle whatever is there
+        # torch-fidelity itself would unpickle whatever the file holds, and compute with NaN.
+        broken = not_finite(read_tensors(path))
+        if broken:
+            raise WeightsError(f"{path}: {len(broken)} tensors are not finite: {listed(broken)}")
     try:
         network = part(registered, features, feature_extractor_weights_path=str(path))
     except (RuntimeError, AttributeError, TypeError) as error:
@@ -191,7 +192,7 @@ def build_extractor(name: str, weights: Path | None, device: torch.device | str 
             f"{path}: not the weights of the extractor `{name}`: {detail} Name the right file with --weights. "
             f"{published(name)}"
         ) from error
-    return Extractor(name, _digest(path), network.eval().to(device))
+    return Extractor(name, file_digest(path)[:16], network.eval().to(device))
 
 
 def find_extractor_weights(name: str, weights: Path | None) -> Path:
@@ -265,11 +266,3 @@ def _registration(name: str) -> tuple[str, type[FeatureExtractorBase], list[str]
         return f"simflow-{name}", PooledFeatures, ["pooled"]
     known = ["inception", "pretrained", "timm:MODEL", *TIMM_BY_NAME]
     raise EvaluationError(f"--extractor: unknown `{name}`.{did_you_mean(name, known)}")
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.blake2b(digest_size=8)
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -22,11 +22,12 @@ from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, i
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
-from simflow_plugin.data.disk_cache import cache_folder, fingerprint, write_atomically
-from simflow_plugin.errors import EvaluationError
+from simflow_plugin.data.disk_cache import cache_folder, fingerprint
+from simflow_plugin.errors import DataError, EvaluationError
 from simflow_plugin.evaluation.extractors import Extractor, ImageFeatures
 from simflow_plugin.evaluation.intervals import t_quantile
 from simflow_plugin.evaluation.result import Measured
+from simflow_plugin.files import replacing
 from simflow_plugin.randomness import named_generator
 
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
@@ -94,7 +95,8 @@ def cached_features(
             path.unlink()  # torn by a crash of the disk: it is only a cache
     features = compute()
     tensors = {name: part.contiguous() for name, part in features._asdict().items() if part is not None}
-    write_atomically(path, lambda target: save_file(tensors, target))
+    with replacing(path, DataError) as part:
+        save_file(tensors, part)
     return features
 
 

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +39,7 @@ from simflow_plugin.evaluation.monte_carlo import (
     control_values,
     mean_and_error,
 )
+from simflow_plugin.files import replacing
 from simflow_plugin.randomness import Random
 
 HALF_LEVEL = 1 / 255
@@ -303,12 +303,10 @@ def write_scores(path: Path, columns: Mapping[str, Sequence[object] | NDArray[np
         path: of the file.
         columns: heading -> values, all of one length.
     """
-    aside = path.with_name(f".{path.name}.writing")
     values = [
         column.tolist() if isinstance(column, Tensor | np.ndarray) else column for column in columns.values()
     ]
-    with aside.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
         writer.writerows(zip(*values, strict=True))
-    os.replace(aside, path)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from simflow_plugin.errors import EvaluationError
-from simflow_plugin.runs.run_directory import write_text_atomically
+from simflow_plugin.files import write_text_atomically
 
 
 @dataclass(frozen=True)

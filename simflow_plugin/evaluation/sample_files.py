@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from simflow_plugin.data.disk_cache import write_atomically
-from simflow_plugin.errors import ConfigError, DataError
+from simflow_plugin.errors import ConfigError
+from simflow_plugin.files import replacing
 
 Samples = tuple[NDArray[np.uint8], NDArray[np.int64]]
 """Images (B, H, W, 3) and their labels (B,), `NO_LABEL` for none."""
@@ -62,11 +62,12 @@ def save_samples(out: Path, num: int, batches: Iterable[Samples], option: str = 
     check_out(out, option)
     try:
         if out.suffix == ".npz":
-            write_atomically(out, lambda target: _write_npz(target, num, batches))
+            with replacing(out) as part:
+                _write_npz(part, num, batches)
         else:
             _write_png(out, batches)
-    except (OSError, DataError) as error:
-        reason = getattr(error, "strerror", None) or error
+    except OSError as error:
+        reason = error.strerror or error
         raise ConfigError(f"{option} {out}: cannot be written ({reason}). Name another place.") from error
 
 

@@ -7,10 +7,8 @@ and more samples later are the same first samples and some more.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simflow_plugin.errors import EvaluationError
+from simflow_plugin.files import file_digest, replacing, write_text_atomically
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +94,7 @@ class SampleShards:
         try:
             card = json.loads(path.with_suffix(".json").read_text())
             expected, count = card["sha256"], card["num_samples"]
-            found = hashlib.sha256(path.read_bytes()).hexdigest()
+            found = file_digest(path)
         except (OSError, ValueError, KeyError) as error:
             return f"missing or unreadable ({error})"
         if found != expected:
@@ -134,17 +133,15 @@ class SampleShards:
 
     def _write(self, shard: int, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
         path = self.path(shard)
-        aside = path.with_name(f".{path.name}.{os.getpid()}.writing")
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with aside.open("wb") as file:
-                np.savez(file, arr_0=images, labels=labels)
-            checksum = hashlib.sha256(aside.read_bytes()).hexdigest()
-            # The shard first: without its checksum it counts as missing, never as whole.
-            os.replace(aside, path)
-            path.with_suffix(".json").write_text(json.dumps({"sha256": checksum, "num_samples": len(images)}))
+            with replacing(path) as part:
+                with part.open("wb") as file:
+                    np.savez(file, arr_0=images, labels=labels)
+                checksum = file_digest(part)
+            # The shard first: without its checksum it counts as missing.
+            card = {"sha256": checksum, "num_samples": len(images)}
+            write_text_atomically(path.with_suffix(".json"), json.dumps(card))
         except OSError as error:
-            aside.unlink(missing_ok=True)
             raise EvaluationError(
                 f"{path}: cannot be written ({error.strerror}). Make room and run again."
             ) from error

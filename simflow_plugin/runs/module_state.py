@@ -1,4 +1,4 @@
-"""Module and optimizer state as plain named tensors, whole whatever the sharding, so that process counts may change."""
+"""Module and optimizer state as unsharded named tensors, independent of the number of processes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from simflow_plugin.errors import CheckpointError
+from simflow_plugin.weights import fitted_state
 
 
 def whole_tensors(state: Iterable[tuple[str, Tensor]], keeps: bool = True) -> dict[str, Tensor]:
@@ -17,7 +18,7 @@ def whole_tensors(state: Iterable[tuple[str, Tensor]], keeps: bool = True) -> di
 
     Args:
         state: names and tensors, the same names in the same order on every process; may be made one by one.
-        keeps: whether this process wants the result; the others get {} and hold one whole tensor at a time.
+        keeps: whether this process wants the result; the others get {} and hold one gathered tensor at a time.
     """
     whole = {}
     for name, tensor in state:
@@ -47,31 +48,16 @@ def restore_module(module: nn.Module, tensors: dict[str, Tensor], source: Path) 
         CheckpointError: naming the file and the keys that differ.
     """
     own = module.state_dict()
-    check_architecture({name: tensor.shape for name, tensor in own.items()}, tensors, source)
+    fitting = fitted_state(own, tensors, str(source), error=CheckpointError)
     with torch.no_grad():
         for name, tensor in own.items():
-            tensor.copy_(place_like(tensor, tensors[name]))
-
-
-def check_architecture(shapes: dict[str, torch.Size], tensors: dict[str, Tensor], source: Path) -> None:
-    """Refuse tensors whose names or shapes are not those of `shapes`.
-
-    Raises:
-        CheckpointError: naming the file and the keys that differ.
-    """
-    missing, unknown = sorted(shapes.keys() - tensors.keys()), sorted(tensors.keys() - shapes.keys())
-    reshaped = [n for n in shapes.keys() & tensors.keys() if shapes[n] != tensors[n].shape]
-    if missing or unknown or reshaped:
-        raise CheckpointError(
-            f"{source}: the weights are of another architecture: missing {missing[:3]}, unknown {unknown[:3]}, other "
-            f"shape {sorted(reshaped)[:3]} (of {len(missing)}, {len(unknown)} and {len(reshaped)})."
-        )
+            tensor.copy_(place_like(tensor, fitting[name]))
 
 
 def restore_optimizer(
     module: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], source: Path
 ) -> None:
-    """Put back what `optimizer_state` returned, whole.
+    """Restore what `optimizer_state` returned, unsharded.
 
     Raises:
         CheckpointError: if it names a parameter that the module lacks.
@@ -86,7 +72,7 @@ def restore_optimizer(
 
 
 def place_like(target: Tensor, whole: Tensor) -> Tensor:
-    """Return a whole tensor on the device of `target`, sharded as `target` is."""
+    """Return an unsharded tensor on the device of `target`, sharded as `target` is."""
     whole = whole.to(target.device)
     mesh: Any = getattr(target, "device_mesh", None)
     if mesh is None or whole.ndim == 0:

@@ -1,6 +1,7 @@
 """The directory of a run: all of its files, and none outside it.
 
-config.yaml  metrics.jsonl  samples/step_*.png  checkpoints/step_*/  evaluations/<key>/  report.html  summary.json
+config.yaml  metrics.jsonl  samples/step_*.png  checkpoints/step_*/  [averages/step_*/]  evaluations/<key>/  report.html
+summary.json
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from simflow_plugin.config.schema import RunConfig, read_run_config
+from simflow_plugin.config.loading import read_run_config
+from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.errors import RunDirectoryError, SimflowError, TrainingError
+from simflow_plugin.files import write_text_atomically
 from simflow_plugin.runs.checkpoints import is_disk_full
 
 log = logging.getLogger(__name__)
@@ -37,6 +40,7 @@ SAFE_TO_CHANGE = (
     "training.keep_checkpoints",
     "training.keep_every",
     "training.max_bad_steps",
+    "training.ema.snapshot_every",
 )
 """Keys (and sections) that may change on resume with --allow-changed: none of them changes what a step computes,
 except `training.steps`, which moves the end of a cosine schedule."""
@@ -174,13 +178,6 @@ class RunDirectory:
         """Drop rows of steps that will be run again."""
         rows = [row for row in self.read_metrics() if row["step"] <= step]
         write_text_atomically(self.metrics_file, "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Replace a file's content so that readers see the old one or the new one, never a part."""
-    aside = path.with_name(f".{path.name}.writing")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
 
 
 def differing_keys(old: Any, new: Any, path: str = "") -> dict[str, tuple[Any, Any]]:

@@ -1,4 +1,4 @@
-"""Steps that teach nothing: counted, named in the log, and after many in a row the end of the run.
+"""Steps without effect: counted, named in the log, and after many in a row an error.
 
 A step whose loss or gradient is not finite is skipped; so is the discriminator's own, which is counted apart. A part
 whose gradients are all exactly zero (half precision that underflowed) steps without learning anything.

@@ -51,7 +51,7 @@ def test_torn_checkpoint_is_passed_over_for_the_one_before(tmp_path, damage, cap
 
 def test_only_torn_checkpoints_is_an_error(tmp_path):
     (save(tmp_path, 1) / "joint.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="none of the 1 checkpoints is whole"):
+    with pytest.raises(CheckpointError, match="none of the 1 checkpoints is intact"):
         latest_checkpoint(tmp_path)
 
 
@@ -83,7 +83,7 @@ def test_half_written_checkpoint_is_not_taken_for_one(tmp_path, monkeypatch):
     def killed(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoints.os, "replace", killed)
+    monkeypatch.setattr("os.replace", killed)
     with pytest.raises(KeyboardInterrupt):
         save(tmp_path, 1)
     monkeypatch.undo()
@@ -108,7 +108,7 @@ def test_torn_checkpoint_of_a_later_step_does_not_count_among_the_newest(tmp_pat
 
 
 def test_what_a_killed_process_left_behind_is_cleared_by_the_next_save(tmp_path):
-    (tmp_path / ".writing_step_00000003").mkdir()
+    (tmp_path / ".step_00000003.0a1b2c3d.part").mkdir()
     save(tmp_path, 4)
     assert [p.name for p in tmp_path.iterdir()] == ["step_00000004"]
 

@@ -11,8 +11,8 @@ from simflow_plugin.evaluation.report.grids import image_grid, png_bytes
 from simflow_plugin.evaluation.report.html import Cell, Figure, Part, Section, Table, Text, write_report
 from simflow_plugin.evaluation.report.metric_names import metric_name
 from simflow_plugin.evaluation.report.plots import Curve, plot_panels
+from simflow_plugin.files import write_text_atomically
 from simflow_plugin.runs.loaded_run import LoadedRun
-from simflow_plugin.runs.run_directory import write_text_atomically
 
 STATISTICS = {
     "spectral_entropy": "spectral entropy (1 = flat)",

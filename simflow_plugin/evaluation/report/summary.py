@@ -7,8 +7,8 @@ import math
 from typing import Any
 
 from simflow_plugin.evaluation.result import Evaluation
+from simflow_plugin.files import write_text_atomically
 from simflow_plugin.runs.loaded_run import LoadedRun
-from simflow_plugin.runs.run_directory import write_text_atomically
 
 
 def summary_numbers(loaded: LoadedRun, evaluation: Evaluation) -> dict[str, Any]:
@@ -37,7 +37,8 @@ def summary_numbers(loaded: LoadedRun, evaluation: Evaluation) -> dict[str, Any]
             "bits_per_dim_of": f"latent plus noise of std {noise_std:g}" if noise_std else "latent",
             "latent_dims": math.prod(loaded.autoencoder.latent_shape(loaded.config.image_size)),
         }
-    return {**numbers, **training_numbers(loaded), "notes": evaluation.notes}
+    measured_on = {name: number.on for name, number in evaluation.metrics.items()}
+    return {**numbers, **training_numbers(loaded), "measured_on": measured_on, "notes": evaluation.notes}
 
 
 def training_numbers(loaded: LoadedRun) -> dict[str, Any]:

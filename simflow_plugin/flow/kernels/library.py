@@ -1,4 +1,4 @@
-"""Compiles decode.cpp once for this machine, and calls it through ctypes: no build step at install, no ABI of torch.
+"""Compilation of decode.cpp at first use, and its functions through ctypes: no build step, no ABI of torch.
 
 The library lies in the user's cache folder under a name made of its source, compiler and processor, so that another
 version, or another machine on the same home directory, builds its own.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import logging
 import os
 import platform
@@ -16,8 +15,9 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
+
+from simflow_plugin.files import replacing, text_digest
 
 SOURCE = Path(__file__).with_name("decode.cpp")
 HEADERS = ("parts.h", "vectors.h", "kernels.h")
@@ -162,7 +162,7 @@ def _key(compiler: list[str]) -> str:
     version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout
     source = "".join(SOURCE.with_name(name).read_text() for name in (SOURCE.name, *HEADERS))
     parts = (source, " ".join(FLAGS), " ".join(compiler), version, _processor())
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    return text_digest("\0".join(parts))
 
 
 def _processor() -> str:
@@ -174,10 +174,7 @@ def _processor() -> str:
 
 
 def _build(compiler: list[str], path: Path) -> None:
-    """Compile to a temporary name and rename: processes that build at the same time do not see half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        target = Path(folder) / path.name
-        command = [*compiler, *FLAGS, str(SOURCE), "-o", str(target)]
+    """Compile; processes that build at the same time do not see half a file."""
+    with replacing(path) as part:
+        command = [*compiler, *FLAGS, str(SOURCE), "-o", str(part)]
         subprocess.run(command, capture_output=True, text=True, check=True, timeout=BUILD_SECONDS)
-        os.replace(target, path)
