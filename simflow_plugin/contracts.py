@@ -481,3 +481,27 @@ class HasLabels(Protocol):
 
     labels: Tensor
     """(N,) int64."""
+
+
+@runtime_checkable
+class ReadsContent(Protocol):
+    """A data set that tells one image from another by the bytes it is stored as."""
+
+    def read_content(self, index: int) -> bytes:
+        """Return the encoded file of one image, or its original pixels; raise `CorruptImage` if it is unreadable."""
+
+
+@runtime_checkable
+class CountsIgnored(Protocol):
+    """A data set that says what it left out of its source."""
+
+    ignored: dict[str, int]
+    """Number of files, folders or members that are no image, by kind."""
+
+
+@runtime_checkable
+class NamesImages(Protocol):
+    """A data set whose images have names."""
+
+    def describe(self, index: int) -> str:
+        """Return the name of one image for a message: its path, as a rule."""

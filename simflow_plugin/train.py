@@ -14,6 +14,7 @@ import typer
 
 from simflow_plugin.config.loading import load_config
 from simflow_plugin.config.schema import RunConfig
+from simflow_plugin.errors import EmptySplit
 from simflow_plugin.exits import exit_on_user_error
 from simflow_plugin.runs.run_directory import RunDirectory
 from simflow_plugin.train_options import (
@@ -28,6 +29,9 @@ from simflow_plugin.training.interrupts import RESUME_EXIT_STATUS, Interrupted, 
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+    from simflow_plugin.contracts import ImageDataset
+    from simflow_plugin.data.summary import DataSummary
 
 
 def train_command(
@@ -99,13 +103,15 @@ def train(
             dataset = build_dataset(config, "train")
             if report:
                 check_before_training(config, dataset.num_classes)
-                build_dataset(config, "test")
+            summary = describe_data(config, dataset, needs_test=report)
             parts = build_parts(config, dataset.num_classes)
             if accelerator.is_main_process:
                 stack.enter_context(run.locked())
                 run.prepare(config, allow_changed)
                 if not run.metrics_file.exists():
                     print(config.to_yaml(), end="", flush=True)
+                print("\n".join(summary.lines()), flush=True)
+                run.write_data_summary(summary.to_json())
             accelerator.wait_for_everyone()
             trainer = Trainer(config, run, parts, dataset, accelerator, stop, profile_steps)
             trainer.train()
@@ -116,6 +122,28 @@ def train(
             trainer.processes.run_on_main(
                 (lambda: evaluate_after_training(run, trainer.device)) if is_main else None
             )
+
+
+def describe_data(config: RunConfig, train: ImageDataset, needs_test: bool) -> DataSummary:
+    """Return what was understood of the data set of `config`, both splits.
+
+    Args:
+        config: resolved.
+        train: the training split.
+        needs_test: refuse a data set that leaves no test image; else that is a note.
+    Raises:
+        DataError: if the splits do not fit together, or their images cannot be read.
+    """
+    from simflow_plugin.data.summary import summarize
+    from simflow_plugin.runs.parts import build_dataset
+
+    test: ImageDataset | None = None
+    try:
+        test = build_dataset(config, "test")
+    except EmptySplit:
+        if needs_test:
+            raise
+    return summarize(config.data.name, train, test, config.training.batch_size)
 
 
 def make_accelerator(config: RunConfig) -> Accelerator:

@@ -1,7 +1,7 @@
 """The directory of a run: all of its files, and none outside it.
 
-config.yaml  metrics.jsonl  samples/step_*.png  checkpoints/step_*/  [averages/step_*/]  evaluations/<key>/  report.html
-summary.json
+config.yaml  data.json  metrics.jsonl  samples/step_*.png  checkpoints/step_*/  [averages/step_*/]  evaluations/<key>/
+report.html  summary.json
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ class RunDirectory:
         self.config_file = self.path / "config.yaml"
         self.metrics_file = self.path / "metrics.jsonl"
         self.summary_file = self.path / "summary.json"
+        self.data_file = self.path / "data.json"
         self.report_file = self.path / "report.html"
         self.samples = self.path / "samples"
         self.checkpoints = self.path / "checkpoints"
@@ -160,6 +161,13 @@ class RunDirectory:
         try:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{_this_process(os.getpid())}\n".encode(), 0)
+        except OSError as error:
+            raise self._not_writable(error) from error
+
+    def write_data_summary(self, summary: dict[str, Any]) -> None:
+        """Write what was understood of the data when the run was last started, to `data.json`."""
+        try:
+            write_text_atomically(self.data_file, json.dumps(summary, indent=1))
         except OSError as error:
             raise self._not_writable(error) from error
 

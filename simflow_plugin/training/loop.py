@@ -22,8 +22,9 @@ from torch import Tensor
 from simflow_plugin.config.averages import PowerAverage
 from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.contracts import ImageDataset
+from simflow_plugin.data.changes import data_changes
 from simflow_plugin.data.loader import Batch, check_corrupt, make_loader
-from simflow_plugin.data.split import data_has_changed
+from simflow_plugin.data.summary import content_digests
 from simflow_plugin.errors import TrainingError
 from simflow_plugin.objective import JointInputs
 from simflow_plugin.randomness import BatchRandom
@@ -135,6 +136,7 @@ class Trainer:
             "num_classes": dataset.num_classes,
             "class_names": dataset.class_names,
             "num_images": len(dataset),
+            "content_digests": content_digests(dataset) if accelerator.is_main_process else [],
             "feature_dim": None if parts.encoder is None else parts.encoder.feature_dim,
             "autoencoder_options": self.joint.autoencoder.self_contained_options(),
         }
@@ -380,6 +382,8 @@ class Trainer:
         if self.accelerator.is_main_process:
             try:
                 checkpoint = latest_checkpoint(self.run_directory.checkpoints)
+                for change in data_changes(checkpoint.state, self.dataset) if checkpoint else ():
+                    log.warning("%s: %s", self.run_directory.path, change)
                 self.run_directory.forget_metrics_after(checkpoint.step if checkpoint else 0)
                 found = checkpoint.path if checkpoint else None
             except Exception as error:
@@ -393,9 +397,6 @@ class Trainer:
             self._counts_before = self.bad_steps.row()
             self.statistics.mend()  # what the checkpoint held is what a bad step falls back on
             self.step, self.seconds = checkpoint.step, float(checkpoint.state["seconds"])
-            changed = data_has_changed(checkpoint.state, self.dataset)
-            if changed and self.accelerator.is_main_process:
-                log.warning("%s: %s", self.run_directory.path, changed)
             self.corrupt.update(checkpoint.state.get("corrupt_images", []))
 
     def _snapshot(self) -> Snapshot:
