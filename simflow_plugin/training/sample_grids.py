@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.evaluation.drawing import ImageSampler, class_labels, grid_indices, to_uint8
 from simflow_plugin.evaluation.report.grids import save_image_grid
+from simflow_plugin.flow.sampling import release_graphs
 from simflow_plugin.objective import JointObjective
 from simflow_plugin.runs.module_state import restore_module, whole_tensors
 from simflow_plugin.runs.run_directory import RunDirectory
@@ -60,6 +61,7 @@ class SampleGrids:
                 averaged.autoencoder, averaged.model, config.image_size, precision, config.sampling.guidance
             )
             images = sampler.draw(indices, class_labels(indices, classes))
+        release_graphs()  # training has a use for the memory of their caches
         by_class = to_uint8(images).unflatten(0, (columns, -1)).transpose(0, 1).flatten(0, 1)
         save_image_grid(by_class, self._run.samples / f"step_{step:08d}.png", num_columns=columns)
 

@@ -1,7 +1,6 @@
 """Decode steps of a block: eager torch, fixed shapes, or the compiled kernel for the CPU.
 
-All map the input of a step to its affine parameters and write the cache; which one runs changes no more than
-the last digits.
+All fill in the target of a step and write the cache; which one runs changes no more than the last digits.
 """
 
 from __future__ import annotations
@@ -12,14 +11,15 @@ from typing import Literal
 from torch import Tensor
 
 from simflow_plugin.errors import ConfigError
-from simflow_plugin.flow.affine import Affine, affine_parameters
+from simflow_plugin.flow.affine import affine_parameters
 from simflow_plugin.flow.kernels.decoder import Decoder, why_not_native
+from simflow_plugin.flow.sampling.decode_graph import begin_captured, can_capture
 from simflow_plugin.flow.sampling.decode_state import BlockState
 from simflow_plugin.flow.sampling.methods import Cached
 from simflow_plugin.flow.sampling.static_step import StaticStep
 
-DecodeStep = Callable[[int], Affine]
-"""step -> parameters (rows, 1, D); the cache holds all earlier steps. The next call may overwrite the result."""
+DecodeStep = Callable[[int], None]
+"""Fills in the target of a step in the state's tokens; the cache holds all earlier steps."""
 
 StepKind = Literal["native", "eager", "static", "compiled", "cuda_graph"]
 
@@ -37,24 +37,28 @@ def step_kind(state: BlockState, method: Cached) -> StepKind:
         return "native"
     if method.step == "native":
         raise ConfigError(f"method.step: `native` cannot run here: {reason}; use `auto` or `eager`")
-    return "eager"
+    return "cuda_graph" if can_capture(state) else "eager"
 
 
-def make_step(state: BlockState, method: Cached) -> DecodeStep:
-    """Return the decode step of a block.
+def begin_cached(state: BlockState, method: Cached) -> tuple[BlockState, DecodeStep]:
+    """Return a state with a cache, through which the prefix has run, and its decode step.
 
     Args:
-        state: its prefix is in the cache; its weights are not packed.
+        state: without a cache; its weights are not packed.
         method: how steps run.
     """
     kind = step_kind(state, method)
+    if kind == "cuda_graph":
+        return begin_captured(state)
+    state = state.prefilled()
     if kind == "native":  # packs weights its own way
-        return NativeStep(state)
+        return state, NativeStep(state)
     if kind == "eager":
         packed = state.packed()
-        return lambda step: packed.evaluate(step, step + 1)
-    # A compiler and a graph have to see plain weights.
-    return StaticStep(state.packed() if kind == "static" else state, kind, method.compile_backend)
+        return state, lambda step: packed.store(packed.solve(step, step + 1), step)
+    if kind == "static":
+        return state, StaticStep(state.packed())
+    return state, StaticStep(state.cast(), method.compile_backend)  # a compiler has to see plain weights
 
 
 class NativeStep:
@@ -68,8 +72,8 @@ class NativeStep:
         self._state = state
         self._decoder = Decoder(state.block, state.cache, state.rotation, state.embedding)
 
-    def __call__(self, step: int) -> Affine:
+    def __call__(self, step: int) -> None:
         state = self._state
         raw: Tensor = self._decoder(state.inputs(step, step + 1), step, state.num_prefix + step)
         state.count(1)
-        return affine_parameters(raw, state.block.config)
+        state.store(state.targets(affine_parameters(raw, state.block.config), step, step + 1), step)
