@@ -370,6 +370,18 @@ class Autoencoder(nn.Module, ABC):
 
 
 @runtime_checkable
+class GuidedByWeaker(Protocol):
+    """A generative model that a weaker one can guide in place of its unconditional half (autoguidance)."""
+
+    def guided_by(self, weaker: GenerativeModel) -> GenerativeModel:
+        """Return this model, its weights shared, guided by `weaker`.
+
+        Raises:
+            ConfigError: if the two do not fit.
+        """
+
+
+@runtime_checkable
 class ExportableAutoencoder(Protocol):
     """An autoencoder that `simflow export` can write: normalised latents, a file of its state, a diffusers folder."""
 
