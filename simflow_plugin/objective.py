@@ -58,7 +58,7 @@ class ObjectiveWeights:
 
 @dataclass(frozen=True)
 class JointInputs:
-    """What one forward of the joint objective sees: a micro-batch of one process.
+    """Inputs of one forward of the joint objective: a micro-batch of one process.
 
     Args:
         images: (B, 3, H, W), [-1, 1].
@@ -66,7 +66,7 @@ class JointInputs:
         features: (B, N, F) of the frozen encoder, or None.
         random: named draws for these rows.
         loss_scale: scalar of the gradient scaler (float16), or None.
-        moments: (B, M, h, w), what the frozen encoder said of these images before, or None to ask it.
+        moments: (B, M, h, w), cached moments of the frozen encoder for these images, or None to compute them.
     """
 
     images: Tensor
@@ -198,6 +198,13 @@ class JointObjective(nn.Module):
                 f"{type(self.model).__name__} was given features to align with, and returned no `alignment` term"
             )
         return terms
+
+    @property
+    def moves_autoencoder_by_alignment_only(self) -> bool:
+        """Whether the model reaches the autoencoder by its alignment and nothing else (SiT and DiT with REPA-E)."""
+        if self.model is None or self.autoencoder.trainable != "full":
+            return False
+        return self._coupled_terms() == {"alignment"}
 
     def _shares_all(self, coupled: frozenset[str], has_features: bool) -> bool:
         """Return whether every term moves model and autoencoder alike."""

@@ -14,7 +14,7 @@ class AlignmentHead(nn.Module):
 
     Args:
         hidden_dim: W, width of the hidden tokens.
-        context: the features' channels and the projector's width; the layer is the model's business.
+        context: the features' channels and the projector's width; the model chooses the layer.
     """
 
     def __init__(self, hidden_dim: int, context: AlignmentContext) -> None:

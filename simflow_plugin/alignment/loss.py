@@ -38,7 +38,7 @@ def negative_cosine(projected: Tensor, features: Tensor) -> Tensor:
 def resample_tokens(features: Tensor, from_grid: Grid, to_grid: Grid) -> Tensor:
     """Bring tokens (B, h w, F) in raster order onto another grid: (B, h' w', F).
 
-    Bilinear, antialiased, so that where the grid shrinks by a whole factor every feature has its say.
+    Bilinear and antialiased, so that every feature contributes where the grid shrinks.
 
     Raises:
         ShapeError: if the number of tokens is not that of `from_grid`.

@@ -42,7 +42,7 @@ def pretrain_encoder(
     if out.exists() and not overwrite:
         raise ConfigError(f"{out}: exists already. Choose another --out, or add --overwrite.")
     if steps is not None and epochs is not None:
-        raise ConfigError("--steps and --epochs say the same thing: give one of them.")
+        raise ConfigError("--steps and --epochs both set the length: give one of them.")
     part = parse_data(data, data_option or [])
     train, test = (part.build(DATASETS, DataContext(image_size, split, seed)) for split in ("train", "test"))
     options = PretrainingOptions(

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
+from simflow_plugin.config.averages import Average, ExponentialAverage, from_earlier_keys
 from simflow_plugin.options import MomentDecay, Options
 from simflow_plugin.registry import AUTOENCODERS, DATASETS, ENCODERS, JUDGES, MODELS, Part
 
@@ -101,7 +102,7 @@ class Training(Options):
         False, description="keep what a frozen encoder says of all training images on disk, by data set"
     )
     num_workers: int = Field(0, ge=0)
-    ema_decay: float = Field(0.9999, ge=0, lt=1, description="per optimizer step, over all trained parts")
+    ema: Average = ExponentialAverage()
     log_every: int = Field(50, gt=0)
     sample_every: int = Field(1000, gt=0)
     checkpoint_every: int = Field(1000, gt=0)
@@ -114,6 +115,11 @@ class Training(Options):
         ge=1,
         description="stop after this many steps in a row that are not finite, or whose gradients are all zero",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_earlier_keys(cls, value: Any) -> Any:
+        return from_earlier_keys(value)
 
 
 class Sampling(Options):

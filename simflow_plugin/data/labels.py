@@ -1,4 +1,4 @@
-"""What a source writes as labels -> class numbers 0 .. K - 1, and the names of the K classes.
+"""Labels as a source writes them -> class numbers 0 .. K - 1, and the names of the K classes.
 
 The classes are those that training images have: ids sorted as numbers, texts as words, or the order the source
 declares. So ids with gaps (the ImageNet ids of a ten-class subset) size no table of classes never seen; the list of

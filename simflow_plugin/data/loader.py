@@ -46,7 +46,7 @@ class Batch(NamedTuple):
 
 
 class Read(NamedTuple):
-    """What a reading process hands over: a micro-batch (None: too many corrupt images), messages by index."""
+    """Output of a reading process: a micro-batch (None: too many corrupt images), messages by index."""
 
     batch: Batch | None
     corrupt: dict[int, str]

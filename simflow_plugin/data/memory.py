@@ -1,4 +1,4 @@
-"""A data set that fits into memory: one uint8 tensor, indexed by whole batches."""
+"""A data set that fits into memory: one uint8 tensor, indexed a batch at a time."""
 
 from __future__ import annotations
 

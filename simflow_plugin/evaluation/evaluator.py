@@ -113,7 +113,8 @@ class RunEvaluator:
             "precision": str(precision),
         }
         newest = checkpoint_folders(self.loaded.directory.checkpoints)[-1]
-        return found == found | own and self.loaded.checkpoint.path == newest
+        is_own = found == found | own and self.loaded.ema_length is None
+        return is_own and self.loaded.checkpoint.path == newest
 
     @cached_property
     def train(self) -> ImageDataset:
@@ -305,6 +306,7 @@ def evaluation_settings(loaded: LoadedRun, request: EvaluationRequest) -> dict[s
         "step": loaded.checkpoint.step,
         "checkpoint": fingerprint({"manifest": (loaded.checkpoint.path / MANIFEST).read_text()}),
         "weights": "EMA" if loaded.averaged else "last",
+        **({} if loaded.ema_length is None else {"ema_length": loaded.ema_length}),
         "guidance": guidance,
         "sampling": {**sampler_options(loaded.config), **dict(map(assignment, request.sampling))},
         "seed": request.seed,

@@ -1,4 +1,4 @@
-"""Reconstruction and likelihood of held-out images, and how well the likelihood tells other data apart.
+"""Reconstruction and likelihood of held-out images, and out-of-distribution detection by likelihood.
 
 Posterior samples come from one set of noises, named by image and seed 0, in every evaluation of every run.
 """

@@ -1,6 +1,6 @@
 """Base of the flow in a host codebase: losses of normalised latents, and samples from the host's noise.
 
-A host draws its own random numbers and keeps its own schedule; here are only the conversions that hosts share:
+The host draws random numbers and keeps the schedule; here are the conversions that hosts share:
 labels, features of another grid, the guidance weight. What a host calls its arguments is in its own file.
 """
 
@@ -24,6 +24,7 @@ from simflow_plugin.models.starflow import StarFlow, StarFlowOptions
 
 Family = Literal["SimFlow", "STARFlow"]
 PATCH_SIZES = (1, 2)
+SHAPE = {"width", "layers_per_block", "head_dim"}
 PROJECTOR_DIM = 2048
 
 
@@ -49,11 +50,12 @@ class FlowKind:
 
 
 def flow_kinds() -> list[FlowKind]:
-    """Return every model that a host gets: both families, all sizes, patch 1 and 2."""
+    """Return every model that a host gets: both families in every size that only sets a shape, SimFlow in its own."""
     return [
         FlowKind(family, size, patch_size)
         for family in ("SimFlow", "STARFlow")
-        for size in SIZES
+        for size, values in SIZES.items()
+        if values.keys() <= SHAPE or (family == "SimFlow" and size.startswith("simflow-"))
         for patch_size in PATCH_SIZES
     ]
 
@@ -80,8 +82,11 @@ class HostGeometry:
 
 
 class HostedLosses(NamedTuple):
-    """`nll` (B,), nats per latent dimension; `alignment`, a scalar in [-1, 1]; `projected`, one (B, T, F) for each
-    encoder; `noise` (B, C, h, w), the flow's output on the latent grid."""
+    """What a host's loop gets.
+
+    `nll` (B,), nats per latent dimension, with the flow's regularisation if it has one; `alignment`, a scalar in
+    [-1, 1]; `projected`, one (B, T, F) for each encoder; `noise` (B, C, h, w), the flow's output on the latent grid.
+    """
 
     nll: Tensor
     alignment: Tensor
@@ -94,7 +99,7 @@ class HostedFlow(nn.Module):
 
     Args:
         kind: family, size and patch.
-        geometry: what the host said.
+        geometry: the host's arguments.
     Raises:
         HostError: if they do not fit each other.
     """
@@ -162,7 +167,8 @@ class HostedFlow(nn.Module):
         output = self.core.likelihood(latents, self.known_labels(labels), draws, layer)
         projected = [projector(output.hidden) for projector in self.projectors] if features else []
         return HostedLosses(
-            nll=-output.log_prob / latents[0].numel(),
+            nll=-output.log_prob / latents[0].numel()
+            + (0.0 if output.regularization is None else output.regularization),
             alignment=self._alignment(projected, features, output.log_prob),
             projected=projected,
             noise=self.core.latents(output.noise),
@@ -202,7 +208,7 @@ class HostedFlow(nn.Module):
         if guidance > 0 and self.geometry.class_dropout == 0:
             warnings.warn(
                 f"{self.kind.name} was built with a class dropout of 0, so it knows no unconditional model: "
-                f"sampling without guidance instead of cfg_scale {cfg_scale}. Train with --cfg-prob 0.1, say.",
+                f"sampling without guidance instead of cfg_scale {cfg_scale}. Train with --cfg-prob 0.1.",
                 stacklevel=2,
             )
             guidance = 0.0
@@ -222,7 +228,7 @@ def sample(
     num_steps: int | None = None,
     path_type: str | None = None,
 ) -> Tensor:
-    """Sample as the host's samplers are called; a flow has no time steps: `num_steps`, `path_type` have no effect.
+    """Sample by the signature of the host's samplers; `num_steps` and `path_type` have no effect on a flow.
 
     Args:
         model: a `HostedFlow`, compiled (torch.compile), distributed, or plain.

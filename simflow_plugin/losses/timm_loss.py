@@ -1,6 +1,6 @@
 """A perceptual loss on the features of any timm backbone with a local checkpoint.
 
-For data where LPIPS cannot be had, or its ImageNet backbone says little: a backbone that was trained on
+For data where LPIPS cannot be had, or its ImageNet backbone is a poor measure: a backbone that was trained on
 the data at hand. Per layer, features are normalised to unit length at each position, and their squared
 distance is averaged over positions; the loss is the mean over layers.
 """
@@ -32,7 +32,7 @@ class TimmLossOptions(Options):
     backbone: str | None = Field(
         None,
         description="timm's name of the backbone; null: the checkpoint is one of `simflow pretrain-encoder`, "
-        "and says itself what it is.",
+        "and holds its architecture.",
     )
     checkpoint: str = Field(description="its weights, in timm's own layout: .safetensors, .pt or .bin.")
     layers: list[int] | None = Field(None, description="stages (blocks of a ViT) to compare; default all.")

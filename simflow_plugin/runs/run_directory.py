@@ -1,7 +1,7 @@
 """The directory of a run: all of its files, and none outside it.
 
-config.yaml  data.json  metrics.jsonl  samples/step_*.png  checkpoints/step_*/  evaluations/<key>/  report.html
-summary.json
+config.yaml  data.json  metrics.jsonl  samples/step_*.png  checkpoints/step_*/  [averages/step_*/]  evaluations/<key>/
+report.html  summary.json
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ SAFE_TO_CHANGE = (
     "training.keep_checkpoints",
     "training.keep_every",
     "training.max_bad_steps",
+    "training.ema.snapshot_every",
 )
 """Keys (and sections) that may change on resume with --allow-changed: none of them changes what a step computes,
 except `training.steps`, which moves the end of a cosine schedule."""

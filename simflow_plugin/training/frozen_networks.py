@@ -26,7 +26,7 @@ class FrozenNetworks:
 
     Args:
         parts: of the run, the autoencoder on the training device.
-        config: resolved; it says what is cached.
+        config: resolved.
         dataset: the training split.
         main_first: runs the building of a cache on the main process first, so that the others find it.
     """

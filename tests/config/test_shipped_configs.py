@@ -47,7 +47,7 @@ def reduced(name):
     autoencoder = values["autoencoder"]
     autoencoder |= {"factor": 2, "widths": [8, 8], "layers_per_block": 1, "norm_num_groups": 4}
     autoencoder |= {"pretrained": None, "uses_mid_attention": False}
-    for key in ("pretrained_format", "subfolder"):
+    for key in ("pretrained_format", "subfolder", "architecture"):
         autoencoder.pop(key, None)
     model, patch = values.get("model"), 1
     if model is not None:
@@ -85,6 +85,6 @@ def test_shipped_configuration_trains_a_step_at_reduced_width(tmp_path, name):
     trainer = make_trainer(reduced(name), tmp_path / "run")
     trainer.train()
     assert trainer.step == 1
-    assert trainer.bad_steps.read() == (0, 0)
+    assert set(trainer.bad_steps.read().values()) == {(0, 0)}  # no step skipped, none without gradients
     (row,) = trainer.run_directory.read_metrics()
     assert row["loss"] == row["loss"]

@@ -80,7 +80,7 @@ def tiny_values(model="simflow", **training):
         "training": {
             "steps": 6,
             "batch_size": 8,
-            "ema_decay": 0.9,
+            "ema": {"decay": 0.9},
             "precision": "float32",
             "log_every": 2,
             "sample_every": 6,

@@ -1,4 +1,4 @@
-"""One block being inverted: noise, condition rows, cache, guidance; and one evaluation of some steps."""
+"""State of a block's inversion: noise, condition rows, cache, guidance; and one evaluation of some steps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from simflow_plugin.flow.sampling.sampling_statistics import BlockStatistics
 
 @dataclass(frozen=True)
 class BlockState:
-    """What all methods share. Rows are B, or 2 B with guidance: the conditional ones first.
+    """State shared by all methods. Rows are B, or 2 B with guidance: the conditional ones first.
 
     The fields never change; `tokens`, `cache` and `statistics` are written in place. `packed` and `prefilled` return
     states with a faster block and with a cache.

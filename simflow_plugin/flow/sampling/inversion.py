@@ -1,4 +1,4 @@
-"""Inverts all blocks, the deep one first, each by its method and with guidance where it is conditional."""
+"""Inversion of all blocks, the deep one first, each by its method, with guidance where it is conditional."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from simflow_plugin.flow.sampling.sampling_statistics import BlockStatistics, Sa
 
 @dataclass(frozen=True)
 class SamplingRequest:
-    """What to invert a flow with.
+    """Settings of an inversion.
 
     Args:
         condition: labels (B,) or features (B, L, F), or None.
