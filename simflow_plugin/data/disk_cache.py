@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from simflow_plugin.errors import DataError
-from simflow_plugin.files import text_digest
+from simflow_plugin.files import replacing, text_digest
 
 logger = logging.getLogger(__name__)
 
