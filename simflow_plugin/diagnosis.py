@@ -16,6 +16,7 @@ OPTIONAL_PACKAGES = {
     "wandb": "tracker: wandb; without it metrics.jsonl and report.html hold everything",
     "webdataset": "tar shards as data",
     "datasets": "Hugging Face data sets as data",
+    "pillow_heif": "HEIC images in data sets of files",
 }
 
 
