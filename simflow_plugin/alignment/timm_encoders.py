@@ -11,7 +11,7 @@ from torch import nn
 from simflow_plugin import options, registry
 from simflow_plugin.alignment.encoder import FrozenEncoder, choose_input_size
 from simflow_plugin.alignment.encoder_weights import find_weights, load_weights
-from simflow_plugin.contracts import DataContext
+from simflow_plugin.contracts import DataContext, NetworkOutline
 from simflow_plugin.errors import ConfigError
 
 MODEL_BY_PRESET = {
@@ -58,14 +58,17 @@ class TimmEncoder(FrozenEncoder):
     def __init__(self, options: Options, context: DataContext) -> None:
         import timm
 
-        patch_size = patch_size_of(options.model)
-        per_feature = PIXELS_PER_FEATURE.get(patch_size, patch_size)
-        input_size = choose_input_size(context.image_size, patch_size, options.input_size, per_feature)
+        patch_size, input_size = _sizes(options.model, options.input_size, context)
         path = find_weights(options.model, options.checkpoint)
         network = timm.create_model(options.model, pretrained=False, num_classes=0, img_size=input_size)
         load_weights(network, path)
         config = timm.data.resolve_model_data_config(network)
         super().__init__(network, context.image_size, input_size, patch_size, config["mean"], config["std"])
+
+    @staticmethod
+    def outline(options: Options, context: DataContext) -> NetworkOutline:
+        """Return the network without weights, the pixels that it sees, and the shape of its features."""
+        return _outline(options.model, options.input_size, context)
 
 
 @dataclass(frozen=True)
@@ -82,9 +85,28 @@ class Preset:
     def __call__(self, options: Any, context: DataContext) -> TimmEncoder:
         return TimmEncoder(TimmEncoder.Options(model=self.model, **options.model_dump()), context)
 
+    def outline(self, options: Any, context: DataContext) -> NetworkOutline:
+        """Return the network without weights; see `TimmEncoder.outline`."""
+        return _outline(self.model, options.input_size, context)
+
 
 for _name, _model in MODEL_BY_PRESET.items():
     registry.ENCODERS.register(_name)(Preset(_model))
+
+
+def _sizes(model: str, input_size: int | None, context: DataContext) -> tuple[int, int]:
+    """Return the patch size of the network and the pixels that it sees."""
+    patch_size = patch_size_of(model)
+    per_feature = PIXELS_PER_FEATURE.get(patch_size, patch_size)
+    return patch_size, choose_input_size(context.image_size, patch_size, input_size, per_feature)
+
+
+def _outline(model: str, input_size: int | None, context: DataContext) -> NetworkOutline:
+    import timm
+
+    patch_size, size = _sizes(model, input_size, context)
+    network: Any = timm.create_model(model.split(".")[0], pretrained=False, num_classes=0, img_size=size)
+    return NetworkOutline(network, size, ((size // patch_size) ** 2, int(network.num_features)))
 
 
 def patch_size_of(model: str) -> int:

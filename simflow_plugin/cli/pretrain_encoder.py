@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from simflow_plugin.config.schema import Part
+    from simflow_plugin.registry import Part
 
 
 def pretrain_encoder(
@@ -42,7 +42,7 @@ def pretrain_encoder(
     if out.exists() and not overwrite:
         raise ConfigError(f"{out}: exists already. Choose another --out, or add --overwrite.")
     if steps is not None and epochs is not None:
-        raise ConfigError("--steps and --epochs say the same thing: give one of them.")
+        raise ConfigError("--steps and --epochs both set the length: give one of them.")
     part = parse_data(data, data_option or [])
     train, test = (part.build(DATASETS, DataContext(image_size, split, seed)) for split in ("train", "test"))
     options = PretrainingOptions(
@@ -69,9 +69,9 @@ def parse_data(name: str, assignments: list[str]) -> Part:
     Raises:
         ConfigError: if there is no such data set, or an option is unknown, wrong or missing.
     """
-    from simflow_plugin.config.schema import Part, resolve_part
+    from simflow_plugin.config.loading import resolve_part
     from simflow_plugin.config.yaml_source import YamlSource
-    from simflow_plugin.registry import DATASETS
+    from simflow_plugin.registry import DATASETS, Part
 
     source = YamlSource({}, {}, f"--data {name}")
     for assignment in assignments:

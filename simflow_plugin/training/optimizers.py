@@ -81,7 +81,7 @@ class Clipping:
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What is known of one optimizer step; scalar tensors on the device, not read by the step itself.
+    """Outcome of one optimizer step; scalar tensors on the device, not read by the step itself.
 
     Args:
         norms: before clipping, `grad_norm` of all parts together and `grad_norm_<part>` of each.
