@@ -61,6 +61,7 @@ class SampleGrids:
             )
             images = sampler.draw(indices, class_labels(indices, classes))
         by_class = to_uint8(images).unflatten(0, (columns, -1)).transpose(0, 1).flatten(0, 1)
+        self._run.check_lock()
         save_image_grid(by_class, self._run.samples / f"step_{step:08d}.png", num_columns=columns)
 
     def _maybe_eager(self) -> AbstractContextManager[None]:
