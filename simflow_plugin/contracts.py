@@ -26,7 +26,6 @@ from simflow_plugin.randomness import Random
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from simflow_plugin.flow import TransformerFlow
 
 NO_LABEL = -1
 """The label of an image without one, and of a row whose label was dropped for guidance."""
@@ -170,8 +169,10 @@ class GenerativeModel(nn.Module, ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} has no tractable density")
 
-    def token_flow(self) -> TransformerFlow | None:
-        """Return the invertible flow of tokens that is the model's density, for `simflow analyze`; None without one.
+    def token_flow(self) -> Any:
+        """Return the `TransformerFlow` that is the model's density, or None without one.
+
+        `simflow analyze` looks into it, and `simflow distill` learns its inverse.
 
         A model with a flow has `tokens(latents)` too, from (B, C, h, w) to the flow's (B, T, D).
         """

@@ -147,7 +147,8 @@ def run_evaluation(
         return
     evaluation = evaluator.measure()
     for option, out in outputs:
-        save_samples(out, request.num_samples, evaluator.shards.read(), option)
+        names = evaluator.loaded.class_names
+        save_samples(out, request.num_samples, evaluator.shards.read(), option, names)
     page = write_evaluation_page(evaluator, evaluation)
     for line in terminal_lines(evaluation):
         typer.echo(line)

@@ -36,5 +36,5 @@ def sample(
         labels = class_labels(range(num), loaded.num_classes)
         with count_progress("sampling", num) as advance:
             images = sampler.draw_in_batches(labels, batch_size or loaded.config.sampling.batch_size, advance)
-        save_samples(out, num, [(images.numpy(), labels.numpy())])
+        save_samples(out, num, [(images.numpy(), labels.numpy())], class_names=loaded.class_names)
         typer.echo(f"{num} samples, guidance {sampler.guidance:g}, {loaded.precision} -> {out}")

@@ -213,6 +213,7 @@ class RunEvaluator:
             "diversity_ratio": Measured(judgement.diversity_ratio, on=on),
         }
         self.evaluation.details["judgement"] = asdict(judgement)
+        self.evaluation.details["class_names"] = self.loaded.class_names
 
     def _build_judge(self, is_needed: bool) -> Judge | None:
         part = self.request.judge or self.config.evaluation.judge

@@ -31,13 +31,16 @@ class FlowOutput(NamedTuple):
     """Output of a forward pass.
 
     `noise` (B, T, D), in the dtype of the tokens; `logdet` (B,), nats, at least float32; `hidden` (B, T,
-    width) in raster order, or None; `block_logdets` (K, B), nats, the parts of `logdet` in training order.
+    width) in raster order, or None; `block_logdets` (K, B), nats, the parts of `logdet` in training order;
+    `regularization`, a scalar: `intermediate_weight` times the summed mean squares of what the K blocks get, the tokens
+    and the outputs of all blocks but the last; None where the weight is 0.
     """
 
     noise: Tensor
     logdet: Tensor
     hidden: Tensor | None
     block_logdets: Tensor
+    regularization: Tensor | None = None
 
 
 class TransformerFlow(nn.Module):
@@ -102,8 +105,11 @@ class TransformerFlow(nn.Module):
         rows = self._check(tokens, labels, condition, "tokens", checks_values)
         block_of_hidden = self._locate_hidden(hidden_layer, hidden_block)
         rotation = self._rotation(rows)
-        noise, hidden, logdets = tokens, None, []
+        noise, hidden, logdets, powers = tokens, None, [], []
+        weight = self.config.intermediate_weight
         for index, block in enumerate(self.blocks):
+            if weight > 0:
+                powers.append(noise.to(torch.promote_types(noise.dtype, torch.float32)).square().mean())
             output = block(noise, rows, rotation, hidden_layer if index == block_of_hidden else None)
             noise = output.noise
             logdets.append(output.logdet)
@@ -113,7 +119,8 @@ class TransformerFlow(nn.Module):
         if self.prior_log_std is not None:
             noise = noise * torch.exp(-self.prior_log_std.to(noise.dtype))
             logdet = logdet - self.prior_log_std.to(logdet.dtype).sum()
-        return FlowOutput(noise, logdet, hidden, block_logdets)
+        regularization = weight * torch.stack(powers).sum() if powers else None
+        return FlowOutput(noise, logdet, hidden, block_logdets, regularization)
 
     def trajectory(
         self, tokens: Tensor, labels: Tensor | None = None, *, condition: Tensor | None = None

@@ -64,11 +64,12 @@ class SimFlowOptions(options.Options):
 
 
 class LikelihoodOutput(NamedTuple):
-    """`log_prob` (B,), nats; `noise` (B, T, D); `hidden` (B, T, W), or None where none was asked for."""
+    """`log_prob` (B,), nats; `noise` (B, T, D); `hidden` and `regularization` as in `FlowOutput`, or None."""
 
     log_prob: Tensor
     noise: Tensor
     hidden: Tensor | None
+    regularization: Tensor | None = None
 
 
 @MODELS.register("simflow")
@@ -83,7 +84,7 @@ class SimFlow(GenerativeModel):
     """
 
     Options = SimFlowOptions
-    coupled_terms: ClassVar[frozenset[str]] = frozenset({"nll", "alignment"})
+    coupled_terms: ClassVar[frozenset[str]] = frozenset({"nll", "alignment", "intermediate"})
     supports_alignment = True
 
     def __init__(self, options: SimFlowOptions, context: ModelContext) -> None:
@@ -108,6 +109,8 @@ class SimFlow(GenerativeModel):
         # A latent that is not finite is the loop's to count and skip, by the name of the term that it reaches.
         output = self.likelihood(latents, labels, random, layer, checks_values=False)
         terms = {"nll": -output.log_prob.mean() / latents[0].numel()}
+        if output.regularization is not None:
+            terms["intermediate"] = output.regularization
         if self.alignment is not None and features is not None:
             assert output.hidden is not None
             terms["alignment"] = self.alignment(output.hidden, self.grid_size, features)
@@ -134,7 +137,7 @@ class SimFlow(GenerativeModel):
         tokens = self.tokens(self.add_noise(latents, random))
         output = self.flow(tokens, labels, hidden_layer=hidden_layer, checks_values=checks_values)
         log_prob = standard_normal_log_prob(output.noise) + output.logdet
-        return LikelihoodOutput(log_prob, output.noise, output.hidden)
+        return LikelihoodOutput(log_prob, output.noise, output.hidden, output.regularization)
 
     def add_noise(self, latents: Tensor, random: Random) -> Tensor:
         """Return latents (B, C, h, w) plus noise of std `noise_std`, drawn as `latent_noise`."""
