@@ -28,6 +28,7 @@ from simflow_plugin.train_options import (
 from simflow_plugin.training.interrupts import RESUME_EXIT_STATUS, Interrupted, stop_on_signals
 
 if TYPE_CHECKING:
+    import torch
     from accelerate import Accelerator
 
     from simflow_plugin.contracts import ImageDataset
@@ -86,6 +87,7 @@ def train(
     from simflow_plugin.runs.parts import build_dataset, build_parts
     from simflow_plugin.training.distributed.processes import leaving_together
     from simflow_plugin.training.loop import Trainer
+    from simflow_plugin.training.run_header import header_lines
 
     accelerator = make_accelerator(config)
     logging.basicConfig(
@@ -108,20 +110,40 @@ def train(
             if accelerator.is_main_process:
                 stack.enter_context(run.locked())
                 run.prepare(config, allow_changed)
-                if not run.metrics_file.exists():
-                    print(config.to_yaml(), end="", flush=True)
-                print("\n".join(summary.lines()), flush=True)
+                print("\n".join(header_lines(config, run, summary, parts, accelerator)), flush=True)
                 run.write_data_summary(summary.to_json())
             accelerator.wait_for_everyone()
             trainer = Trainer(config, run, parts, dataset, accelerator, stop, profile_steps)
             trainer.train()
+        is_main = accelerator.is_main_process
         if report:
-            from simflow_plugin.evaluation.report.run_report import evaluate_after_training
+            trainer.processes.run_on_main((lambda: measure(run, trainer.device)) if is_main else None)
+        if is_main:
+            print("\n".join(closing_lines(config, run)), flush=True)
 
-            is_main = accelerator.is_main_process
-            trainer.processes.run_on_main(
-                (lambda: evaluate_after_training(run, trainer.device)) if is_main else None
-            )
+
+def measure(run: RunDirectory, device: torch.device) -> None:
+    """Measure the trained run and write its pages, unless that was done."""
+    from simflow_plugin.evaluation.report.run_report import evaluate_after_training
+
+    if run.is_measured():
+        print("measured before: to measure it anew, or otherwise, use `simflow evaluate`", flush=True)
+    else:
+        evaluate_after_training(run, device)
+
+
+def closing_lines(config: RunConfig, run: RunDirectory) -> list[str]:
+    """Return where to look when a run has ended."""
+    grids = sorted(run.samples.glob("step_*.png"))
+    found = [
+        ("report", run.report_file),
+        ("numbers", run.summary_file),
+        *(("samples", g) for g in grids[-1:]),
+    ]
+    lines = [f"{name}: {path}" for name, path in found if path.exists()]
+    if config.model is not None:
+        lines.append(f"more samples: simflow sample {run.path} --out samples.npz")
+    return lines
 
 
 def describe_data(config: RunConfig, train: ImageDataset, needs_test: bool) -> DataSummary:
