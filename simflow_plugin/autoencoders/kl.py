@@ -16,6 +16,7 @@ from simflow_plugin.autoencoders.kl_options import KLOptions, Numbers, resolve_a
 from simflow_plugin.autoencoders.network import select_moments
 from simflow_plugin.autoencoders.network_weights import AutoencoderWeights, load_strictly
 from simflow_plugin.contracts import Autoencoder
+from simflow_plugin.convolution_layout import convolution_layout
 from simflow_plugin.errors import ConfigError, ShapeError, WeightsError
 from simflow_plugin.posteriors.gaussian import GaussianPosterior
 from simflow_plugin.posteriors.heads import PosteriorHead, build_head
@@ -80,7 +81,7 @@ class KLAutoencoder(Autoencoder):
                 f"images have shape {tuple(images.shape)}; expected (B, 3, H, W) with H and W multiples "
                 f"of the autoencoder's factor {self.factor}. Choose an image size that {self.factor} divides"
             )
-        moments = self.network.encoder(images)
+        moments = self.network.encoder(convolution_layout(images))
         if self.network.quant_conv is not None:
             moments = self.network.quant_conv(moments)
         return moments
@@ -101,7 +102,8 @@ class KLAutoencoder(Autoencoder):
             raise ShapeError(
                 f"latents have shape {tuple(latents.shape)}; expected (B, {self.latent_channels}, h, w)"
             )
-        return self.network.decode(latents / self.latent_scale + self.latent_shift).sample
+        raw = latents / self.latent_scale + self.latent_shift
+        return self.network.decode(convolution_layout(raw)).sample
 
     def last_layer(self) -> nn.Parameter:
         """Return the weight of the decoder's last convolution."""

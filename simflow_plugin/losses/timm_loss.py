@@ -17,6 +17,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from simflow_plugin.autoencoders.network_weights import load_strictly, read_tensors
+from simflow_plugin.convolution_layout import convolution_layout
 from simflow_plugin.errors import ConfigError, WeightsError
 from simflow_plugin.losses.perceptual import PerceptualLoss, freeze
 from simflow_plugin.options import Options, did_you_mean
@@ -102,7 +103,10 @@ class TimmLoss(PerceptualLoss):
             images = nn.functional.interpolate(images, size, mode="bicubic", antialias=True)
         images = ((images + 1) / 2 - self.mean) / self.std
         layers = self.network.forward_intermediates(
-            images, indices=self.options.layers, intermediates_only=True
+            convolution_layout(images),
+            indices=self.options.layers,
+            intermediates_only=True,
+            stop_early=True,  # nothing is computed beyond the last layer that is compared
         )
         return [nn.functional.normalize(features, dim=1) for features in layers]
 
