@@ -12,8 +12,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from simflow_plugin.alignment.backbone_package import find_packaged_weights, is_packaged, rename_packaged
 from simflow_plugin.errors import WeightsError
 
+CHECKPOINT_OPTION = "alignment.encoder.checkpoint"
 HUB_FILES = (
     "model.safetensors",
     "pytorch_model.bin",
@@ -26,12 +28,14 @@ UNUSED_PREFIXES = ("head", "fc_norm", "mask_token", "decoder", "attn_pool")
 """Parts of a published checkpoint that patch features do not need: classifier, MAE's decoder, ..."""
 
 
-def find_weights(model: str, checkpoint: str | None) -> Path:
+def find_weights(model: str, checkpoint: str | None, option: str = CHECKPOINT_OPTION) -> Path:
     """Return the file that holds the weights of timm's `model`.
 
     Args:
         model: name in timm.
-        checkpoint: path as configured, or None to look into the caches of Hugging Face and torch.
+        checkpoint: path as configured, or None to look into the caches of Hugging Face and torch, then for an
+            installed package that holds them.
+        option: that sets the path, for messages.
     Raises:
         WeightsError: with the file, the option and the address.
     """
@@ -43,17 +47,17 @@ def find_weights(model: str, checkpoint: str | None) -> Path:
         path = Path(checkpoint).expanduser()
         if path.is_file():
             return path
-        raise WeightsError(f"{path}: no such file (alignment.encoder.checkpoint). {addresses}")
-    cached = _cached_file(config)
-    if cached is not None:
-        return cached
+        raise WeightsError(f"{path}: no such file ({option}). {addresses}")
+    found = _cached_file(config) or find_packaged_weights(model)
+    if found is not None:
+        return found
     raise WeightsError(
-        f"the weights of the encoder {model} are not on this machine. Set alignment.encoder.checkpoint "
-        f"to their file (safetensors or .pth), or put them into the local cache. {addresses}"
+        f"the weights of {model} are not on this machine. Set {option} to their file (safetensors or .pth), or put "
+        f"them into the local cache. {addresses}"
     )
 
 
-def load_weights(network: nn.Module, path: Path) -> None:
+def load_weights(network: nn.Module, path: Path, option: str = CHECKPOINT_OPTION) -> None:
     """Load a checkpoint into a timm network; position embeddings are resampled to the network's grid.
 
     Raises:
@@ -66,6 +70,8 @@ def load_weights(network: nn.Module, path: Path) -> None:
             f"{path}: not a checkpoint, or one that only reads by running code from it: "
             f"{type(error).__name__}: {error}"
         ) from error
+    if is_packaged(state):
+        state = rename_packaged(state, network)
     # Each timm family knows the layouts its weights were published in, and resamples position embeddings.
     convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
     try:
@@ -73,15 +79,22 @@ def load_weights(network: nn.Module, path: Path) -> None:
     except Exception as error:  # resampling stumbles over tensors of another architecture in many ways
         raise WeightsError(
             f"{path}: not the weights of {type(network).__name__} as configured: {error}. Choose the encoder "
-            "that the file belongs to, or another file (alignment.encoder.checkpoint)."
+            f"that the file belongs to, or another file ({option})."
         ) from error
     own = network.state_dict()
     missing = sorted(set(own) - set(converted))
-    foreign = sorted(key for key in set(converted) - set(own) if not key.startswith(UNUSED_PREFIXES))
+    unused = (*UNUSED_PREFIXES, *classifier_prefixes(network))
+    foreign = sorted(key for key in set(converted) - set(own) if not key.startswith(unused))
     reshaped = sorted(key for key in set(own) & set(converted) if own[key].shape != converted[key].shape)
     if missing or foreign or reshaped:
-        raise WeightsError(_mismatch(path, network, missing, foreign, reshaped))
+        raise WeightsError(_mismatch(path, network, missing, foreign, reshaped, option))
     network.load_state_dict({key: converted[key] for key in own})
+
+
+def classifier_prefixes(network: nn.Module) -> tuple[str, ...]:
+    """Return the beginnings of the names of a timm network's classifier, which a network for features lacks."""
+    named = getattr(network, "pretrained_cfg", {}).get("classifier") or ()
+    return tuple(f"{name}." for name in ((named,) if isinstance(named, str) else named))
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -104,13 +117,18 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _mismatch(
-    path: Path, network: nn.Module, missing: list[str], foreign: list[str], reshaped: list[str]
+    path: Path,
+    network: nn.Module,
+    missing: list[str],
+    foreign: list[str],
+    reshaped: list[str],
+    option: str,
 ) -> str:
     kinds = (("missing keys", missing), ("foreign keys", foreign), ("keys of other shapes", reshaped))
     found = ", ".join(f"{len(keys)} {kind} such as {keys[0]}" for kind, keys in kinds if keys)
     return (
         f"{path}: not the weights of {type(network).__name__} as configured: {found}. Choose the encoder "
-        "that the file belongs to, or another file (alignment.encoder.checkpoint)."
+        f"that the file belongs to, or another file ({option})."
     )
 
 

@@ -115,16 +115,11 @@ def _encoder(
             "own work is not counted"
         )
         return None, ASSUMED_FEATURES
-    import timm
-
-    patch = timm_encoders.patch_size_of(name)
-    per_feature = timm_encoders.PIXELS_PER_FEATURE.get(patch, patch)
-    size = timm_encoders.choose_input_size(
-        config.image_size, patch, part.options.get("input_size"), per_feature
+    plan = timm_encoders.plan_encoder(
+        name, config.image_size, part.options.get("input_size"), part.options.get("stage")
     )
-    with init_empty_weights():
-        network: Any = timm.create_model(name.split(".")[0], pretrained=False, num_classes=0, img_size=size)
-    return (network.to("meta"), size), ((size // patch) ** 2, int(network.num_features))
+    rows, columns = plan.layer.grid
+    return (plan.network, plan.input_size), (rows * columns, plan.layer.num_channels)
 
 
 def _discriminator(config: RunConfig) -> nn.Module | None:

@@ -15,12 +15,14 @@ from simflow_plugin.studies.stages import StudySettings, settle_config
 class FakeStages:
     """Stages that write what the real ones leave behind, and note what was asked of them."""
 
-    def __init__(self):
+    def __init__(self, suffix="pretrained"):
+        self.suffix = suffix
         self.trained, self.measured, self.exported, self.configs = [], [], [], {}
         self.stop_before = None
 
     def steps(self):
-        return Steps(self.pretrain, self.train, self.export, self.measure, self.measure_real, self.cost)
+        work = (self.train, self.export, self.measure, self.measure_real, self.cost)
+        return Steps(self.pretrain, *work, require=self.pretrain)
 
     def pretrain(self, path, config):
         pass
@@ -42,7 +44,7 @@ class FakeStages:
     def measure(self, run, settings, guidance):
         self.measured.append(run.path.name)
         cost = {"model_parameters": 1, "autoencoder_parameters": 1, "training_flops": 1, "sampling_flops": 1}
-        numbers = {"fd_pretrained": float(len(self.measured)), "class_agreement": 0.5}
+        numbers = {f"fd_{self.suffix}": float(len(self.measured)), "class_agreement": 0.5}
         return {
             "metrics": {f"{w:g}": numbers for w in guidance},
             "intervals": {f"{w:g}": {} for w in guidance},
@@ -53,7 +55,7 @@ class FakeStages:
         return {"training_flops": 1, "steps": config.training.steps, "train_seconds": 2.0}
 
     def measure_real(self, config, settings):
-        return {"fd_pretrained": 0.1, "class_agreement": 0.9}
+        return {f"fd_{self.suffix}": 0.1, "class_agreement": 0.9}
 
 
 @pytest.fixture
@@ -102,6 +104,7 @@ def test_budget_scales_steps_and_warmup_of_all_alike(fake, tmp_path):
 
 @pytest.mark.parametrize("study", STUDIES.values(), ids=list(STUDIES))
 def test_all_runs_differ_in_parts_only(study, fake, tmp_path):
+    fake.suffix = study.suffix
     make_runner(fake, tmp_path, study).run()
     shared = [
         config.model_dump(
