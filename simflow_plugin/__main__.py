@@ -1,4 +1,4 @@
-"""`python -m simflow_plugin COMMAND`: the same as `simflow COMMAND`, of the package that Python finds first."""
+"""`python -m simflow_plugin COMMAND`: `simflow COMMAND` of the package that Python finds first."""
 
 from simflow_plugin.cli.app import main
 

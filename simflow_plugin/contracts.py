@@ -87,6 +87,18 @@ class GenerativeModel(nn.Module, ABC):
             error; `alignment` is a mean negative cosine similarity. Present only if computed.
         """
 
+    def autoencoder_losses(
+        self, latents: Tensor, labels: Tensor | None, features: Tensor | None, random: Random
+    ) -> dict[str, Tensor] | None:
+        """Return the coupled terms that move the autoencoder where they come from a pass of their own.
+
+        Called before `training_losses` with the same arguments; changes no state.
+
+        Returns:
+            Coupled terms by name; None (as here) where those of `training_losses` move the autoencoder too.
+        """
+        return None
+
     @abstractmethod
     def sample(self, labels: Tensor | None, shape: Sequence[int], guidance: float, random: Random) -> Tensor:
         """Draw latents of `shape` (B, C, h, w).

@@ -1,4 +1,4 @@
-"""What a machine has that training can use: the findings behind `simflow doctor`."""
+"""Findings of `simflow doctor`: devices, packages, data sets and weights that training can use."""
 
 from __future__ import annotations
 

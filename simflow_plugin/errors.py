@@ -28,6 +28,10 @@ class DataError(SimflowError):
     """A data set is missing, empty or unreadable."""
 
 
+class EmptySplit(DataError):
+    """A share of a data set without a split of its own is so small that no image is left in it."""
+
+
 class WeightsError(SimflowError):
     """Pretrained weights are missing, truncated, or of another architecture."""
 

@@ -1,16 +1,75 @@
-"""Files and folders that are there whole, or not at all, and that others may read as any file of this user."""
+"""Files and folders written in one piece, with the permissions of the umask, and digests of what they hold.
+
+    with replacing(path, DataError) as part:
+        save_file(tensors, part)
+
+Readers see the old content or the new one. The part lies in the same folder, is flushed to the disk, and gets its name
+by a rename; where anything fails, it is removed and the old file stays.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import secrets
 import shutil
-import tempfile
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from urllib.error import URLError
 
 from safetensors import SafetensorError
 
-from simflow_plugin.errors import RunDirectoryError
+from simflow_plugin.errors import RunDirectoryError, SimflowError
+
+
+@contextmanager
+def replacing(path: Path, error: type[SimflowError] | None = None) -> Iterator[Path]:
+    """Give a path for the new content of `path`, a file or a new folder, and rename it at the end of the block.
+
+    Processes that write the same file at once do no harm: each has a part, and the last one wins.
+
+    Args:
+        path: its folder is made if need be.
+        error: raised in place of an `OSError` or `SafetensorError`, naming `path`; None lets these pass.
+    """
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        give_usual_mode(part)
+        for written in (*part.rglob("*"), part):
+            _flush(written)
+        os.replace(part, path)
+        _flush(path.parent)
+    except (OSError, SafetensorError) as problem:
+        if error is None or isinstance(problem, URLError):  # an OSError of the source, not of the file
+            raise
+        raise error(f"{path}: cannot be written: {problem}") from problem
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def filling(folder: Path) -> Iterator[Path]:
+    """Give a folder to fill, which gets the name `folder` at the end of the block.
+
+    Args:
+        folder: new or empty.
+    Raises:
+        RunDirectoryError: if the folder exists and is not empty, or cannot be written.
+    """
+    check_new_folder(folder)
+    with replacing(folder, RunDirectoryError) as part:
+        part.mkdir()
+        yield part
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Replace a file's content by `text`, in UTF-8."""
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def check_new_folder(folder: Path) -> None:
@@ -25,43 +84,51 @@ def check_new_folder(folder: Path) -> None:
         )
 
 
-def write_new_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a folder beside `folder`, then give it its name.
+def give_usual_mode(path: Path) -> None:
+    """Give a file, or a folder and the files in it, the permissions that the umask gives to new ones.
 
-    Args:
-        folder: new or empty.
-        write: fills the folder that it is given.
-    Raises:
-        RunDirectoryError: if the folder exists and is not empty, or cannot be written.
+    safetensors makes its files readable to their owner only: a colleague could not sample.
     """
-    check_new_folder(folder)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
-        try:
-            write(aside)
-            give_usual_mode(aside)
-            os.replace(aside, folder)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
-        raise RunDirectoryError(f"{folder}: cannot be written: {error}") from error
-
-
-def give_usual_mode(folder: Path) -> None:
-    """Give a folder and the files in it the permissions of what this process makes otherwise, by its umask.
-
-    safetensors makes its files readable to their owner only, and so does `tempfile`: a colleague could not sample.
-    """
-    mode = mode_of_new_files(folder)
-    for path in folder.iterdir():
+    mode = _mode_of_new_files(path.parent)
+    if not path.is_dir():
         path.chmod(mode)
-    folder.chmod(mode | ((mode >> 2) & 0o111) | 0o100)  # whoever may read a folder may enter it
+        return
+    for inner in path.iterdir():
+        inner.chmod(mode | _search_bits(mode) if inner.is_dir() else mode)
+    path.chmod(mode | _search_bits(mode))
 
 
-def mode_of_new_files(folder: Path) -> int:
+def _flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal digits."""
+    digest = hashlib.sha256()  # Python 3.10 has no hashlib.file_digest
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def text_digest(text: str) -> str:
+    """Return 16 hexadecimal digits that name a text: a key of caches."""
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _search_bits(mode: int) -> int:
+    """Return the bits by which whoever may read a folder may enter it."""
+    return ((mode >> 2) & 0o111) | 0o100
+
+
+def _mode_of_new_files(folder: Path) -> int:
     """Return the permissions that this process gives to a file it opens in `folder`."""
-    probe = folder / f".mode.{os.getpid()}"
+    probe = folder / f".mode.{secrets.token_hex(4)}"
     try:
         probe.touch()
         return probe.stat().st_mode & 0o666

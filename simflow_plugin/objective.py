@@ -6,13 +6,15 @@ A model declares which of its terms may move the autoencoder (`coupled_terms`); 
 Where both kinds meet, or where the alignment weighs differently for model and autoencoder (REPA-E), the model runs
 once on a leaf copy of z, and the gradient of the coupled terms at that leaf is handed to z by the linear surrogate
 <z, dL/dz>, whose gradient at z is that very vector. So the model still runs forward once and DDP sees one backward;
-the price is a second pass back through the model for dL/dz.
+the price is a second pass back through the model for dL/dz. A model whose coupled terms come from a pass of their own
+(REPA-E: the network in evaluation mode) gives them by `autoencoder_losses`; then the model runs forward twice.
 
 Reference: SimFlow, arXiv:2512.04084; REPA-E, arXiv:2504.10483, section 3.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -111,7 +113,7 @@ class JointObjective(nn.Module):
             log under its own name.
         """
         posterior, latents = self._encode(batch)
-        log = latent_statistics(posterior)
+        log = latent_statistics(posterior, self.model.noise_std if self.model is not None else 0.0)
         loss = torch.zeros((), device=batch.images.device)
         images_out = None
         if self.autoencoder.trainable != "none":
@@ -159,17 +161,34 @@ class JointObjective(nn.Module):
                 )
             return self._weigh(terms), terms
         leaf = latents.detach().requires_grad_(bool(coupled))
-        terms = self._terms(leaf, batch)
+        own_terms = self._autoencoder_terms(leaf, batch) if coupled else None
+        terms = self._terms(leaf if own_terms is None else leaf.detach(), batch)
         loss = self._weigh(terms)
-        moving = [self.weights.of_autoencoder(name) * terms[name] for name in sorted(coupled & set(terms))]
+        moving_terms = terms if own_terms is None else own_terms
+        moving = [
+            self.weights.of_autoencoder(name) * moving_terms[name]
+            for name in sorted(coupled & set(moving_terms))
+        ]
         if moving:
             # Scaled as the backward pass will be, so that float16 gradients inside the model do not underflow.
+            # After both passes: under FSDP2 a backward pass ends the one forward pass that the wrapper knows of.
             scale = 1.0 if batch.loss_scale is None else batch.loss_scale
             (scaled,) = torch.autograd.grad(torch.stack(moving).sum() * scale, leaf, retain_graph=True)
             gradient = scaled.float() / scale
             surrogate = (latents * gradient).sum()
             loss = loss + surrogate - surrogate.detach()
+        if own_terms is not None:
+            terms = terms | {f"{name}_autoencoder": term for name, term in own_terms.items()}
         return loss, terms
+
+    def _autoencoder_terms(self, leaf: Tensor, batch: JointInputs) -> dict[str, Tensor] | None:
+        """Return the terms of the pass that moves the autoencoder alone, or None if it shares the model's."""
+        assert self.model is not None
+        terms = self.model.autoencoder_losses(leaf, batch.labels, batch.features, batch.random)
+        if terms is not None and set(terms) - self.model.coupled_terms:
+            uncoupled = sorted(set(terms) - self.model.coupled_terms)
+            raise RuntimeError(f"{type(self.model).__name__}: terms {uncoupled} are not in coupled_terms")
+        return terms
 
     def _terms(self, latents: Tensor, batch: JointInputs) -> dict[str, Tensor]:
         assert self.model is not None
@@ -179,13 +198,6 @@ class JointObjective(nn.Module):
                 f"{type(self.model).__name__} was given features to align with, and returned no `alignment` term"
             )
         return terms
-
-    def needs_inner_gradient(self, has_features: bool) -> bool:
-        """Return whether `forward` itself goes back through the model, to send some terms to the latents only."""
-        if self.model is None or self.autoencoder.trainable != "full":
-            return False
-        coupled = self._coupled_terms()
-        return bool(coupled) and not self._shares_all(coupled, has_features)
 
     def _shares_all(self, coupled: frozenset[str], has_features: bool) -> bool:
         """Return whether every term moves model and autoencoder alike."""
@@ -217,13 +229,32 @@ class JointObjective(nn.Module):
 
 
 @torch.no_grad()
-def latent_statistics(posterior: Posterior) -> dict[str, Tensor]:
-    """Return what warns of a collapse of the mean: its average, its spread, and the share of dead channels.
+def latent_statistics(posterior: Posterior, noise_std: float = 0.0) -> dict[str, Tensor]:
+    """Return what warns of a collapse of the mean, for the log.
 
     The spread of a channel is the standard deviation of its mean over batch and positions.
+
+    Args:
+        posterior: of a batch.
+        noise_std: of the noise that the model itself adds to latents.
+    Returns:
+        Scalars: `latent_mean`, the average of the mean; `latent_std`, its spread; `signal_to_noise`, the spread over the
+        posterior's std; all three averaged over channels; `latent_dead`, the share of dead channels; and for a fixed
+        variance `nll_floor`, the entropy of the noise in nats per dimension, 1/2 log(2 pi e (std^2 + noise_std^2)):
+        the NLL of a model that knows the mean exactly (0.726 at std 0.5). No model of the latents is below it on
+        average, and one that reaches it has nothing left to learn from: the mean has collapsed.
     """
     mean = posterior.mean.float()
+    std = posterior.std.float().expand_as(mean)
     spread = mean.std(dim=(0, 2, 3), unbiased=False)  # (C,)
-    noise = posterior.std.float().expand_as(mean).mean(dim=(0, 2, 3))
-    dead = (spread < DEAD_CHANNEL_RATIO * noise).float().mean()
-    return {"latent_mean": mean.mean(), "latent_std": spread.mean(), "latent_dead": dead}
+    noise = std.mean(dim=(0, 2, 3))
+    statistics = {
+        "latent_mean": mean.mean(),
+        "latent_std": spread.mean(),
+        "latent_dead": (spread < DEAD_CHANNEL_RATIO * noise).float().mean(),
+        "signal_to_noise": (spread / noise).mean(),
+    }
+    if not posterior.learns_variance:
+        variance = std.square() + noise_std**2
+        statistics["nll_floor"] = 0.5 * (2 * math.pi * math.e * variance).log().mean()
+    return statistics

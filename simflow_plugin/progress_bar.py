@@ -1,4 +1,4 @@
-"""Progress of work that is counted: a bar on a terminal, a line now and then elsewhere; rate and remaining time in both."""
+"""Progress of counted work with rate and remaining time: a bar on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 

@@ -4,9 +4,9 @@ A part is a class (or factory) under a short name. Built-in parts register thems
 their own file; other distributions declare an entry point in the group `simflow_plugin.<kind>`. Nothing is
 imported before a name is asked for.
 
-Every factory is called as `factory(options, context)`, where `options` is an instance of `factory.Options`
-(a subclass of `simflow_plugin.options.Options`) and `context` is what the harness knows: see
-`simflow_plugin.contracts`.
+A factory is called as `factory(options, context)`, where `options` is an instance of `factory.Options` (a subclass
+of `simflow_plugin.options.Options`) and `context` is what the harness knows: see `simflow_plugin.contracts`.
+Attention backends have no options and are called as `factory(context)`.
 """
 
 from __future__ import annotations
@@ -31,9 +31,11 @@ class Registry:
     Args:
         kind: for example `models`; the entry-point group is `simflow_plugin.<kind>`.
         package: the package (or module) whose files hold the built-in parts.
+        takes_options: False for parts that are called as `factory(context)`.
     """
 
-    def __init__(self, kind: str, package: str) -> None:
+    def __init__(self, kind: str, package: str, takes_options: bool = True) -> None:
+        self._takes_options = takes_options
         self.kind = kind
         self.group = f"simflow_plugin.{kind}"
         self._package = package
@@ -86,7 +88,7 @@ class Registry:
             raise RegistryError(f"{self.kind}: unknown name `{name}`.{did_you_mean(name, self.names())}")
         part = self._builtin[name] if name in self._builtin else self._load(claims[0])
         declared = getattr(part, "Options", None)
-        if not (isinstance(declared, type) and issubclass(declared, Options)):
+        if self._takes_options and not (isinstance(declared, type) and issubclass(declared, Options)):
             raise RegistryError(
                 f"{self.kind}: `{name}` ({_defined_as(part)}, distribution {owners[0]}) declares no options: found "
                 f"Options = {declared!r}. Add to it `class Options(simflow_plugin.options.Options)` with one field an "
@@ -136,4 +138,5 @@ ENCODERS = Registry("encoders", "simflow_plugin.alignment")
 DATASETS = Registry("datasets", "simflow_plugin.data")
 RECONSTRUCTION_LOSSES = Registry("reconstruction_losses", "simflow_plugin.losses")
 GUIDANCE = Registry("guidance", "simflow_plugin.flow.guidance")
-ATTENTION = Registry("attention", "simflow_plugin.flow.attention")
+ATTENTION = Registry("attention", "simflow_plugin.flow.attention", takes_options=False)
+JUDGES = Registry("judges", "simflow_plugin.evaluation.judges")

@@ -1,4 +1,4 @@
-"""Where the files that ship with the package are: beside the package in a checkout, inside it in an installed wheel."""
+"""Folders of shipped files: beside the package in a checkout, inside it in an installed wheel."""
 
 from __future__ import annotations
 

@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from simflow_plugin.cli.train_options import (
+from simflow_plugin.config.schema import RunConfig, load_config
+from simflow_plugin.exits import exit_on_user_error
+from simflow_plugin.runs.run_directory import RunDirectory
+from simflow_plugin.train_options import (
     AllowChangedOption,
     DryRunOption,
     NoReportOption,
@@ -20,10 +23,6 @@ from simflow_plugin.cli.train_options import (
     ProfileOption,
     SetOption,
 )
-from simflow_plugin.config.schema import RunConfig, load_config
-from simflow_plugin.errors import ConfigError
-from simflow_plugin.exits import exit_on_user_error
-from simflow_plugin.runs.run_directory import RunDirectory
 from simflow_plugin.training.interrupts import RESUME_EXIT_STATUS, Interrupted, stop_on_signals
 
 if TYPE_CHECKING:
@@ -99,11 +98,11 @@ def train(
             trainer = Trainer(config, run, parts, dataset, accelerator, stop, profile_steps)
             trainer.train()
         if report:
-            from simflow_plugin.evaluation.report.run_report import summarize_and_report
+            from simflow_plugin.evaluation.report.run_report import evaluate_after_training
 
             is_main = accelerator.is_main_process
             trainer.processes.run_on_main(
-                (lambda: summarize_and_report(run, trainer.device)) if is_main else None
+                (lambda: evaluate_after_training(run, trainer.device)) if is_main else None
             )
 
 
@@ -111,32 +110,21 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     """Build the Accelerator: device, processes and precision.
 
     Raises:
-        ConfigError: if float16 is asked for without a GPU, or DeepSpeed without its packages or in another precision.
+        ConfigError: if float16 is asked for without a GPU, or accelerate was configured for DeepSpeed.
     """
     import torch
     from accelerate import Accelerator
     from accelerate.utils import parse_flag_from_env
 
+    from simflow_plugin.runs.run_precision import Precision
     from simflow_plugin.training.distributed.processes import process_group_options
 
     has_gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
-    precision = config.training.precision
-    if precision == "auto":
-        precision = (
-            "bfloat16" if has_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-        )
-    if precision == "float16" and not has_gpu:
-        raise ConfigError("training.precision: float16 needs a GPU. Use float32 (or auto) on a CPU.")
-    torch.backends.cuda.matmul.allow_tf32 = config.training.tf32
-    torch.backends.cudnn.allow_tf32 = config.training.tf32
-    mixed = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[precision]
-    accelerator = Accelerator(mixed_precision=mixed, **process_group_options(has_gpu))
-    if accelerator.mixed_precision != mixed:
-        raise ConfigError(
-            f"training.precision: the run computes in {precision}, the DeepSpeed settings say "
-            f"{accelerator.mixed_precision}. Remove `bf16` and `fp16` there."
-        )
-    return accelerator
+    chosen = Precision.of_training(config.training, "cuda" if has_gpu else "cpu")
+    torch.backends.cuda.matmul.allow_tf32 = chosen.tf32
+    torch.backends.cudnn.allow_tf32 = chosen.tf32
+    mixed = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[chosen.name]
+    return Accelerator(mixed_precision=mixed, **process_group_options(has_gpu))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""Settings that every test shares: one thread, no network, no colour."""
+"""Settings that every test shares: one thread, no network, no colour, fixed seeds."""
 
 import os
+import random
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "disabled")
 os.environ.setdefault("NO_COLOR", "1")
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,7 +17,20 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def _fixed_seed():
+    _seed_everything()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(fixturedef, request):
+    """Seed what several tests share as well: it is made before a test's own seed, after whichever test ran before."""
+    if fixturedef.scope != "function":
+        _seed_everything()
+
+
+def _seed_everything():
     torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
 
 
 @pytest.fixture

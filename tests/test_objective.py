@@ -7,8 +7,8 @@ import torch
 
 from simflow_plugin.losses.pixel import L2Loss
 from simflow_plugin.losses.reconstruction import ReconstructionLoss
-from simflow_plugin.objective import JointInputs, JointObjective, ObjectiveWeights
-from simflow_plugin.posteriors.gaussian import LearnedVariancePosterior
+from simflow_plugin.objective import JointInputs, JointObjective, ObjectiveWeights, latent_statistics
+from simflow_plugin.posteriors.gaussian import FixedVariancePosterior, LearnedVariancePosterior
 from simflow_plugin.randomness import BatchRandom
 from tests.training.toys import AlignmentCoupledModel, CoupledModel, DetachedModel, LinearAutoencoder
 
@@ -135,6 +135,29 @@ def test_dead_channels_are_counted():
     with torch.no_grad():
         joint.autoencoder.encoder.weight[0] = 0.0
     assert joint(inputs())["latent_dead"] == pytest.approx(1 / 3)
+
+
+def test_signal_to_noise_is_the_spread_over_the_posteriors_std_averaged_over_channels():
+    mean = torch.zeros(4, 2, 1, 1)
+    mean[:2, 0], mean[:2, 1] = 2.0, 6.0  # two values: the spread is half their distance
+    std = torch.tensor([0.5, 2.0]).view(2, 1, 1)
+    assert latent_statistics(FixedVariancePosterior(mean, std))["signal_to_noise"] == pytest.approx(
+        (1 / 0.5 + 3 / 2) / 2
+    )
+
+
+@pytest.mark.parametrize(("noise_std", "floor"), [(0.0, 0.7258), (0.3, 0.8795)])
+def test_floor_of_the_nll_is_the_entropy_of_the_fixed_noise_per_dimension(noise_std, floor):
+    posterior = FixedVariancePosterior(torch.randn(2, 3, 4, 4), torch.tensor(0.5))
+    found = latent_statistics(posterior, noise_std)["nll_floor"]
+    assert found == pytest.approx(floor, abs=1e-4)
+    if noise_std == 0:
+        assert found == pytest.approx(float(posterior.entropy()[0]) / 48)
+
+
+def test_learned_variance_has_no_floor():
+    posterior = LearnedVariancePosterior(torch.randn(2, 3, 4, 4), torch.zeros(2, 3, 4, 4))
+    assert "nll_floor" not in latent_statistics(posterior)
 
 
 class ForeignPosterior:

@@ -23,14 +23,16 @@ from simflow_plugin.alignment.conv_stem import ConvStem
 from simflow_plugin.alignment.encoder import FrozenEncoder
 from simflow_plugin.alignment.feature_layer import FeatureLayer
 from simflow_plugin.contracts import DataContext
-from simflow_plugin.errors import ConfigError, WeightsError
+from simflow_plugin.errors import ConfigError, RunDirectoryError, WeightsError
+from simflow_plugin.files import replacing
+from simflow_plugin.weights import load_strictly, read_metadata, read_tensors
 
 FORMAT = "simflow-classifier-1"
 
 
 @dataclass(frozen=True)
 class ClassifierCard:
-    """What a classifier's file says of itself.
+    """Description in a classifier's file.
 
     Args:
         architecture: arguments of `make_network`; `kind` is `tokens` (also if it is missing) or `backbone`.
@@ -121,11 +123,10 @@ def save_classifier(path: Path, network: nn.Module, card: ClassifierCard) -> Non
     """Write weights and card to one safetensors file, in one piece."""
     from safetensors.torch import save_file
 
-    from simflow_plugin.data.disk_cache import write_atomically
-
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     metadata = {"format": FORMAT, "card": json.dumps(asdict(card))}
-    write_atomically(path, lambda target: save_file(tensors, target, metadata))
+    with replacing(path, RunDirectoryError) as part:
+        save_file(tensors, part, metadata)
 
 
 def load_classifier(path: Path) -> tuple[Classifier, ClassifierCard]:
@@ -134,19 +135,12 @@ def load_classifier(path: Path) -> tuple[Classifier, ClassifierCard]:
     Raises:
         WeightsError: if it is missing, damaged, or something else.
     """
-    from safetensors import SafetensorError, safe_open
-
     if not path.is_file():
         raise WeightsError(
             f"{path}: no such file. Make it with `simflow pretrain-encoder --data fashion-mnist --out "
             f"{path}`."
         )
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{path}: not a readable safetensors file: {error}") from error
+    metadata = read_metadata(path)
     if metadata.get("format") != FORMAT:
         raise WeightsError(
             f"{path}: not made by `simflow pretrain-encoder` (format {metadata.get('format')!r}, expected "
@@ -154,10 +148,7 @@ def load_classifier(path: Path) -> tuple[Classifier, ClassifierCard]:
         )
     card = ClassifierCard(**json.loads(metadata["card"]))
     network = make_network(card.architecture)
-    try:
-        network.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise WeightsError(f"{path}: its weights are not of its own architecture: {error}") from error
+    load_strictly(network, read_tensors(path), str(path), "Make the file again.")
     return network, card
 
 

@@ -1,4 +1,4 @@
-"""Patch embedding by a few strided convolutions, which small transformers learn from far faster.
+"""Patch embedding by strided convolutions, with which small transformers train faster than with one projection.
 
 Reference: Xiao et al., "Early convolutions help transformers see better", arXiv:2106.14881.
 """

@@ -1,4 +1,4 @@
-"""Pretrained weights of a timm encoder: from a path, else from a local cache, else an error within a second.
+"""Pretrained weights of a timm network, from a path, a local cache or a package; nothing is downloaded.
 
 A download is never started on its own: without a network it would end in minutes of retries.
 """
@@ -14,14 +14,15 @@ from torch import Tensor, nn
 
 from simflow_plugin.alignment.backbone_package import find_packaged_weights, is_packaged, rename_packaged
 from simflow_plugin.errors import WeightsError
+from simflow_plugin.weights import load_strictly, read_tensors
 
-CHECKPOINT_OPTION = "alignment.encoder.checkpoint"
 HUB_FILES = (
     "model.safetensors",
     "pytorch_model.bin",
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.bin",
 )
+CHECKPOINT_OPTION = "alignment.encoder.checkpoint"
 NESTED_WEIGHTS = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Where training scripts keep the weights in a file that holds more."""
 UNUSED_PREFIXES = ("head", "fc_norm", "mask_token", "decoder", "attn_pool")
@@ -60,16 +61,18 @@ def find_weights(model: str, checkpoint: str | None, option: str = CHECKPOINT_OP
 def load_weights(network: nn.Module, path: Path, option: str = CHECKPOINT_OPTION) -> None:
     """Load a checkpoint into a timm network; position embeddings are resampled to the network's grid.
 
+    timm's own reader is not used: in timm 1.0.9, the oldest we run with, it unpickles whatever the file holds unless
+    told otherwise, and tries again without that protection if the first attempt ends in a TypeError.
+
+    Args:
+        network: with or without its classifier.
+        path: of the file.
+        option: that sets the path, for messages.
     Raises:
         WeightsError: if the file is damaged, or of another architecture, naming keys or shapes.
     """
-    try:
-        state = _read(path)
-    except Exception as error:  # torch, safetensors and pickle each fail in their own ways
-        raise WeightsError(
-            f"{path}: not a checkpoint, or one that only reads by running code from it: "
-            f"{type(error).__name__}: {error}"
-        ) from error
+    remedy = f"Choose the network that the file belongs to, or another file ({option})."
+    state = read_tensors(path, NESTED_WEIGHTS)
     if is_packaged(state):
         state = rename_packaged(state, network)
     # Each timm family knows the layouts its weights were published in, and resamples position embeddings.
@@ -78,58 +81,18 @@ def load_weights(network: nn.Module, path: Path, option: str = CHECKPOINT_OPTION
         converted: dict[str, Tensor] = convert(state, network) if convert is not None else state
     except Exception as error:  # resampling stumbles over tensors of another architecture in many ways
         raise WeightsError(
-            f"{path}: not the weights of {type(network).__name__} as configured: {error}. Choose the encoder "
-            f"that the file belongs to, or another file ({option})."
+            f"{path}: not the weights of {type(network).__name__} as configured: {error}. {remedy}"
         ) from error
     own = network.state_dict()
-    missing = sorted(set(own) - set(converted))
     unused = (*UNUSED_PREFIXES, *classifier_prefixes(network))
-    foreign = sorted(key for key in set(converted) - set(own) if not key.startswith(unused))
-    reshaped = sorted(key for key in set(own) & set(converted) if own[key].shape != converted[key].shape)
-    if missing or foreign or reshaped:
-        raise WeightsError(_mismatch(path, network, missing, foreign, reshaped, option))
-    network.load_state_dict({key: converted[key] for key in own})
+    needed = {k: v for k, v in converted.items() if k in own or not k.startswith(unused)}
+    load_strictly(network, needed, str(path), remedy)
 
 
 def classifier_prefixes(network: nn.Module) -> tuple[str, ...]:
     """Return the beginnings of the names of a timm network's classifier, which a network for features lacks."""
     named = getattr(network, "pretrained_cfg", {}).get("classifier") or ()
     return tuple(f"{name}." for name in ((named,) if isinstance(named, str) else named))
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    """Read a file without running code from it, and find the weights in it, averaged ones first.
-
-    timm's own reader is not used: in timm 1.0.9, the oldest we run with, it unpickles whatever the file holds unless
-    told otherwise, and tries again without that protection if the first attempt ends in a TypeError.
-    """
-    import torch
-    from safetensors.torch import load_file
-    from timm.models import clean_state_dict
-
-    reads_safetensors = path.suffix == ".safetensors"
-    content: dict[str, Any] = (
-        load_file(path) if reads_safetensors else torch.load(path, "cpu", weights_only=True)
-    )
-    nested = next((key for key in NESTED_WEIGHTS if content.get(key) is not None), None)
-    state: dict[str, Any] = content if nested is None else content[nested]
-    return clean_state_dict(state)
-
-
-def _mismatch(
-    path: Path,
-    network: nn.Module,
-    missing: list[str],
-    foreign: list[str],
-    reshaped: list[str],
-    option: str,
-) -> str:
-    kinds = (("missing keys", missing), ("foreign keys", foreign), ("keys of other shapes", reshaped))
-    found = ", ".join(f"{len(keys)} {kind} such as {keys[0]}" for kind, keys in kinds if keys)
-    return (
-        f"{path}: not the weights of {type(network).__name__} as configured: {found}. Choose the encoder "
-        f"that the file belongs to, or another file ({option})."
-    )
 
 
 def _addresses(config: Any) -> str:

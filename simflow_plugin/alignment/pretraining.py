@@ -53,7 +53,7 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class PretrainingOptions:
-    """How to train the classifier.
+    """Training settings of the classifier.
 
     Args:
         data: name of the data set, for the card.

@@ -1,4 +1,4 @@
-"""Frozen encoders of timm as alignment targets: any network with intermediate features, or a usual one by short name."""
+"""Frozen encoders of timm as alignment targets: any network with intermediate features, common ones by a short name."""
 
 from __future__ import annotations
 

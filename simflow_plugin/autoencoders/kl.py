@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from simflow_plugin.autoencoders.kl_options import KLOptions, Numbers, resolve_architecture
 from simflow_plugin.autoencoders.network import select_moments
-from simflow_plugin.autoencoders.network_weights import AutoencoderWeights, load_strictly
+from simflow_plugin.autoencoders.network_weights import AutoencoderWeights
 from simflow_plugin.contracts import Autoencoder
 from simflow_plugin.convolution_layout import convolution_layout
 from simflow_plugin.errors import ConfigError, ShapeError, WeightsError
 from simflow_plugin.posteriors.gaussian import GaussianPosterior
 from simflow_plugin.posteriors.heads import PosteriorHead, build_head
 from simflow_plugin.registry import AUTOENCODERS
+from simflow_plugin.weights import load_strictly
 
 
 @AUTOENCODERS.register("kl")

@@ -1,4 +1,4 @@
-"""The bench: build, time everything in turn, compare outputs, and put the ratios together."""
+"""Benchmark run: build the flow, time all subjects in turn, compare their outputs, compute ratios."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From what a user typed to a setting that can be run, or an error that names the option."""
+"""Benchmark setting from command-line options, with errors that name the option."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arithmetic of the flow, counted from its configuration: what a training step and a sampling run cannot do without.
+"""Minimum FLOPs of a training step and of a sampling run of the flow, from its configuration.
 
 A multiply-add is 2 FLOPs. Only matrix products count: linear maps and attention (causal: position s sees s keys).
 A method that evaluates more positions (Jacobi) is still charged this minimum, so that all methods of a table are

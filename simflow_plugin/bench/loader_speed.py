@@ -1,4 +1,4 @@
-"""Is the data loader fast enough: its images per second, and the training step that would wait for it."""
+"""Data loader throughput in images per second, and the step time below which training waits for it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from simflow_plugin.runs.parts import build_dataset
 
 @dataclass(frozen=True)
 class LoaderSpeed:
-    """How fast one process reads images.
+    """Reading speed of one process.
 
     Args:
         images_per_second: of the loader alone.

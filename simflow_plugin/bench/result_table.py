@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import sys
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from simflow_plugin.errors import RunDirectoryError
+from simflow_plugin.files import replacing
 
 
 @dataclass(frozen=True)
@@ -65,17 +65,13 @@ class BenchReport:
     memory: dict[str, int]
 
     def save(self, path: Path) -> None:
-        """Write JSON, whole or not at all.
+        """Write JSON.
 
         Raises:
             RunDirectoryError: if the file cannot be written.
         """
-        aside = path.with_name(f".{path.name}.part")
-        try:
-            aside.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-            os.replace(aside, path)
-        except OSError as error:
-            raise RunDirectoryError(f"{path}: cannot be written: {error}") from error
+        with replacing(path, RunDirectoryError) as part:
+            part.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
     def print(self, console: Console | None = None) -> None:
         """Print the tables."""

@@ -1,4 +1,4 @@
-"""What to measure: the flow, the batch, the device, the samplers, and how often."""
+"""Benchmark setting: the flow, the batch, the device, the samplers, the number of rounds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NAIVE_TOKENS = 64
 
 @dataclass(frozen=True)
 class BenchSetting:
-    """What to measure.
+    """Benchmark setting.
 
     Args:
         config: of the flow, with labels or with a condition of one token.
@@ -58,5 +58,4 @@ class BenchSetting:
     @property
     def prefix_length(self) -> int:
         """Condition tokens in front of the others, in conditional blocks."""
-        adds = self.config.num_classes is not None and self.config.class_conditioning == "add"
-        return 0 if adds else 1
+        return self.config.prefix_length(1)

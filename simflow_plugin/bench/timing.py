@@ -1,4 +1,4 @@
-"""Timing on a machine that others use as well: subjects take turns, medians are kept, devices are waited for."""
+"""Timing on a shared machine: subjects alternate, medians are reported, devices are synchronised."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The flow under test, with weights that are random and not trivial, and the work that is timed."""
+"""Benchmark workload: a flow with random non-trivial weights, its training step and its samplers."""
 
 from __future__ import annotations
 

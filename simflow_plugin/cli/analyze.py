@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from simflow_plugin.cli.run_options import LastWeightsOption, LpipsOption, PrecisionOption
 from simflow_plugin.exits import exit_on_user_error
 
 
@@ -15,13 +16,10 @@ def analyze(
     num_images: Annotated[int | None, typer.Option(min=2, help="Held-out images; default: all.")] = None,
     num_strips: Annotated[int, typer.Option(min=1, help="Interpolation strips.")] = 6,
     seed: Annotated[int, typer.Option(help="Of noise and posterior samples.")] = 0,
-    last_weights: Annotated[
-        bool, typer.Option("--last-weights", help="Not the averaged (EMA) weights.")
-    ] = False,
-    lpips_backbone: Annotated[
-        Path | None, typer.Option(help="File of torchvision's AlexNet, for LPIPS.")
-    ] = None,
+    last_weights: LastWeightsOption = False,
+    lpips_backbone: LpipsOption = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Does not change the numbers.")] = None,
+    precision: PrecisionOption = None,
 ) -> None:
     """Analyze a run's latent space on held-out images; writes RUN/analysis/."""
     with exit_on_user_error():
@@ -29,7 +27,7 @@ def analyze(
         from simflow_plugin.evaluation.report.analysis_report import STATISTICS, write_analysis
         from simflow_plugin.runs.loaded_run import load_run
 
-        loaded = load_run(run, averaged=not last_weights)
+        loaded = load_run(run, averaged=not last_weights, precision=precision)
         backbone = str(lpips_backbone) if lpips_backbone is not None else None
         request = AnalysisRequest(
             num_images, num_strips, seed=seed, batch_size=batch_size, lpips_backbone=backbone

@@ -1,4 +1,4 @@
-"""The console script `simflow`: each command is a file of `simflow_plugin/commands`; torch waits until it runs."""
+"""The console script `simflow`: one file per command in `simflow_plugin/cli`; torch is imported when a command runs."""
 
 from __future__ import annotations
 

@@ -8,14 +8,13 @@ from typing import Annotated
 
 import typer
 
+from simflow_plugin.cli.run_options import PrecisionOption
 from simflow_plugin.exits import exit_on_user_error
-
-MAX_COLUMNS = 10
 
 
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run directories, evaluated alike (simflow evaluate).")],
-    out: Annotated[Path, typer.Option(help="Folder for comparison.html and comparison.md.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder for comparison.html, .md and .json.")] = Path(
         "comparison"
     ),
     guidance: Annotated[
@@ -28,6 +27,7 @@ def compare(
     force: Annotated[
         bool, typer.Option("--force", help="Compare what was not measured alike, and say so.")
     ] = False,
+    precision: PrecisionOption = None,
 ) -> None:
     """Compare runs: quality with intervals, cost, curves, samples from the same noise, and published numbers."""
     with exit_on_user_error():
@@ -42,11 +42,10 @@ def compare(
         logging.basicConfig(level=logging.WARNING, format="%(message)s")
         if out.exists() and not out.is_dir():
             raise EvaluationError(f"--out {out}: is a file. Name a folder.")
-        compared = read_runs(runs, guidance)
+        compared = read_runs(runs, guidance, precision)
         problems = check_comparable(compared, force)
         add_costs(compared)
-        classes = min((run.loaded.num_classes or MAX_COLUMNS for run in compared), default=MAX_COLUMNS)
-        add_samples(compared, min(classes, MAX_COLUMNS) * per_class, seed)
+        add_samples(compared, per_class, seed)
         page = write_comparison(compared, problems, out, per_class)
         typer.echo(to_markdown(metrics_table(compared, problems)))
         typer.echo(f"{page}")

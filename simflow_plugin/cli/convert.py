@@ -1,4 +1,4 @@
-"""`simflow convert`: the weights of other codebases turned into ours."""
+"""`simflow convert`: conversion of other codebases' weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`simflow doctor`: what this machine has, what each missing thing means, and what to do about it."""
+"""`simflow doctor`: devices, packages, data sets and weights of this machine, and remedies for what is missing."""
 
 from __future__ import annotations
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, cast
 
 import typer
 
+from simflow_plugin.cli.run_options import LastWeightsOption, LpipsOption, PrecisionOption
 from simflow_plugin.exits import exit_on_user_error
 
 if TYPE_CHECKING:
@@ -26,14 +27,14 @@ def evaluate(
         int, typer.Option(min=1, help="Samples to draw; published FIDs use 50,000.")
     ] = 10_000,
     guidance: Annotated[float | None, typer.Option(min=0, help="Weight w; default: the run's own.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the noise; sample i depends on the seed and i only.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Of the samples' noise; sample i depends on the seed and i only.")
+    ] = 0,
     sampling: Annotated[
         list[str] | None, typer.Option(help="key=value of the model's sampler: method=jacobi.")
     ] = None,
     step: Annotated[int | None, typer.Option(help="Of the checkpoint; default: the newest.")] = None,
-    last_weights: Annotated[
-        bool, typer.Option("--last-weights", help="Not the averaged (EMA) weights.")
-    ] = False,
+    last_weights: LastWeightsOption = False,
     reference: Annotated[
         str, typer.Option(help="Split to compare samples with: test (held out) or train.")
     ] = "test",
@@ -41,14 +42,14 @@ def evaluate(
         str, typer.Option(help="inception, dinov2-b, timm:MODEL, pretrained, or none for no feature metrics.")
     ] = "inception",
     weights: Annotated[Path | None, typer.Option(help="File of the extractor's weights.")] = None,
-    lpips_backbone: Annotated[
-        Path | None, typer.Option(help="File of torchvision's AlexNet, for LPIPS.")
-    ] = None,
+    lpips_backbone: LpipsOption = None,
     num_held_out: Annotated[int | None, typer.Option(min=1, help="Held-out images; default: all.")] = None,
     likelihood: Annotated[
         str, typer.Option(help="Of images given decoded ones: gaussian or laplace.")
     ] = "gaussian",
-    posterior_samples: Annotated[int, typer.Option(min=1, help="Per image, in the likelihood.")] = 1,
+    posterior_samples: Annotated[
+        int, typer.Option(min=1, help="Per image, in the likelihood; 1 leaves its Monte-Carlo error unknown.")
+    ] = 2,
     ood: Annotated[
         str | None, typer.Option(help="Data set (name or YAML mapping) to tell apart by likelihood.")
     ] = None,
@@ -59,8 +60,12 @@ def evaluate(
         Path | None, typer.Option(help="Also write the samples as PNG files into this folder.")
     ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Does not change the samples.")] = None,
+    precision: PrecisionOption = None,
 ) -> None:
-    """Measure a run on held-out data with its averaged weights; an interrupted evaluation goes on."""
+    """Measure a run on held-out data with its averaged weights; an interrupted evaluation goes on.
+
+    An evaluation with the run's own settings also renews its summary.json and report.html.
+    """
     with exit_on_user_error():
         from simflow_plugin.errors import EvaluationError
         from simflow_plugin.evaluation.request import EvaluationRequest
@@ -88,14 +93,21 @@ def evaluate(
             ood=ood,
             batch_size=batch_size,
         )
-        run_evaluation(run, request, averaged=not last_weights, step=step, npz=npz, png=png)
+        run_evaluation(run, request, Weights(not last_weights, step, precision), npz, png)
+
+
+class Weights(NamedTuple):
+    """Weights of a run to load: averaged or not, of a step or the newest, and the precision to compute in."""
+
+    averaged: bool = True
+    step: int | None = None
+    precision: str | None = None
 
 
 def run_evaluation(
     run: Path,
     request: EvaluationRequest,
-    averaged: bool = True,
-    step: int | None = None,
+    weights: Weights = Weights(),  # noqa: B008 (immutable)
     npz: Path | None = None,
     png: Path | None = None,
 ) -> None:
@@ -104,37 +116,43 @@ def run_evaluation(
     from accelerate import PartialState
 
     from simflow_plugin.errors import ConfigError
-    from simflow_plugin.evaluation.pipeline import RunEvaluator
-    from simflow_plugin.evaluation.report.evaluation_report import terminal_lines, write_evaluation_report
-    from simflow_plugin.evaluation.sample_files import check_out
+    from simflow_plugin.evaluation.evaluator import RunEvaluator
+    from simflow_plugin.evaluation.report.run_report import (
+        terminal_lines,
+        write_evaluation_page,
+        write_run_report,
+    )
+    from simflow_plugin.evaluation.sample_files import check_out, save_samples
     from simflow_plugin.runs.loaded_run import load_run
     from simflow_plugin.training.distributed.processes import leaving_together
 
-    if png is not None:
-        check_out(png, "--png")
-    if npz is not None:
-        if npz.suffix != ".npz":
-            raise ConfigError(f"--npz {npz}: expected a file name that ends in .npz.")
-        check_out(npz, "--npz")
+    outputs = [(option, out) for option, out in (("--npz", npz), ("--png", png)) if out is not None]
+    for option, out in outputs:
+        if (out.suffix == ".npz") != (option == "--npz"):
+            raise ConfigError(
+                f"{option} {out}: expected a file name that ends in .npz for --npz, a folder for --png."
+            )
+        check_out(out, option)
     state = PartialState(cpu=not torch.cuda.is_available())
-    evaluator = RunEvaluator(load_run(run, state.device, averaged, step), request)
-    has_samples = "generation" in evaluator.parts
-    for option, value in (("--npz", npz), ("--png", png)):
-        if value is not None and not has_samples:
-            raise ConfigError(f"{option} {value}: there are samples only with the part `generation`.")
+    evaluator = RunEvaluator(load_run(run, state.device, *weights), request)
+    if outputs and "generation" not in evaluator.parts:
+        raise ConfigError(
+            f"{outputs[0][0]} {outputs[0][1]}: there are samples only with the part `generation`."
+        )
     with leaving_together():  # the other processes do not wait while the main one measures
         evaluator.make_samples(state.process_index, state.num_processes)
     if not state.is_main_process:
         return
-    result = evaluator.measure()
-    if npz is not None:
-        evaluator.shards.save_npz(npz)
-    if png is not None:
-        evaluator.shards.save_png(png)
-    page = write_evaluation_report(result, evaluator.config, evaluator.shards if has_samples else None)
-    for line in terminal_lines(result):
+    evaluation = evaluator.measure()
+    for option, out in outputs:
+        save_samples(out, request.num_samples, evaluator.shards.read(), option)
+    page = write_evaluation_page(evaluator, evaluation)
+    for line in terminal_lines(evaluation):
         typer.echo(line)
     typer.echo(f"{page}")
+    if evaluator.is_of_the_run_itself:
+        write_run_report(evaluator, evaluation)
+        typer.echo(f"{evaluator.loaded.directory.report_file}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`simflow plan CONFIG`: what a run will cost, before a GPU is rented."""
+"""`simflow plan CONFIG`: memory, FLOPs and days of a run, estimated without building it."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from simflow_plugin.cli.run_options import PrecisionOption
 from simflow_plugin.exits import exit_on_user_error
 
 
@@ -19,12 +20,20 @@ def sample(
     guidance: Annotated[float | None, typer.Option(min=0, help="Weight w; default: the run's own.")] = None,
     seed: Annotated[int, typer.Option(help="Of the noise; sample i depends on the seed and i only.")] = 0,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Does not change the samples.")] = None,
+    precision: PrecisionOption = None,
 ) -> None:
     """Draw class-balanced samples from the averaged (EMA) weights of a run."""
     with exit_on_user_error():
-        from simflow_plugin.evaluation.sample_files import check_out, sample_run, save_samples
+        from simflow_plugin.evaluation.drawing import ImageSampler, class_labels
+        from simflow_plugin.evaluation.sample_files import check_out, save_samples
+        from simflow_plugin.progress_bar import count_progress
+        from simflow_plugin.runs.loaded_run import load_run
 
         check_out(out)
-        images, labels = sample_run(run, num, guidance, seed, batch_size)
-        save_samples(out, images, labels)
-        typer.echo(f"{num} samples -> {out}")
+        loaded = load_run(run, precision=precision)
+        sampler = ImageSampler.of_run(loaded, guidance, seed)
+        labels = class_labels(range(num), loaded.num_classes)
+        with count_progress("sampling", num) as advance:
+            images = sampler.draw_in_batches(labels, batch_size or loaded.config.sampling.batch_size, advance)
+        save_samples(out, num, [(images.numpy(), labels.numpy())])
+        typer.echo(f"{num} samples, guidance {sampler.guidance:g}, {loaded.precision} -> {out}")

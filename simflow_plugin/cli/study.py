@@ -1,4 +1,4 @@
-"""`simflow study NAME`: several runs under one budget, one after the other, into one table."""
+"""`simflow study NAME`: several runs with equal budgets, and their table."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from simflow_plugin.cli.train_options import (
+from simflow_plugin.train_options import (
     AllowChangedOption,
     DryRunOption,
     NoReportOption,

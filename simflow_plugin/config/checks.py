@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from simflow_plugin import registry
@@ -12,10 +11,7 @@ from simflow_plugin.contracts import AlignmentContext, ModelContext
 from simflow_plugin.errors import ConfigError
 
 if TYPE_CHECKING:
-    from simflow_plugin.config.schema import RunConfig
-
-JUDGED_DIGITS = 10
-"""Classes of the data set `digits`, the only one that the judge `digits` knows."""
+    from simflow_plugin.config.schema import Evaluation, RunConfig
 
 
 def check_config(config: RunConfig, source: YamlSource | None = None) -> None:
@@ -66,20 +62,17 @@ def check_before_training(config: RunConfig, num_classes: int | None) -> None:
         raise ConfigError(
             "tracker: wandb needs the package: pip install 'simflow-plugin[wandb]', or set tracker: none."
         )
-    if config.model is None or evaluation.num_samples == 0 or evaluation.judge == "none":
+    judge = evaluation.judge
+    if config.model is None or evaluation.num_samples == 0 or judge is None:
         return
-    if evaluation.judge == "encoder" and not Path(str(evaluation.judge_checkpoint)).is_file():
-        raise ConfigError(
-            f"evaluation.judge_checkpoint: {evaluation.judge_checkpoint}: no such file. Make it with `simflow "
-            f"pretrain-encoder --data {config.data.name} --out {evaluation.judge_checkpoint}`, or set "
-            "evaluation.judge: none and judge_checkpoint: null."
-        )
+    factory = registry.JUDGES.get(judge.name)
+    factory.check_files(factory.Options.model_validate(judge.options), config.data.name)
     if num_classes is None:
         raise ConfigError(
-            f"evaluation.judge: {evaluation.judge} needs labels, and the data set `{config.data.name}` has none. "
+            f"evaluation.judge: {judge.name} needs labels, and the data set `{config.data.name}` has none. "
             "Set evaluation.judge: none."
         )
-    _check_num_samples(config, num_classes, YamlSource({}, {}, config.name))
+    _check_num_samples(config.evaluation, num_classes, YamlSource({}, {}, config.name))
 
 
 def _refused(where: YamlSource, path: KeyPath, message: str) -> ConfigError:
@@ -126,27 +119,29 @@ def _check_effects(config: RunConfig, where: YamlSource) -> None:
 
 
 def _check_judge(config: RunConfig, where: YamlSource) -> None:
-    if config.evaluation.judge != "digits":
+    judge = config.evaluation.judge
+    if judge is None:
         return
-    if config.data.name != "digits":
+    factory = registry.JUDGES.get(judge.name)
+    if factory.data not in (None, config.data.name):
         raise _refused(
             where,
             ("evaluation", "judge"),
-            f"evaluation.judge: digits judges the data set `digits` only, not `{config.data.name}`. Set "
-            "evaluation.judge: none, or encoder with a judge_checkpoint.",
+            f"evaluation.judge: {judge.name} judges the data set `{factory.data}` only, not `{config.data.name}`. Set "
+            "evaluation.judge: none, or name another judge.",
         )
-    if config.model is not None and config.evaluation.num_samples > 0:
-        _check_num_samples(config, JUDGED_DIGITS, where)
+    if config.model is not None and config.evaluation.num_samples > 0 and factory.num_classes is not None:
+        _check_num_samples(config.evaluation, factory.num_classes, where)
 
 
-def _check_num_samples(config: RunConfig, num_classes: int, where: YamlSource) -> None:
+def _check_num_samples(evaluation: Evaluation, num_classes: int, where: YamlSource) -> None:
     """Samples are of the classes in turn, and diversity is a distance between two samples of one class."""
-    if config.evaluation.num_samples < 2 * num_classes:
+    if evaluation.judge is not None and evaluation.num_samples < 2 * num_classes:
         raise _refused(
             where,
             ("evaluation", "num_samples"),
-            f"evaluation.num_samples {config.evaluation.num_samples} is too few for evaluation.judge: "
-            f"{config.evaluation.judge}, which needs two samples of each of {num_classes} classes: "
+            f"evaluation.num_samples {evaluation.num_samples} is too few for evaluation.judge: "
+            f"{evaluation.judge.name}, which needs two samples of each of {num_classes} classes: "
             f"{2 * num_classes}, or 0 to draw none.",
         )
 

@@ -108,8 +108,10 @@ class Optimizer(Options):
     betas: tuple[MomentDecay, MomentDecay] = (0.9, 0.95)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float | None = Field(
-        1.0, gt=0, description="global norm over all trained parts; null: no clipping"
+    max_grad_norm: float | None = Field(1.0, gt=0, description="null: no clipping")
+    clipping: Literal["per_part", "global"] = Field(
+        "per_part",
+        description="per_part: autoencoder and model each by their own norm (REPA-E); global: by one norm over both",
     )
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: int = Field(0, ge=0)
@@ -140,7 +142,11 @@ class Training(Options):
     keep_every: int | None = Field(
         None, gt=0, description="... and every one whose step is a multiple of this"
     )
-    max_bad_steps: int = Field(20, ge=1, description="stop after this many non-finite steps in a row")
+    max_bad_steps: int = Field(
+        20,
+        ge=1,
+        description="stop after this many steps in a row that are not finite, or whose gradients are all zero",
+    )
 
 
 class Sampling(Options):
@@ -156,20 +162,30 @@ class Evaluation(Options):
 
     num_samples: int = Field(1000, ge=0)
     num_likelihood: int = Field(1000, ge=0, description="held-out images for bits per dimension and PSNR")
-    judge: Literal["none", "digits", "encoder"] = Field(
-        "none",
-        description="of class agreement. digits: scikit-learn's SVC on real digits; encoder: a classifier made by "
-        "`simflow pretrain-encoder`",
+    judge: Part | None = Field(
+        None,
+        description="of class agreement, a part: digits, scikit-learn's SVC on real digits; encoder, a classifier made "
+        "by `simflow pretrain-encoder`; none",
     )
-    judge_checkpoint: str | None = Field(None, description="file of the classifier, for judge: encoder")
+    judge_checkpoint: str | None = Field(
+        None, exclude=True, description="another way to write the judge's option `checkpoint`"
+    )
 
-    @model_validator(mode="after")
-    def _judge_has_its_checkpoint(self) -> Evaluation:
-        if (self.judge == "encoder") != (self.judge_checkpoint is not None):
+    @model_validator(mode="before")
+    @classmethod
+    def _put_the_checkpoint_into_the_judge(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        values = {**values, "judge": None if values.get("judge") == "none" else values.get("judge")}
+        judge, checkpoint = values["judge"], values.pop("judge_checkpoint", None)
+        if checkpoint is None:
+            return values
+        if not isinstance(judge, (str, dict)):
             raise ValueError(
-                "judge: encoder and judge_checkpoint go together: name the file that `simflow pretrain-encoder` made"
+                "judge_checkpoint goes with a judge: set judge: encoder, or judge_checkpoint: null"
             )
-        return self
+        named = {"name": judge} if isinstance(judge, str) else judge
+        return {**values, "judge": {**named, "checkpoint": checkpoint}}
 
 
 class RunConfig(Options):
@@ -228,6 +244,9 @@ def _resolve_parts(config: RunConfig, source: YamlSource) -> RunConfig:
     if config.alignment is not None:
         encoder = resolve_part(config.alignment.encoder, registry.ENCODERS, source, ("alignment", "encoder"))
         update["alignment"] = config.alignment.model_copy(update={"encoder": encoder})
+    if config.evaluation.judge is not None:
+        judge = resolve_part(config.evaluation.judge, registry.JUDGES, source, ("evaluation", "judge"))
+        update["evaluation"] = config.evaluation.model_copy(update={"judge": judge})
     losses = {}
     for name, loss in config.objective.reconstruction.items():
         path: KeyPath = ("objective", "reconstruction", name, *(("options",) if loss.options else ()))

@@ -1,4 +1,4 @@
-"""Weights of other codebases turned into ours, key by key, shapes checked."""
+"""Conversion of other codebases' weights, key by key, with shapes checked."""
 
 from simflow_plugin.convert.from_ml_starflow import from_ml_starflow, label_features
 from simflow_plugin.convert.from_ml_tarflow import from_ml_tarflow

@@ -1,4 +1,4 @@
-"""Reading a peer's constructor arguments: what maps, what is ignored because nothing depends on it, what is refused."""
+"""Constructor arguments of other codebases: mapped to ours, ignored where nothing depends on them, or refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ A = TypeVar("A", bound=Options)
 
 @dataclass(frozen=True)
 class PeerConstructor(Generic[A]):
-    """What a peer's constructor takes.
+    """Arguments of a peer's constructor.
 
     Args:
         peer: name of the peer, for messages.

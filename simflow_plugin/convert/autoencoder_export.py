@@ -1,4 +1,4 @@
-"""From a run's autoencoder to a file, or a diffusers folder, that other runs and other codebases start from.
+"""Export of a run's autoencoder to a safetensors file or a diffusers folder.
 
 Latents are brought to zero mean and unit variance by channel, by statistics of z ~ q(z|x) over the training
 split, unless the run's own normalisation is kept. Every model of a study thus sees latents of the same scale.
@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from simflow_plugin.autoencoders.kl import KLAutoencoder
 from simflow_plugin.autoencoders.network import default_norm_groups
 from simflow_plugin.autoencoders.to_diffusers import to_diffusers
-from simflow_plugin.data.disk_cache import write_atomically
 from simflow_plugin.data.loader import evaluation_batches
 from simflow_plugin.data.order import sample_rows
-from simflow_plugin.errors import ConfigError, EvaluationError
-from simflow_plugin.files import check_new_folder, write_new_folder
+from simflow_plugin.errors import ConfigError, EvaluationError, RunDirectoryError
+from simflow_plugin.files import check_new_folder, filling, replacing
 from simflow_plugin.randomness import IndexedRandom
 from simflow_plugin.runs.loaded_run import LoadedRun
 from simflow_plugin.runs.parts import build_dataset
+from simflow_plugin.weights import read_tensors
 
 NUM_IMAGES = 5000
 
@@ -41,7 +41,7 @@ def export_autoencoder(loaded: LoadedRun, out: Path, num_images: int | None = NU
         ConfigError: if `out` is neither.
         EvaluationError: if the autoencoder is not of the kind `kl`.
         WeightsError: if diffusers cannot express its posterior.
-        DataError, RunDirectoryError: if `out` cannot be written, or is a folder that holds something.
+        RunDirectoryError: if `out` cannot be written, or is a folder that holds something.
     """
     autoencoder = loaded.autoencoder
     if not isinstance(autoencoder, KLAutoencoder):
@@ -57,9 +57,11 @@ def export_autoencoder(loaded: LoadedRun, out: Path, num_images: int | None = NU
         autoencoder.fit_normalization(*latent_mean_and_std(loaded, num_images))
     if is_file:
         tensors = {name: tensor.cpu().contiguous() for name, tensor in autoencoder.state_dict().items()}
-        write_atomically(out, lambda target: save_file(tensors, target))
+        with replacing(out, RunDirectoryError) as part:
+            save_file(tensors, part)
     else:
-        write_new_folder(out, to_diffusers(autoencoder).save_pretrained)
+        with filling(out) as part:
+            to_diffusers(autoencoder).save_pretrained(part)
     return _options(autoencoder, out)
 
 
@@ -106,5 +108,5 @@ def latent_mean_and_std(loaded: LoadedRun, num_images: int) -> tuple[Tensor, Ten
 
 def std_before_scaling(path: Path, std: float) -> list[float]:
     """Return by channel the standard deviation in the encoder's own space that is `std` after normalisation."""
-    scale = load_file(path)["latent_scale"].flatten()
+    scale = read_tensors(path)["latent_scale"].flatten()
     return [round(std / value, 6) for value in scale.tolist()]

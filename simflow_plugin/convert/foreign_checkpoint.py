@@ -1,4 +1,4 @@
-"""From a peer's checkpoint file and its constructor arguments to a folder with our weights."""
+"""Conversion of a peer's checkpoint file and constructor arguments to a folder with our weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from simflow_plugin.autoencoders.network_weights import read_tensors
 from simflow_plugin.config.yaml_source import read_yaml_source
 from simflow_plugin.convert.arguments import PeerConstructor
 from simflow_plugin.convert.from_ml_starflow import from_ml_starflow
@@ -22,6 +21,7 @@ from simflow_plugin.convert.renaming import find_module
 from simflow_plugin.convert.saved import save_converted
 from simflow_plugin.errors import ConfigError, SimflowError, WeightsError
 from simflow_plugin.options import Options, did_you_mean
+from simflow_plugin.weights import read_tensors
 
 FLOWS: dict[str, Callable[[Mapping[str, Tensor], Mapping[str, Any]], Any]] = {
     "ml-starflow": from_ml_starflow,

@@ -1,4 +1,4 @@
-"""The flow of apple/ml-starflow (commit e565a46) turned into ours.
+"""Conversion of the flow of apple/ml-starflow (commit e565a46).
 
 Key map, peer -> ours (`{i}` counts blocks, `{j}` layers; w/b: `.weight` and `.bias`), beside what ml-tarflow shares:
 
@@ -9,11 +9,16 @@ Key map, peer -> ours (`{i}` counts blocks, `{j}` layers; w/b: `.weight` and `.b
     ...{j}.attention.post_norm / mlp.post_norm .weight    -> ...{j}.attention_post_norm / mlp_post_norm, one more
     ...{j}.mlp.gate_proj, mlp.up_proj w/b                 -> ...{j}.mlp.up, joined in that order
     ...{j}.mlp.down_proj w/b                              -> ...{j}.mlp.down
+    ...{j}.adaLN_modulation.1 w/b                         -> ...{j}.adaln.proj
     attn_mask, var, feat_rope.freqs_cos / _sin            -> none: constants that the peer keeps for old checkpoints
 
 Conventions that differ: the peer's RMSNorm multiplies by 1 + weight; `hf_style_rope` pairs channel i with i + d / 2,
 we 2i with 2i + 1, so the rows of queries and keys are permuted; its logdet is per dimension, ours a sum. A class
 label is a text of one token in the peer: one-hot features, see `label_features`.
+
+adaLN (`adaln`, as train.py calls it, or `use_adaln`): the peer's layers have it, without gates, but its `Model` builds
+none with it and hands them no condition. Weights with `adaLN_modulation` are of a model that does; here every layer
+of a block that sees the text gets it, its condition is the projected text of one token, and that is no prefix then.
 """
 
 from __future__ import annotations
@@ -29,10 +34,11 @@ from torch.nn import functional
 from simflow_plugin.contracts import NO_LABEL
 from simflow_plugin.convert.arguments import PeerConstructor, make_config
 from simflow_plugin.convert.from_ml_tarflow import layer_rules
-from simflow_plugin.convert.renaming import Rule, convert_tensors, find_module, load_exactly, reordered
+from simflow_plugin.convert.renaming import REMEDY, Rule, convert_tensors, find_module, reordered
 from simflow_plugin.errors import ShapeError
 from simflow_plugin.flow import FlowConfig, TransformerFlow
 from simflow_plugin.options import Options
+from simflow_plugin.weights import load_strictly
 
 PEER = "ml-starflow"
 TEXT_FREQUENCIES = 8
@@ -67,6 +73,7 @@ class StarflowArguments(Options):
     norm_type: Literal["layer_norm", "rms_norm"] = "layer_norm"
     soft_clip: float = Field(0, ge=0)
     seq_order: Literal["R2L", "L2R"] = "R2L"
+    adaln: bool = False
 
     @model_validator(mode="after")
     def _supported(self) -> StarflowArguments:
@@ -80,6 +87,8 @@ class StarflowArguments(Options):
             )
         if self.cond_top_only and not self.txt_size:
             raise ValueError("`cond_top_only` needs `txt_size` > 0")
+        if self.adaln and self.txt_size != 1:
+            raise ValueError(f"`adaln` needs a text of one token, txt_size 1, found {self.txt_size}")
         if self.img_size % self.patch_size:
             raise ValueError(f"patch_size {self.patch_size} does not divide img_size {self.img_size}")
         if len(self.layers_per_block) not in (1, self.num_blocks) or min(self.layers_per_block) < 1:
@@ -138,15 +147,23 @@ def from_ml_starflow(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]
     Reference:
         STARFlow, arXiv:2506.06276.
     """
-    if config.get("top_block_channels") == config.get("channels"):
-        config = {name: value for name, value in config.items() if name != "top_block_channels"}
-    arguments = CONSTRUCTOR.parse(config)
+    arguments = CONSTRUCTOR.parse(_canonical(config))
     tensors = find_module(state_dict, PEER)
     ours = flow_config(arguments)
     converted = _join_gates(convert_tensors(tensors, _rules(arguments, ours), PEER))
     flow = TransformerFlow(ours)
-    load_exactly(flow, converted, PEER)
+    load_strictly(flow, converted, PEER, REMEDY)
     return flow.eval()
+
+
+def _canonical(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments without a redundant `top_block_channels`, and `use_adaln` under its other name."""
+    values = dict(config)
+    if values.get("top_block_channels") == values.get("channels"):
+        values.pop("top_block_channels", None)
+    if "use_adaln" in values:
+        values.setdefault("adaln", values.pop("use_adaln"))
+    return values
 
 
 def flow_config(arguments: StarflowArguments) -> FlowConfig:
@@ -156,6 +173,9 @@ def flow_config(arguments: StarflowArguments) -> FlowConfig:
         ConfigError: if the sizes of heads and channels clash.
     """
     side = arguments.img_size // arguments.patch_size
+    is_modulated_throughout = (
+        arguments.adaln and not arguments.cond_top_only
+    )  # then no layer has a norm's weight
     return make_config(
         PEER,
         family="starflow",
@@ -174,9 +194,12 @@ def flow_config(arguments: StarflowArguments) -> FlowConfig:
         soft_clips_shift=arguments.soft_clip > 0,  # the peer clips all outputs of a block
         rope_side=arguments.pt_seq_len or side,
         condition_dim=arguments.txt_dim or None,
+        condition_length=1 if arguments.adaln else None,
         condition_frequencies=TEXT_FREQUENCIES,
+        class_conditioning="adaln" if arguments.adaln else "token",
+        adaln_gates=not arguments.adaln,
         conditional_blocks="deep" if arguments.cond_top_only else "all",
-        norm="layer" if arguments.norm_type == "layer_norm" else "rms",
+        norm="rms" if arguments.norm_type == "rms_norm" and not is_modulated_throughout else "layer",
         post_norm=arguments.use_post_norm,
         final_norm=arguments.use_final_norm,
         qk_norm=arguments.use_qk_norm,
@@ -215,6 +238,7 @@ def _rules(arguments: StarflowArguments, config: FlowConfig) -> list[Rule]:
         Rule(rf"{peer}mlp\.post_norm\.weight", rf"{ours}mlp_post_norm.weight", _one_more),
         Rule(rf"{peer}mlp\.(gate|up)_proj{parameter}", rf"{ours}mlp.\3.\4"),
         Rule(rf"{peer}mlp\.down_proj{parameter}", rf"{ours}mlp.down.\3"),
+        Rule(rf"{peer}adaLN_modulation\.1{parameter}", rf"{ours}adaln.proj.\3"),
         Rule(r"(?:blocks\.\d+\.attn_mask|var|feat_rope(?:_gen)?\.freqs_(?:cos|sin))", None),
     ]
     head = torch.arange(config.head_dim)

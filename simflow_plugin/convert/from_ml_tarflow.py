@@ -1,4 +1,4 @@
-"""The flow of apple/ml-tarflow (commit 313120e) turned into ours.
+"""Conversion of the flow of apple/ml-tarflow (commit 313120e).
 
 Key map, peer -> ours (`{i}` counts blocks, `{j}` layers; w/b: `.weight` and `.bias`):
 
@@ -27,10 +27,11 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from simflow_plugin.convert.arguments import PeerConstructor, make_config
-from simflow_plugin.convert.renaming import Rule, convert_tensors, find_module, load_exactly, reordered
+from simflow_plugin.convert.renaming import REMEDY, Rule, convert_tensors, find_module, reordered
 from simflow_plugin.errors import WeightsError
 from simflow_plugin.flow import FlowConfig, TransformerFlow
 from simflow_plugin.options import Options
+from simflow_plugin.weights import load_strictly
 
 PEER = "ml-tarflow"
 HEAD_DIM = 64
@@ -77,7 +78,7 @@ def from_ml_tarflow(state_dict: Mapping[str, Tensor], config: Mapping[str, Any])
     tensors = find_module(state_dict, PEER)
     _check_prior(tensors, arguments)
     flow = TransformerFlow(flow_config(arguments))
-    load_exactly(flow, convert_tensors(tensors, _rules(arguments), PEER), PEER)
+    load_strictly(flow, convert_tensors(tensors, _rules(arguments), PEER), PEER, REMEDY)
     return flow.eval()
 
 

@@ -1,4 +1,4 @@
-"""The SiT of the REPA-E host (commit 3ad8046) turned into ours: weights, projector and latent statistics.
+"""Conversion of the SiT of REPA-E (commit 3ad8046): weights, projector and latent statistics.
 
 Key map, host -> ours (`{i}` counts layers from 0; w/b: `.weight` and `.bias`):
 
@@ -34,6 +34,7 @@ from simflow_plugin.contracts import AlignmentContext, ModelContext
 from simflow_plugin.diffusion.transformer import PUBLISHED_SIZES, BackboneOptions
 from simflow_plugin.errors import WeightsError
 from simflow_plugin.models.sit import SiT, SiTOptions
+from simflow_plugin.weights import load_strictly
 
 RENAMED = (
     (r"x_embedder\.proj\.", "backbone.patch_embed."),
@@ -85,20 +86,12 @@ def from_repa_e(state_dict: Mapping[str, Tensor], options: SiTOptions, context: 
                 f"repa-e: `{host_key}` becomes `{key}`, which this SiT does not have. Check backbone.depth, "
                 "uses_qk_norm and num_classes; a second projector is not supported."
             )
-        tensor = _with_null_label(key, tensor, expected[key])
-        if tensor.shape != expected[key].shape:
-            raise WeightsError(
-                f"repa-e: `{host_key}` has shape {tuple(tensor.shape)}, but `{key}` needs "
-                f"{tuple(expected[key].shape)}. Check size, patch_size, latent channels and num_classes."
-            )
-        converted[key] = tensor
-    missing = sorted(set(expected) - set(converted))
-    if missing:
-        raise WeightsError(
-            f"repa-e: the weights lack {len(missing)} of {len(expected)} tensors of this SiT, first "
-            f"`{missing[0]}`. Check backbone.depth and uses_qk_norm, and that this is not the autoencoder."
-        )
-    model.load_state_dict(converted)
+        converted[key] = _with_null_label(key, tensor, expected[key])
+    remedy = (
+        "Check backbone.depth, size and patch_size, uses_qk_norm, latent channels and num_classes, and that these are "
+        "not the weights of the autoencoder."
+    )
+    load_strictly(model, converted, "repa-e", remedy)
     return model.eval()
 
 

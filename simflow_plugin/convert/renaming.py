@@ -1,24 +1,27 @@
-"""Renaming a peer's tensors to ours by a table of rules, with every key and shape accounted for."""
+"""Renaming of a peer's tensors by a table of rules that must account for every key."""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from simflow_plugin.errors import WeightsError
+from simflow_plugin.weights import listed, without_wrappers
 
 log = logging.getLogger(__name__)
 
+REMEDY = (
+    "Names are ours. Check num_blocks, layers_per_block, the sizes and the switches that add tensors against the "
+    "checkpoint."
+)
+"""What to do about weights that do not fit the peer's arguments."""
 ANCHOR = "blocks.0.proj_in.weight"
 """Every flow of both peers has it: where it is found, the flow's tensors are."""
-
-WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-"""What DistributedDataParallel, torch.compile, FSDP and checkpoint wrappers add to names."""
 
 
 def _same(tensor: Tensor) -> Tensor:
@@ -49,7 +52,8 @@ def find_module(tensors: Mapping[str, Tensor], peer: str, anchor: str = ANCHOR) 
     Raises:
         WeightsError: if there is no such module in it, or more than one without an average among them.
     """
-    plain = {WRAPPERS.sub("", name): tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
+    found = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
+    plain = without_wrappers(found, peer)
     prefixes = [name.removesuffix(anchor) for name in plain if name.endswith(anchor)]
     averaged = [prefix for prefix in prefixes if "ema" in prefix.lower()]
     chosen = averaged if len(prefixes) > 1 else prefixes
@@ -106,33 +110,6 @@ def convert_tensors(tensors: Mapping[str, Tensor], rules: Sequence[Rule], peer: 
     return converted
 
 
-def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], peer: str) -> None:
-    """Copy tensors by our names into a module: all of them, and no other.
-
-    Raises:
-        WeightsError: if names or shapes differ; lists which.
-    """
-    expected = module.state_dict()
-    missing = [name for name in expected if name not in tensors]
-    unexpected = [name for name in tensors if name not in expected]
-    misshapen = [
-        f"{name} {tuple(tensors[name].shape)} instead of {tuple(expected[name].shape)}"
-        for name in expected
-        if name in tensors and tensors[name].shape != expected[name].shape
-    ]
-    findings = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
-    if any(findings.values()):
-        summary = "; ".join(
-            f"{len(names)} {kind}: {listed(names)}" for kind, names in findings.items() if names
-        )
-        raise WeightsError(
-            f"{peer}: these weights are not of the architecture that the configuration describes: by our names, of "
-            f"{len(expected)} tensors {summary}. Check num_blocks, layers_per_block, the sizes and the switches "
-            "that add tensors"
-        )
-    module.load_state_dict(dict(tensors))
-
-
 def reordered(dim: int, index: Tensor) -> Callable[[Tensor], Tensor]:
     """Return a transform that picks `index` along `dim`, which must have that length."""
 
@@ -142,13 +119,3 @@ def reordered(dim: int, index: Tensor) -> Callable[[Tensor], Tensor]:
         return tensor.index_select(dim, index)
 
     return transform
-
-
-def listed(names: Iterable[str], limit: int = 4) -> str:
-    """Return the first names, separated by commas."""
-    first = list(names)
-    return (
-        ", ".join(first[:limit]) + (f", ... ({len(first)})" if len(first) > limit else "")
-        if first
-        else "(none)"
-    )

@@ -12,17 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from simflow_plugin.contracts import AlignmentContext, ModelContext
 from simflow_plugin.convert.arguments import describe
-from simflow_plugin.convert.renaming import load_exactly
 from simflow_plugin.errors import ConfigError, WeightsError
-from simflow_plugin.files import write_new_folder
+from simflow_plugin.files import filling
 from simflow_plugin.flow import FlowConfig, TransformerFlow
 from simflow_plugin.models.sit import SiT, SiTOptions
+from simflow_plugin.weights import load_strictly, read_tensors
 
 
 def save_converted(module: TransformerFlow | SiT, folder: Path, context: ModelContext | None = None) -> None:
@@ -36,13 +35,10 @@ def save_converted(module: TransformerFlow | SiT, folder: Path, context: ModelCo
         RunDirectoryError: if the folder exists and is not empty, or cannot be written.
     """
     kind, description = _describe(module, context)
-
-    def write(aside: Path) -> None:
+    with filling(folder) as part:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
-        save_file(tensors, aside / f"{kind}.safetensors")
-        (aside / f"{kind}.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-
-    write_new_folder(folder, write)
+        save_file(tensors, part / f"{kind}.safetensors")
+        (part / f"{kind}.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 
 def load_converted(folder: Path | str) -> TransformerFlow | SiT:
@@ -67,11 +63,7 @@ def load_converted(folder: Path | str) -> TransformerFlow | SiT:
         raise ConfigError(
             f"{folder / f'{kind}.json'}: is not the configuration of a {kind}: {error!r}"
         ) from error
-    try:
-        tensors = load_file(weights)
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{weights}: cannot be read, perhaps torn: {error}; convert again") from error
-    load_exactly(module, tensors, str(weights))
+    load_strictly(module, read_tensors(weights), str(weights), "Convert again.")
     return module.eval()
 
 

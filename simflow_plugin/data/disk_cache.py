@@ -1,4 +1,4 @@
-"""Files that can be made again: where they go, how they are keyed, how they appear in one piece."""
+"""The cache of fetched and derived files: its folder, its keys, and writing into it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from simflow_plugin.errors import DataError
-from simflow_plugin.files import mode_of_new_files
+from simflow_plugin.files import replacing, text_digest
 
 
 def cache_folder() -> Path:
@@ -26,7 +24,7 @@ def cache_folder() -> Path:
 def fingerprint(facts: Mapping[str, Any]) -> str:
     """Return 16 hexadecimal digits that depend on every key and value of `facts`, not on their order."""
     text = json.dumps(facts, sort_keys=True, default=str)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    return text_digest(text)
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
@@ -55,25 +53,10 @@ def file_facts(path: Path) -> tuple[int, int]:
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file, then give it its name: readers see all of it or nothing.
-
-    Processes that write the same file at once do no harm: each has its own temporary name, and the last one
-    wins.
+    """Let `write` fill the new content of a file; see `files.replacing`.
 
     Raises:
         DataError: if it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        temporary.chmod(mode_of_new_files(path.parent))
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except URLError:
-        raise  # an OSError of the source, not of the file
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"{path}: cannot be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path, DataError) as part:
+        write(part)

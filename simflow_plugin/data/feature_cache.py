@@ -10,9 +10,6 @@ gets its name when it is complete.
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +23,7 @@ from simflow_plugin.contracts import ImageDataset
 from simflow_plugin.data.disk_cache import fingerprint, tensors_digest
 from simflow_plugin.data.loader import evaluation_batches
 from simflow_plugin.errors import DataError
-from simflow_plugin.files import give_usual_mode
+from simflow_plugin.files import replacing
 
 VALUES, FACTS = "values.npy", "cache.json"
 NUM_PROBED = 64
@@ -159,20 +156,14 @@ def build_cache(
     if known is not None:
         return known
     place = folder / fingerprint(facts)
-    temporary = None
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".tmp", dir=folder))
-        _compute_all(temporary / VALUES, dataset, compute, batch_size, 1 + with_flips, dtype)
-        (temporary / FACTS).write_text(json.dumps(facts, default=str, indent=1))
-        give_usual_mode(temporary)
-        if not place.is_dir():  # another process may have been faster
-            os.replace(temporary, place)
+        with replacing(place) as part:
+            part.mkdir()
+            _compute_all(part / VALUES, dataset, compute, batch_size, 1 + with_flips, dtype)
+            (part / FACTS).write_text(json.dumps(facts, default=str, indent=1))
     except OSError as error:
-        raise DataError(f"{place}: the cache cannot be written: {error}") from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+        if not place.is_dir():  # another process may have been faster
+            raise DataError(f"{place}: the cache cannot be written: {error}") from error
     built = open_cache(folder, facts)
     assert built is not None
     return built

@@ -19,18 +19,15 @@ from pydantic import Field
 
 from simflow_plugin import registry
 from simflow_plugin.contracts import DataContext
+from simflow_plugin.data.decoding import MAX_FILE_BYTES, CorruptImage
 from simflow_plugin.data.disk_cache import file_facts
-from simflow_plugin.data.image_files import (
-    FileDataset,
-    FileOptions,
-    choose_labels,
-    numbered_classes,
-    own_or_held_out,
-)
-from simflow_plugin.data.images import IMAGE_SUFFIXES, CorruptImage, decode_image
+from simflow_plugin.data.image_files import FileDataset, FileOptions, own_or_held_out
+from simflow_plugin.data.image_formats import is_image_name, suffix_of, unread_kind
+from simflow_plugin.data.labels import Key, number_labels, parse_label, shown
 from simflow_plugin.errors import DataError
 
 IMAGES, NAMES, LABELS = "images.h5", "images_h5.json", "dataset.json"
+ARRAY = ".npy"
 
 
 @registry.DATASETS.register("hdf5")
@@ -38,7 +35,8 @@ class Hdf5Images(FileDataset):
     """Images in HDF5, read one by one; every process opens the file for itself.
 
     Raises:
-        DataError: if a file of the layout is missing or damaged, or labels are asked for that are not there.
+        DataError: if a file of the layout is missing or damaged, a label cannot be read, or labels are asked for that
+            are not there.
     """
 
     class Options(FileOptions):
@@ -48,29 +46,103 @@ class Hdf5Images(FileDataset):
     def __init__(self, options: Options, context: DataContext) -> None:
         train = Path(options.root).expanduser()
         test = Path(options.test_root).expanduser() if options.test_root is not None else None
+        if test is not None and test.resolve() == train.resolve():
+            raise DataError(
+                f"{test}: data.root and data.test_root: it would be tested on what was trained on."
+            )
         base = test if test is not None and context.split == "test" else train
-        names, numbers = read_listing(base)
-        labels = choose_labels(str(base), numbers, options.labels)
-        num_classes = None
-        if labels is not None:
-            # The training labels say how many classes there are, whichever split this is.
-            num_classes = 1 + max(read_listing(train)[1] or [0]) if base != train else 1 + int(labels.max())
+        entries = read_names(base)
+        names = sorted(name for name in entries if _is_image(name))
+        if not names:
+            raise DataError(f"{base / NAMES}: lists no image.")
+        labels, classes = None, None
+        if options.labels is not False:
+            own = read_labels(base, names)
+            training = (
+                own if base == train else read_labels(train, [n for n in read_names(train) if _is_image(n)])
+            )
+            labels, classes = number_labels(str(base), own, training, options.labels, names)
         rows, targets = own_or_held_out(base, len(names), labels, context.split, options, test is not None)
         self.path = base / IMAGES
         self._file: Any = None
         self._owner: int | None = None
-        class_names = numbered_classes(num_classes)
-        super().__init__([names[row] for row in rows], targets, class_names, context.image_size, options)
+        self._plain_groups: set[str] = set()
+        ignored: dict[str, int] = {}
+        for name in entries:
+            if not _is_image(name) and suffix_of(name) and name != LABELS:
+                kind = unread_kind(suffix_of(name))
+                ignored[kind] = ignored.get(kind, 0) + 1
+        chosen = [names[row] for row in rows]
+        super().__init__(chosen, targets, classes, context.image_size, options, ignored)
 
     def read_image(self, index: int) -> Image.Image:
+        if not self.names[index].endswith(ARRAY):
+            return super().read_image(index)
+        pixels = self._read(index)
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[0] not in (1, 3) or 0 in pixels.shape:
+            raise CorruptImage(
+                f"{self.describe(index)}: an array of {pixels.dtype} {pixels.shape}, expected uint8 (3, H, W)."
+            )
+        channels = np.broadcast_to(pixels, (3, *pixels.shape[1:]))
+        return Image.fromarray(np.ascontiguousarray(channels.transpose(1, 2, 0)))
+
+    def read_content(self, index: int) -> bytes:
+        stored = self._read(index)
+        if stored.dtype.kind == "O" and stored.ndim == 0 and isinstance(stored.item(), (bytes, str)):
+            text = stored.item()
+            return text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")
+        if stored.dtype.kind not in "SVu" or (stored.dtype.kind == "u" and stored.dtype != np.uint8):
+            raise CorruptImage(
+                f"{self.describe(index)}: {stored.dtype} {stored.shape}, expected the bytes of one file."
+            )
+        return stored.tobytes()
+
+    def _read(self, index: int) -> np.ndarray:
+        """Return what is stored under the name of an image.
+
+        Raises:
+            CorruptImage: if there is nothing, a group, a link to another file, or more than an image holds.
+        """
+        import h5py
+
         name = self.names[index]
         try:
-            stored = np.asarray(self._open()[name][()])
-        except (OSError, KeyError) as error:
-            raise CorruptImage(f"{self.describe(index)}: {error}") from error
-        if name.endswith(".npy"):
-            return Image.fromarray(np.ascontiguousarray(stored.transpose(1, 2, 0)))
-        return decode_image(stored.tobytes(), self.describe(index))
+            file = self._open()
+            self._refuse_links(file, name)
+            entry = file[name]
+            if not isinstance(entry, h5py.Dataset):
+                raise CorruptImage(
+                    f"{self.describe(index)}: a {type(entry).__name__.lower()}, expected a data set"
+                )
+            if entry.shape is None or entry.nbytes > MAX_FILE_BYTES:
+                size = "nothing" if entry.shape is None else f"{entry.nbytes} bytes"
+                raise CorruptImage(f"{self.describe(index)}: holds {size}, expected the bytes of one image")
+            value = entry[()]
+            # NumPy would drop zeros at the end of bytes.
+            return np.frombuffer(value, np.uint8) if isinstance(value, bytes) else np.asarray(value)
+        except CorruptImage:
+            raise
+        except (
+            Exception
+        ) as error:  # h5py raises OSError, KeyError, RuntimeError, TypeError, ... for damaged files
+            raise CorruptImage(f"{self.describe(index)}: {type(error).__name__}: {error}") from error
+
+    def _refuse_links(self, file: Any, name: str) -> None:
+        """Refuse names that lead into another file: it is not what was described, and may not be there to-morrow."""
+        import h5py
+
+        parts = name.strip("/").split("/")
+        for depth in range(1, len(parts) + 1):
+            path = "/".join(parts[:depth])
+            if path in self._plain_groups:
+                continue
+            link = file.get(path, getlink=True)
+            if isinstance(link, h5py.ExternalLink):
+                raise CorruptImage(
+                    f"{self.path}:{name}: an external link to {link.filename}. Copy the images into {IMAGES}."
+                )
+            if depth < len(parts):
+                self._plain_groups.add(path)
 
     def content_facts(self) -> dict[str, Any]:
         file = {"path": str(self.path.resolve()), "bytes_and_time": file_facts(self.path)}
@@ -91,15 +163,16 @@ class Hdf5Images(FileDataset):
         return self.__dict__ | {"_file": None, "_owner": None}
 
 
-def read_listing(base: Path) -> tuple[list[str], list[int] | None]:
-    """Return the names of all images below `base`, sorted as the host sorts them, and their labels or None.
+def _is_image(name: str) -> bool:
+    return is_image_name(name) or suffix_of(name) == ARRAY
+
+
+def read_names(base: Path) -> list[str]:
+    """Return all names that the listing beside the images holds.
 
     Raises:
-        DataError: if a file is missing or unreadable, there is no image, or some images have a label and
-            others none.
+        DataError: if a file of the layout is missing, or the listing is no list of names.
     """
-    import h5py
-
     for file in (IMAGES, NAMES):
         if not (base / file).is_file():
             raise DataError(
@@ -108,20 +181,69 @@ def read_listing(base: Path) -> tuple[list[str], list[int] | None]:
             )
     try:
         entries = json.loads((base / NAMES).read_text())
-        with h5py.File(base / IMAGES, "r") as file:
-            listed = json.loads(np.asarray(file[LABELS][()]).tobytes())["labels"] if LABELS in file else None
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{base}: {IMAGES} or {NAMES} is damaged: {type(error).__name__}: {error}") from error
-    names = sorted(name for name in entries if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES | {".npy"})
-    if not names:
-        raise DataError(f"{base / NAMES}: lists no image.")
-    if not listed:
-        return names, None
-    label_of = {str(name).replace("\\", "/"): label for name, label in listed}
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{base / NAMES}: damaged: {type(error).__name__}: {error}") from error
+    if not isinstance(entries, list) or not all(isinstance(name, str) for name in entries):
+        wrong = (
+            next((e for e in entries if not isinstance(e, str)), entries)
+            if isinstance(entries, list)
+            else entries
+        )
+        raise DataError(f"{base / NAMES}: holds {shown(wrong)}, expected a list of names.")
+    twice = next(
+        (name for name, again in zip(sorted(entries), sorted(entries)[1:], strict=False) if name == again),
+        None,
+    )
+    if twice is not None:
+        raise DataError(f"{base / NAMES}: lists {twice} twice. Write it anew.")
+    return entries
+
+
+def read_labels(base: Path, names: list[str]) -> list[Key] | None:
+    """Return the labels of the images `names`, or None if the file has none.
+
+    Raises:
+        DataError: if a label is no whole number, naming the image; if images have none, or two.
+    """
+    label_of = _listed_labels(base)
+    if label_of is None:
+        return None
     missing = [name for name in names if name.replace("\\", "/") not in label_of]
     if missing:
         raise DataError(
             f"{base / IMAGES}: {len(missing)} of {len(names)} images have no label in {LABELS}, such as "
             f"{missing[0]}."
         )
-    return names, [int(label_of[name.replace("\\", "/")]) for name in names]
+    return [label_of[name.replace("\\", "/")] for name in names]
+
+
+def _listed_labels(base: Path) -> dict[str, Key] | None:
+    import h5py
+
+    place = f"{base / IMAGES}:{LABELS}"
+    try:
+        with h5py.File(base / IMAGES, "r") as file:
+            if LABELS not in file:
+                return None
+            stored = file[LABELS][()]
+            document = json.loads(stored if isinstance(stored, bytes) else np.asarray(stored).tobytes())
+    except (
+        Exception
+    ) as error:  # h5py raises OSError, KeyError, RuntimeError, TypeError, ... for damaged files
+        raise DataError(f"{base}: {IMAGES} is damaged: {type(error).__name__}: {error}") from error
+    if not isinstance(document, dict):
+        raise DataError(f"{place}: holds {shown(document)}, expected a mapping with `labels`.")
+    listed = document.get("labels")
+    if not listed:
+        return None
+    if not isinstance(listed, list):
+        raise DataError(f"{place}: `labels` is {shown(listed)}, expected a list of [name, number].")
+    label_of: dict[str, Key] = {}
+    for pair in listed:
+        if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)):
+            raise DataError(f"{place}: `labels` holds {shown(pair)}, expected [name, number].")
+        name = pair[0].replace("\\", "/")
+        label = parse_label(pair[1], f"{place}: {name}", texts=False)
+        if label_of.setdefault(name, label) != label:
+            raise DataError(f"{place}: {name} has two labels, {label_of[name]} and {label}. Write it anew.")
+    return label_of

@@ -8,15 +8,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from pydantic import Field
 
 from simflow_plugin import registry
-from simflow_plugin.contracts import DataContext
-from simflow_plugin.data.image_files import FileDataset, FileOptions, choose_labels, own_or_held_out
-from simflow_plugin.data.images import CorruptImage, decode_image
+from simflow_plugin.contracts import NO_LABEL, DataContext
+from simflow_plugin.data.decoding import CorruptImage, read_image_file
+from simflow_plugin.data.image_files import FileDataset, FileOptions, own_or_held_out
+from simflow_plugin.data.labels import Key, number_labels, parse_label
 from simflow_plugin.data.split import check_split
 from simflow_plugin.errors import DataError
+
+LABEL_NAMES = ("label", "labels", "class", "class_label", "category", "target", "y")
+"""Columns of numbers or words that are taken for labels where no column is declared as class labels."""
 
 
 @registry.DATASETS.register("huggingface")
@@ -24,7 +27,8 @@ class HuggingFaceImages(FileDataset):
     """Images of a column of a Hugging Face data set.
 
     Raises:
-        DataError: if the library is not installed, the data cannot be had, or it has no such column.
+        DataError: if the library is not installed, the data cannot be had, it has no such column, or more than one
+            that could be meant.
     """
 
     class Options(FileOptions):
@@ -32,38 +36,48 @@ class HuggingFaceImages(FileDataset):
         subset: str | None = Field(None, description="the hub's configuration name")
         train_split: str = "train"
         test_split: str | None = Field(None, description="null: hold a share of the training split out")
-        image_column: str | None = Field(None, description="null: the first column of images")
-        label_column: str | None = Field(None, description="null: the first column of class labels")
+        image_column: str | None = Field(None, description="null: the only column of images")
+        label_column: str | None = Field(
+            None, description="null: the only column of class labels, or one called `label`, `class`, ..."
+        )
 
     def __init__(self, options: Options, context: DataContext) -> None:
         own = options.test_split is not None
-        is_test = check_split(context.split) == "test"
-        table = load_table(
-            options.path, options.subset, (options.test_split if is_test else None) or options.train_split
-        )
-        self.image_column = _column(table, options.path, options.image_column, "Image", "image_column")
-        label_column = None
-        if options.labels is not False:
-            label_column = _column(
-                table, options.path, options.label_column, "ClassLabel", "label_column", options.labels
+        if options.test_split == options.train_split:
+            raise DataError(
+                f"{options.path}: data.test_split and data.train_split are both `{options.train_split}`: it would be "
+                "tested on what was trained on. Set data.test_split: null to hold a share out."
             )
-        numbers = list(table[label_column]) if label_column is not None else None
-        labels = choose_labels(options.path, numbers, options.labels)
+        is_test = own and check_split(context.split) == "test"
+        train = load_table(options.path, options.subset, options.train_split)
+        table = load_table(options.path, options.subset, options.test_split or "") if is_test else train
+        self.image_column = find_image_column(table, options.path, options.image_column)
+        labels, classes = None, None
+        label_column = find_label_column(train, options.path, options.label_column, options.labels)
+        if label_column is not None:
+            found = read_labels(table, options.path, label_column)
+            training = read_labels(train, options.path, label_column) if is_test else found
+            declared = class_label_names(train.features[label_column])
+            labels, classes = number_labels(
+                options.path,
+                found,
+                training,
+                options.labels,
+                [f"row {row}" for row in range(len(table))],
+                declared,
+            )
+        elif options.labels is True:
+            number_labels(options.path, None, None, True)
         rows, targets = own_or_held_out(options.path, len(table), labels, context.split, options, own)
         self.path = options.path
         self.table = _undecoded(table.select(rows), self.image_column)
-        class_names = None
-        if labels is not None:
-            feature = table.features[label_column]
-            class_names = list(getattr(feature, "names", None) or map(str, range(1 + int(labels.max()))))
-        super().__init__([str(row) for row in rows], targets, class_names, context.image_size, options)
+        super().__init__([str(row) for row in rows], targets, classes, context.image_size, options)
 
-    def read_image(self, index: int) -> Image.Image:
+    def read_content(self, index: int) -> bytes:
         cell = self.table[index][self.image_column]
-        content = cell.get("bytes") or (Path(cell["path"]) if cell.get("path") else None)
-        if content is None:
+        if not isinstance(cell, dict) or not (cell.get("bytes") or cell.get("path")):
             raise CorruptImage(f"{self.describe(index)}: an empty cell")
-        return decode_image(content, self.describe(index))
+        return cell["bytes"] or read_image_file(Path(cell["path"]))
 
     def content_facts(self) -> dict[str, Any]:
         # The library's own fingerprint changes with the data and with every operation on them.
@@ -97,24 +111,72 @@ def load_table(path: str, subset: str | None, split: str) -> Any:
         ) from error
 
 
-def _column(
-    table: Any, path: str, wanted: str | None, kind: str, option: str, needed: bool | str = True
-) -> str | None:
-    """Return the column asked for, or the first one of a kind."""
+def find_image_column(table: Any, path: str, wanted: str | None) -> str:
+    """Return the column asked for, or the only one of images.
+
+    Raises:
+        DataError: if there is no such column, none of images, or several.
+    """
+    found = [name for name in table.column_names if type(table.features[name]).__name__ == "Image"]
+    return _only(table, path, wanted, found, "image_column", "of images")
+
+
+def find_label_column(table: Any, path: str, wanted: str | None, labels: bool | str) -> str | None:
+    """Return the column asked for, or the only one of class labels; None where no labels are wanted, or none is there.
+
+    Raises:
+        DataError: if there is no such column, or several that could be meant.
+    """
+    if labels is False:
+        return None
+    found = [name for name in table.column_names if class_label_names(table.features[name]) is not None]
+    if not found:
+        found = [name for name in table.column_names if name.lower() in LABEL_NAMES]
+    if not found and wanted is None:
+        return None
+    return _only(table, path, wanted, found, "label_column", "of class labels")
+
+
+def class_label_names(feature: Any) -> list[str] | None:
+    """Return the names that a column of class labels declares, in their order; None for another column."""
+    return list(feature.names) if type(feature).__name__ == "ClassLabel" else None
+
+
+def read_labels(table: Any, path: str, column: str) -> list[Key]:
+    """Return the label of every row: the name that its number stands for where the column declares names.
+
+    Raises:
+        DataError: if the column is missing or a row holds null, a float, a list or a number without a name.
+    """
+    if column not in table.column_names:
+        raise DataError(
+            f"{path}: no column `{column}` in this split. Known: {', '.join(table.column_names)}."
+        )
+    names = class_label_names(table.features[column])
+    values = list(table[column])
+    keys = [parse_label(value, f"{path}: row {row}, column `{column}`") for row, value in enumerate(values)]
+    if names is None:
+        return keys
+    outside = next((key for key in keys if isinstance(key, str) or key >= len(names)), None)
+    if outside is not None:
+        raise DataError(f"{path}: column `{column}` holds {outside!r}, but declares {len(names)} names.")
+    return [NO_LABEL if key == NO_LABEL else names[int(key)] for key in keys]
+
+
+def _only(table: Any, path: str, wanted: str | None, found: list[str], option: str, kind: str) -> str:
+    """Return the column asked for, or the only one found."""
+    known = f"Known: {', '.join(table.column_names)}."
     if wanted is not None:
         if wanted not in table.column_names:
-            raise DataError(
-                f"{path}: data.{option} `{wanted}` is not a column. Known: {', '.join(table.column_names)}."
-            )
+            raise DataError(f"{path}: data.{option} `{wanted}` is not a column. {known}")
         return wanted
-    for name, feature in table.features.items():
-        if type(feature).__name__ == kind:
-            return name
-    if needed is not True:
-        return None
-    raise DataError(
-        f"{path}: no column of type {kind}. Set data.{option}. Known: {', '.join(table.column_names)}."
-    )
+    if not found:
+        raise DataError(f"{path}: no column {kind}. Set data.{option}. {known}")
+    if len(found) > 1:
+        raise DataError(
+            f"{path}: {len(found)} columns {kind}: {', '.join(found)}. Set data.{option} to one of them."
+        )
+    return found[0]
 
 
 def _undecoded(table: Any, column: str | None) -> Any:

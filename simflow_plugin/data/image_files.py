@@ -1,23 +1,25 @@
-"""What data sets of encoded image files share: labels, the split, decoding and cropping one image."""
+"""Base of data sets of encoded image files: options, the split, decoding and cropping one image."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from simflow_plugin import options
 from simflow_plugin.contracts import NO_LABEL, Example
+from simflow_plugin.data.decoding import CorruptImage, background_colour, check_background, decode_image
 from simflow_plugin.data.disk_cache import fingerprint
 from simflow_plugin.data.images import center_crop
+from simflow_plugin.data.labels import Classes
 from simflow_plugin.data.split import split_indices
-from simflow_plugin.errors import DataError
+from simflow_plugin.errors import EmptySplit
 
 DEFAULT_MAX_CORRUPT_SHARE = 0.01
 
@@ -30,12 +32,20 @@ class FileOptions(options.Options):
         0.05, gt=0, lt=1, description="held out where the data brings no split of its own"
     )
     split_seed: int = Field(0, description="which images are held out; the run's seed does not move them")
+    background: str = Field(
+        "white", description="a colour name or #rrggbb: what shows through transparent pixels"
+    )
     max_corrupt_share: float = Field(
         DEFAULT_MAX_CORRUPT_SHARE,
         ge=0,
         le=1,
         description="of unreadable images; more than that, and more than one, stops the run. 0 allows none",
     )
+
+    @field_validator("background")
+    @classmethod
+    def _background_is_a_colour(cls, value: str) -> str:
+        return check_background(value)
 
 
 class PackedStrings(Sequence[str]):
@@ -66,39 +76,55 @@ class FileDataset(ABC):
     Args:
         names: of the images, unique; also what a message calls them.
         labels: (N,), int64, `NO_LABEL` where there is none.
-        class_names: None for an unlabelled data set.
+        classes: of training; None for an unlabelled data set.
         image_size: in pixels.
         options: shared options.
+        ignored: number of entries of the source that are no image, by kind.
     """
 
     def __init__(
         self,
         names: Sequence[str],
         labels: Tensor,
-        class_names: list[str] | None,
+        classes: Classes | None,
         image_size: int,
         options: FileOptions,
+        ignored: Mapping[str, int] | None = None,
     ) -> None:
         self.names = PackedStrings(names)
         self.labels = labels
-        self.class_names = class_names
-        self.num_classes = len(class_names) if class_names is not None else None
+        self.class_names = classes.names if classes is not None else None
+        self.num_classes = len(classes.names) if classes is not None else None
         self.image_size = image_size
         self.max_corrupt_share = options.max_corrupt_share
+        self.background = background_colour(options.background)
+        self.ignored = dict(ignored or {})
 
     @abstractmethod
+    def read_content(self, index: int) -> bytes:
+        """Return the encoded bytes of one image.
+
+        Raises:
+            CorruptImage: if they cannot be read.
+        """
+
     def read_image(self, index: int) -> Image.Image:
         """Return one RGB image, any shape.
 
         Raises:
             CorruptImage: if it cannot be read.
         """
+        return decode_image(self.read_content(index), self.describe(index), self.image_size, self.background)
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int) -> Example:
-        return Example(center_crop(self.read_image(index), self.image_size), int(self.labels[index]))
+        image = self.read_image(index)
+        try:
+            return Example(center_crop(image, self.image_size), int(self.labels[index]))
+        except (MemoryError, ValueError) as error:
+            raise CorruptImage(f"{self.describe(index)}: cannot be scaled: {error}") from error
 
     def content_facts(self) -> dict[str, Any]:
         """Return what tells these images, in this order, from others; what is cached of them depends on it."""
@@ -109,39 +135,6 @@ class FileDataset(ABC):
         return self.names[index]
 
 
-def choose_labels(where: str, labels: Sequence[int] | None, wanted: bool | str) -> Tensor | None:
-    """Apply the option `labels` to what the data has.
-
-    Args:
-        where: the data set, for messages.
-        labels: of every image, or None if the data has none.
-        wanted: True, False or 'auto'.
-    Returns:
-        (N,) int64, or None for an unlabelled data set.
-    Raises:
-        DataError: if labels are wanted and missing, or all are of one class.
-    """
-    if wanted is False or (labels is None and wanted == "auto"):
-        return None
-    if labels is None:
-        raise DataError(
-            f"{where}: data.labels is true, but there are no labels. Add them, or set data.labels: false."
-        )
-    try:
-        found = torch.as_tensor(labels, dtype=torch.int64)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(
-            f"{where}: labels must be whole numbers, found {labels[0]!r}. Encode the column as class labels, or set "
-            "data.labels: false."
-        ) from error
-    if len(found.unique()) < 2:
-        raise DataError(
-            f"{where}: all {len(found)} images are of one class: there is nothing to condition on. Add "
-            "another class, or train without labels: data.labels: false."
-        )
-    return found
-
-
 def take_split(
     where: str, num_images: int, labels: Tensor | None, split: str, options: FileOptions
 ) -> tuple[Tensor, Tensor]:
@@ -150,12 +143,12 @@ def take_split(
     Returns:
         rows (M,) int64 of the split, and the labels (M,) of these rows.
     Raises:
-        DataError: if nothing is left for the split.
+        EmptySplit: if nothing is left for the split.
     """
     targets = labels if labels is not None else torch.full((num_images,), NO_LABEL, dtype=torch.int64)
     rows = split_indices(targets, split, options.test_share, options.split_seed)
     if not len(rows):
-        raise DataError(
+        raise EmptySplit(
             f"{where}: {num_images} images leave none for the {split} split at data.test_share "
             f"{options.test_share}. Add images, or change data.test_share."
         )
@@ -176,8 +169,3 @@ def own_or_held_out(
         return rows.tolist(), targets
     unlabelled = torch.full((num_images,), NO_LABEL, dtype=torch.int64)
     return list(range(num_images)), labels if labels is not None else unlabelled
-
-
-def numbered_classes(num_classes: int | None) -> list[str] | None:
-    """Name classes by their numbers, where the data has no better names."""
-    return [str(number) for number in range(num_classes)] if num_classes is not None else None

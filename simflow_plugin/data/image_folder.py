@@ -11,19 +11,18 @@ import os
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from pydantic import Field
 
 from simflow_plugin import registry
 from simflow_plugin.contracts import DataContext
+from simflow_plugin.data.decoding import read_image_file
 from simflow_plugin.data.disk_cache import file_facts, fingerprint
-from simflow_plugin.data.image_files import FileDataset, FileOptions, choose_labels, own_or_held_out
-from simflow_plugin.data.images import IMAGE_SUFFIXES, decode_image
+from simflow_plugin.data.folder_scan import scan_folder
+from simflow_plugin.data.image_files import FileDataset, FileOptions, own_or_held_out
+from simflow_plugin.data.labels import number_labels
 from simflow_plugin.data.split import check_split
+from simflow_plugin.data.split_folders import find_split_folders, refuse_splits_inside_classes
 from simflow_plugin.errors import DataError
-
-TRAIN_FOLDER = "train"
-TEST_FOLDERS = ("test", "val", "valid", "validation")
 
 
 @registry.DATASETS.register("image_folder")
@@ -31,28 +30,44 @@ class ImageFolder(FileDataset):
     """Images below `root`.
 
     Raises:
-        DataError: if the folder is missing or holds no image, or if labels are asked for that are not there.
+        DataError: if the folder is missing, cannot be listed or holds no image, if it is ambiguous which folders are
+            splits and which classes, or if labels are asked for that are not there.
     """
 
     class Options(FileOptions):
         root: str = Field(description="the folder")
+        train_folder: str | None = Field(
+            None,
+            description="folder of the training images below root; `.`: root itself, every folder a class; null: "
+            "`train` where it lies alone or beside test, val, valid or validation, else root",
+        )
+        test_folder: str | None = Field(
+            None, description="folder of the test images below root; null: found beside `train`, or a share"
+        )
 
     def __init__(self, options: Options, context: DataContext) -> None:
         root = Path(options.root).expanduser()
-        train, test = split_folders(root)
-        base = test if test is not None and check_split(context.split) == "test" else train
-        paths = list_images(base)
+        folders = find_split_folders(root, options.train_folder, options.test_folder)
+        is_test = check_split(context.split) == "test" and folders.test is not None
+        base = folders.test if is_test and folders.test is not None else folders.train
+        scan = scan_folder(base)
+        if options.train_folder is None:
+            refuse_splits_inside_classes(base, scan.paths)
+        own = class_of_each(base, scan.paths) if options.labels is not False else None
         # Numbered by the training folder, so that a class without test images does not shift the others.
-        class_names = _class_names(paths if base == train else list_images(train))
-        labels = choose_labels(str(base), _numbers(base, paths, class_names, options.labels), options.labels)
-        rows, targets = own_or_held_out(root, len(paths), labels, context.split, options, test is not None)
+        training = own
+        if is_test and options.labels is not False:
+            training = class_of_each(folders.train, scan_folder(folders.train).paths)
+        labels, classes = number_labels(str(base), own, training, options.labels)
+        has_own_split = folders.test is not None
+        rows, targets = own_or_held_out(root, len(scan.paths), labels, context.split, options, has_own_split)
         self.root = base
-        names = class_names if labels is not None else None
-        super().__init__([paths[row] for row in rows], targets, names, context.image_size, options)
+        ignored = scan.ignored | {f"folders beside the splits ({name})": 1 for name in folders.unused}
+        paths = [scan.paths[row] for row in rows]
+        super().__init__(paths, targets, classes, context.image_size, options, ignored)
 
-    def read_image(self, index: int) -> Image.Image:
-        path = self.root / self.names[index]
-        return decode_image(path, str(path))
+    def read_content(self, index: int) -> bytes:
+        return read_image_file(self.root / self.names[index])
 
     def content_facts(self) -> dict[str, Any]:
         files = [file_facts(self.root / name) for name in self.names]
@@ -65,64 +80,19 @@ class ImageFolder(FileDataset):
         return str(self.root / self.names[index])
 
 
-def split_folders(root: Path) -> tuple[Path, Path | None]:
-    """Return the training folder and the test folder; None for the latter if a share is to be held out.
+def class_of_each(base: Path, paths: list[str]) -> list[int | str] | None:
+    """Return the class folder of every image, or None if the folder is flat.
 
     Raises:
-        DataError: if `root` is not a folder.
+        DataError: if images lie beside class folders.
     """
-    if not root.is_dir():
-        what = "is a file, not a folder" if root.exists() else "does not exist"
-        raise DataError(f"{root}: {what}. Set data.root to a folder of images.")
-    if not (root / TRAIN_FOLDER).is_dir():
-        return root, None
-    found = [root / name for name in TEST_FOLDERS if (root / name).is_dir()]
-    return root / TRAIN_FOLDER, found[0] if found else None
-
-
-def list_images(base: Path) -> list[str]:
-    """Return the paths of all images below `base`, relative to it, sorted.
-
-    Raises:
-        DataError: if there is none.
-    """
-    found = []
-    for folder, _, files in os.walk(base, followlinks=True):
-        inside = os.path.relpath(folder, base)
-        prefix = "" if inside == "." else inside + os.sep
-        found += [prefix + name for name in files if _is_image(name)]
-    if not found:
-        raise DataError(
-            f"{base}: no images below it. Looked for files ending in {', '.join(sorted(IMAGE_SUFFIXES))}."
-        )
-    return sorted(found)
-
-
-def _is_image(name: str) -> bool:
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-
-
-def _class_names(paths: list[str]) -> list[str]:
-    return sorted({_class_of(path) for path in paths})
-
-
-def _class_of(path: str) -> str:
-    head, separator, _ = path.partition(os.sep)
-    return head if separator else ""
-
-
-def _numbers(base: Path, paths: list[str], class_names: list[str], wanted: bool | str) -> list[int] | None:
-    """Return each image's class number, or None if the folder is flat or labels are not wanted."""
-    loose = [path for path in paths if not _class_of(path)]
-    if wanted is False or len(loose) == len(paths):
+    folders = [head if inside else "" for head, inside, _ in (path.partition(os.sep) for path in paths)]
+    loose = [path for path, folder in zip(paths, folders, strict=True) if not folder]
+    if len(loose) == len(paths):
         return None
     if loose:
         raise DataError(
             f"{base}: {len(loose)} images lie beside class folders, such as {loose[0]}. Move them into a "
             "class folder, or set data.labels: false."
         )
-    number_of = {name: number for number, name in enumerate(class_names)}
-    unknown = sorted({_class_of(path) for path in paths} - set(number_of))
-    if unknown:
-        raise DataError(f"{base}: class folder `{unknown[0]}` is not among the training classes.")
-    return [number_of[_class_of(path)] for path in paths]
+    return list(folders)

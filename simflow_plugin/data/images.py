@@ -1,9 +1,6 @@
-"""Pixels: decode a file, crop it as ADM does, resize a batch. Everything here is uint8 in [0, 255]."""
+"""Pixels: crop an image as ADM does, resize a batch. Everything here is uint8 in [0, 255]."""
 
 from __future__ import annotations
-
-import io
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,35 +8,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from simflow_plugin.errors import DataError
-
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-
-
-class CorruptImage(DataError):
-    """One image cannot be read. The loader counts it, names it in the log and takes the next one."""
-
-
-def decode_image(content: bytes | Path, name: str) -> Image.Image:
-    """Decode one image file to RGB.
-
-    Args:
-        content: the file's bytes, or where it is.
-        name: for the message.
-    Returns:
-        an RGB image; an alpha channel is dropped, 16-bit grey is scaled to 8 bits, of an animation the first
-        frame.
-    Raises:
-        CorruptImage: if it is unreadable, truncated or missing.
-    """
-    try:
-        with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
-            image.load()
-            if image.mode.startswith("I"):  # Pillow would clip 16-bit grey at 255 instead of scaling it
-                return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise CorruptImage(f"{name}: not a readable image: {type(error).__name__}: {error}") from error
+MAX_SCALED_SQUARES = 16
+"""A picture more oblong than this is cut before it is scaled: whole, it would make this many squares of output."""
 
 
 def center_crop(image: Image.Image, size: int) -> Tensor:
@@ -47,6 +17,9 @@ def center_crop(image: Image.Image, size: int) -> Tensor:
 
     Halving by box filters while the shorter side is at least twice too long, then one bicubic step: a single
     bicubic step from a large photograph would alias. FID references are made so; another crop moves the FID.
+
+    Of a picture longer than `MAX_SCALED_SQUARES` times its width only the square is scaled, by the same filter: what
+    is needed is in proportion to the output, and the result is the same up to rounding (one grey level).
 
     Args:
         image: RGB, any shape.
@@ -59,11 +32,30 @@ def center_crop(image: Image.Image, size: int) -> Tensor:
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     ratio = size / min(image.size)
+    width, height = max(size, round(image.width * ratio)), max(size, round(image.height * ratio))
+    left, top = (width - size) // 2, (height - size) // 2
+    if max(width, height) > MAX_SCALED_SQUARES * size:
+        across, down = (
+            image.width / width,
+            image.height / height,
+        )  # pixels of the picture per pixel of the output
+        square = (left * across, top * down, (left + size) * across, (top + size) * down)
+        return hwc_to_chw(np.asarray(_scale_square(image, square, size)))
     if ratio != 1:
-        scaled = (max(size, round(image.width * ratio)), max(size, round(image.height * ratio)))
-        image = image.resize(scaled, Image.Resampling.BICUBIC)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
     return hwc_to_chw(np.asarray(image.crop((left, top, left + size, top + size))))
+
+
+def _scale_square(image: Image.Image, square: tuple[float, float, float, float], size: int) -> Image.Image:
+    """Scale the part `square` (left, top, right, bottom) of `image`; the filter sees the pixels around it too."""
+    margin = 4 + int(2 * max(1.0, (square[2] - square[0]) / size, (square[3] - square[1]) / size))
+    corner = (max(0, int(square[0]) - margin), max(0, int(square[1]) - margin))
+    opposite = (min(image.width, int(square[2]) + margin), min(image.height, int(square[3]) + margin))
+    # Pillow keeps `box` in float32, which is exact enough only near the origin: cut whole pixels first.
+    part = image.crop((*corner, *opposite))
+    box = (square[0] - corner[0], square[1] - corner[1], square[2] - corner[0], square[3] - corner[1])
+    box = (*box[:2], min(box[2], part.width), min(box[3], part.height))
+    return part.resize((size, size), Image.Resampling.BICUBIC, box=box)
 
 
 def hwc_to_chw(pixels: np.ndarray) -> Tensor:

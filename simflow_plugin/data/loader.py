@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from simflow_plugin.contracts import Example, ImageDataset
+from simflow_plugin.data.decoding import CorruptImage
 from simflow_plugin.data.image_files import DEFAULT_MAX_CORRUPT_SHARE
-from simflow_plugin.data.images import CorruptImage
 from simflow_plugin.data.order import DataOrder, GlobalBatches, coin_flips
 from simflow_plugin.errors import DataError
 

@@ -1,9 +1,8 @@
-"""Where tar shards come from: local paths, globs, brace ranges, addresses fetched to a cache."""
+"""Locations of tar shards: local paths, globs, brace ranges, addresses fetched to a cache."""
 
 from __future__ import annotations
 
 import glob
-import hashlib
 import re
 import shutil
 import subprocess
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from simflow_plugin.data.disk_cache import write_atomically
 from simflow_plugin.errors import DataError
+from simflow_plugin.files import text_digest
 
 ADDRESS = re.compile(r"^(https?|file|pipe):")
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -71,8 +71,7 @@ def fetch(address: str, cache: Path) -> Path:
     Raises:
         DataError: with the last failure.
     """
-    digest = hashlib.blake2b(address.encode(), digest_size=8).hexdigest()
-    path = cache / "shards" / f"{digest}.tar"
+    path = cache / "shards" / f"{text_digest(address)}.tar"
     if path.is_file():
         return path
     failure: Exception | None = None

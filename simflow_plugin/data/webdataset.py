@@ -1,56 +1,28 @@
 """WebDataset shards as a map-style data set: tar files of samples, read at random by an index of offsets.
 
-A sample is the run of members with one key, the name up to its first dot: `0001.jpg`, `0001.cls` (a number)
-or `0001.json` (with `label`). Shards that are streamed cannot resume where they were; with an index, any
-image is one seek away, so that the order is that of every other data set and resumes bit for bit.
+Shards that are streamed cannot resume where they were; with an index, any image is one seek away, so that the order is
+that of every other data set and resumes bit for bit. What a sample is: `simflow_plugin.data.tar_index`.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import tarfile
-import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from pydantic import Field
 
 from simflow_plugin import registry
-from simflow_plugin.contracts import NO_LABEL, DataContext
-from simflow_plugin.data.disk_cache import cache_folder, file_facts, fingerprint, write_atomically
-from simflow_plugin.data.image_files import (
-    FileDataset,
-    FileOptions,
-    PackedStrings,
-    choose_labels,
-    numbered_classes,
-    own_or_held_out,
-)
-from simflow_plugin.data.images import IMAGE_SUFFIXES, CorruptImage, decode_image
+from simflow_plugin.contracts import DataContext
+from simflow_plugin.data.decoding import CorruptImage
+from simflow_plugin.data.disk_cache import cache_folder, file_facts, fingerprint
+from simflow_plugin.data.image_files import FileDataset, FileOptions, PackedStrings, own_or_held_out
+from simflow_plugin.data.labels import number_labels
+from simflow_plugin.data.split import check_split
+from simflow_plugin.data.tar_index import ShardIndex, cached_index, raw_labels
 from simflow_plugin.data.tar_shards import local_shards
 from simflow_plugin.errors import DataError
-
-
-@dataclass(frozen=True)
-class ShardIndex:
-    """Where the images of one shard are.
-
-    Args:
-        keys: of the samples.
-        offsets: (N,) int64, bytes from the start of the tar file.
-        sizes: (N,) int64, bytes.
-        labels: (N,) int64, `NO_LABEL` for none.
-    """
-
-    keys: list[str]
-    offsets: np.ndarray
-    sizes: np.ndarray
-    labels: np.ndarray
 
 
 @registry.DATASETS.register("webdataset")
@@ -58,8 +30,8 @@ class WebDataset(FileDataset):
     """Images in tar shards, local or fetched to a cache first.
 
     Raises:
-        DataError: if a shard is missing, compressed, cut off or without images, or labels are asked for that
-            are not there.
+        DataError: if a shard is missing, compressed, cut off or without images, a sample has two images, a label
+            cannot be read, or labels are asked for that are not there.
     """
 
     class Options(FileOptions):
@@ -69,6 +41,10 @@ class WebDataset(FileDataset):
         test_shards: str | list[str] | None = Field(
             None, description="the same for testing; null: hold a share out"
         )
+        image_member: str | None = Field(
+            None,
+            description="ending of the member that is the image, `jpg` or `seg.png`; null: the one that ends like one",
+        )
         cache: str | None = Field(
             None, description="folder for fetched shards and indices; null: the usual one"
         )
@@ -76,29 +52,32 @@ class WebDataset(FileDataset):
     def __init__(self, options: Options, context: DataContext) -> None:
         cache = Path(options.cache).expanduser() if options.cache else cache_folder() / "webdataset"
         own = options.test_shards is not None
-        wanted = options.test_shards if own and context.split == "test" else options.shards
-        assert wanted is not None
-        self.shards, indices = _index_all(wanted, cache)
-        where = f"{self.shards[0]} and {len(self.shards) - 1} more shards"
-        numbers = np.concatenate([index.labels for index in indices])
-        labels = choose_labels(where, _complete(where, numbers), options.labels)
-        num_classes = None
-        if labels is not None:
-            training = (
-                [numbers]
-                if wanted is options.shards
-                else [i.labels for i in _index_all(options.shards, cache)[1]]
-            )
-            num_classes = 1 + max(int(part.max()) for part in training)
-        rows, targets = own_or_held_out(where, len(numbers), labels, context.split, options, own)
+        is_test = own and check_split(context.split) == "test"
+        wanted = options.test_shards if is_test and options.test_shards is not None else options.shards
+        self.shards, indices = _index_all(wanted, cache, options.image_member)
+        if is_test:
+            _refuse_common_shards(shard_paths(options.shards, cache), shard_paths(wanted, cache))
+        more = len(self.shards) - 1
+        where = f"{self.shards[0]} and {more} more shards" if more else self.shards[0]
+        keys = [key for index in indices for key in index.keys]
+        labels, classes = None, None
+        if options.labels is not False:
+            found = raw_labels(indices)
+            training = found
+            if is_test:
+                _, trained_on = _index_all(options.shards, cache, options.image_member)
+                training = raw_labels(trained_on)
+            labels, classes = number_labels(where, found, training, options.labels, keys)
+        rows, targets = own_or_held_out(where, len(keys), labels, context.split, options, own)
         self._shard = np.repeat(np.arange(len(indices)), [len(index.keys) for index in indices])[rows]
         self._offset = np.concatenate([index.offsets for index in indices])[rows]
         self._size = np.concatenate([index.sizes for index in indices])[rows]
-        keys = [key for index in indices for key in index.keys]
-        names = [keys[row] for row in rows]
-        super().__init__(names, targets, numbered_classes(num_classes), context.image_size, options)
+        ignored: Counter[str] = Counter()
+        for index in indices:
+            ignored.update(index.ignored)
+        super().__init__([keys[row] for row in rows], targets, classes, context.image_size, options, ignored)
 
-    def read_image(self, index: int) -> Image.Image:
+    def read_content(self, index: int) -> bytes:
         size = int(self._size[index])
         try:
             with open(self.shards[self._shard[index]], "rb") as file:
@@ -106,7 +85,7 @@ class WebDataset(FileDataset):
                 content = file.read(size)
         except OSError as error:
             raise CorruptImage(f"{self.describe(index)}: {error}") from error
-        return decode_image(content, self.describe(index))
+        return content
 
     def content_facts(self) -> dict[str, Any]:
         shards = [(str(Path(shard).resolve()), *file_facts(Path(shard))) for shard in self.shards]
@@ -116,106 +95,23 @@ class WebDataset(FileDataset):
         return f"{self.shards[self._shard[index]]}:{self.names[index]}"
 
 
-def _index_all(shards: str | list[str], cache: Path) -> tuple[PackedStrings, list[ShardIndex]]:
-    paths = local_shards([shards] if isinstance(shards, str) else shards, cache)
-    return PackedStrings([str(path) for path in paths]), [cached_index(path, cache) for path in paths]
+def shard_paths(shards: str | list[str], cache: Path) -> list[Path]:
+    """Return the paths of shards, each once."""
+    listed = local_shards([shards] if isinstance(shards, str) else shards, cache)
+    return list({path.resolve(): path for path in reversed(listed)}.values())[::-1]
 
 
-def _complete(where: str, numbers: np.ndarray) -> list[int] | None:
-    """Return the labels if every image has one, None if none has.
+def _index_all(
+    shards: str | list[str], cache: Path, image_member: str | None
+) -> tuple[PackedStrings, list[ShardIndex]]:
+    paths = shard_paths(shards, cache)
+    indices = [cached_index(path, cache, image_member) for path in paths]
+    return PackedStrings([str(path) for path in paths]), indices
 
-    Raises:
-        DataError: if only some have.
-    """
-    missing = int((numbers == NO_LABEL).sum())
-    if missing == len(numbers):
-        return None
-    if missing:
+
+def _refuse_common_shards(training: list[Path], test: list[Path]) -> None:
+    common = {path.resolve() for path in training} & {path.resolve() for path in test}
+    if common:
         raise DataError(
-            f"{where}: {missing} of {len(numbers)} images have no .cls or .json label beside them."
+            f"{min(common)}: among data.shards and data.test_shards: it would be tested on what was trained on."
         )
-    return numbers.tolist()
-
-
-def cached_index(path: Path, cache: Path) -> ShardIndex:
-    """Return the index of one shard, from the cache unless the shard's size or time has changed."""
-    num_bytes, modified = file_facts(path)
-    facts = {"shard": str(path.resolve()), "bytes": num_bytes, "modified_ns": modified}
-    file = cache / "index" / f"{fingerprint(facts)}.npz"
-    if file.is_file():
-        try:
-            with np.load(file, allow_pickle=False) as stored:
-                return ShardIndex(
-                    stored["keys"].tolist(), stored["offsets"], stored["sizes"], stored["labels"]
-                )
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            file.unlink()  # damaged; it is made anew from the shard
-    index = index_shard(path)
-
-    def write(target: Path) -> None:
-        with open(target, "wb") as stream:
-            np.savez(stream, keys=index.keys, offsets=index.offsets, sizes=index.sizes, labels=index.labels)
-
-    write_atomically(file, write)
-    return index
-
-
-def index_shard(path: Path) -> ShardIndex:
-    """Read the headers of a tar file and note where its images are.
-
-    Raises:
-        DataError: if it is missing, compressed, damaged, or holds no image.
-    """
-    keys, offsets, sizes, labels = [], [], [], []
-    try:
-        # Mode "r:" refuses compression: there is no seeking in a compressed stream.
-        with tarfile.open(path, "r:") as archive:
-            for key, members in _samples(archive):
-                image = next((member for suffix, member in members.items() if suffix in IMAGE_SUFFIXES), None)
-                if image is None:
-                    continue
-                keys.append(key)
-                offsets.append(image.offset_data)
-                sizes.append(image.size)
-                labels.append(_label(archive, members))
-    except (OSError, tarfile.TarError, EOFError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path}: not a plain tar shard, or damaged: {type(error).__name__}: {error}. Fetch it again, or "
-            "unpack .tar.gz."
-        ) from error
-    if not keys:
-        raise DataError(
-            f"{path}: holds no image. Looked for members ending in {', '.join(sorted(IMAGE_SUFFIXES))}."
-        )
-    return ShardIndex(keys, np.array(offsets), np.array(sizes), np.array(labels))
-
-
-def _samples(archive: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
-    """Yield (key, member by suffix); members of one sample follow each other."""
-    key, members = None, {}  # type: ignore[var-annotated]
-    for member in archive:
-        if not member.isfile():
-            continue
-        folder, name = os.path.split(member.name)
-        stem, _, suffix = name.partition(".")
-        found = f"{folder}/{stem}" if folder else stem
-        if key is not None and found != key:
-            yield key, members
-            members = {}
-        key = found
-        members[f".{suffix.lower()}"] = member
-    if key is not None:
-        yield key, members
-
-
-def _label(archive: tarfile.TarFile, members: dict[str, tarfile.TarInfo]) -> int:
-    def content(suffix: str) -> bytes:
-        stream = archive.extractfile(members[suffix])
-        assert stream is not None
-        return stream.read()
-
-    if ".cls" in members:
-        return int(content(".cls"))
-    if ".json" in members:
-        return int(json.loads(content(".json")).get("label", NO_LABEL))
-    return NO_LABEL

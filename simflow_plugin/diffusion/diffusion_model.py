@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -43,6 +43,12 @@ class DiffusionOptions(Options):
     label_dropout: float = Field(
         default=0.1, ge=0, lt=1, description="share of rows trained without their label"
     )
+    autoencoder_pass: Literal["evaluation", "training"] = Field(
+        default="evaluation",
+        description="what the alignment's gradient for the autoencoder (REPA-E) is taken through. evaluation: a pass "
+        "of its own without label dropout and with the running statistics of the latents' norm, as in the REPA-E "
+        "host; training: the model's own pass, which is cheaper",
+    )
 
 
 class DiffusionModel(GenerativeModel):
@@ -66,6 +72,7 @@ class DiffusionModel(GenerativeModel):
         self.check(options, context, guidance=0.0)
         self.supports_guidance = context.num_classes is not None and options.label_dropout > 0
         self.label_dropout = options.label_dropout
+        self.autoencoder_pass = options.autoencoder_pass
         self.backbone = AdaLNTransformer(options.backbone, context.latent_shape, context.num_classes)
         self.alignment_layer = context.alignment.layer if context.alignment is not None else None
         self.alignment = (
@@ -100,15 +107,49 @@ class DiffusionModel(GenerativeModel):
         t = self.sample_times(latents.shape[0], random, latents.device)
         return self.losses_at(latents, self._drop_labels(labels, random), features, t, noise)
 
+    def autoencoder_losses(
+        self, latents: Tensor, labels: Tensor | None, features: Tensor | None, random: Random
+    ) -> dict[str, Tensor] | None:
+        """Return the alignment in evaluation mode, at the time and noise that `training_losses` draws."""
+        if self.autoencoder_pass == "training" or features is None:
+            return None
+        noise = random.normal("noise", latents.shape, latents.device)
+        t = self.sample_times(latents.shape[0], random, latents.device)
+        return {"alignment": self.alignment_at(latents, labels, features, t, noise)}
+
     @abstractmethod
     def sample_times(self, batch_size: int, random: Random, device: torch.device) -> Tensor:
         """Draw the times (B,) to train at, in the unit of the model."""
 
     @abstractmethod
+    def diffuse(self, latents: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Return normalised latents noised to time t (B,) and the target of the prediction, (B, C, h, w) each."""
+
+    def normalize(self, latents: Tensor) -> Tensor:
+        """Return latents as the network is trained on them."""
+        return latents
+
+    def normalize_in_evaluation(self, latents: Tensor) -> Tensor:
+        """Return latents as the network sees them in evaluation mode, whatever mode it is in; changes no state."""
+        return latents
+
     def losses_at(
         self, latents: Tensor, labels: Tensor | None, features: Tensor | None, t: Tensor, noise: Tensor
     ) -> dict[str, Tensor]:
         """Return the terms of `training_losses` at times t (B,) and noise (B, C, h, w); drops no label."""
+        noised, target = self.diffuse(self.normalize(latents), t, noise)
+        return self._terms(self._forward(noised, t, labels, features), target, features)
+
+    def alignment_at(
+        self, latents: Tensor, labels: Tensor | None, features: Tensor, t: Tensor, noise: Tensor
+    ) -> Tensor:
+        """Return the alignment loss in evaluation mode, at times t (B,) and noise (B, C, h, w)."""
+        self._require_alignment(features)
+        assert self.alignment is not None
+        assert self.alignment_layer is not None
+        noised, _ = self.diffuse(self.normalize_in_evaluation(latents), t, noise)
+        hidden = self.backbone.hidden_tokens(noised, t, labels, self.alignment_layer)
+        return self.alignment(hidden, self.backbone.grid_size, features)
 
     def predict(self, latents: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
         """Return the network's prediction (B, C, h, w) at noised latents (B, C, h, w) and times t (B,)."""
@@ -118,12 +159,15 @@ class DiffusionModel(GenerativeModel):
     def _forward(
         self, noised: Tensor, t: Tensor, labels: Tensor | None, features: Tensor | None
     ) -> BackboneOutput:
+        self._require_alignment(features)
+        return self.backbone(noised, t, labels, self.alignment_layer if features is not None else None)
+
+    def _require_alignment(self, features: Tensor | None) -> None:
         if features is not None and self.alignment is None:
             raise ConfigError(
                 f"{type(self).__name__} was given features to align with, but it was built without "
                 "alignment, so it keeps no hidden tokens. Set ModelContext.alignment, or pass no features."
             )
-        return self.backbone(noised, t, labels, self.alignment_layer if features is not None else None)
 
     def _terms(self, output: BackboneOutput, target: Tensor, features: Tensor | None) -> dict[str, Tensor]:
         terms = {"denoising": (output.prediction.float() - target.float()).square().mean()}

@@ -7,6 +7,7 @@ Reference: DiT, arXiv:2212.09748.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 import torch
@@ -130,22 +131,35 @@ class AdaLNTransformer(nn.Module):
         Raises:
             ShapeError: if `latents` is not (B, *latent_shape).
         """
+        tokens, condition = self._embed(latents, t, labels)
+        split = hidden_layer or 0
+        tokens = self._run(self.layers[:split], tokens, condition)
+        hidden = tokens if hidden_layer is not None else None
+        tokens = self._run(self.layers[split:], tokens, condition)
+        return BackboneOutput(self._unpatchify(self.head(tokens, condition)), hidden)
+
+    def hidden_tokens(self, latents: Tensor, t: Tensor, labels: Tensor | None, hidden_layer: int) -> Tensor:
+        """Return the `hidden` of `forward`, (B, T, width), without the layers after it; arguments as there."""
+        tokens, condition = self._embed(latents, t, labels)
+        return self._run(self.layers[:hidden_layer], tokens, condition)
+
+    def _embed(self, latents: Tensor, t: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return tokens (B, T, width) and silu of the condition (B, width)."""
         if latents.shape[1:] != self.latent_shape:
             raise ShapeError(
                 f"latents have shape {tuple(latents.shape)}, but this model was built for (B, "
                 f"{', '.join(map(str, self.latent_shape))})."
             )
-        tokens = self.patch_embed(latents).flatten(2).transpose(1, 2) + self.positions  # (B, T, width)
-        condition = F.silu(self._condition(t, labels))
-        hidden = None
-        for number, layer in enumerate(self.layers, start=1):
+        tokens = self.patch_embed(latents).flatten(2).transpose(1, 2) + self.positions
+        return tokens, F.silu(self._condition(t, labels))
+
+    def _run(self, layers: Iterable[nn.Module], tokens: Tensor, condition: Tensor) -> Tensor:
+        for layer in layers:
             if self.options.uses_activation_checkpointing and torch.is_grad_enabled():
                 tokens = checkpoint(layer, tokens, condition, use_reentrant=False)
             else:
                 tokens = layer(tokens, condition)
-            if number == hidden_layer:
-                hidden = tokens
-        return BackboneOutput(self._unpatchify(self.head(tokens, condition)), hidden)
+        return tokens
 
     def _condition(self, t: Tensor, labels: Tensor | None) -> Tensor:
         condition = self.time_embed(t)  # (B, width)

@@ -5,15 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from simflow_plugin.data.loader import evaluation_batches
 from simflow_plugin.data.order import sample_rows
 from simflow_plugin.errors import EvaluationError
-from simflow_plugin.evaluation.drawing import to_uint8
 from simflow_plugin.evaluation.flow_diagnostics import (
     FlowDiagnostics,
     diagnose_flow,
@@ -28,7 +25,7 @@ from simflow_plugin.evaluation.latent_statistics import (
     noise_robustness,
     power_by_radius,
 )
-from simflow_plugin.evaluation.measured import Measured
+from simflow_plugin.evaluation.result import Measured
 from simflow_plugin.progress_bar import count_progress
 from simflow_plugin.randomness import IndexedRandom
 from simflow_plugin.runs.loaded_run import LoadedRun
@@ -44,7 +41,7 @@ NUM_JACOBI = 8
 
 @dataclass(frozen=True)
 class AnalysisRequest:
-    """What to analyze.
+    """Size of an analysis.
 
     Args:
         num_images: held-out images; None is the whole split.
@@ -65,7 +62,7 @@ class AnalysisRequest:
 
 @dataclass(frozen=True)
 class Analysis:
-    """What was found.
+    """Numbers and pictures of an analysis.
 
     Args:
         metrics: latent statistics by name.
@@ -77,6 +74,7 @@ class Analysis:
         flow: diagnostics, or None for a model without a flow.
         jacobi: tolerance -> iterations by block, or None.
         num_tokens: of the flow's sequence; 0 without a flow.
+        precision: of the networks.
     """
 
     metrics: dict[str, Measured]
@@ -88,6 +86,7 @@ class Analysis:
     flow: FlowDiagnostics | None
     jacobi: dict[float, list[int]] | None
     num_tokens: int
+    precision: str
 
     def to_json(self) -> dict[str, Any]:
         """Return all numbers, without the pictures."""
@@ -98,6 +97,7 @@ class Analysis:
                 for name, curve in self.robustness.items()
             },
             "posterior_std": self.posterior_std,
+            "precision": self.precision,
         }
         if self.flow is not None:
             flow = {
@@ -133,28 +133,32 @@ def analyze_run(loaded: LoadedRun, request: AnalysisRequest) -> Analysis:
         for batch in evaluation_batches(test, batch_size, sample_rows(len(test), count)):
             images = batch.images.to(loaded.device)
             random = IndexedRandom(request.seed, tuple(batch.indices.tolist()))
-            posterior = loaded.autoencoder.encode(images)
-            noise = random.normal("posterior", posterior.mean.shape, loaded.device)
-            means.append(posterior.mean.cpu())
-            samples.append(posterior.sample(noise=noise).cpu())
-            stds.append(posterior.std.expand_as(posterior.mean).flatten(1).mean(1).cpu())
+            with loaded.precision.active():
+                posterior = loaded.autoencoder.encode(images)
+                noise = random.normal("posterior", posterior.mean.shape, loaded.device)
+                means.append(posterior.mean.float().cpu())
+                samples.append(posterior.sample(noise=noise).float().cpu())
+                stds.append(posterior.std.float().expand_as(posterior.mean).flatten(1).mean(1).cpu())
+                quality.append(noise_robustness(loaded.autoencoder, images, NOISE_STDS, random, lpips))
             labels.append(batch.labels)
-            quality.append(noise_robustness(loaded.autoencoder, images, NOISE_STDS, random, lpips))
             if sum(map(len, shown)) < 2 * request.num_strips:
                 shown.append(batch.images)
             advance(len(images))
     latents, sampled = torch.cat(means), torch.cat(samples)
-    flow, jacobi, num_tokens = _analyze_flow(loaded, sampled, torch.cat(labels), request, batch_size)
+    with loaded.precision.active():
+        flow, jacobi, num_tokens = _analyze_flow(loaded, sampled, torch.cat(labels), request, batch_size)
+        strips = _strips(loaded, torch.cat(shown), request)
     return Analysis(
         metrics=_statistics(latents, sampled, f"{count:,} held-out images"),
         white_noise=_statistics_of_white_noise(latents.shape[1:]),
         spectrum={"posterior mean": power_by_radius(latents), "posterior sample": power_by_radius(sampled)},
         robustness=_robustness(quality),
         posterior_std=float(torch.cat(stds).double().mean()),
-        strips=_strips(loaded, torch.cat(shown), request),
+        strips=strips,
         flow=flow,
         jacobi=jacobi,
         num_tokens=num_tokens,
+        precision=str(loaded.precision),
     )
 
 
@@ -187,7 +191,7 @@ def _robustness(batches: list[dict[str, dict[float, Tensor]]]) -> dict[str, dict
 def _strips(loaded: LoadedRun, images: Tensor, request: AnalysisRequest) -> Tensor:
     count = min(request.num_strips, len(images) // 2)
     starts, ends = images[:count].to(loaded.device), images[count : 2 * count].to(loaded.device)
-    return interpolate(loaded.autoencoder, starts, ends, request.num_steps).cpu()
+    return interpolate(loaded.autoencoder, starts, ends, request.num_steps).float().cpu()
 
 
 def _analyze_flow(
@@ -197,7 +201,7 @@ def _analyze_flow(
     if flow is None:
         return None, None, 0
     model: Any = loaded.model
-    known = labels.to(loaded.device) if loaded.num_classes is not None else None
+    known = loaded.known_labels(labels)
     # A flow that was trained on noisy latents knows no others.
     noise = IndexedRandom(request.seed, tuple(range(len(latents)))).normal("latent_noise", latents.shape)
     tokens = model.tokens((latents + model.noise_std * noise).to(loaded.device))
@@ -208,8 +212,3 @@ def _analyze_flow(
     )
     iterations = jacobi_iterations(flow, noise, known[:rows] if known is not None else None, TOLERANCES)
     return diagnostics, iterations, tokens.shape[1]
-
-
-def strip_pixels(strips: Tensor) -> NDArray[np.uint8]:
-    """Return the strips as uint8 (N steps, H, W, 3), strip by strip."""
-    return to_uint8(strips.flatten(0, 1)).numpy()

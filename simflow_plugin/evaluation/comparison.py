@@ -1,9 +1,7 @@
-"""Runs side by side: what was measured of each, whether that may stand in one table, what each costs."""
+"""Runs side by side: their evaluations, whether these belong into one table, and the cost of each run."""
 
 from __future__ import annotations
 
-import json
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,30 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from simflow_plugin.config.schema import RunConfig
-from simflow_plugin.contracts import NO_LABEL
 from simflow_plugin.errors import EvaluationError
-from simflow_plugin.evaluation.drawing import draw_images, to_uint8
-from simflow_plugin.evaluation.flops import ComputeCost, ComputeSetting, measure_compute, without_data
+from simflow_plugin.evaluation.drawing import ImageSampler, class_labels, grid_indices, to_uint8
+from simflow_plugin.evaluation.evaluator import evaluation_settings
+from simflow_plugin.evaluation.flops import ComputeCost, measure_run
 from simflow_plugin.evaluation.intervals import repeated
-from simflow_plugin.evaluation.measured import Measured
-from simflow_plugin.evaluation.result import Evaluation, read_evaluation
+from simflow_plugin.evaluation.request import EvaluationRequest
+from simflow_plugin.evaluation.result import Evaluation, Measured, read_evaluation
 from simflow_plugin.runs.loaded_run import LoadedRun, load_run
-from simflow_plugin.runs.parts import objective_weights
-from simflow_plugin.runs.run_directory import RunDirectory, differing_keys
+from simflow_plugin.runs.run_directory import differing_keys
 
-log = logging.getLogger(__name__)
-
-SUMMARY_KEYS = {
-    "class_agreement": "class_agreement",
-    "diversity_ratio": "diversity_ratio",
-    "psnr": "psnr",
-    "bits_per_dim": "latent_bits_per_dim",
-}
-"""Keys of summary.json, and the metrics that they are."""
 NEVER_REFUSED = frozenset({"sampling_seconds", "latent_bits_per_dim"})
 """Metrics whose conditions are shown beside them and need not agree."""
 NOT_OF_SAMPLES = (
@@ -48,8 +35,10 @@ NOT_OF_SAMPLES = (
     "auroc",
     "sampling_seconds",
 )
-"""How metrics begin that another seed of the samples does not change."""
+"""Prefixes of metrics that another seed of the samples does not change."""
 WARM_UP = 2
+SAME = ("step", "checkpoint", "weights", "guidance", "sampling")
+"""Settings that the evaluations of a column share; their seeds may differ."""
 
 
 @dataclass
@@ -61,10 +50,11 @@ class ComparedRun:
         loaded: with its weights.
         metrics: by name, over seeds where several were evaluated.
         evaluations: all of the run's, for curves.
-        setting: guidance and sampler of `metrics`.
+        setting: of `metrics`, as `evaluation_settings` gives it.
         rows: of metrics.jsonl.
         cost: parameters and FLOPs; None where they cannot be counted.
-        samples: uint8 (N, H, W, 3) by index, or None for an autoencoder alone.
+        indices: of the samples shown.
+        samples: uint8 (N, H, W, 3), or None for an autoencoder alone.
         notes: what is missing.
     """
 
@@ -75,6 +65,7 @@ class ComparedRun:
     setting: dict[str, Any]
     rows: list[dict[str, Any]]
     cost: ComputeCost | None = None
+    indices: list[int] = field(default_factory=list)
     samples: NDArray[np.uint8] | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -83,12 +74,15 @@ class ComparedRun:
         return self.loaded.config
 
 
-def read_runs(paths: Sequence[Path], guidance: float | None = None) -> list[ComparedRun]:
+def read_runs(
+    paths: Sequence[Path], guidance: float | None = None, precision: str | None = None
+) -> list[ComparedRun]:
     """Load the runs with what was measured of them.
 
     Args:
         paths: run directories, at least two.
         guidance: of the evaluations to use; None is each run's own.
+        precision: likewise, and of the samples shown.
     Raises:
         EvaluationError: for fewer than two runs, or one run twice.
         ConfigError, CheckpointError: for a directory that is no run, or has no checkpoint.
@@ -97,7 +91,7 @@ def read_runs(paths: Sequence[Path], guidance: float | None = None) -> list[Comp
         raise EvaluationError(f"compare: {len(paths)} run given, two are the least.")
     if len({path.resolve() for path in paths}) < len(paths):
         raise EvaluationError("compare: one run is given twice.")
-    loaded = [load_run(path) for path in paths]
+    loaded = [load_run(path, precision=precision) for path in paths]
     return [_read_run(run, name, guidance) for run, name in zip(loaded, _names(loaded), strict=True)]
 
 
@@ -133,38 +127,29 @@ def check_comparable(runs: Sequence[ComparedRun], force: bool) -> list[str]:
 def add_costs(runs: Sequence[ComparedRun]) -> None:
     """Count parameters and FLOPs of every run."""
     for run in runs:
-        model = run.loaded.model
-        if model is None:
+        if run.loaded.model is None:
             continue
-        labelled = run.loaded.num_classes is not None
-        feature_dim = run.loaded.checkpoint.state["feature_dim"]
-        setting = ComputeSetting(
-            run.config.image_size,
-            labelled,
-            run.setting["guidance"],
-            None
-            if feature_dim is None
-            else (1, feature_dim),  # the loss is a mean over patches: no product of theirs
-            objective_weights(run.config),
-            run.config.training.cache_latents,
-        )
-        # A loaded run is frozen; what it trained is what its autoencoder says.
-        parts = [without_data(part).requires_grad_(True) for part in (run.loaded.autoencoder, model)]
         try:
-            run.cost = measure_compute(parts[0], parts[1], setting)  # type: ignore[arg-type]
+            run.cost = measure_run(run.loaded, run.setting["guidance"])
         except EvaluationError as error:
             run.notes.append(f"FLOPs not counted: {error}")
 
 
-def add_samples(runs: Sequence[ComparedRun], count: int, seed: int) -> None:
-    """Draw samples 0 .. count - 1 of every run from the same noise index and class; time them where nobody did."""
+def add_samples(runs: Sequence[ComparedRun], per_class: int, seed: int) -> None:
+    """Draw the first samples of the first classes from the same noise in every run; time them where nobody did."""
     for run in runs:
-        if run.loaded.model is None:
+        loaded = run.loaded
+        if loaded.model is None:
             continue
-        run.samples, seconds = _draw(run, count, seed)
+        sampler = ImageSampler.of_run(loaded, run.setting["guidance"], seed)
+        run.indices = grid_indices(loaded.num_classes, per_class)
+        labels = class_labels(run.indices, loaded.num_classes)
+        sampler.draw(run.indices[:WARM_UP], labels[:WARM_UP])  # allocates, chooses algorithms and so on
+        started, count = time.monotonic(), len(run.indices)
+        run.samples = to_uint8(sampler.draw(run.indices, labels)).numpy()
         if "sampling_seconds" not in run.metrics:
-            on = f"{run.loaded.device.type}, one batch of {count}, guidance {run.setting['guidance']:g}"
-            run.metrics["sampling_seconds"] = Measured(seconds, on=on)
+            on = f"{loaded.device.type}, one batch of {count}, guidance {sampler.guidance:g}"
+            run.metrics["sampling_seconds"] = Measured((time.monotonic() - started) / count, on=on)
 
 
 def seconds_at(rows: Sequence[dict[str, Any]], step: int) -> float | None:
@@ -173,57 +158,20 @@ def seconds_at(rows: Sequence[dict[str, Any]], step: int) -> float | None:
     return before[-1] if before else None
 
 
-def _draw(run: ComparedRun, count: int, seed: int) -> tuple[NDArray[np.uint8], float]:
-    loaded, classes = run.loaded, run.loaded.num_classes
-    labels = torch.tensor([index % classes if classes else NO_LABEL for index in range(count)])
-
-    def draw(number: int) -> torch.Tensor:
-        return draw_images(
-            loaded.autoencoder,
-            loaded.require_model(),
-            range(number),
-            labels[:number],
-            run.setting["guidance"],
-            seed,
-            run.config.image_size,
-        )
-
-    draw(min(WARM_UP, count))  # first calls allocate, choose algorithms and so on
-    started = time.monotonic()
-    images = draw(count)
-    return to_uint8(images).numpy(), (time.monotonic() - started) / count
-
-
 def _read_run(loaded: LoadedRun, name: str, guidance: float | None) -> ComparedRun:
     directory = loaded.directory
-    evaluations = []
-    for folder in sorted((directory.path / "evaluations").glob("*/")):
-        if (folder / "result.json").exists():
-            evaluations.append(read_evaluation(folder))
-    weight = loaded.config.sampling.guidance if guidance is None else guidance
-    own = loaded.config.model.options.get("sampling", {}) if loaded.config.model is not None else {}
-    chosen = [
-        evaluation
-        for evaluation in evaluations
-        if evaluation.settings["step"] == loaded.checkpoint.step
-        and evaluation.settings["weights"] == "EMA"
-        and evaluation.settings["guidance"] == weight
-        and evaluation.settings["sampling"] == own
-    ]
-    run = ComparedRun(
-        name,
-        loaded,
-        _merge(chosen),
-        evaluations,
-        {"guidance": weight, "sampling": own},
-        directory.read_metrics(),
-    )
-    if not chosen:
-        run.metrics = _from_summary(directory, weight)
-        run.notes.append(
-            "not evaluated at this step and guidance; numbers of summary.json, without intervals"
-        )
-    return run
+    folders = sorted((directory.path / "evaluations").glob("*/"))
+    evaluations = [read_evaluation(folder) for folder in folders if (folder / "result.json").exists()]
+    own = evaluation_settings(loaded, EvaluationRequest(guidance=guidance))
+    same = [e for e in evaluations if all(e.settings[key] == own[key] for key in SAME)]
+    # Of a run that was evaluated on another machine the precision may be another; two are never mixed.
+    precisions = [evaluation.settings.get("precision", "float32") for evaluation in same]
+    if precisions and own["precision"] not in precisions:
+        own["precision"] = precisions[-1]
+    chosen = [e for e, found in zip(same, precisions, strict=True) if found == own["precision"]]
+    notes = [] if chosen else ["not evaluated at this step and guidance: run simflow evaluate"]
+    rows = directory.read_metrics()
+    return ComparedRun(name, loaded, _merge(chosen), evaluations, own, rows, notes=notes)
 
 
 def _merge(evaluations: Sequence[Evaluation]) -> dict[str, Measured]:
@@ -240,28 +188,6 @@ def _merge(evaluations: Sequence[Evaluation]) -> dict[str, Measured]:
         warning = next((number.warning for number in numbers if number.warning), "")
         found[key] = repeated([number.value for number in numbers]).with_notes(numbers[0].on, warning)
     return found
-
-
-def _from_summary(directory: RunDirectory, guidance: float) -> dict[str, Measured]:
-    if not directory.summary_file.exists():
-        return {}
-    try:
-        summary = json.loads(directory.summary_file.read_text())
-    except ValueError as error:
-        raise EvaluationError(
-            f"{directory.summary_file}: not JSON ({error}). Evaluate the run again."
-        ) from error
-    if summary.get("guidance", guidance) != guidance:
-        return {}
-    samples, held_out = summary.get("num_samples", 0), summary.get("num_held_out", 0)
-    on = {"class_agreement": f"{samples:,} samples", "diversity_ratio": f"{samples:,} samples"}
-    default = f"{held_out:,} held-out images"
-    on["bits_per_dim"] = f"{default}, density of the {summary.get('bits_per_dim_of', 'latent')}"
-    return {
-        name: Measured(summary[key], on=f"summary of training, {on.get(key, default)}")
-        for key, name in SUMMARY_KEYS.items()
-        if key in summary
-    }
 
 
 def _names(loaded: Sequence[LoadedRun]) -> list[str]:

@@ -1,79 +1,102 @@
-"""Draw images from a model: by index, so that each one can be drawn again alone, in any batch, on any process."""
+"""Images drawn from a model by index: the same image alone, in any batch, on any process, for whoever draws it.
+
+Sample i has label i modulo the number of classes and the noise of (seed, i). Training grids, sample files, evaluations,
+reports and comparisons all draw through this file, with seed 0 unless another is named, whatever seed the run trained
+with: sample 7 of two runs comes from one noise.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from simflow_plugin.contracts import NO_LABEL, Autoencoder, GenerativeModel
 from simflow_plugin.randomness import IndexedRandom
+from simflow_plugin.runs.loaded_run import LoadedRun
+from simflow_plugin.runs.run_precision import Precision
+
+SEED = 0
+"""Seed of the noise where none is named."""
 
 
-def balanced_labels(num_samples: int, num_classes: int | None) -> Tensor:
-    """Return labels (num_samples,), classes in turn: 0, 1, ..., K - 1, 0, 1, ...; `NO_LABEL` without classes."""
-    if num_classes is None:
-        return torch.full((num_samples,), NO_LABEL, dtype=torch.int64)
-    return torch.arange(num_samples) % num_classes
+@dataclass(frozen=True)
+class ImageSampler:
+    """A model with the decoder and the settings that its images are drawn with.
+
+    Args:
+        autoencoder: in eval mode.
+        model: likewise, on the same device.
+        image_size: pixels.
+        precision: to compute in.
+        guidance: weight w >= 0.
+        seed: of the noise.
+    """
+
+    autoencoder: Autoencoder
+    model: GenerativeModel
+    image_size: int
+    precision: Precision
+    guidance: float = 0.0
+    seed: int = SEED
+
+    @classmethod
+    def of_run(cls, loaded: LoadedRun, guidance: float | None = None, seed: int = SEED) -> ImageSampler:
+        """Return the sampler of a run; a guidance of None is the run's own.
+
+        Raises:
+            EvaluationError: if the run trained an autoencoder alone.
+            ConfigError: if its model cannot be guided.
+        """
+        weight, size = loaded.checked_guidance(guidance), loaded.config.image_size
+        return cls(loaded.autoencoder, loaded.require_model(), size, loaded.precision, weight, seed)
+
+    @torch.no_grad()
+    def draw(self, indices: Sequence[int], labels: Tensor) -> Tensor:
+        """Draw the samples with the given indices in one batch.
+
+        Args:
+            indices: of the samples; sample i depends on (seed, i, its label, guidance) only.
+            labels: (len(indices),) int64, `NO_LABEL` without classes.
+        Returns:
+            (len(indices), 3, H, W) float32 in [-1, 1], on the CPU.
+        """
+        device = next(self.autoencoder.parameters()).device
+        shape = (len(indices), *self.autoencoder.latent_shape(self.image_size))
+        known = labels.to(device) if bool((labels != NO_LABEL).any()) else None
+        with self.precision.active():
+            random = IndexedRandom(self.seed, tuple(indices))
+            latents = self.model.sample(known, shape, self.guidance, random)
+            return self.autoencoder.decode(latents).float().clamp(-1, 1).cpu()
+
+    def draw_in_batches(
+        self, labels: Tensor, batch_size: int, advance: Callable[[int], None] = lambda count: None
+    ) -> Tensor:
+        """Draw samples 0 .. len(labels) - 1; `advance` is told how many each batch added.
+
+        Returns:
+            uint8 (N, H, W, 3), [0, 255].
+        """
+        done = []
+        for rows in torch.arange(len(labels)).split(batch_size):
+            done.append(to_uint8(self.draw(rows.tolist(), labels[rows])))
+            advance(len(rows))
+        return torch.cat(done)
+
+
+def class_labels(indices: Sequence[int], num_classes: int | None) -> Tensor:
+    """Return the labels (len(indices),) of samples: classes in turn, i modulo K; `NO_LABEL` without classes."""
+    return torch.tensor([i % num_classes if num_classes else NO_LABEL for i in indices], dtype=torch.int64)
+
+
+def grid_indices(num_classes: int | None, per_class: int, max_classes: int = 10) -> list[int]:
+    """Return the indices of the first samples of the first classes: one of each class, then the next of each."""
+    columns = min(num_classes or max_classes, max_classes)
+    return [c + n * (num_classes or columns) for n in range(per_class) for c in range(columns)]
 
 
 def to_uint8(images: Tensor) -> Tensor:
     """Turn images (B, 3, H, W) in [-1, 1] into uint8 (B, H, W, 3) in [0, 255]."""
     return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
-
-
-@torch.no_grad()
-def draw_images(
-    autoencoder: Autoencoder,
-    model: GenerativeModel,
-    indices: Sequence[int],
-    labels: Tensor,
-    guidance: float,
-    seed: int,
-    image_size: int,
-) -> Tensor:
-    """Draw the samples with the given indices.
-
-    Args:
-        indices: of the samples; sample i is a function of (seed, i, its label, guidance) only.
-        labels: (len(indices),) int64.
-        guidance: weight w >= 0.
-        seed: of the noise.
-    Returns:
-        (len(indices), 3, H, W) in [-1, 1], on the CPU.
-    """
-    device = next(autoencoder.parameters()).device
-    shape = (len(indices), *autoencoder.latent_shape(image_size))
-    known = labels.to(device) if bool((labels != NO_LABEL).any()) else None
-    latents = model.sample(known, shape, guidance, IndexedRandom(seed, tuple(indices)))
-    return autoencoder.decode(latents).clamp(-1, 1).cpu()
-
-
-def draw_many(
-    autoencoder: Autoencoder,
-    model: GenerativeModel,
-    labels: Tensor,
-    guidance: float,
-    seed: int,
-    image_size: int,
-    batch_size: int,
-    advance: Callable[[int], None] = lambda count: None,
-) -> Tensor:
-    """Draw samples 0 .. len(labels) - 1 in batches; `advance` is told how many were done.
-
-    Returns:
-        uint8 (N, H, W, 3).
-    """
-    done = []
-    for start in range(0, len(labels), batch_size):
-        rows = range(start, min(start + batch_size, len(labels)))
-        done.append(
-            to_uint8(
-                draw_images(
-                    autoencoder, model, rows, labels[rows.start : rows.stop], guidance, seed, image_size
-                )
-            )
-        )
-        advance(len(rows))
-    return torch.cat(done)

@@ -10,7 +10,7 @@ measured: features at another size are other features.
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,11 +24,12 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_featur
 
 from simflow_plugin.alignment.classifier import load_classifier
 from simflow_plugin.alignment.encoder_weights import find_weights, load_weights
-from simflow_plugin.autoencoders.network_weights import read_tensors
 from simflow_plugin.convolution_layout import convolution_layout
 from simflow_plugin.errors import EvaluationError, WeightsError
 from simflow_plugin.features_name import suffix_of
+from simflow_plugin.files import file_digest
 from simflow_plugin.options import did_you_mean
+from simflow_plugin.weights import read_tensors
 
 TIMM_BY_NAME = {
     "dinov2-s": "vit_small_patch14_dinov2.lvd142m",
@@ -51,6 +52,12 @@ class ImageFeatures(NamedTuple):
     pooled: Tensor
     logits: Tensor | None = None
     spatial: Tensor | None = None
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[ImageFeatures]) -> ImageFeatures:
+        """Return the features of all images, in order."""
+        columns = zip(*parts, strict=True)
+        return cls(*(torch.cat(part) if part[0] is not None else None for part in columns))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -192,7 +199,7 @@ def build_extractor(name: str, weights: Path | None, device: torch.device | str 
             f"{path}: not the weights of the extractor `{name}`: {detail} Name the right file with --weights. "
             f"{published(name)}"
         ) from error
-    return Extractor(name, _digest(path), network.eval().to(device))
+    return Extractor(name, file_digest(path)[:16], network.eval().to(device))
 
 
 def find_extractor_weights(name: str, weights: Path | None) -> Path:
@@ -285,11 +292,3 @@ def _registration(name: str) -> tuple[str, type[FeatureExtractorBase], list[str]
         return f"simflow-{name}", PooledFeatures, ["pooled"]
     known = ["inception", "pretrained", "timm:MODEL", "timm:MODEL@SIZE", *TIMM_BY_NAME]
     raise EvaluationError(f"--extractor: unknown `{name}`.{did_you_mean(name, known)}")
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.blake2b(digest_size=8)
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

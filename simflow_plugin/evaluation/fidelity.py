@@ -1,4 +1,4 @@
-"""How close samples are to real images in a feature space: FID, sFID, KID, IS, precision and recall, by torch-fidelity.
+"""Distances of samples to real images in a feature space: FID, sFID, KID, IS, precision and recall, by torch-fidelity.
 
     Fréchet distance = |m_1 - m_2|^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2))
 
@@ -22,11 +22,12 @@ from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, i
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
-from simflow_plugin.data.disk_cache import cache_folder, fingerprint, write_atomically
-from simflow_plugin.errors import EvaluationError
+from simflow_plugin.data.disk_cache import cache_folder, fingerprint
+from simflow_plugin.errors import DataError, EvaluationError
 from simflow_plugin.evaluation.extractors import Extractor, ImageFeatures
 from simflow_plugin.evaluation.intervals import t_quantile
-from simflow_plugin.evaluation.measured import Measured
+from simflow_plugin.evaluation.result import Measured
+from simflow_plugin.files import replacing
 from simflow_plugin.randomness import named_generator
 
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
@@ -67,8 +68,7 @@ def extract(
         advance(len(images))
     if not found:
         raise EvaluationError(f"{extractor.name}: there are no images to extract features of.")
-    columns = zip(*found, strict=True)
-    return ImageFeatures(*(torch.cat(part) if part[0] is not None else None for part in columns))  # type: ignore[arg-type]
+    return ImageFeatures.concatenate(found)
 
 
 def cached_features(
@@ -95,7 +95,8 @@ def cached_features(
             path.unlink()  # torn by a crash of the disk: it is only a cache
     features = compute()
     tensors = {name: part.contiguous() for name, part in features._asdict().items() if part is not None}
-    write_atomically(path, lambda target: save_file(tensors, target))
+    with replacing(path, DataError) as part:
+        save_file(tensors, part)
     return features
 
 
@@ -235,8 +236,7 @@ def _precision_recall(samples: ImageFeatures, real: ImageFeatures) -> dict[str, 
 
 
 def _with_warning(name: str, number: Measured, num_samples: int, num_real: int, dims: int) -> Measured:
-    warning = few_samples_warning(name, num_samples, num_real, dims)
-    return number.with_notes(warning=warning)
+    return number.with_notes(warning=few_samples_warning(name, num_samples, num_real, dims))
 
 
 def few_samples_warning(name: str, num_samples: int, num_real: int, dims: int) -> str:

@@ -1,4 +1,4 @@
-"""What a model costs: parameters, and floating-point operations per image of training and of sampling.
+"""Parameters of a model, and floating-point operations per image of training and of sampling.
 
 Counted by torch's formulas (matrix products, convolutions and attention; a multiply-add is 2 FLOPs) on a copy of
 the modules without data (meta device), as one image goes through the joint objective. Reconstruction losses,
@@ -23,6 +23,8 @@ from simflow_plugin.losses.pixel import L2Loss
 from simflow_plugin.losses.reconstruction import ReconstructionLoss
 from simflow_plugin.objective import JointInputs, JointObjective, ObjectiveWeights
 from simflow_plugin.randomness import IndexedRandom
+from simflow_plugin.runs.loaded_run import LoadedRun
+from simflow_plugin.runs.parts import objective_weights
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -31,7 +33,7 @@ MOVES_ALL_ALIKE = ObjectiveWeights(alignment=1.0, alignment_autoencoder=1.0)
 
 @dataclass(frozen=True)
 class ComputeSetting:
-    """What one image goes through.
+    """Computation of one image.
 
     Args:
         image_size: pixels.
@@ -88,6 +90,29 @@ def measure_compute(autoencoder: Autoencoder, model: GenerativeModel, setting: C
         training_flops=training_flops(autoencoder, model, setting),
         sampling_flops=sampling_flops(autoencoder, model, setting),
     )
+
+
+def measure_run(loaded: LoadedRun, guidance: float) -> ComputeCost:
+    """Count the parameters and FLOPs of a run's parts, as they were trained.
+
+    Args:
+        loaded: with a model.
+        guidance: weight w of the samples.
+    Raises:
+        EvaluationError: for a sampler whose work depends on the values it computes.
+    """
+    config, feature_dim = loaded.config, loaded.checkpoint.state["feature_dim"]
+    setting = ComputeSetting(
+        config.image_size,
+        loaded.num_classes is not None,
+        guidance,
+        None if feature_dim is None else (1, feature_dim),  # a mean over patches, which adds no product
+        objective_weights(config),
+        config.training.cache_latents,
+    )
+    # A loaded run is frozen; what it trained is up to its autoencoder's `trainable`.
+    autoencoder = without_data(loaded.autoencoder).requires_grad_(True)
+    return measure_compute(autoencoder, without_data(loaded.require_model()).requires_grad_(True), setting)
 
 
 def count_parameters(module: nn.Module, only_trained: bool = False) -> int:

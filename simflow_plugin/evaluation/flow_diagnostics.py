@@ -1,4 +1,4 @@
-"""Where a flow does its work, whether its noise is normal, and how fast its blocks can be inverted in parallel."""
+"""Diagnostics of a flow: log-determinants by block, normality of its noise, Jacobi iterations of its inversion."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from simflow_plugin.flow import TransformerFlow
 
 @dataclass(frozen=True)
 class FlowDiagnostics:
-    """What a flow does to real latents.
+    """Log-determinants of real latents, and statistics of the noise they become.
 
     Args:
         logdet_per_dim: (K,), mean log-determinant of each block in training order, nats per latent dimension; the

@@ -1,9 +1,13 @@
-"""What a run makes of held-out images: reconstruction, likelihood, and how it tells other data apart."""
+"""Reconstruction and likelihood of held-out images, and how well the likelihood tells other data apart.
+
+Posterior samples come from one set of noises, named by image and seed 0, in every evaluation of every run.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,25 +18,27 @@ from simflow_plugin.contracts import ImageDataset
 from simflow_plugin.data.loader import Batch, evaluation_batches
 from simflow_plugin.data.order import sample_rows
 from simflow_plugin.errors import WeightsError
-from simflow_plugin.evaluation.drawing import to_uint8
+from simflow_plugin.evaluation.drawing import SEED, to_uint8
 from simflow_plugin.evaluation.intervals import bootstrap, bootstrap_mean
 from simflow_plugin.evaluation.likelihood import (
     ImageScores,
+    PosteriorDraws,
     ReconstructionLikelihood,
     Scorer,
     auroc,
     draw_latents,
     write_scores,
 )
-from simflow_plugin.evaluation.measured import Measured
+from simflow_plugin.evaluation.monte_carlo import ControlVariate, pooled_error
 from simflow_plugin.evaluation.reconstruction_error import LPIPSDistance, psnr, ssim
+from simflow_plugin.evaluation.result import Measured
 from simflow_plugin.losses.lpips_loss import BACKBONES
 from simflow_plugin.progress_bar import count_progress
 from simflow_plugin.randomness import IndexedRandom
 from simflow_plugin.runs.loaded_run import LoadedRun
 
 NUM_FITTED = 256
-"""Training images that the scale of the reconstruction likelihood is fitted on."""
+"""Training images that the reconstruction likelihood's scale and the control variate's coefficients are fitted on."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +50,12 @@ class HeldOut:
         name: for the notes: `test split of digits, 16 x 16`.
         count: images of it to use, drawn at random if not all.
         batch_size: at a time.
-        seed: of posterior samples.
     """
 
     dataset: ImageDataset
     name: str
     count: int
     batch_size: int
-    seed: int
 
     def batches(self) -> Iterator[Batch]:
         """Yield the images in batches."""
@@ -82,6 +86,12 @@ def find_lpips(loaded: LoadedRun, backbone: str | None) -> tuple[LPIPSDistance |
 
 
 @torch.no_grad()
+def reconstruct(loaded: LoadedRun, images: Tensor) -> Tensor:
+    """Return the decoded posterior means of images (B, 3, H, W) on the run's device, float32, in [-1, 1]."""
+    with loaded.precision.active():
+        return loaded.autoencoder.decode(loaded.autoencoder.encode(images).mode()).float().clamp(-1, 1)
+
+
 def measure_reconstruction(
     loaded: LoadedRun, held_out: HeldOut, lpips: LPIPSDistance | None, keep: Callable[[Tensor, Tensor], None]
 ) -> dict[str, Measured]:
@@ -99,7 +109,7 @@ def measure_reconstruction(
     with count_progress("reconstruction", held_out.count) as advance:
         for batch in held_out.batches():
             images = batch.images.to(loaded.device)
-            decoded = loaded.autoencoder.decode(loaded.autoencoder.encode(images).mode()).clamp(-1, 1)
+            decoded = reconstruct(loaded, images)
             values["psnr"].append(psnr(decoded, images).cpu())
             values["ssim"].append(ssim(decoded, images).cpu())
             if lpips is not None:
@@ -120,14 +130,32 @@ def fit_likelihood(
     model = loaded.require_model()
     for batch in evaluation_batches(train, batch_size, sample_rows(len(train), NUM_FITTED)):
         images = batch.images.to(loaded.device)
-        posterior = loaded.autoencoder.encode(images)
-        random = IndexedRandom(loaded.config.seed, tuple(batch.indices.tolist()))
-        noise = random.normal("fit_likelihood", posterior.mean.shape, loaded.device)
-        latents = draw_latents(posterior, model.noise_std, noise)
-        labels = batch.labels.to(loaded.device) if loaded.num_classes is not None else None
-        pairs.append((images, loaded.autoencoder.decode(model.remove_noise(latents, labels))))
+        random = IndexedRandom(SEED, tuple(batch.indices.tolist()))
+        with loaded.precision.active():
+            posterior = loaded.autoencoder.encode(images)
+            noise = random.normal("fit_likelihood", posterior.mean.shape, loaded.device)
+            latents = draw_latents(posterior, model.noise_std, noise)
+            clean = model.remove_noise(latents, loaded.known_labels(batch.labels))
+            pairs.append((images, loaded.autoencoder.decode(clean)))
     images, decoded = (torch.cat(part) for part in zip(*pairs, strict=True))
     return ReconstructionLikelihood.fit(kind, images, decoded)
+
+
+def fit_control_variate(loaded: LoadedRun, train: ImageDataset, scorer: Scorer, batch_size: int) -> Scorer:
+    """Return the scorer with the control variate of least noise, fitted on two draws of each of some training images.
+
+    Images that are not scored: the mean of the scores stays what it is, exactly.
+    """
+    found = []
+    for batch in evaluation_batches(train, batch_size, sample_rows(len(train), NUM_FITTED)):
+        images = batch.images.to(loaded.device)
+        random = IndexedRandom(SEED, tuple(batch.indices.tolist()))
+        labels = loaded.known_labels(batch.labels)
+        with torch.no_grad(), loaded.precision.active():
+            posterior = loaded.autoencoder.encode(images)
+            found.append(scorer.draw(images, posterior, labels, random, 2, "fit_control_variate"))
+    draws = PosteriorDraws(*(torch.cat(part, dim=1) for part in zip(*found, strict=True)))
+    return replace(scorer, control=ControlVariate.fit(*draws))
 
 
 def score_images(
@@ -144,9 +172,10 @@ def score_images(
     scores, indices = [], []
     with count_progress("likelihood", held_out.count) as advance:
         for batch in held_out.batches():
-            random = IndexedRandom(held_out.seed, tuple(batch.indices.tolist()))
-            labels = batch.labels.to(loaded.device) if has_labels and loaded.num_classes is not None else None
-            scores.append(scorer(batch.images.to(loaded.device), labels, random))
+            random = IndexedRandom(SEED, tuple(batch.indices.tolist()))
+            labels = loaded.known_labels(batch.labels) if has_labels else None
+            with loaded.precision.active():
+                scores.append(scorer(batch.images.to(loaded.device), labels, random))
             indices.append(batch.indices)
             advance(len(batch.images))
     return ImageScores(*map(torch.cat, zip(*scores, strict=True))), torch.cat(indices)
@@ -155,15 +184,24 @@ def score_images(
 def measure_likelihood(
     loaded: LoadedRun, held_out: HeldOut, scorer: Scorer, csv: Path
 ) -> dict[str, Measured]:
-    """Return bits per dimension of latents and images; write one row an image to `csv`."""
+    """Return bits per dimension of latents and images, with the error of the draws; write one row an image to `csv`."""
     scores, indices = score_images(loaded, held_out, scorer, has_labels=True)
     write_scores(csv, {"index": indices, **scores._asdict()})
     given = "given labels" if loaded.num_classes is not None else "unconditional"
     on = f"{held_out.count:,} images, {held_out.name}, {given}"
     likelihood = scorer.likelihood
-    names = {"latent_bits_per_dim": on, "image_bits_per_dim": f"{on}; {likelihood.kind} of fitted scale"}
-    found = {name: bootstrap_mean(getattr(scores, name).numpy()).with_notes(of) for name, of in names.items()}
-    return found
+    return {
+        "latent_bits_per_dim": _mean_of(scores.latent_bits_per_dim, scores.latent_bits_error, on),
+        "image_bits_per_dim": _mean_of(
+            scores.image_bits_per_dim, scores.image_bits_error, f"{on}; {likelihood.kind} of fitted scale"
+        ),
+    }
+
+
+def _mean_of(values: Tensor, errors: Tensor, on: str) -> Measured:
+    error = pooled_error(errors)
+    number = bootstrap_mean(values.numpy()).with_notes(on)
+    return number if math.isnan(error) else replace(number, draws_error=error)
 
 
 def measure_outliers(

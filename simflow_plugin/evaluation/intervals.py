@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from simflow_plugin.errors import EvaluationError
-from simflow_plugin.evaluation.measured import Measured
+from simflow_plugin.evaluation.result import Measured
 from simflow_plugin.randomness import derive_seed
 
 LEVEL = 0.95

@@ -1,4 +1,4 @@
-"""What latents look like as signals, and what a decoder makes of latents beside the data.
+"""Statistics of latents as signals, robustness of the decoder to noise on them, and interpolation.
 
 All four statistics see latents whose channels were brought to mean 0 and variance 1 over the whole set, so that they do
 not depend on scale or shift. For white noise they are: spectral entropy 1 (a little less for few channels),

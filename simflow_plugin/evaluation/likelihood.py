@@ -11,14 +11,16 @@ none.
 P(x given z) is the mass that a Gaussian or Laplace around the decoded image, of one scale for all pixels, gives to the
 8-bit level of each pixel; the lowest and highest level take the tails. Latent bits depend on the scale of the latent
 space, so they compare runs with one autoencoder only; image bits compare any two.
+
+Expectations over q are means of K draws with a control variate (`simflow_plugin.evaluation.monte_carlo`), and come with
+the standard error that the draws leave.
 """
 
 from __future__ import annotations
 
 import csv
 import math
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -31,6 +33,13 @@ from torch import Tensor
 
 from simflow_plugin.contracts import Autoencoder, GenerativeModel, Posterior
 from simflow_plugin.errors import EvaluationError, ShapeError
+from simflow_plugin.evaluation.monte_carlo import (
+    ENTROPY_REPLACED,
+    ControlVariate,
+    control_values,
+    mean_and_error,
+)
+from simflow_plugin.files import replacing
 from simflow_plugin.randomness import Random
 
 HALF_LEVEL = 1 / 255
@@ -96,6 +105,7 @@ class ImageScores(NamedTuple):
 
     `latent_log_prob` in nats; `latent_bits_per_dim` of the latent; `image_bits_per_dim`, the bound;
     `reconstruction_bits_per_dim` and `latent_cost_bits_per_dim`, its two parts, per image dimension.
+    `latent_bits_error` and `image_bits_error`: standard errors that the posterior draws leave; NaN of a single draw.
     """
 
     latent_log_prob: Tensor
@@ -103,46 +113,85 @@ class ImageScores(NamedTuple):
     image_bits_per_dim: Tensor
     reconstruction_bits_per_dim: Tensor
     latent_cost_bits_per_dim: Tensor
+    latent_bits_error: Tensor
+    image_bits_error: Tensor
+
+
+class PosteriorDraws(NamedTuple):
+    """K draws of the terms of the bound, each (K, B), float64, nats, on the CPU.
+
+    `log_prob`: log p(z); `reconstruction`: log P(x given z); `control`: log q(z given x) + H(q), of mean zero.
+    """
+
+    log_prob: Tensor
+    reconstruction: Tensor
+    control: Tensor
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """What scores images.
+    """Likelihood scores of images under a run's parts.
 
     Args:
         autoencoder: frozen.
         model: with an exact density.
         likelihood: of images given decoded ones.
         num_samples: K posterior samples an image. Their bounds are averaged: a less noisy number, not a tighter bound.
+        control: coefficients of the control variate; they change the noise of the scores and not their mean.
     """
 
     autoencoder: Autoencoder
     model: GenerativeModel
     likelihood: ReconstructionLikelihood
     num_samples: int = 1
+    control: ControlVariate = ENTROPY_REPLACED
 
-    @torch.no_grad()
     def __call__(self, images: Tensor, labels: Tensor | None, random: Random) -> ImageScores:
         """Score images (B, 3, H, W) in [-1, 1] with 8-bit levels, given labels (B,) or None.
 
         Raises:
             EvaluationError: if the model has no exact density.
         """
-        posterior = self.autoencoder.encode(images)
-        log_probs, reconstructions = [], []
-        for sample in range(self.num_samples):
-            noise = random.normal(f"likelihood_{sample}", posterior.mean.shape, posterior.mean.device)
-            latents = draw_latents(posterior, self.model.noise_std, noise)
-            log_probs.append(latent_log_prob(self.model, latents, labels))
-            decoded = self.autoencoder.decode(self.model.remove_noise(latents, labels))
-            reconstructions.append(self.likelihood.log_prob(images, decoded).cpu())
+        with torch.no_grad():
+            posterior = self.autoencoder.encode(images)
+        draws = self.draw(images, posterior, labels, random, self.num_samples)
         return combine(
-            torch.stack(log_probs).mean(0),
-            torch.stack(reconstructions).mean(0),
+            draws._replace(
+                log_prob=draws.log_prob - self.control.log_prob * draws.control,
+                reconstruction=draws.reconstruction - self.control.reconstruction * draws.control,
+            ),
             noisy_entropy(posterior, self.model.noise_std),
             math.prod(images.shape[1:]),
             math.prod(posterior.mean.shape[1:]),
         )
+
+    @torch.no_grad()
+    def draw(
+        self,
+        images: Tensor,
+        posterior: Posterior,
+        labels: Tensor | None,
+        random: Random,
+        num_samples: int,
+        purpose: str = "likelihood",
+    ) -> PosteriorDraws:
+        """Draw the terms of the bound, without the control variate.
+
+        Args:
+            images: (B, 3, H, W), [-1, 1], with 8-bit levels.
+            posterior: of the images.
+            labels: (B,), or None.
+            random: source of the posterior noise.
+            num_samples: K.
+            purpose: names the stream of random numbers.
+        """
+        rows = []
+        for latents, control in posterior_draws(self.model, posterior, random, num_samples, purpose):
+            log_prob = latent_log_prob(self.model, latents, labels)
+            decoded = self.autoencoder.decode(self.model.remove_noise(latents, labels))
+            reconstruction = self.likelihood.log_prob(images, decoded).cpu()
+            rows.append((log_prob, reconstruction, control))
+        return PosteriorDraws(*map(torch.stack, zip(*rows, strict=True)))
 
 
 def latent_log_prob(model: GenerativeModel, latents: Tensor, labels: Tensor | None) -> Tensor:
@@ -170,6 +219,23 @@ def draw_latents(posterior: Posterior, noise_std: float, noise: Tensor) -> Tenso
     return posterior.mean + (posterior.std.square() + noise_std**2).sqrt() * noise.to(posterior.mean)
 
 
+def posterior_draws(
+    model: GenerativeModel, posterior: Posterior, random: Random, num_samples: int, purpose: str
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield `num_samples` draws of latents as the model learns them, (B, C, h, w), and of the control variate, (B,).
+
+    Args:
+        model: whose `noise_std` is added.
+        posterior: q(z given x).
+        random: source of the noise.
+        num_samples: K.
+        purpose: names the stream of random numbers.
+    """
+    for sample in range(num_samples):
+        noise = random.normal(f"{purpose}_{sample}", posterior.mean.shape, posterior.mean.device)
+        yield draw_latents(posterior, model.noise_std, noise), control_values(noise)
+
+
 def noisy_entropy(posterior: Posterior, noise_std: float) -> Tensor:
     """Return the entropy of latents plus independent Gaussian noise, (B,), float64, nats, on the CPU."""
     if noise_std == 0:
@@ -178,25 +244,26 @@ def noisy_entropy(posterior: Posterior, noise_std: float) -> Tensor:
     return 0.5 * torch.log(2 * math.pi * math.e * variance).flatten(1).sum(1).cpu()
 
 
-def combine(
-    log_prob: Tensor, reconstruction: Tensor, entropy: Tensor, image_dims: int, latent_dims: int
-) -> ImageScores:
-    """Put the terms of the bound together.
+def combine(draws: PosteriorDraws, entropy: Tensor, image_dims: int, latent_dims: int) -> ImageScores:
+    """Put the terms of the bound together, averaged over the draws.
 
     Args:
-        log_prob: (B,), E_q log p(z), nats.
-        reconstruction: (B,), E_q log P(x given z), nats.
+        draws: K draws of the terms, less noisy for a control variate or as they are.
         entropy: (B,), of q, nats.
         image_dims: 3 H W.
         latent_dims: C h w.
     """
-    per_image_dim = image_dims * math.log(2)
+    log_prob, log_prob_error = mean_and_error(draws.log_prob)
+    reconstruction, _ = mean_and_error(draws.reconstruction)
+    _, bound_error = mean_and_error(draws.log_prob + draws.reconstruction)
     return ImageScores(
         log_prob,
         bits_per_dim(-log_prob, latent_dims),
-        -(reconstruction + log_prob + entropy) / per_image_dim,
-        -reconstruction / per_image_dim,
-        -(log_prob + entropy) / per_image_dim,
+        bits_per_dim(-(reconstruction + log_prob + entropy), image_dims),
+        bits_per_dim(-reconstruction, image_dims),
+        bits_per_dim(-(log_prob + entropy), image_dims),
+        bits_per_dim(log_prob_error, latent_dims),
+        bits_per_dim(bound_error, image_dims),
     )
 
 
@@ -236,12 +303,10 @@ def write_scores(path: Path, columns: Mapping[str, Sequence[object] | NDArray[np
         path: of the file.
         columns: heading -> values, all of one length.
     """
-    aside = path.with_name(f".{path.name}.writing")
     values = [
         column.tolist() if isinstance(column, Tensor | np.ndarray) else column for column in columns.values()
     ]
-    with aside.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
         writer.writerows(zip(*values, strict=True))
-    os.replace(aside, path)

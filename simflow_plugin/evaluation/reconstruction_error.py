@@ -1,4 +1,4 @@
-"""How close a reconstruction is to its original: PSNR, SSIM and LPIPS, one value an image.
+"""Similarity of reconstructions to their originals: PSNR, SSIM and LPIPS, one value an image.
 
     PSNR = 10 log10(L^2 / mean (x - y)^2), L the range of the values
     SSIM = mean over windows and channels of
@@ -95,7 +95,10 @@ class LPIPSDistance:
             ShapeError: if the shapes differ.
         """
         _check(images, originals)
-        return self._network(images.float().clamp(-1, 1), originals.float()).flatten()
+        with torch.autocast(
+            images.device.type, enabled=False
+        ):  # a metric, whatever precision the run computes in
+            return self._network(images.float().clamp(-1, 1), originals.float()).flatten()
 
 
 def to_levels(images: Tensor) -> Tensor:

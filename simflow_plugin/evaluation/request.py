@@ -1,59 +1,79 @@
-"""What an evaluation is asked for, and the refusal of what cannot be measured."""
+"""Requests for an evaluation, and the refusal of those that cannot be met."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import ValidationError
 
-from simflow_plugin.contracts import GenerativeModel
+from simflow_plugin import registry
+from simflow_plugin.config.schema import Part, RunConfig, resolve_part
+from simflow_plugin.config.validation import validate
+from simflow_plugin.config.yaml_source import YamlSource
+from simflow_plugin.contracts import DataContext, GenerativeModel
 from simflow_plugin.errors import EvaluationError
+from simflow_plugin.evaluation.drawing import SEED
+from simflow_plugin.evaluation.held_out import HeldOut
 from simflow_plugin.options import did_you_mean
 from simflow_plugin.runs.loaded_run import LoadedRun
-from simflow_plugin.runs.parts import build_model
 
 PARTS = ("generation", "reconstruction", "likelihood")
 
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """What to measure.
+    """The numbers to measure, and on how much.
 
     Args:
         parts: of `PARTS`; None is all that the run can give.
         num_samples: to draw.
         guidance: weight w; None is the run's own.
-        seed: of the noise.
+        seed: of the samples' noise; that of held-out images is always the same.
         sampling: `key=value` assignments to the model's sampling options.
         reference: split that samples are compared with.
         extractor: name of a feature extractor, or None for no feature metrics.
         weights: its file.
         num_held_out: images for reconstruction and likelihood; None is the whole test split.
         likelihood: of images given decoded ones.
-        posterior_samples: per image in the likelihood.
+        posterior_samples: per image in the likelihood; 1 leaves its Monte-Carlo error unknown.
         lpips_backbone: AlexNet's file; None looks into torch's hub cache.
         ood: a data set by name, or a YAML mapping, to tell apart by likelihood.
         batch_size: None is the run's own.
+        judge: of the samples; None is the run's own.
     """
 
     parts: tuple[str, ...] | None = None
     num_samples: int = 10_000
     guidance: float | None = None
-    seed: int = 0
+    seed: int = SEED
     sampling: tuple[str, ...] = ()
     reference: Literal["test", "train"] = "test"
     extractor: str | None = "inception"
     weights: Path | None = None
     num_held_out: int | None = None
     likelihood: Literal["gaussian", "laplace"] = "gaussian"
-    posterior_samples: int = 1
+    posterior_samples: int = 2
     lpips_backbone: str | None = None
     ood: str | None = None
     batch_size: int | None = None
+    judge: Part | None = None
+
+    @classmethod
+    def after_training(cls, config: RunConfig) -> EvaluationRequest:
+        """Return what the section `evaluation` of a configuration asks for when training ends."""
+        evaluation, has_model = config.evaluation, config.model is not None
+        is_wanted = {
+            "generation": has_model and evaluation.num_samples > 0,
+            "reconstruction": evaluation.num_likelihood > 0,
+            "likelihood": has_model and evaluation.num_likelihood > 0,
+        }
+        parts = tuple(part for part in PARTS if is_wanted[part])
+        num_held_out = evaluation.num_likelihood or None
+        return cls(parts, evaluation.num_samples, extractor=None, num_held_out=num_held_out)
 
 
 def checked_parts(loaded: LoadedRun, request: EvaluationRequest) -> tuple[str, ...]:
@@ -69,8 +89,8 @@ def checked_parts(loaded: LoadedRun, request: EvaluationRequest) -> tuple[str, .
         if part not in PARTS:
             raise EvaluationError(f"--only: unknown part `{part}`.{did_you_mean(part, PARTS)}")
     _check_effects(request, parts)
-    if "generation" in parts:
-        _check_generation(loaded, request)
+    if "generation" in parts and request.extractor is not None and request.num_samples < 2:
+        raise EvaluationError(f"--num-samples {request.num_samples}: two are the least that can be compared.")
     if request.ood is not None and not ("likelihood" in parts and has_density(loaded)):
         raise EvaluationError(
             f"--ood {request.ood}: tells data sets apart by likelihood, which needs a model with an exact density, as "
@@ -103,17 +123,6 @@ def _check_effects(request: EvaluationRequest, parts: Sequence[str]) -> None:
         )
 
 
-def _check_generation(loaded: LoadedRun, request: EvaluationRequest) -> None:
-    model = loaded.require_model()
-    guidance = loaded.config.sampling.guidance if request.guidance is None else request.guidance
-    if guidance > 0 and not (model.supports_guidance and loaded.num_classes is not None):
-        raise EvaluationError(
-            f"--guidance {guidance:g}: the run's model has no unconditional half to guide with. Use --guidance 0."
-        )
-    if request.num_samples < 2:
-        raise EvaluationError(f"--num-samples {request.num_samples}: two are the least that can be compared.")
-
-
 def with_sampling(loaded: LoadedRun, assignments: Sequence[str]) -> LoadedRun:
     """Return the run with other sampling options and the same weights.
 
@@ -137,14 +146,24 @@ def with_sampling(loaded: LoadedRun, assignments: Sequence[str]) -> LoadedRun:
         raise EvaluationError(
             f"--sampling {' '.join(assignments)}: {detail}. Known: {', '.join(known)}."
         ) from error
-    config = loaded.config.model_copy(update={"model": part.model_copy(update={"options": options})})
-    state = loaded.checkpoint.state
-    shape = loaded.autoencoder.latent_shape(config.image_size)
-    rebuilt = build_model(config, shape, state["num_classes"], state["feature_dim"])
-    assert rebuilt is not None
-    rebuilt.load_state_dict(model.state_dict())
-    rebuilt.to(loaded.device).eval().requires_grad_(False)
-    return replace(loaded, model=rebuilt, config=config)
+    return loaded.with_model_options(options)
+
+
+def other_data(config: RunConfig, request: EvaluationRequest, batch_size: int) -> HeldOut | None:
+    """Return the images of another data set to tell apart by likelihood, or None.
+
+    Raises:
+        ConfigError: if `request.ood` names no data set, or one with wrong options.
+    """
+    if request.ood is None:
+        return None
+    source = YamlSource({}, {}, "--ood")
+    source.override(f"data={request.ood}", option="--ood")
+    raw = validate(Part, source.values["data"], source, ("data",))
+    part = resolve_part(raw, registry.DATASETS, source, ("data",))
+    dataset = part.build(registry.DATASETS, DataContext(config.image_size, "test", config.seed))
+    count = min(request.num_held_out or len(dataset), len(dataset))
+    return HeldOut(dataset, f"test split of {part.name}", count, batch_size)
 
 
 def assignment(text: str) -> tuple[str, Any]:

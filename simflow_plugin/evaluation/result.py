@@ -1,44 +1,86 @@
-"""The result of an evaluation, in one JSON file that later evaluations of the same setting add to."""
+"""Results of an evaluation: measured numbers with their uncertainty, and the JSON file that holds them."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from simflow_plugin.errors import EvaluationError
-from simflow_plugin.evaluation.measured import Measured
-from simflow_plugin.runs.run_directory import write_text_atomically
+from simflow_plugin.files import write_text_atomically
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A number for a table.
+
+    Args:
+        value: the number.
+        low: lower end of a 95 % interval, or None.
+        high: upper end.
+        interval: method of the interval: `bootstrap of 360 images`.
+        on: images and settings that it was measured with; numbers with another `on` do not belong into one row.
+        draws_error: Monte-Carlo standard error, of the random draws the number is made with, for the same images; None
+            where there are none or it is not known.
+        warning: reason not to trust it, shown in the table itself; empty if there is none.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    interval: str = ""
+    on: str = ""
+    warning: str = ""
+    draws_error: float | None = None
+
+    def with_notes(self, on: str = "", warning: str = "") -> Measured:
+        """Return the number with what it was measured on, and one more warning."""
+        warnings = "; ".join(filter(None, (self.warning, warning)))
+        return replace(self, on=on or self.on, warning=warnings)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `from_json` reads."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Measured:
+        """Read a number back; keys of a newer version are ignored."""
+        return cls(**{key: value for key, value in values.items() if key in cls.__dataclass_fields__})
 
 
 @dataclass
 class Evaluation:
-    """What was measured of one setting.
+    """Metrics of one setting.
 
     Args:
         folder: RUN/evaluations/<key>.
         settings: what decides a sample, and where the weights are from.
         metrics: by name.
+        details: counts of images, and the judge's own numbers by class.
         notes: what was left out, and why.
     """
 
     folder: Path
     settings: dict[str, Any]
     metrics: dict[str, Measured] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def save(self) -> None:
         """Write result.json; numbers measured before stay where they were not measured again."""
-        metrics, notes = self.metrics, self.notes
         if (self.folder / "result.json").exists():
             before = read_evaluation(self.folder)
-            metrics, notes = before.metrics | self.metrics, list(dict.fromkeys(before.notes + self.notes))
+            self.metrics = before.metrics | self.metrics
+            self.details = before.details | self.details
+            self.notes = list(dict.fromkeys(before.notes + self.notes))
         document = {
             "settings": self.settings,
-            "metrics": {name: number.to_json() for name, number in metrics.items()},
-            "notes": notes,
+            "metrics": {name: number.to_json() for name, number in self.metrics.items()},
+            "details": self.details,
+            "notes": self.notes,
         }
+        self.folder.mkdir(parents=True, exist_ok=True)
         write_text_atomically(self.folder / "result.json", json.dumps(document, indent=1) + "\n")
 
 
@@ -51,7 +93,9 @@ def read_evaluation(folder: Path) -> Evaluation:
     try:
         document = json.loads((folder / "result.json").read_text())
         metrics = {name: Measured.from_json(values) for name, values in document["metrics"].items()}
-        return Evaluation(folder, document["settings"], metrics, document["notes"])
+        return Evaluation(
+            folder, document["settings"], metrics, document.get("details", {}), document["notes"]
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise EvaluationError(
             f"{folder / 'result.json'}: missing or damaged ({error}). Evaluate the run again."

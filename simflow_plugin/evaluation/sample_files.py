@@ -1,56 +1,20 @@
-"""Samples of a run to a file: `.npz` in the layout of the ADM evaluation suite, or a folder of PNG files."""
+"""Samples as files for others: `.npz` in the layout of the ADM evaluation suite, or a folder of PNG files."""
 
 from __future__ import annotations
 
-import os
+import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from simflow_plugin.errors import ConfigError
-from simflow_plugin.evaluation.drawing import balanced_labels, draw_many
-from simflow_plugin.progress_bar import count_progress
-from simflow_plugin.runs.loaded_run import load_run
+from simflow_plugin.files import replacing
 
-
-def sample_run(
-    path: Path, num: int, guidance: float | None, seed: int, batch_size: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """Draw class-balanced samples from the averaged weights of a run.
-
-    Args:
-        path: run directory.
-        num: of samples.
-        guidance: weight w >= 0; None takes the run's own.
-        seed: of the noise.
-        batch_size: None takes the run's own; it does not change the samples.
-    Returns:
-        Images uint8 (num, H, W, 3) and labels (num,) int64, `NO_LABEL` where the data has none.
-    Raises:
-        ConfigError: if guidance is asked of a model that has no unconditional half.
-    """
-    loaded = load_run(path)
-    model = loaded.require_model()
-    weight = loaded.config.sampling.guidance if guidance is None else guidance
-    if weight > 0 and not model.supports_guidance:
-        raise ConfigError(
-            f"{path}: guidance {weight} needs a model trained with labels and label dropout; use --guidance 0."
-        )
-    labels = balanced_labels(num, loaded.num_classes)
-    with count_progress("sampling", num) as advance:
-        images = draw_many(
-            loaded.autoencoder,
-            model,
-            labels,
-            weight,
-            seed,
-            loaded.config.image_size,
-            batch_size or loaded.config.sampling.batch_size,
-            advance,
-        )
-    return images, labels
+Samples = tuple[NDArray[np.uint8], NDArray[np.int64]]
+"""Images (B, H, W, 3) and their labels (B,), `NO_LABEL` for none."""
 
 
 def check_out(out: Path, option: str = "--out") -> None:
@@ -82,37 +46,51 @@ def check_out(out: Path, option: str = "--out") -> None:
         )
 
 
-def save_samples(out: Path, images: Tensor, labels: Tensor) -> None:
+def save_samples(out: Path, num: int, batches: Iterable[Samples], option: str = "--out") -> None:
     """Write samples to `out`: one `.npz` file, which is replaced, or PNG files named by index and class in a folder.
 
+    A batch at a time, so that 50,000 images need no memory.
+
+    Args:
+        out: where to.
+        num: of samples in all.
+        batches: in order.
+        option: as the user knows it.
     Raises:
         ConfigError: if `out` is neither a `.npz` name nor a folder that is new or empty, or cannot be written.
     """
-    check_out(out)
+    check_out(out, option)
     try:
         if out.suffix == ".npz":
-            _save_npz(out, images, labels)
+            with replacing(out) as part:
+                _write_npz(part, num, batches)
         else:
-            _save_png(out, images, labels)
+            _write_png(out, batches)
     except OSError as error:
-        raise ConfigError(
-            f"--out {out}: cannot be written ({error.strerror or error}). Name another place."
-        ) from error
+        reason = error.strerror or error
+        raise ConfigError(f"{option} {out}: cannot be written ({reason}). Name another place.") from error
 
 
-def _save_npz(out: Path, images: Tensor, labels: Tensor) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_name(f".{out.name}.writing")
-    try:
-        with aside.open("wb") as file:
-            np.savez(file, arr_0=images.numpy(), labels=labels.numpy())
-        os.replace(aside, out)
-    finally:
-        aside.unlink(missing_ok=True)
+def _write_npz(path: Path, num: int, batches: Iterable[Samples]) -> None:
+    """Write `arr_0`, uint8 NHWC, and `labels`."""
+    labels = []
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        with archive.open("arr_0.npy", "w", force_zip64=True) as entry:
+            for number, (images, of) in enumerate(batches):
+                if number == 0:
+                    header = {"descr": "|u1", "fortran_order": False, "shape": (num, *images.shape[1:])}
+                    np.lib.format.write_array_header_2_0(entry, header)
+                entry.write(np.ascontiguousarray(images).tobytes())
+                labels.append(of)
+        with archive.open("labels.npy", "w") as entry:
+            np.lib.format.write_array(entry, np.concatenate(labels))
 
 
-def _save_png(out: Path, images: Tensor, labels: Tensor) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    for index, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
-        name = f"{index:06d}.png" if label < 0 else f"{index:06d}_class{label}.png"
-        Image.fromarray(image.numpy()).save(out / name)
+def _write_png(folder: Path, batches: Iterable[Samples]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    index = 0
+    for images, labels in batches:
+        for image, label in zip(images, labels.tolist(), strict=True):
+            suffix = f"_class{label}" if label >= 0 else ""
+            Image.fromarray(image).save(folder / f"{index:06d}{suffix}.png")
+            index += 1

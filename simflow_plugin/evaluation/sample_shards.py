@@ -1,4 +1,4 @@
-"""Samples on disk in shards: each with its checksum, made once, resumable, the same whatever made them.
+"""Samples of an evaluation on disk, in shards with checksums that are drawn once and resumed after an interruption.
 
 Shard n of a folder holds samples n S .. (n + 1) S - 1, and sample i depends on (weights, sampler, guidance,
 seed, i) only. So any process can make any shard, an interrupted evaluation goes on with the missing ones,
@@ -7,20 +7,17 @@ and more samples later are the same first samples and some more.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from simflow_plugin.errors import EvaluationError
+from simflow_plugin.files import file_digest, replacing, write_text_atomically
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +94,7 @@ class SampleShards:
         try:
             card = json.loads(path.with_suffix(".json").read_text())
             expected, count = card["sha256"], card["num_samples"]
-            found = hashlib.sha256(path.read_bytes()).hexdigest()
+            found = file_digest(path)
         except (OSError, ValueError, KeyError) as error:
             return f"missing or unreadable ({error})"
         if found != expected:
@@ -120,50 +117,31 @@ class SampleShards:
                 images, labels = file["arr_0"], file["labels"]
             yield images[: self.wanted(shard)], labels[: self.wanted(shard)]
 
-    def save_npz(self, path: Path) -> None:
-        """Write all samples to one file as the ADM evaluation suite reads it: `arr_0` uint8 NHWC; and `labels`.
+    def images(self, indices: Sequence[int]) -> NDArray[np.uint8]:
+        """Return the images (len(indices), H, W, 3) of these samples.
 
-        A shard at a time, so that 50,000 images need no memory.
+        Raises:
+            EvaluationError: if a shard is missing or corrupt.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.writing")
-        labels = []
-        with zipfile.ZipFile(aside, "w", zipfile.ZIP_STORED) as archive:
-            with archive.open("arr_0.npy", "w", force_zip64=True) as entry:
-                for number, (images, of) in enumerate(self.read()):
-                    if number == 0:
-                        shape = (self.num_samples, *images.shape[1:])
-                        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-                        np.lib.format.write_array_header_2_0(entry, header)
-                    entry.write(np.ascontiguousarray(images).tobytes())
-                    labels.append(of)
-            with archive.open("labels.npy", "w") as entry:
-                np.lib.format.write_array(entry, np.concatenate(labels))
-        os.replace(aside, path)
-
-    def save_png(self, folder: Path) -> None:
-        """Write all samples as PNG files named by index and class."""
-        folder.mkdir(parents=True, exist_ok=True)
-        index = 0
-        for images, labels in self.read():
-            for image, label in zip(images, labels.tolist(), strict=True):
-                suffix = f"_class{label}" if label >= 0 else ""
-                Image.fromarray(image).save(folder / f"{index:06d}{suffix}.png")
-                index += 1
+        found: dict[int, NDArray[np.uint8]] = {}
+        for shard, (images, _) in enumerate(self.read()):
+            here = [i for i in indices if i // self.shard_size == shard]
+            found |= {i: images[i - shard * self.shard_size] for i in here}
+            if len(found) == len(set(indices)):
+                break
+        return np.stack([found[i] for i in indices])
 
     def _write(self, shard: int, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
         path = self.path(shard)
-        aside = path.with_name(f".{path.name}.{os.getpid()}.writing")
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with aside.open("wb") as file:
-                np.savez(file, arr_0=images, labels=labels)
-            checksum = hashlib.sha256(aside.read_bytes()).hexdigest()
-            # The shard first: without its checksum it counts as missing, never as whole.
-            os.replace(aside, path)
-            path.with_suffix(".json").write_text(json.dumps({"sha256": checksum, "num_samples": len(images)}))
+            with replacing(path) as part:
+                with part.open("wb") as file:
+                    np.savez(file, arr_0=images, labels=labels)
+                checksum = file_digest(part)
+            # The shard first: without its checksum it counts as missing.
+            card = {"sha256": checksum, "num_samples": len(images)}
+            write_text_atomically(path.with_suffix(".json"), json.dumps(card))
         except OSError as error:
-            aside.unlink(missing_ok=True)
             raise EvaluationError(
                 f"{path}: cannot be written ({error.strerror}). Make room and run again."
             ) from error

@@ -23,7 +23,7 @@ class FlowArchitecture(Options):
         "starflow", description="Fills in the defaults marked (family)."
     )
     size: str | None = Field(
-        None, description="S, B, L, XL or XXL: fills in width, layers_per_block, head_dim."
+        None, description="A named size (`simflow_plugin.flow.SIZES`): fills in what it names; see (size)."
     )
     width: int = Field(gt=0, description="Channels of the hidden tokens (size).")
     layers_per_block: tuple[int, ...] = Field(
@@ -50,8 +50,13 @@ class FlowArchitecture(Options):
     soft_clip: float | None = Field(None, gt=0, description="c in a <- c tanh(a / c); None for no clip.")
     soft_clips_shift: bool = Field(False, description="Whether the soft clip also bounds the shift b.")
 
-    class_conditioning: Literal["token", "add"] = Field(
-        description="Labels as a prefix token, or as an embedding added to every token (family)."
+    class_conditioning: Literal["token", "add", "adaln"] = Field(
+        description="Labels as a prefix token, as an embedding added to every token, or as adaLN: a shift and a "
+        "scale after the norms of every layer, linear in SiLU(embedding) and zero at the start (family)."
+    )
+    adaln_gates: bool = Field(
+        True,
+        description="adaLN also gates attention and MLP: DiT's six vectors. False: ml-starflow's four.",
     )
     conditional_blocks: Literal["deep", "all"] = Field(description="Which blocks see the condition (family).")
     null_label: Literal["learned", "mean"] = Field(
@@ -61,7 +66,10 @@ class FlowArchitecture(Options):
         0.1, ge=0, le=1, description="Fraction of training rows whose label is dropped, for guidance."
     )
 
-    norm: Literal["layer", "rms"] = Field("layer", description="Normalisation before attention and MLP.")
+    norm: Literal["layer", "rms"] = Field(
+        "layer",
+        description="Normalisation before attention and MLP; with adaLN a layer norm without affine parameters.",
+    )
     post_norm: bool = Field(False, description="RMSNorm after attention and MLP as well.")
     final_norm: bool = Field(description="RMSNorm before the output projection (family).")
     qk_norm: bool = Field(False, description="RMSNorm of queries and keys.")
@@ -131,6 +139,10 @@ class FlowArchitecture(Options):
             raise ValueError(
                 f"mlp_ratio {self.mlp_ratio} leaves no hidden channel of the MLP at width {self.width}"
             )
+        if self.class_conditioning != "adaln" and not self.adaln_gates:
+            raise ValueError("adaln_gates has no effect without class_conditioning: adaln")
+        if self.class_conditioning == "adaln" and self.conditional_blocks == "all" and self.norm != "layer":
+            raise ValueError("norm has no effect where every block has adaLN, whose norm is a layer norm")
         if self.soft_clips_shift and self.soft_clip is None:
             raise ValueError("soft_clips_shift has no effect without soft_clip")
         if self.scale == "unit" and self.soft_clip is not None:
@@ -173,6 +185,11 @@ class FlowConfig(FlowArchitecture):
             )
         if self.condition_length is not None and self.condition_dim is None:
             raise ValueError("condition_length has no effect without condition_dim")
+        if self.condition_dim is not None and self.is_modulated and self.condition_length != 1:
+            raise ValueError(
+                "class_conditioning: adaln takes condition features of one token: set condition_length: 1, found "
+                f"{self.condition_length}"
+            )
         if self.condition_frequencies != 8 and self.condition_dim is None:
             raise ValueError("condition_frequencies has no effect without condition_dim")
         if self.token_dim % self.patch_size**2:
@@ -193,6 +210,20 @@ class FlowConfig(FlowArchitecture):
     @property
     def num_tokens(self) -> int:
         return self.grid_size[0] * self.grid_size[1]
+
+    @property
+    def is_modulated(self) -> bool:
+        """Whether the condition acts by adaLN."""
+        return self.class_conditioning == "adaln"
+
+    @property
+    def is_added(self) -> bool:
+        """Whether the condition is added to every token; features (B, L, F) never are."""
+        return self.num_classes is not None and self.class_conditioning == "add"
+
+    def prefix_length(self, condition_length: int) -> int:
+        """Return how many tokens a condition of L tokens (1 for a label) puts in front of a conditional block."""
+        return 0 if self.is_modulated or self.is_added else condition_length
 
     @classmethod
     def for_latents(

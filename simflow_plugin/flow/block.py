@@ -7,13 +7,14 @@ x_i, and lag = 1, so target 0 passes unchanged. Steps and targets count in the b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from simflow_plugin.flow.adaln import AdaLN, LayerModulation
 from simflow_plugin.flow.affine import Affine, affine_forward, affine_parameters
 from simflow_plugin.flow.architecture import FlowConfig
 from simflow_plugin.flow.attention import AttentionBackend
@@ -54,7 +55,10 @@ class FlowBlock(nn.Module):
             else None
         )
         self.condition = make_embedding(config) if sees_condition else None
-        self.layers = nn.ModuleList(Layer(config, backend) for _ in range(config.layers_per_block[index]))
+        is_modulated = self.condition is not None and config.is_modulated
+        self.layers = nn.ModuleList(
+            Layer(config, backend, is_modulated) for _ in range(config.layers_per_block[index])
+        )
         self.final_norm = RmsNorm(config.width) if config.final_norm else nn.Identity()
         halves = 1 if config.scale == "unit" else 2
         self.proj_out = nn.Linear(config.width, halves * config.token_dim)
@@ -91,8 +95,8 @@ class FlowBlock(nn.Module):
             sequence = torch.cat([embedding.prefix.to(sequence.dtype), sequence], dim=1)
         turn = self.rotation_of(rotation, 0, sequence.shape[1], num_prefix)
         hidden = None
-        for number, layer in enumerate(self.layers, start=1):
-            sequence = self._run(layer, sequence, turn)
+        for number, (layer, modulation) in enumerate(self.modulated_layers(embedding), start=1):
+            sequence = self._run(layer, sequence, turn, modulation)
             if number == hidden_layer:
                 hidden = self.reorder(sequence[:, num_prefix:])
         affine = self.head(sequence[:, num_prefix:])
@@ -121,8 +125,14 @@ class FlowBlock(nn.Module):
         if self.condition is None or condition is None:
             return Embedding()
         embedded = self.condition(condition)
-        is_added = self.config.num_classes is not None and self.config.class_conditioning == "add"
-        return Embedding(added=embedded) if is_added else Embedding(prefix=embedded)
+        if self.config.is_modulated:
+            return Embedding(modulations=tuple(layer.adaln(embedded) for layer in self.layers))  # type: ignore[operator, union-attr]
+        return Embedding(added=embedded) if self.config.is_added else Embedding(prefix=embedded)
+
+    def modulated_layers(self, embedding: Embedding) -> Iterator[tuple[nn.Module, LayerModulation | None]]:
+        """Return the layers, each with its part of the condition."""
+        modulations = embedding.modulations or (None,) * len(self.layers)
+        return zip(self.layers, modulations, strict=True)
 
     def position_rows(self, first_step: int, stop: int) -> Tensor | None:
         """Return the learned positions (n, width) of steps first_step : stop, or None for rotary ones."""
@@ -153,29 +163,37 @@ class FlowBlock(nn.Module):
         self,
         hidden: Tensor,
         rotation: Tensor | None,
-        cache: Sequence[LayerCache | StaticCache],
+        embedding: Embedding,
+        cache: Sequence[LayerCache | StaticCache | None],
         start: int,
     ) -> Tensor:
         """Run all layers on positions start : start + n, over the cache, which is written."""
-        for layer, layer_cache in zip(self.layers, cache, strict=True):
-            hidden = layer(hidden, rotation, layer_cache, start)
+        for (layer, modulation), layer_cache in zip(self.modulated_layers(embedding), cache, strict=True):
+            hidden = layer(hidden, rotation, modulation, layer_cache, start)
         return hidden
 
     def head(self, hidden: Tensor) -> Affine:
         """Return the affine parameters (B, n, D) that steps with these hidden tokens (B, n, width) give."""
         return affine_parameters(self.proj_out(self.final_norm(hidden)), self.config)
 
-    def _run(self, layer: nn.Module, hidden: Tensor, rotation: Tensor | None) -> Tensor:
+    def _run(
+        self, layer: nn.Module, hidden: Tensor, rotation: Tensor | None, modulation: LayerModulation | None
+    ) -> Tensor:
         if self.config.activation_checkpointing and torch.is_grad_enabled():
             # Nothing in a layer is random, so there is no generator state to keep.
-            return checkpoint(layer, hidden, rotation, use_reentrant=False, preserve_rng_state=False)
-        return layer(hidden, rotation)
+            return checkpoint(
+                layer, hidden, rotation, modulation, use_reentrant=False, preserve_rng_state=False
+            )
+        return layer(hidden, rotation, modulation)
 
     def _initialize(self) -> None:
-        """Start as the identity: the output projection is zero, hence a = b = 0 and s = 1."""
+        """Start as the identity: the output projection is zero, hence a = b = 0 and s = 1; adaLN is off."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        for layer in self.layers:
+            if isinstance(layer.adaln, AdaLN):
+                layer.adaln.reset()
         nn.init.zeros_(self.proj_out.weight)

@@ -1,4 +1,4 @@
-"""How a block sees labels or condition features: as prefix tokens, or added to every token."""
+"""How a block sees labels or condition features: as prefix tokens, added to every token, or by adaLN."""
 
 from __future__ import annotations
 
@@ -8,14 +8,20 @@ import torch
 from torch import Tensor, nn
 
 from simflow_plugin.contracts import NO_LABEL
+from simflow_plugin.flow.adaln import LayerModulation
 from simflow_plugin.flow.architecture import FlowConfig
 
 
 class Embedding(NamedTuple):
-    """A condition as one block sees it: `prefix` (B, P, width) or None, `added` (B, 1, width) or None."""
+    """A condition as one block sees it; at most one of the three is there.
+
+    `prefix` (B, P, width): tokens in front. `added` (B, 1, width): to every token. `modulations`: adaLN's vectors,
+    one `LayerModulation` a layer.
+    """
 
     prefix: Tensor | None = None
     added: Tensor | None = None
+    modulations: tuple[LayerModulation, ...] | None = None
 
 
 class LabelEmbedding(nn.Module):

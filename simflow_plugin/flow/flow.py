@@ -238,9 +238,9 @@ class TransformerFlow(nn.Module):
 
     def _num_prefix(self, rows: Tensor | None) -> int:
         """Return how many prefix tokens a conditional block puts in front."""
-        if rows is None or (self.config.num_classes is not None and self.config.class_conditioning == "add"):
+        if rows is None:
             return 0
-        return 1 if self.config.num_classes is not None else rows.shape[1]
+        return self.config.prefix_length(1 if self.config.num_classes is not None else rows.shape[1])
 
     def _rotation(self, rows: Tensor | None) -> Tensor | None:
         """Return the rotary table in the precision of the weights, whatever that of the tokens."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from simflow_plugin.flow.adaln import NORM_EPS, AdaLN, LayerModulation
 from simflow_plugin.flow.architecture import FlowConfig
 from simflow_plugin.flow.attention import AttentionBackend
 from simflow_plugin.flow.kv_cache import LayerCache, StaticCache, attend_static, write
@@ -26,7 +27,9 @@ class RmsNorm(nn.RMSNorm):
 
 
 def make_norm(kind: str, width: int) -> nn.Module:
-    """Return the norm of that kind: `layer` or `rms`."""
+    """Return the norm of that kind: `layer`, `rms`, or `plain`, a layer norm without affine parameters."""
+    if kind == "plain":
+        return nn.LayerNorm(width, eps=NORM_EPS, elementwise_affine=False)
     return nn.LayerNorm(width) if kind == "layer" else RmsNorm(width)
 
 
@@ -117,13 +120,21 @@ class Mlp(nn.Module):
 
 
 class Layer(nn.Module):
-    """hidden + attention(norm(hidden)), then hidden + mlp(norm(hidden))."""
+    """hidden + attention(norm(hidden)), then hidden + mlp(norm(hidden)); both modulated with adaLN.
 
-    def __init__(self, config: FlowConfig, backend: AttentionBackend) -> None:
+    Args:
+        config: of the flow.
+        backend: attention.
+        is_modulated: whether a condition acts by adaLN.
+    """
+
+    def __init__(self, config: FlowConfig, backend: AttentionBackend, is_modulated: bool = False) -> None:
         super().__init__()
-        self.attention_norm = make_norm(config.norm, config.width)
+        kind = "plain" if is_modulated else config.norm
+        self.adaln = AdaLN(config.width, config.adaln_gates) if is_modulated else None
+        self.attention_norm = make_norm(kind, config.width)
         self.attention = CausalAttention(config, backend)
-        self.mlp_norm = make_norm(config.norm, config.width)
+        self.mlp_norm = make_norm(kind, config.width)
         self.mlp = Mlp(config)
         post = (lambda: RmsNorm(config.width)) if config.post_norm else nn.Identity
         self.attention_post_norm = post()
@@ -133,6 +144,7 @@ class Layer(nn.Module):
         self,
         hidden: Tensor,
         rotation: Tensor | None,
+        modulation: LayerModulation | None = None,
         cache: LayerCache | StaticCache | None = None,
         start: int = 0,
     ) -> Tensor:
@@ -141,9 +153,16 @@ class Layer(nn.Module):
         Args:
             hidden: (B, n, width), positions start : start + n of the sequence.
             rotation: of these n positions, or None.
+            modulation: of a layer with adaLN; None for any other.
             cache: keys and values of earlier positions; these n are written to it.
             start: position of the first token; 0 without a cache.
         """
-        attended = self.attention(self.attention_norm(hidden), rotation, cache, start)
-        hidden = hidden + self.attention_post_norm(attended)
-        return hidden + self.mlp_post_norm(self.mlp(self.mlp_norm(hidden)))
+        if modulation is None:
+            attended = self.attention(self.attention_norm(hidden), rotation, cache, start)
+            hidden = hidden + self.attention_post_norm(attended)
+            return hidden + self.mlp_post_norm(self.mlp(self.mlp_norm(hidden)))
+        normed = modulation.attention.apply(self.attention_norm(hidden))
+        attended = self.attention_post_norm(self.attention(normed, rotation, cache, start))
+        hidden = hidden + modulation.attention.weigh(attended)
+        normed = modulation.mlp.apply(self.mlp_norm(hidden))
+        return hidden + modulation.mlp.weigh(self.mlp_post_norm(self.mlp(normed)))

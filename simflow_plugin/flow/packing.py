@@ -13,6 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from simflow_plugin.flow.adaln import AdaLN
 from simflow_plugin.flow.layers import Mlp
 from simflow_plugin.flow.matrix_product import onednn_linear, uses_onednn
 
@@ -54,7 +55,12 @@ def _is_exact_gelu(module: nn.Module) -> bool:
 
 
 def packed_copy(module: M, rows: int) -> M:
-    """Return a copy of `module` that shares its parameters, with its linear maps packed for `rows` rows."""
+    """Return a copy of `module` that shares its parameters, with its linear maps packed for `rows` rows.
+
+    The maps of adaLN run once a block, before any step: they stay as they are.
+    """
+    if isinstance(module, AdaLN):
+        return module
     if isinstance(module, nn.Linear):
         return PackedLinear(module, rows)  # type: ignore[return-value]
     if isinstance(module, Mlp) and _is_exact_gelu(module.activation):

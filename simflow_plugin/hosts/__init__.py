@@ -1,1 +1,1 @@
-"""Adapters that make a part speak a host's own interface."""
+"""Adapters of our models and autoencoders to the interfaces of host codebases."""

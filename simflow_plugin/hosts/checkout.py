@@ -1,13 +1,11 @@
-"""What git says about a host's checkout."""
+"""Checks of a host's checkout: the top of a git repository, at the pinned commit or one that builds on it."""
 
 from __future__ import annotations
 
-import os
-import subprocess
 from pathlib import Path
 
 from simflow_plugin.errors import HostError
-from simflow_plugin.hosts.manifest import Manifest
+from simflow_plugin.hosts.manifest import Manifest, run_git
 
 
 def check_checkout(root: Path, manifest: Manifest) -> None:
@@ -21,7 +19,7 @@ def check_checkout(root: Path, manifest: Manifest) -> None:
         raise HostError(
             f"{root}: there is no such folder; expected a checkout of {manifest.repository}. {remedy}"
         )
-    answer = _ask(root, "rev-parse", "--show-toplevel")
+    answer = run_git(root, "rev-parse", "--show-toplevel")
     if answer.returncode != 0:
         reason = answer.stderr.strip().splitlines()[:1]
         raise HostError(
@@ -55,19 +53,5 @@ def check_commit(root: Path, manifest: Manifest) -> None:
 
 def _git(root: Path, *arguments: str) -> str | None:
     """Return the output of a git command, or None if it fails."""
-    answer = _ask(root, *arguments)
+    answer = run_git(root, *arguments)
     return answer.stdout.strip() if answer.returncode == 0 else None
-
-
-def _ask(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    # Inherited from a hook, say, these would point at another repository.
-    elsewhere = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
-    environment = {name: value for name, value in os.environ.items() if name not in elsewhere}
-    try:
-        return subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False, env=environment
-        )
-    except FileNotFoundError as error:
-        raise HostError(
-            "git: not found; install it, it tells which commit a host's checkout is at"
-        ) from error

@@ -1,4 +1,4 @@
-"""The flow as every host sees it: losses of normalised latents in the host's terms, and samples from its noise.
+"""Base of the flow in a host codebase: losses of normalised latents, and samples from the host's noise.
 
 A host draws its own random numbers and keeps its own schedule; here are only the conversions that hosts share:
 labels, features of another grid, the guidance weight. What a host calls its arguments is in its own file.
@@ -29,7 +29,7 @@ PROJECTOR_DIM = 2048
 
 @dataclass(frozen=True)
 class FlowKind:
-    """What a model's name says, as in `SimFlow-B/2`.
+    """Kind, size and patch size in a model's name, as in `SimFlow-B/2`.
 
     Args:
         family: `SimFlow` moves the encoder; `STARFlow` trains on noised latents of a frozen one.
@@ -60,7 +60,7 @@ def flow_kinds() -> list[FlowKind]:
 
 @dataclass(frozen=True)
 class HostGeometry:
-    """What a host says when it builds a model.
+    """Arguments with which a host builds a model.
 
     Args:
         latent_shape: (C, h, w).
@@ -140,7 +140,7 @@ class HostedFlow(nn.Module):
 
     @property
     def moves_encoder(self) -> bool:
-        """Whether the gradient of the likelihood is meant to reach an encoder."""
+        """True where the gradient of the likelihood may reach an encoder."""
         return "nll" in self.core.coupled_terms
 
     def losses(

@@ -1,4 +1,4 @@
-"""What is known of a host: where it comes from, its pinned commit, and each touched file before and after.
+"""Manifest of a host: repository, pinned commit, and the git blob of each touched file before and after its patch.
 
 A manifest is `patches/<host>/manifest.json`; `files` maps a path in the host's checkout to the patch beside the
 manifest and to the git blob ids of the file without and with it.
@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +18,6 @@ from typing import Annotated
 from pydantic import ConfigDict, Field, StringConstraints, ValidationError
 
 from simflow_plugin.errors import HostError
-from simflow_plugin.hosts.insertions import Insertion, insert, parse_patch, remove
 from simflow_plugin.options import Options, did_you_mean
 from simflow_plugin.resources import resource_dir
 
@@ -50,36 +52,58 @@ class HostPatch:
     manifest: Manifest
     folder: Path
 
-    def insertions(self, path: str) -> list[Insertion]:
-        """Return what is inserted into the host's file `path`."""
-        name = self.folder / self.manifest.files[path].patch
-        try:
-            return parse_patch(name.read_bytes(), str(name))
-        except OSError as error:
+    def converted(self, path: str, content: bytes, is_revert: bool = False) -> bytes:
+        """Return the content of the host's file `path` with the patch, or with `is_revert` without it.
+
+        Raises:
+            HostError: if git is missing, or the result is not the blob that the manifest names.
+        """
+        known = self.manifest.files[path]
+        expected, patch = known.before if is_revert else known.after, self.folder / known.patch
+        with tempfile.TemporaryDirectory() as scratch:
+            copy = Path(scratch, path)
+            copy.parent.mkdir(parents=True)
+            copy.write_bytes(content)
+            # No context: each patch is made for one blob, so that line numbers are enough.
+            options = ["--unidiff-zero", "--whitespace=nowarn", *(["--reverse"] if is_revert else [])]
+            # In a repository of its own: below another one, git would leave out files that are not that one's.
+            run_git(Path(scratch), "init", "--quiet")
+            answer = run_git(Path(scratch), "apply", *options, str(patch.resolve()))
+            result = copy.read_bytes()
+        if answer.returncode != 0 or blob_id(result) != expected:
+            reason = "".join(answer.stderr.strip().splitlines()[:1]) or f"gives the blob {blob_id(result)}"
             raise HostError(
-                f"{name}: cannot be read ({error.strerror}); install simflow-plugin again"
-            ) from error
-
-    def patched(self, path: str, original: bytes) -> bytes:
-        """Return the content of `path` with the insertions; `original` is the file of the pinned commit."""
-        return self._checked(path, insert(original, self.insertions(path)), self.manifest.files[path].after)
-
-    def restored(self, path: str, patched: bytes) -> bytes:
-        """Return the content of `path` without the insertions."""
-        return self._checked(path, remove(patched, self.insertions(path)), self.manifest.files[path].before)
-
-    def _checked(self, path: str, content: bytes, expected: str) -> bytes:
-        if blob_id(content) != expected:
-            raise HostError(
-                f"{self.folder / MANIFEST_NAME}: the patch of {path} gives {blob_id(content)}, but the manifest "
-                f"says {expected}. The installed patches are damaged: install simflow-plugin again"
+                f"{patch}: does not make {path} the blob {expected} of {self.folder / MANIFEST_NAME}: {reason}. The "
+                "installed patches are damaged: install simflow-plugin again"
             )
-        return content
+        return result
 
 
 def blob_id(content: bytes) -> str:
     """Return git's name for a file of this content."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+def run_git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run git in a folder, and return its answer, whatever its exit status.
+
+    Raises:
+        HostError: if there is no git.
+    """
+    # Inherited from a hook, say, these would point at another repository.
+    elsewhere = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")
+    environment = {name: value for name, value in os.environ.items() if name not in elsewhere}
+    # A user's settings must not change a byte of what is applied.
+    settings = [
+        word for name in ("core.autocrlf", "apply.ignoreWhitespace") for word in ("-c", f"{name}=false")
+    ]
+    command = ["git", "-C", str(folder), *settings, *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    except FileNotFoundError as error:
+        raise HostError(
+            "git: not found; install it: it names a checkout's commit and applies patches"
+        ) from error
 
 
 def known_hosts(folder: Path | None = None) -> dict[str, HostPatch]:

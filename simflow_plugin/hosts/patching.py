@@ -1,4 +1,4 @@
-"""Apply a host's patch to a checkout, look, or take it out again: everything is checked before anything is written.
+"""Applying, checking and reverting a host's patch; all files are checked before any is written.
 
 Each touched file is in one of three states, told by its git blob id: `original`, `patched`, or `different`.
 One different file, and nothing at all is written.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -20,7 +19,7 @@ from simflow_plugin.hosts.manifest import HostPatch, blob_id
 
 
 class FileState(Enum):
-    """What a touched file of a checkout is."""
+    """State of a touched file."""
 
     ORIGINAL = "original"
     PATCHED = "patched"
@@ -30,14 +29,14 @@ class FileState(Enum):
 
 @dataclass(frozen=True)
 class PatchReport:
-    """What was found and done: the state of each touched file afterwards, and the files that were written."""
+    """State of each touched file afterwards, and the files that were written."""
 
     states: dict[str, FileState]
     written: tuple[str, ...] = ()
 
     @property
     def is_patched(self) -> bool:
-        """Whether every touched file holds its insertions."""
+        """True if every touched file is patched."""
         return all(state is FileState.PATCHED for state in self.states.values())
 
 
@@ -54,7 +53,7 @@ def check(patch: HostPatch, root: Path) -> PatchReport:
         check_commit(root, patch.manifest)
         _check_writable(root, changed)
         for path in changed:
-            patch.patched(path, (root / path).read_bytes())
+            patch.converted(path, (root / path).read_bytes())
     return PatchReport(states)
 
 
@@ -66,7 +65,7 @@ def apply(patch: HostPatch, root: Path) -> PatchReport:
             Then the checkout is as it was.
     """
     states = check(patch, root).states
-    return _rewrite(patch, root, states, FileState.ORIGINAL, patch.patched)
+    return _rewrite(patch, root, states, is_revert=False)
 
 
 def revert(patch: HostPatch, root: Path) -> PatchReport:
@@ -77,7 +76,7 @@ def revert(patch: HostPatch, root: Path) -> PatchReport:
     """
     states = _states(patch, root)
     _refuse_strangers(patch, root, states)
-    return _rewrite(patch, root, states, FileState.PATCHED, patch.restored)
+    return _rewrite(patch, root, states, is_revert=True)
 
 
 def _states(patch: HostPatch, root: Path) -> dict[str, FileState]:
@@ -113,17 +112,12 @@ def _refuse_strangers(patch: HostPatch, root: Path, states: dict[str, FileState]
     )
 
 
-def _rewrite(
-    patch: HostPatch,
-    root: Path,
-    states: dict[str, FileState],
-    source: FileState,
-    convert: Callable[[str, bytes], bytes],
-) -> PatchReport:
-    """Convert every file in state `source`."""
+def _rewrite(patch: HostPatch, root: Path, states: dict[str, FileState], is_revert: bool) -> PatchReport:
+    """Convert every file that is not converted yet."""
+    source = FileState.PATCHED if is_revert else FileState.ORIGINAL
     paths = [path for path, state in states.items() if state is source]
     _check_writable(root, paths)
-    converted = {path: convert(path, (root / path).read_bytes()) for path in paths}
+    converted = {path: patch.converted(path, (root / path).read_bytes(), is_revert) for path in paths}
     _write_all(root, converted)
     return PatchReport({path: _state(patch, root, path) for path in states}, tuple(paths))
 

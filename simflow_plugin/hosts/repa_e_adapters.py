@@ -1,4 +1,4 @@
-"""Adapters for End2End-Diffusion/REPA-E at 3ad8046: our flows and autoencoders behind the host's own interface.
+"""Adapters for End2End-Diffusion/REPA-E at 3ad8046: our flows and autoencoders behind the host's interface.
 
 The host's loop calls the model twice for each batch. First with its parameters frozen, in evaluation mode and with
 the latents attached (`align_only`): what `proj_loss` carries reaches the encoder, scaled by

@@ -15,16 +15,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from simflow_plugin.autoencoders.network_weights import load_strictly, read_tensors
 from simflow_plugin.errors import ShapeError, WeightsError
 from simflow_plugin.losses.perceptual import PerceptualLoss, freeze
 from simflow_plugin.options import Options
 from simflow_plugin.registry import RECONSTRUCTION_LOSSES
+from simflow_plugin.weights import load_strictly, read_tensors
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """Where the weights of a backbone are published, and the smallest image that it accepts, in pixels."""
+    """Published weights of a backbone, and the smallest image that it accepts, in pixels."""
 
     file_name: str
     min_image_size: int

@@ -1,4 +1,4 @@
-"""What perceptual losses share: a frozen backbone that is neither trained, nor averaged, nor saved."""
+"""Base of perceptual losses: a frozen backbone that is not trained, averaged or saved."""
 
 from __future__ import annotations
 

@@ -58,12 +58,9 @@ class DiT(DiffusionModel):
         steps = (random.uniform("time", (batch_size,), device) * NUM_TRAIN_STEPS).long()
         return steps.clamp(max=NUM_TRAIN_STEPS - 1)  # float32 may round the product up to 1000
 
-    def losses_at(
-        self, latents: Tensor, labels: Tensor | None, features: Tensor | None, t: Tensor, noise: Tensor
-    ) -> dict[str, Tensor]:
+    def diffuse(self, latents: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         alpha_bar = expand_like(self.alphas_cumprod[t], latents)
-        noised = alpha_bar.sqrt() * latents + (1 - alpha_bar).sqrt() * noise
-        return self._terms(self._forward(noised, t, labels, features), noise, features)
+        return alpha_bar.sqrt() * latents + (1 - alpha_bar).sqrt() * noise, noise
 
     @torch.no_grad()
     def sample(self, labels: Tensor | None, shape: Sequence[int], guidance: float, random: Random) -> Tensor:

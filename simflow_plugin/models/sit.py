@@ -2,7 +2,8 @@
 
 Loss: E || v(x_t, t, y) - (alpha_t' z + sigma_t' eps) ||^2, x_t = alpha_t z + sigma_t eps; t = 0 is data.
 With REPA-E the latents pass a batch norm without affine parameters first: the autoencoder moves under the
-alignment, and the scale of its latents must not drift away under the noise.
+alignment, and the scale of its latents must not drift away under the noise. The alignment that moves the autoencoder
+is that of the network in evaluation mode: running statistics, no label dropout (`model.autoencoder_pass`).
 References: SiT, arXiv:2401.08740; REPA-E, arXiv:2504.10483.
 """
 
@@ -14,6 +15,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from simflow_plugin.contracts import ModelContext
 from simflow_plugin.diffusion.diffusion_model import DiffusionModel, DiffusionOptions, SamplingOptions
@@ -76,12 +78,8 @@ class SiT(DiffusionModel):
     def sample_times(self, batch_size: int, random: Random, device: torch.device) -> Tensor:
         return sample_times(self.options.time_sampling, self.interpolant, batch_size, random, device)
 
-    def losses_at(
-        self, latents: Tensor, labels: Tensor | None, features: Tensor | None, t: Tensor, noise: Tensor
-    ) -> dict[str, Tensor]:
-        noised, velocity = self.interpolant.interpolate(self.normalize(latents), noise, t)
-        output = self._forward(noised, t, labels, features)
-        return self._terms(output, velocity, features)
+    def diffuse(self, latents: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        return self.interpolant.interpolate(latents, noise, t)
 
     @torch.no_grad()
     def sample(self, labels: Tensor | None, shape: Sequence[int], guidance: float, random: Random) -> Tensor:
@@ -99,6 +97,15 @@ class SiT(DiffusionModel):
     def normalize(self, latents: Tensor) -> Tensor:
         """Apply the batch norm: by batch statistics in training, while running ones move, else by those."""
         return latents if self.latent_norm is None else self.latent_norm(latents)
+
+    def normalize_in_evaluation(self, latents: Tensor) -> Tensor:
+        if self.latent_norm is None:
+            return latents
+        mean, var = self.latent_norm.running_mean, self.latent_norm.running_var
+        assert mean is not None
+        assert var is not None
+        # Copies: the training pass moves the statistics before the backward pass reads them here.
+        return F.batch_norm(latents, mean.clone(), var.clone(), eps=self.latent_norm.eps)
 
     def denormalize(self, normalized_latents: Tensor) -> Tensor:
         """Undo `normalize` in evaluation mode, exactly: the inverse keeps the norm's epsilon."""

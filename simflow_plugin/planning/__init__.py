@@ -1,1 +1,1 @@
-"""What a run will cost: memory per device, work per image and days, before a GPU is rented."""
+"""Cost estimates of a run: memory per device, work per image, days."""

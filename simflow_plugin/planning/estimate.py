@@ -49,7 +49,7 @@ GPUS = {
 
 @dataclass(frozen=True)
 class Setting:
-    """What a run is planned for.
+    """Hardware of a planned run.
 
     Args:
         devices: number of GPUs.
@@ -74,7 +74,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Plan:
-    """What `simflow plan` prints.
+    """Estimated cost of a run.
 
     Args:
         parameters: by part.

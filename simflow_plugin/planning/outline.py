@@ -1,4 +1,4 @@
-"""The parts of a configuration on the meta device: right shapes, no data, no weights from anywhere.
+"""The parts of a configuration on the meta device: shapes only, without data or weights.
 
 What is pretrained is built from the options that are written down, so a plan needs no file that the run will need.
 """

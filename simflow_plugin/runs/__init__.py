@@ -1,1 +1,1 @@
-"""What a run is on disk: directory, checkpoints, and the trained parts loaded from them."""
+"""Runs on disk: the directory, checkpoints, and the trained parts loaded from them."""

@@ -1,4 +1,4 @@
-"""Checkpoints that survive what happens on clusters: written aside, synced, checksummed, renamed; verified when read.
+"""Checkpoints: written beside their place, flushed, checksummed, renamed; verified when read.
 
 One folder a step: `step_00001000/` with `*.safetensors` for tensors, `state.json` for the rest and `manifest.json` with
 the size and SHA-256 of each file. Nothing is pickled. A folder that does not match its manifest is reported and
@@ -8,10 +8,8 @@ passed over for the one before it.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -23,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from simflow_plugin.errors import CheckpointError, TrainingError
-from simflow_plugin.files import give_usual_mode
+from simflow_plugin.files import file_digest, replacing
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -66,30 +64,14 @@ def save_checkpoint(
         TrainingError: if the disk is full; the checkpoints that were there stay untouched.
     """
     final = folder / f"step_{step:08d}"
-    aside = folder / f".writing_{final.name}"
     try:
-        for left_behind in folder.glob(".writing_*"):  # by processes that were killed
+        for left_behind in folder.glob(".step_*.part"):  # by processes that were killed
             _remove(left_behind)
-        aside.mkdir(parents=True)
-        for name, tensors in tensors_by_name.items():
-            save_file(
-                {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, aside / f"{name}.safetensors"
-            )
-        document = {"format_version": FORMAT_VERSION, "step": step, **state}
-        (aside / STATE).write_text(json.dumps(document, indent=1))
-        manifest = {
-            p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(aside.iterdir())
-        }
-        (aside / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        give_usual_mode(aside)
-        for path in [*aside.iterdir(), aside]:
-            _sync(path)
-        if final.exists():
+        with replacing(final) as part:
+            part.mkdir()
+            _write(part, tensors_by_name, {"format_version": FORMAT_VERSION, "step": step, **state})
             _remove(final)
-        os.replace(aside, final)
-        _sync(folder)
     except (OSError, safetensors.SafetensorError) as error:
-        shutil.rmtree(aside, ignore_errors=True)
         if is_disk_full(error):
             raise TrainingError(
                 f"{folder}: the disk is full; the checkpoint of step {step} was not written. The last good one is "
@@ -97,6 +79,18 @@ def save_checkpoint(
             ) from error
         raise
     return final
+
+
+def _write(folder: Path, tensors_by_name: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
+    for name, tensors in tensors_by_name.items():
+        plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        save_file(plain, folder / f"{name}.safetensors")
+    (folder / STATE).write_text(json.dumps(state, indent=1))
+    manifest = {
+        path.name: {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+        for path in sorted(folder.iterdir())
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -148,7 +142,7 @@ def verify_checkpoint(path: Path) -> str | None:
             return f"{name} is missing"
         if file.stat().st_size != size:
             return f"{name} has {file.stat().st_size} bytes, the manifest says {size}"
-        if _sha256(file) != checksum:
+        if file_digest(file) != checksum:
             return f"{name} does not match its checksum"
     version = json.loads((path / STATE).read_text()).get("format_version", 0)
     if version > FORMAT_VERSION:
@@ -182,30 +176,6 @@ def _remove(path: Path) -> None:
     if path.exists():
         (path / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(path)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return (
-            hashlib.file_digest(file, "sha256").hexdigest()
-            if hasattr(hashlib, "file_digest")
-            else _digest(file)
-        )
-
-
-def _digest(file: Any) -> str:
-    digest = hashlib.sha256()  # Python 3.10 has no hashlib.file_digest
-    while chunk := file.read(1 << 20):
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def is_disk_full(error: BaseException) -> bool:

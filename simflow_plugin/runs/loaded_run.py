@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor, nn
 
 from simflow_plugin.config.schema import RunConfig, read_run_config
 from simflow_plugin.contracts import Autoencoder, GenerativeModel
@@ -18,8 +20,11 @@ from simflow_plugin.runs.checkpoints import (
     verify_checkpoint,
 )
 from simflow_plugin.runs.module_state import restore_module
-from simflow_plugin.runs.parts import architecture_only, build_autoencoder, build_model
+from simflow_plugin.runs.parts import architecture_only, build_autoencoder, build_model, check_guidance
 from simflow_plugin.runs.run_directory import RunDirectory
+from simflow_plugin.runs.run_precision import Precision
+
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -32,8 +37,8 @@ class LoadedRun:
         checkpoint: the weights' origin.
         autoencoder: with averaged weights, unless loaded with `averaged=False`.
         model: likewise; None where the run trained an autoencoder alone.
-        num_classes: of the data set it was trained on.
         averaged: whether these are the EMA weights.
+        precision: to sample and measure in; the run's own, unless another was named.
     """
 
     directory: RunDirectory
@@ -41,8 +46,8 @@ class LoadedRun:
     checkpoint: Checkpoint
     autoencoder: Autoencoder
     model: GenerativeModel | None
-    num_classes: int | None
     averaged: bool
+    precision: Precision
 
     def require_model(self) -> GenerativeModel:
         """Return the model.
@@ -60,9 +65,60 @@ class LoadedRun:
     def device(self) -> torch.device:
         return next(self.autoencoder.parameters()).device
 
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes of the data set that the run was trained on, or None."""
+        return self.checkpoint.state["num_classes"]
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """Names of the classes, where the data set has any; a run of an earlier version did not keep them."""
+        return self.checkpoint.state.get("class_names")
+
+    @property
+    def weights_name(self) -> str:
+        return "averaged (EMA)" if self.averaged else "last training"
+
+    def known_labels(self, labels: Tensor) -> Tensor | None:
+        """Return labels (B,) on the run's device, or None for a run without classes."""
+        return labels.to(self.device) if self.num_classes is not None else None
+
+    def checked_guidance(self, guidance: float | None, option: str = "--guidance") -> float:
+        """Return the guidance weight to sample with.
+
+        Args:
+            guidance: weight w >= 0; None is the run's own.
+            option: as the user knows it.
+        Raises:
+            EvaluationError: if the run trained an autoencoder alone.
+            ConfigError: if the model has no unconditional half to guide with.
+        """
+        weight = self.config.sampling.guidance if guidance is None else guidance
+        check_guidance(weight, self.require_model(), self.num_classes, option)
+        return weight
+
+    def with_model_options(self, options: dict[str, Any]) -> LoadedRun:
+        """Return the run with other options of its model and the same weights.
+
+        Args:
+            options: all of the model's, validated.
+        """
+        model, part = self.require_model(), self.config.model
+        assert part is not None
+        config = self.config.model_copy(update={"model": part.model_copy(update={"options": options})})
+        with torch.random.fork_rng(devices=[]):
+            rebuilt = _build_model(config, self.autoencoder, self.checkpoint)
+        assert rebuilt is not None
+        rebuilt.load_state_dict(model.state_dict())
+        return replace(self, model=_frozen(rebuilt, self.device), config=config)
+
 
 def load_run(
-    path: Path | str, device: torch.device | str | None = None, averaged: bool = True, step: int | None = None
+    path: Path | str,
+    device: torch.device | str | None = None,
+    averaged: bool = True,
+    step: int | None = None,
+    precision: str | None = None,
 ) -> LoadedRun:
     """Load a checkpoint of a run.
 
@@ -71,21 +127,19 @@ def load_run(
         device: default: CUDA if there is one, else CPU.
         averaged: the EMA weights (default) or the last training weights.
         step: of the checkpoint; default: the newest that is whole.
+        precision: `auto`, `float32`, `bfloat16` or `float16`; default: `training.precision` of the run.
     Raises:
-        ConfigError: if it is no run directory.
+        ConfigError: if it is no run directory, or the device does not compute in that precision.
         CheckpointError: if it has no whole checkpoint, or not that of `step`.
     """
     directory = RunDirectory(path)
     config = read_run_config(directory.config_file)
     checkpoint = _find_checkpoint(directory, step)
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    state = checkpoint.state
-    config_of_weights = architecture_only(config, state)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen = Precision.outside_training(config.training, device.type, precision)
     with torch.random.fork_rng(devices=[]):
-        autoencoder = build_autoencoder(config_of_weights)
-        latent_shape = autoencoder.latent_shape(config.image_size)
-        model = build_model(config, latent_shape, state["num_classes"], state["feature_dim"])
+        autoencoder = build_autoencoder(architecture_only(config, checkpoint.state))
+        model = _build_model(config, autoencoder, checkpoint)
     weights = checkpoint.tensors("joint")
     if averaged:
         weights |= checkpoint.tensors("ema")
@@ -93,8 +147,19 @@ def load_run(
         if module is not None:
             own = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
             restore_module(module, own, checkpoint.path)
-            module.to(device).eval().requires_grad_(False)
-    return LoadedRun(directory, config, checkpoint, autoencoder, model, state["num_classes"], averaged)
+            _frozen(module, device)
+    return LoadedRun(directory, config, checkpoint, autoencoder, model, averaged, chosen)
+
+
+def _build_model(
+    config: RunConfig, autoencoder: Autoencoder, checkpoint: Checkpoint
+) -> GenerativeModel | None:
+    shape, state = autoencoder.latent_shape(config.image_size), checkpoint.state
+    return build_model(config, shape, state["num_classes"], state["feature_dim"])
+
+
+def _frozen(module: M, device: torch.device) -> M:
+    return module.to(device).eval().requires_grad_(False)
 
 
 def _find_checkpoint(directory: RunDirectory, step: int | None) -> Checkpoint:

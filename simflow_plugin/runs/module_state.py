@@ -1,4 +1,4 @@
-"""Module and optimizer state as plain named tensors, whole whatever the sharding, so that process counts may change."""
+"""Module and optimizer state as unsharded named tensors, independent of the number of processes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from simflow_plugin.errors import CheckpointError
+from simflow_plugin.weights import fitted_state
 
 
 def whole_tensors(state: Iterable[tuple[str, Tensor]], keeps: bool = True) -> dict[str, Tensor]:
@@ -47,25 +48,10 @@ def restore_module(module: nn.Module, tensors: dict[str, Tensor], source: Path) 
         CheckpointError: naming the file and the keys that differ.
     """
     own = module.state_dict()
-    check_architecture({name: tensor.shape for name, tensor in own.items()}, tensors, source)
+    fitting = fitted_state(own, tensors, str(source), error=CheckpointError)
     with torch.no_grad():
         for name, tensor in own.items():
-            tensor.copy_(place_like(tensor, tensors[name]))
-
-
-def check_architecture(shapes: dict[str, torch.Size], tensors: dict[str, Tensor], source: Path) -> None:
-    """Refuse tensors whose names or shapes are not those of `shapes`.
-
-    Raises:
-        CheckpointError: naming the file and the keys that differ.
-    """
-    missing, unknown = sorted(shapes.keys() - tensors.keys()), sorted(tensors.keys() - shapes.keys())
-    reshaped = [n for n in shapes.keys() & tensors.keys() if shapes[n] != tensors[n].shape]
-    if missing or unknown or reshaped:
-        raise CheckpointError(
-            f"{source}: the weights are of another architecture: missing {missing[:3]}, unknown {unknown[:3]}, other "
-            f"shape {sorted(reshaped)[:3]} (of {len(missing)}, {len(unknown)} and {len(reshaped)})."
-        )
+            tensor.copy_(place_like(tensor, fitting[name]))
 
 
 def restore_optimizer(

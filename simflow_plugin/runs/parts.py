@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run is made of.
+    """The modules of a run.
 
     Args:
         joint: autoencoder, model and reconstruction losses.
@@ -84,18 +84,29 @@ def build_model(
     alignment = None
     if config.alignment is not None and feature_dim is not None:
         alignment = AlignmentContext(feature_dim, config.alignment.layer, config.alignment.projector_dim)
-    if config.sampling.guidance > 0 and num_classes is None:
-        raise ConfigError(
-            f"sampling.guidance is {config.sampling.guidance}, but the data set `{config.data.name}` has no labels. "
-            "Set sampling.guidance: 0."
-        )
     model = config.model.build(registry.MODELS, ModelContext(latent_shape, num_classes, alignment))
-    if config.sampling.guidance > 0 and not model.supports_guidance:
-        raise ConfigError(
-            f"sampling.guidance is {config.sampling.guidance}, but model `{config.model.name}` has no unconditional "
-            "half to guide with. Train it with label dropout, or set sampling.guidance: 0."
-        )
+    check_guidance(config.sampling.guidance, model, num_classes, "sampling.guidance")
     return model
+
+
+def check_guidance(weight: float, model: GenerativeModel, num_classes: int | None, option: str) -> None:
+    """Refuse a guidance weight that a model cannot be sampled with.
+
+    Args:
+        weight: w >= 0.
+        model: of the run.
+        num_classes: of the data set, or None.
+        option: name of the option or key, for the message.
+    Raises:
+        ConfigError: for a weight above 0 without classes, or without an unconditional half.
+    """
+    if weight > 0 and num_classes is None:
+        raise ConfigError(f"{option} {weight:g}: the data set has no labels to guide by. Use {option} 0.")
+    if weight > 0 and not model.supports_guidance:
+        raise ConfigError(
+            f"{option} {weight:g}: {type(model).__name__} has no unconditional half to guide with. Train it with label "
+            f"dropout, or use {option} 0."
+        )
 
 
 def build_parts(config: RunConfig, num_classes: int | None) -> Parts:

@@ -1,6 +1,6 @@
-"""The run directory: everything of one run, and nothing outside it.
+"""The directory of a run: all of its files, and none outside it.
 
-config.yaml  metrics.jsonl  samples/step_*.png  checkpoints/step_*/  report.html  summary.json
+config.yaml  metrics.jsonl  samples/step_*.png  checkpoints/step_*/  evaluations/<key>/  report.html  summary.json
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 from simflow_plugin.config.schema import RunConfig, read_run_config
 from simflow_plugin.errors import RunDirectoryError, SimflowError, TrainingError
+from simflow_plugin.files import write_text_atomically
 from simflow_plugin.runs.checkpoints import is_disk_full
 
 log = logging.getLogger(__name__)
@@ -174,13 +175,6 @@ class RunDirectory:
         """Drop rows of steps that will be run again."""
         rows = [row for row in self.read_metrics() if row["step"] <= step]
         write_text_atomically(self.metrics_file, "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Replace a file's content so that readers see the old one or the new one, never a part."""
-    aside = path.with_name(f".{path.name}.writing")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
 
 
 def differing_keys(old: Any, new: Any, path: str = "") -> dict[str, tuple[Any, Any]]:

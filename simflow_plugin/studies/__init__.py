@@ -1,1 +1,1 @@
-"""Studies: several runs under one budget, one after the other, into one table."""
+"""Studies: several runs with equal budgets, and their table."""

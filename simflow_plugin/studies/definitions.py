@@ -1,4 +1,4 @@
-"""What a study consists of, as data: the autoencoders it trains first, and the variants it compares."""
+"""Studies as data: the autoencoders that a study trains first, and the variants that it compares."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run a study: autoencoders first, then every variant, each in its own run directory; what is done is not done again.
+"""Run of a study: autoencoders first, then every variant, each in a run directory; finished stages are skipped.
 
     OUT/runs/<name>/                 one run directory each, for `simflow sample`, `evaluate` and `compare`
     OUT/autoencoders/<name>.safetensors   exported weights
@@ -20,7 +20,8 @@ import typer
 from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.convert.autoencoder_export import export_autoencoder, std_before_scaling
 from simflow_plugin.errors import RunDirectoryError
-from simflow_plugin.runs.run_directory import RunDirectory, write_text_atomically
+from simflow_plugin.files import write_text_atomically
+from simflow_plugin.runs.run_directory import RunDirectory
 from simflow_plugin.studies import stages
 from simflow_plugin.studies.definitions import Study, Variant
 from simflow_plugin.studies.stages import StudySettings
@@ -35,7 +36,7 @@ def _export(run: RunDirectory, path: Path) -> None:
 
 @dataclass(frozen=True)
 class Steps:
-    """What the runner does, as functions, so that a test can watch the order without the work.
+    """The work of a runner as functions, so that a test can watch the order without the work.
 
     Args:
         pretrain: (path, config) -> None; makes the judge where it is missing.

@@ -1,16 +1,15 @@
-"""The stages of a study: settle a configuration, train a run unless it is done, measure it, pretrain the judge."""
+"""Stages of a study: resolve a configuration, train a run unless it is done, measure it, pretrain the judge."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import typer
 
-from simflow_plugin.config.schema import RunConfig, load_config
+from simflow_plugin.config.schema import Part, RunConfig, load_config
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.runs.checkpoints import latest_checkpoint
 from simflow_plugin.runs.run_directory import RunDirectory
@@ -18,7 +17,7 @@ from simflow_plugin.runs.run_directory import RunDirectory
 
 @dataclass(frozen=True)
 class StudySettings:
-    """What a study is run with.
+    """Paths, budget and sizes of a study.
 
     Args:
         out: its directory.
@@ -82,7 +81,7 @@ def settle_config(name: str, settings: StudySettings, overrides: list[str]) -> R
         "optimizer.warmup_steps": round(config.optimizer.warmup_steps * settings.budget),
     }
     encoder = json.dumps(str(settings.encoder))  # a JSON string is a YAML string, whatever is in it
-    if config.evaluation.judge == "encoder":
+    if config.evaluation.judge is not None and config.evaluation.judge.name == "encoder":
         scaled["evaluation.judge_checkpoint"] = encoder
     if config.alignment is not None and config.alignment.encoder.name == "pretrained":
         scaled["alignment.encoder.checkpoint"] = encoder
@@ -113,20 +112,17 @@ def measure_variant(
     The study's classifier judges, whatever judge the run's own configuration names for its report.
 
     Returns:
-        `metrics` by guidance (as text): name -> number; `intervals` likewise: name -> [low, high], 95 %; `cost`:
-        parameters, FLOPs per image, seconds.
+        `metrics` by guidance (as text): name -> number; `intervals` likewise: name -> [low, high], 95 %;
+        `draws_errors`: name -> Monte-Carlo standard error; `cost`: parameters, FLOPs per image, seconds.
     """
-    from dataclasses import replace
-
-    from simflow_plugin.evaluation.pipeline import RunEvaluator
+    from simflow_plugin.evaluation.evaluator import RunEvaluator
+    from simflow_plugin.evaluation.flops import measure_run
     from simflow_plugin.evaluation.request import EvaluationRequest
     from simflow_plugin.runs.loaded_run import load_run
 
     loaded = load_run(run.path)
-    judged = {"judge": "encoder", "judge_checkpoint": str(settings.encoder)}
-    evaluation = loaded.config.evaluation.model_copy(update=judged)
-    loaded = replace(loaded, config=loaded.config.model_copy(update={"evaluation": evaluation}))
-    measured: dict[str, Any] = {"metrics": {}, "intervals": {}, "cost": {}}
+    trained = {"steps": loaded.checkpoint.step, "train_seconds": float(loaded.checkpoint.state["seconds"])}
+    measured: dict[str, Any] = {"metrics": {}, "intervals": {}, "draws_errors": {}, "cost": {}}
     for number, weight in enumerate(guidance):
         # Likelihood does not depend on guidance; the distance to reconstructions does.
         parts = ("generation", "reconstruction", *(() if number else ("likelihood",)))
@@ -137,15 +133,19 @@ def measure_variant(
             extractor=settings.extractor,
             weights=settings.weights,
             num_held_out=settings.num_held_out,
+            judge=Part.model_validate({"name": "encoder", "checkpoint": str(settings.encoder)}),
         )
         evaluator = RunEvaluator(loaded, request)
         evaluator.make_samples()
-        metrics = evaluator.measure().metrics
-        measured["metrics"][f"{weight:g}"] = {name: number.value for name, number in metrics.items()}
-        measured["intervals"][f"{weight:g}"] = {
+        metrics, key = evaluator.measure().metrics, f"{weight:g}"
+        measured["metrics"][key] = {name: number.value for name, number in metrics.items()}
+        measured["intervals"][key] = {
             name: [number.low, number.high] for name, number in metrics.items() if number.low is not None
         }
-        measured["cost"][f"{weight:g}"] = cost_of(loaded, weight)
+        measured["draws_errors"][key] = {
+            name: number.draws_error for name, number in metrics.items() if number.draws_error is not None
+        }
+        measured["cost"][key] = {**asdict(measure_run(loaded, weight)), **trained}
     return measured
 
 
@@ -159,39 +159,6 @@ def autoencoder_cost(run: RunDirectory, config: RunConfig) -> dict[str, Any]:
         "training_flops": training_flops(build_autoencoder(config), None, ComputeSetting(config.image_size)),
         "steps": config.training.steps,
         "train_seconds": float(rows[-1]["seconds"]),
-    }
-
-
-def cost_of(loaded: Any, guidance: float) -> dict[str, Any]:
-    """Return parameters, FLOPs per image of training and of sampling, steps and seconds of a run."""
-    from simflow_plugin.evaluation.flops import ComputeSetting, measure_compute
-    from simflow_plugin.runs.parts import build_parts, objective_weights
-
-    # A loaded run is frozen; what training costs is counted on the parts as they were trained.
-    config, feature_shape = loaded.config, None
-    parts = build_parts(config, loaded.num_classes)
-    if parts.encoder is not None:
-        size = config.image_size
-        encode: Any = parts.encoder.encode
-        feature_shape = tuple(encode(torch.zeros(1, 3, size, size)).shape[1:])
-    assert parts.joint.model is not None
-    has_labels = loaded.num_classes is not None
-    setting = ComputeSetting(
-        config.image_size,
-        has_labels,
-        guidance,
-        feature_shape,
-        objective_weights(config),
-        config.training.cache_latents,
-    )
-    compute = measure_compute(parts.joint.autoencoder, parts.joint.model, setting)
-    return {
-        "model_parameters": compute.model_parameters,
-        "autoencoder_parameters": compute.autoencoder_parameters,
-        "training_flops": compute.training_flops,
-        "sampling_flops": compute.sampling_flops,
-        "steps": loaded.checkpoint.step,
-        "train_seconds": float(loaded.checkpoint.state["seconds"]),
     }
 
 

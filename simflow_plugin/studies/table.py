@@ -6,10 +6,11 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from simflow_plugin.runs.run_directory import write_text_atomically
+from simflow_plugin.files import write_text_atomically
 from simflow_plugin.studies.definitions import Study
 
 AGREEMENT = "class_agreement"
+LATENT_BITS = "latent_bits_per_dim"
 
 
 def distance_name(study: Study) -> str:
@@ -105,7 +106,7 @@ def _rows(study: Study, document: dict[str, Any]) -> list[list[str]]:
                 _number(without_guidance.get(f"r{distance_name(study)}"), ".3f"),
                 _number(metrics.get(to_reconstructions_name(study)), ".3f"),
                 _number(without_guidance.get("psnr"), ".2f"),
-                _number(without_guidance.get("latent_bits_per_dim"), ".3f"),
+                _latent_bits(measured, study),
                 f"{cost['model_parameters'] / 1e6:.2f} M / {cost['autoencoder_parameters'] / 1e6:.2f} M",
                 f"{cost['training_flops'] / 1e6:.0f}",
                 f"{cost['sampling_flops'] / 1e6:.0f}",
@@ -116,6 +117,13 @@ def _rows(study: Study, document: dict[str, Any]) -> list[list[str]]:
                 row += [str(published.get(variant.name, "-"))]
             rows.append(row)
     return rows
+
+
+def _latent_bits(measured: dict[str, Any], study: Study) -> str:
+    """Return bits per latent dimension, and the Monte-Carlo error where the study has it."""
+    text = _number(_at(measured, study).get(LATENT_BITS), ".3f")
+    errors = measured.get("draws_errors", {}).get(f"{study.guidance[0]:g}", {})
+    return f"{text} ± {errors[LATENT_BITS]:.1g}" if LATENT_BITS in errors else text
 
 
 def _training(measured: dict[str, Any], cost: dict[str, Any], before: dict[str, Any] | None) -> list[str]:
@@ -143,7 +151,8 @@ def _notes(study: Study, document: dict[str, Any]) -> list[str]:
         "to those reconstructions, so that the autoencoder's own error is left out.",
         "Class agreement: share of samples that the judge, a classifier of `simflow pretrain-encoder`, gives the class "
         "that was asked for. Diversity: mean pairwise pixel distance within a class, samples over real images.",
-        "Bits per dimension are of the latent: they compare rows with the same autoencoder only.",
+        "Bits per dimension are of the latent: they compare rows with the same autoencoder only; ± is the standard "
+        "error that the posterior draws leave, for the same images.",
         "Training FLOPs are those of one image, forward and backward, without the frozen alignment encoder.",
     ]
     if "real" in document:

@@ -1,4 +1,4 @@
-"""Averages of scalars between two rows of the log, summed on the device so that nothing waits for it."""
+"""Averages of scalars between two rows of the log, summed on the device without synchronising it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What frozen networks say of images, asked each time or read from a disk cache of what they said once.
+"""Features and moments from frozen networks, computed or read from a disk cache.
 
 The alignment's encoder gives features, a frozen autoencoder the moments of q(z given x).
 """
@@ -21,7 +21,7 @@ from simflow_plugin.runs.parts import Parts
 
 
 class FrozenNetworks:
-    """What the frozen networks of a run say of a batch, where it has any.
+    """Outputs of a run's frozen networks for a batch, where it has any.
 
     Args:
         parts: of the run, the autoencoder on the training device.

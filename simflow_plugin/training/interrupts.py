@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT ask the loop to finish its step, save and leave with a status that says "resume me"."""
+"""Handling of SIGTERM and SIGINT: the loop finishes its step, saves, and exits with a status that means "resume"."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """Whether a signal has asked the loop to stop."""
+    """Request to stop, set by a signal."""
 
     def __init__(self) -> None:
         self.signal_name: str | None = None

@@ -1,4 +1,4 @@
-"""The training loop: straight down, the same for every model, resumable bit for bit.
+"""The training loop: one for all models, resumable bit for bit.
 
     for step: set the learning rate; for each micro-batch: features, joint loss, backward; clip, step, EMA;
     discriminator; at their intervals: log, sample grid, checkpoint.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from simflow_plugin.runs.parts import Parts
 from simflow_plugin.runs.run_directory import RunDirectory
 from simflow_plugin.training.averages import RunningMeans
 from simflow_plugin.training.compilation import compile_layers
-from simflow_plugin.training.distributed.engine_choice import make_engine
+from simflow_plugin.training.distributed.engine import TorchEngine
 from simflow_plugin.training.distributed.processes import (
     Processes,
     keep_frozen_at_home,
@@ -49,8 +49,10 @@ from simflow_plugin.training.ema import ExponentialMovingAverage, running_statis
 from simflow_plugin.training.frozen_networks import FrozenNetworks
 from simflow_plugin.training.interrupts import Interrupted, StopRequest
 from simflow_plugin.training.optimizers import (
+    Clipping,
     clip_and_step,
     learning_rate_ratio,
+    learning_rates,
     make_optimizer,
     parameter_groups,
     scale_loss,
@@ -60,7 +62,12 @@ from simflow_plugin.training.profiling import profiled
 from simflow_plugin.training.progress import TrainingProgress
 from simflow_plugin.training.sample_grids import SampleGrids
 from simflow_plugin.training.snapshots import Snapshot
-from simflow_plugin.training.stability import BadStepCounter, FiniteStatistics, poison_if_not_finite
+from simflow_plugin.training.stability import (
+    ZERO_GRADIENT,
+    BadSteps,
+    FiniteStatistics,
+    poison_if_not_finite,
+)
 from simflow_plugin.training.trackers import Tracker
 
 log = logging.getLogger(__name__)
@@ -91,7 +98,7 @@ class Trainer:
         stop: StopRequest,
         profile_steps: int = 0,
     ) -> None:
-        self.engine = make_engine(accelerator, config)
+        self.engine = TorchEngine(accelerator, config)
         self.config, self.run_directory, self.dataset = config, run, dataset
         self.accelerator, self.stop = accelerator, stop
         self.device = accelerator.device
@@ -121,14 +128,18 @@ class Trainer:
         self.wrapped_adversary = self._wrap_adversary()
         self._description = {
             "num_classes": dataset.num_classes,
+            "class_names": dataset.class_names,
             "num_images": len(dataset),
             "feature_dim": getattr(parts.encoder, "feature_dim", None),
             "autoencoder_options": self.joint.autoencoder.self_contained_options(),
         }
         self.step = 0
         self.seconds = 0.0
-        self.bad_steps = BadStepCounter(config.training.max_bad_steps, self.device)
+        self.bad_steps = BadSteps(
+            config.training.max_bad_steps, self.device, _parts_with_a_loss(config, trained)
+        )
         self.statistics = FiniteStatistics(running_statistics(self.joint))
+        self._counts_before: dict[str, int] = {}
         # Images that could not be read: by this process, and since the last logged step by any.
         self.corrupt: set[int] = set()
         self.means = RunningMeans()
@@ -140,7 +151,7 @@ class Trainer:
 
         Raises:
             Interrupted: after a signal, when the state was saved.
-            TrainingError: if steps stay non-finite, or the disk is full.
+            TrainingError: if steps stay non-finite or without any gradient, or the disk is full.
         """
         try:
             self._restore()
@@ -215,13 +226,13 @@ class Trainer:
             self.means.add_all(output, share)
             if adversary is not None and output["reconstruction"] is not None:
                 pairs.append((output["reconstruction"].detach(), images))
-        norms, finite = self.engine.step()
-        self.means.add_all(norms, 1.0)
+        outcome = self.engine.step()
+        self.means.add_all(outcome.norms, 1.0)
+        self.bad_steps.update(outcome)
         self.statistics.mend()
         self.ema.update(self.engine.averaged(), self.step)
         if adversary is not None:
-            finite = finite & self._adversary_step(pairs)
-        self.bad_steps.update(finite)
+            self._adversary_step(pairs)
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.update()
         self.means.num_steps += 1
@@ -253,8 +264,8 @@ class Trainer:
             self.adversary, device_ids=devices, gradient_as_bucket_view=True
         )
 
-    def _adversary_step(self, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """Let the discriminator learn from (reconstruction, images); return whether its step was finite."""
+    def _adversary_step(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
+        """Let the discriminator learn from (reconstruction, images)."""
         assert self.wrapped_adversary is not None
         assert self.adversary_optimizer is not None
         share = 1 / len(pairs)
@@ -264,11 +275,11 @@ class Trainer:
             loss = poison_if_not_finite(terms["discriminator"]) * share
             scale_loss(loss, self.accelerator.scaler).backward()
             self.means.add_all(terms, share)
-        norms, finite = clip_and_step(
-            self.adversary_optimizer, self.config.optimizer.max_grad_norm, self.accelerator.scaler
-        )
-        self.means.add_all({"grad_norm_discriminator": norms["grad_norm"]}, 1.0)
-        return finite
+        clipping = Clipping(self.config.optimizer.max_grad_norm)
+        outcome = clip_and_step(self.adversary_optimizer, clipping, self.accelerator.scaler)
+        self.means.add_all({"grad_norm_discriminator": outcome.norms["grad_norm"]}, 1.0)
+        # Apart from the run's own steps: the autoencoder and the model have learned from this one.
+        self.bad_steps.skipped_discriminator.update(outcome.finite)
 
     # ------------------------------------------------------------------ data and log
 
@@ -294,17 +305,34 @@ class Trainer:
         The only place between checkpoints that waits for the device.
         """
         means = self.means.take_means(self.accelerator)
-        skipped, _ = self.bad_steps.read()
         self.corrupt |= self.processes.union(self.corrupt)
         check_corrupt(self.dataset, len(self.corrupt))
         row: dict[str, Any] = {"step": self.step, "seconds": round(seconds, 3), **means.values}
-        row |= {"lr": self.optimizer.param_groups[0]["lr"], "images_per_second": round(images_per_second, 2)}
-        row |= {"skipped_steps": skipped}
+        row |= learning_rates(self.optimizer, default="model")
+        if self.adversary_optimizer is not None:
+            row |= learning_rates(self.adversary_optimizer, default="discriminator")
+        row |= {"images_per_second": round(images_per_second, 2), **self._bad_steps_row()}
         if self.corrupt:
             row["corrupt_images"] = len(self.corrupt)
         if means.not_finite:
             row["not_finite"] = means.not_finite
         return row, list(means.not_finite)
+
+    def _bad_steps_row(self) -> dict[str, int]:
+        """Return the counts of bad steps for the log; name the part whose gradients have newly been zero."""
+        counts = self.bad_steps.row()
+        for name, count in counts.items():
+            before = self._counts_before.get(name, 0)
+            if name.startswith(ZERO_GRADIENT) and count > before and self.accelerator.is_main_process:
+                part = name.removeprefix(ZERO_GRADIENT)
+                log.warning(
+                    "step %d: every gradient of the %s was exactly zero in %d steps since the last row of the log",
+                    self.step,
+                    part,
+                    count - before,
+                )
+        self._counts_before = counts
+        return counts
 
     # ------------------------------------------------------------------ state
 
@@ -343,6 +371,7 @@ class Trainer:
         if found is not None:
             checkpoint = checkpoint or read_checkpoint(found)
             self._snapshot().restore(checkpoint, self.accelerator)
+            self._counts_before = self.bad_steps.row()
             self.statistics.mend()  # what the checkpoint held is what a bad step falls back on
             self.step, self.seconds = checkpoint.step, float(checkpoint.state["seconds"])
             changed = data_has_changed(checkpoint.state, self.dataset)
@@ -363,3 +392,9 @@ class Trainer:
     def _last_checkpoint_name(self) -> str:
         checkpoint = latest_checkpoint(self.run_directory.checkpoints)
         return str(checkpoint.path) if checkpoint is not None else "(none yet)"
+
+
+def _parts_with_a_loss(config: RunConfig, parts: Iterable[str]) -> list[str]:
+    """Return the trained parts that some term moves: with `beta: 0` and no alignment the model has none."""
+    alignment = config.alignment.weight if config.alignment is not None else 0.0
+    return [part for part in parts if part != "model" or config.objective.beta > 0 or alignment > 0]

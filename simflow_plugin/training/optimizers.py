@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -60,24 +61,60 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, ratio: float) -> None:
         group["lr"] = group["base_lr"] * ratio
 
 
-def clip_and_check(
-    parameters_by_part: Mapping[str, Iterable[nn.Parameter]], max_norm: float | None
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Clip gradients by their global norm over all parts, on the device.
+def learning_rates(optimizer: torch.optim.Optimizer, default: str) -> dict[str, float]:
+    """Return the learning rate of each part as `lr_<part>`; the groups of a part differ in weight decay only."""
+    return {f"lr_{group.get('part', default)}": float(group["lr"]) for group in optimizer.param_groups}
 
-    Returns:
-        The norms before clipping, `grad_norm` of all and `grad_norm_<part>` of each, and whether the first is
-        finite; scalar tensors, never read here.
+
+@dataclass(frozen=True)
+class Clipping:
+    """A bound on the norm of gradients.
+
+    Args:
+        max_norm: of the gradient; None bounds nothing.
+        scope: `per_part` bounds the norm of each part alone, `global` that of all parts together.
     """
+
+    max_norm: float | None
+    scope: Literal["per_part", "global"] = "per_part"
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What is known of one optimizer step; scalar tensors on the device, not read by the step itself.
+
+    Args:
+        norms: before clipping, `grad_norm` of all parts together and `grad_norm_<part>` of each.
+        finite: whether every gradient was; the step was taken only then.
+        zero: part -> whether every one of its gradients was exactly zero.
+    """
+
+    norms: dict[str, Tensor]
+    finite: Tensor
+    zero: dict[str, Tensor] = field(default_factory=dict)
+
+
+def clip_and_check(
+    parameters_by_part: Mapping[str, Iterable[nn.Parameter]], clipping: Clipping
+) -> StepOutcome:
+    """Clip gradients by their norm and look at them, on the device."""
     moving = {part: [p for p in ps if p.grad is not None] for part, ps in parameters_by_part.items()}
     norm_by_part = {part: _norm(parameters) for part, parameters in moving.items() if parameters}
     if not norm_by_part:
-        return {}, torch.tensor(True)
+        nothing = torch.tensor(True)
+        return StepOutcome({}, nothing, dict.fromkeys(moving, nothing))
     total = torch.linalg.vector_norm(torch.stack(list(norm_by_part.values())))
-    if max_norm is not None:
-        nn.utils.clip_grads_with_norm_([p for ps in moving.values() for p in ps], max_norm, total)
+    # By the largest element: the squares in the norm underflow for gradients that are tiny, not zero.
+    zero = {
+        part: _norm(parameters, math.inf) == 0 if parameters else torch.ones_like(total, dtype=torch.bool)
+        for part, parameters in moving.items()
+    }
+    if clipping.max_norm is not None:
+        for part, norm in norm_by_part.items():
+            bounded = norm if clipping.scope == "per_part" else total
+            nn.utils.clip_grads_with_norm_(moving[part], clipping.max_norm, bounded)
     norms = {f"grad_norm_{part}": norm.detach() for part, norm in norm_by_part.items()}
-    return {"grad_norm": total.detach(), **norms}, torch.isfinite(total)
+    return StepOutcome({"grad_norm": total.detach(), **norms}, torch.isfinite(total), zero)
 
 
 def parameters_by_part(optimizer: torch.optim.Optimizer, default: str) -> dict[str, list[nn.Parameter]]:
@@ -88,8 +125,9 @@ def parameters_by_part(optimizer: torch.optim.Optimizer, default: str) -> dict[s
     return found
 
 
-def _norm(parameters: list[nn.Parameter]) -> Tensor:
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+def _norm(parameters: list[nn.Parameter], norm_type: float = 2.0) -> Tensor:
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients, norm_type)
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # FSDP2: gradients are sharded
 
 
@@ -108,16 +146,14 @@ def scale_loss(loss: Tensor, scaler: Any) -> Tensor:
     return loss if scaler is None else scaler.scale(loss)
 
 
-def clip_and_step(
-    optimizer: torch.optim.Optimizer, max_norm: float | None, scaler: Any
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Clip, step unless a gradient is not finite, and clear; return the norms and whether they were finite."""
+def clip_and_step(optimizer: torch.optim.Optimizer, clipping: Clipping, scaler: Any) -> StepOutcome:
+    """Clip, step unless a gradient is not finite, and clear the gradients."""
     if scaler is not None:
         scaler.unscale_(optimizer)
-    norms, finite = clip_and_check(parameters_by_part(optimizer, default="discriminator"), max_norm)
+    outcome = clip_and_check(parameters_by_part(optimizer, default="discriminator"), clipping)
     if scaler is not None:
         scaler.step(optimizer)
     else:
-        step_if_finite(optimizer, finite)
+        step_if_finite(optimizer, outcome.finite)
     optimizer.zero_grad(set_to_none=True)
-    return norms, finite
+    return outcome

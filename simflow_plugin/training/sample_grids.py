@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from simflow_plugin.config.schema import RunConfig
-from simflow_plugin.evaluation.drawing import balanced_labels, draw_images, to_uint8
+from simflow_plugin.evaluation.drawing import ImageSampler, class_labels, grid_indices, to_uint8
 from simflow_plugin.evaluation.report.grids import save_image_grid
 from simflow_plugin.objective import JointObjective
 from simflow_plugin.runs.module_state import restore_module, whole_tensors
 from simflow_plugin.runs.run_directory import RunDirectory
+from simflow_plugin.runs.run_precision import Precision
 from simflow_plugin.training.compilation import eager
 from simflow_plugin.training.distributed.engine import TorchEngine
 from simflow_plugin.training.ema import ExponentialMovingAverage
@@ -46,29 +47,21 @@ class SampleGrids:
 
     def save(self, step: int, joint: JointObjective, ema: ExponentialMovingAverage) -> None:
         """Write the grid after `step` steps; nothing for an autoencoder alone. Every process must call it."""
-        sampling, classes = self._config.sampling, self._num_classes
-        rows = min(classes or ROWS_WITHOUT_CLASSES, MAX_ROWS)
-        labels = balanced_labels(rows * sampling.grid_per_class, rows if classes else None)
         if joint.model is None:
             return
-        with self._averaged(joint, ema) as averaged, self._engine.autocast(), self._maybe_eager():
+        config, classes = self._config, self._num_classes
+        columns = config.sampling.grid_per_class
+        indices = grid_indices(classes, columns, MAX_ROWS if classes else ROWS_WITHOUT_CLASSES)
+        precision = Precision.of_training(config.training, self._accelerator.device.type)
+        with self._averaged(joint, ema) as averaged, self._maybe_eager():
             if averaged is None or averaged.model is None:
                 return
-            images = draw_images(
-                averaged.autoencoder,
-                averaged.model,
-                range(len(labels)),
-                labels,
-                sampling.guidance,
-                self._config.seed,
-                self._config.image_size,
+            sampler = ImageSampler(
+                averaged.autoencoder, averaged.model, config.image_size, precision, config.sampling.guidance
             )
-        by_class = (
-            to_uint8(images).unflatten(0, (sampling.grid_per_class, rows)).transpose(0, 1).flatten(0, 1)
-        )
-        save_image_grid(
-            by_class, self._run.samples / f"step_{step:08d}.png", num_columns=sampling.grid_per_class
-        )
+            images = sampler.draw(indices, class_labels(indices, classes))
+        by_class = to_uint8(images).unflatten(0, (columns, -1)).transpose(0, 1).flatten(0, 1)
+        save_image_grid(by_class, self._run.samples / f"step_{step:08d}.png", num_columns=columns)
 
     def _maybe_eager(self) -> AbstractContextManager[None]:
         return eager() if self._config.training.compile else nullcontext()

@@ -1,4 +1,4 @@
-"""Everything that training changes, as named tensors and plain values, and back: what a checkpoint of the loop holds.
+"""Content of a checkpoint of the loop: everything that training changes, as named tensors and plain values.
 
     joint  ema  optimizer  [adversary  adversary_optimizer]  log_sums    +    state.json
 
@@ -21,12 +21,12 @@ from simflow_plugin.runs.module_state import optimizer_state, restore_module, re
 from simflow_plugin.training.averages import RunningMeans
 from simflow_plugin.training.distributed.engine import TorchEngine
 from simflow_plugin.training.ema import ExponentialMovingAverage
-from simflow_plugin.training.stability import BadStepCounter
+from simflow_plugin.training.stability import BadSteps
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What training changes.
+    """State that training changes.
 
     Args:
         engine: of the joint objective and its optimizer.
@@ -34,7 +34,7 @@ class Snapshot:
         adversary: the discriminator with its losses, without a wrapper, or None.
         adversary_optimizer: of the discriminator, or None.
         means: of the log.
-        bad_steps: skipped steps.
+        bad_steps: skipped steps and steps with zero gradients.
     """
 
     engine: TorchEngine
@@ -42,7 +42,7 @@ class Snapshot:
     adversary: nn.Module | None
     adversary_optimizer: torch.optim.Optimizer | None
     means: RunningMeans
-    bad_steps: BadStepCounter
+    bad_steps: BadSteps
 
     def tensors(self, accelerator: Accelerator) -> dict[str, dict[str, Tensor]]:
         """Return all tensors on the main process, {} by name on the others; every process must call it."""
@@ -59,11 +59,13 @@ class Snapshot:
 
     def values(self, accelerator: Accelerator) -> dict[str, Any]:
         """Return what is no tensor; waits for the device."""
-        skipped, in_a_row = self.bad_steps.read()
+        counts = self.bad_steps.read()
+        skipped, in_a_row = counts["skipped_steps"]
         scaler = accelerator.scaler
         return {
             "skipped_steps": skipped,
             "skipped_in_a_row": in_a_row,
+            "bad_steps": counts,
             "steps_since_log": self.means.num_steps,
             "num_processes": accelerator.num_processes,
             "scaler": scaler.state_dict() if scaler is not None else None,
@@ -88,6 +90,8 @@ class Snapshot:
             tensors = checkpoint.tensors("adversary_optimizer")
             restore_optimizer(self.adversary, self.adversary_optimizer, tensors, checkpoint.path)
         self.means.restore(checkpoint.tensors("log_sums"), int(state["steps_since_log"]), device)
-        self.bad_steps.restore(int(state["skipped_steps"]), int(state["skipped_in_a_row"]))
+        # Checkpoints of earlier versions count skipped steps only.
+        earlier = {"skipped_steps": (int(state["skipped_steps"]), int(state["skipped_in_a_row"]))}
+        self.bad_steps.restore(state.get("bad_steps", earlier))
         if accelerator.scaler is not None and state["scaler"] is not None:
             accelerator.scaler.load_state_dict(state["scaler"])

@@ -1,20 +1,27 @@
-"""Steps whose loss or gradient is not finite are skipped, counted, and after many in a row end the run by name.
+"""Steps without effect: counted, named in the log, and after many in a row an error.
+
+A step whose loss or gradient is not finite is skipped; so is the discriminator's own, which is counted apart. A part
+whose gradients are all exactly zero (half precision that underflowed) steps without learning anything.
 
 Counters and statistics live on the device: nothing here waits for it but `read`, which the loop calls at logging steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from simflow_plugin.errors import TrainingError
+from simflow_plugin.training.optimizers import StepOutcome
+
+ZERO_GRADIENT = "zero_gradient_steps_"
+"""Prefix, before the part, of the name in the log."""
 
 
 class BadStepCounter:
-    """Counts skipped steps, in all and in a row.
+    """Counts bad steps, in all and in a row.
 
     Args:
         limit: stop after this many in a row.
@@ -32,40 +39,99 @@ class BadStepCounter:
         self._in_a_row = torch.tensor(in_a_row, device=self._device)
         self._longest = self._in_a_row.clone()
 
-    def update(self, finite: Tensor) -> None:
-        """Count one step; `finite` is a scalar bool tensor on the device."""
-        bad = (~finite).to(self._total.dtype)
+    def update(self, good: Tensor) -> None:
+        """Count one step; `good` is a scalar bool tensor on the device."""
+        bad = (~good).to(self._total.dtype)
         self._total += bad
         self._in_a_row = (self._in_a_row + bad) * bad
         self._longest = torch.maximum(self._longest, self._in_a_row)
 
     def read(self) -> tuple[int, int]:
-        """Return (skipped in all, skipped in a row now); waits for the device."""
+        """Return (bad in all, bad in a row now); waits for the device."""
         return int(self._total), int(self._in_a_row)
 
+    def take_longest(self) -> int:
+        """Return the longest row of bad steps since the last call; waits for the device."""
+        longest = int(self._longest)
+        self._longest = self._in_a_row.clone()
+        return longest
+
+
+class BadSteps:
+    """The counters of a run: skipped steps, skipped steps of the discriminator, steps with zero gradients by part.
+
+    Args:
+        limit: stop after this many of one kind in a row.
+        device: of the training step.
+        parts: whose gradients are expected not to vanish.
+    """
+
+    def __init__(self, limit: int, device: torch.device, parts: Iterable[str]) -> None:
+        self.limit = limit
+        self.skipped = BadStepCounter(limit, device)
+        self.skipped_discriminator = BadStepCounter(limit, device)
+        self.zero_gradient = {part: BadStepCounter(limit, device) for part in parts}
+
+    def update(self, outcome: StepOutcome) -> None:
+        """Count a step of the joint objective."""
+        self.skipped.update(outcome.finite)
+        for part, counter in self.zero_gradient.items():
+            if part in outcome.zero:
+                counter.update(~outcome.zero[part])
+
+    def row(self) -> dict[str, int]:
+        """Return the totals for the log: `skipped_steps` always, the others once there are any."""
+        row = {name: total for name, (total, _) in self.read().items() if total > 0}
+        return {"skipped_steps": 0, **row}
+
+    def read(self) -> dict[str, tuple[int, int]]:
+        """Return (in all, in a row now) by the name in the log; waits for the device."""
+        return {name: counter.read() for name, counter in self._counters().items()}
+
+    def restore(self, counts: Mapping[str, Sequence[int]]) -> None:
+        """Go on from what `read` returned; a counter that is not named starts at zero."""
+        for name, counter in self._counters().items():
+            total, in_a_row = counts.get(name, (0, 0))
+            counter.restore(total, in_a_row)
+
     def check(self, bad_terms: Iterable[str], last_checkpoint: Callable[[], str]) -> None:
-        """Stop the run if too many steps in a row were skipped since the last check.
+        """Stop the run if too many steps of one kind followed each other since the last check.
 
         Args:
             bad_terms: names of the logged terms that were not finite since the last check.
             last_checkpoint: names the last good one; called only to stop, since it reads all of it.
         Raises:
-            TrainingError: naming the terms that are not finite and the last good checkpoint.
+            TrainingError: naming the terms or the part at fault, and the last good checkpoint.
         """
-        longest = int(self._longest)
-        self._longest = self._in_a_row.clone()
-        if longest < self.limit:
-            return
+        longest = {name: counter.take_longest() for name, counter in self._counters().items()}
         terms = sorted(name for name in bad_terms if not name.startswith("grad_norm"))
+        for name, count in longest.items():
+            if count >= self.limit:
+                raise TrainingError(
+                    f"{count} steps in a row {self._complaint(name, terms)}. The last good checkpoint is "
+                    f"{last_checkpoint()}. Try a lower optimizer.lr, a longer warm-up, or float32."
+                )
+
+    def _counters(self) -> dict[str, BadStepCounter]:
+        zero = {f"{ZERO_GRADIENT}{part}": counter for part, counter in self.zero_gradient.items()}
+        return {
+            "skipped_steps": self.skipped,
+            "skipped_discriminator_steps": self.skipped_discriminator,
+            **zero,
+        }
+
+    @staticmethod
+    def _complaint(name: str, terms: list[str]) -> str:
+        if name.startswith(ZERO_GRADIENT):
+            part = name.removeprefix(ZERO_GRADIENT)
+            return f"left every gradient of the {part} exactly zero: nothing reaches it, or its precision underflows"
+        what = "loss or gradient" if name == "skipped_steps" else "loss or gradient of the discriminator"
         culprit = (
             f"terms not finite: {', '.join(terms)}"
             if terms
             else "every term is finite, but the gradient is not"
         )
-        raise TrainingError(
-            f"{longest} steps in a row had a loss or gradient that is not finite ({culprit}). "
-            f"The last good checkpoint is {last_checkpoint()}. Try a lower optimizer.lr, a longer warm-up, or float32."
-        )
+        return f"had a {what} that is not finite ({culprit})"
 
 
 class FiniteStatistics:

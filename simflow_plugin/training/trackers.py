@@ -1,4 +1,4 @@
-"""Where the scalars of a run go: metrics.jsonl always, Weights & Biases if asked for (offline by default)."""
+"""Destinations of a run's scalars: metrics.jsonl always, Weights & Biases if asked for (offline by default)."""
 
 from __future__ import annotations
 

@@ -114,26 +114,28 @@ def test_input_size_that_the_patch_does_not_divide_is_refused(tiny):
 
 def test_checkpoint_with_other_keys_is_named(tmp_path):
     save_file({"encoder.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
-    with pytest.raises(WeightsError, match=r"other\.safetensors: .*\d+ missing keys such as"):
+    with pytest.raises(
+        WeightsError, match=r"other\.safetensors: .*\d+ missing: .*1 unexpected: encoder\.weight"
+    ):
         build(checkpoint=str(tmp_path / "other.safetensors"))
 
 
 def test_checkpoint_of_another_width_is_named(tmp_path):
     save_file(timm.create_model("test_vit", embed_dim=32).state_dict(), tmp_path / "narrow.safetensors")
-    with pytest.raises(WeightsError, match="keys of other shapes"):
+    with pytest.raises(WeightsError, match="of another shape: "):
         build(checkpoint=str(tmp_path / "narrow.safetensors"))
 
 
 def test_checkpoint_with_foreign_keys_is_named(tmp_path):
     state = timm.create_model("test_vit").state_dict() | {"reg_token": torch.zeros(1, 4, 64)}
     save_file(state, tmp_path / "registers.safetensors")
-    with pytest.raises(WeightsError, match="foreign keys such as reg_token"):
+    with pytest.raises(WeightsError, match="1 unexpected: reg_token"):
         build(checkpoint=str(tmp_path / "registers.safetensors"))
 
 
 def test_checkpoint_that_is_no_checkpoint_is_named(tmp_path):
     (tmp_path / "notes.pth").write_text("hello")
-    with pytest.raises(WeightsError, match=r"notes\.pth: not a checkpoint"):
+    with pytest.raises(WeightsError, match=r"notes\.pth: holds more than tensors"):
         build(checkpoint=str(tmp_path / "notes.pth"))
 
 
@@ -149,7 +151,7 @@ class Malicious:
 
 def test_code_in_a_checkpoint_never_runs(tmp_path):
     torch.save({"model": Malicious(tmp_path / "ran")}, tmp_path / "bad.pth")
-    with pytest.raises(WeightsError, match=r"bad\.pth.*running code"):
+    with pytest.raises(WeightsError, match=r"bad\.pth: holds more than tensors"):
         build(checkpoint=str(tmp_path / "bad.pth"))
     assert not (tmp_path / "ran").exists()
 

@@ -70,7 +70,9 @@ def test_normalization_is_undone_by_decode():
 def test_latents_are_shifted_then_scaled():
     plain, shifted = build(), build(shift=0.5, scale=[1.0, 2.0, 3.0, 4.0])
     scale = torch.tensor([1.0, 2.0, 3.0, 4.0])[:, None, None]
-    torch.testing.assert_close(shifted.encode(images()).mean, (plain.encode(images()).mean - 0.5) * scale)
+    torch.testing.assert_close(
+        shifted.encode(images()).mean, (plain.encode(images()).mean - 0.5) * scale, atol=1e-5, rtol=1e-4
+    )
 
 
 def test_std_of_the_posterior_is_scaled_with_the_latents():
@@ -179,7 +181,7 @@ def test_fixed_head_on_a_learnable_encoder_keeps_its_mean(uses_quant_conv, tmp_p
     save_file(learnable.state_dict(), tmp_path / "a.safetensors")
     fixed = KLAutoencoder(KLOptions(pretrained=str(tmp_path / "a.safetensors"), posterior={"kind": "fixed"}))
     torch.testing.assert_close(
-        fixed.encode(images()).mean, learnable.encode(images()).mean, atol=1e-6, rtol=1e-5
+        fixed.encode(images()).mean, learnable.encode(images()).mean, atol=1e-5, rtol=1e-4
     )
 
 

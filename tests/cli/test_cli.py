@@ -69,6 +69,7 @@ def test_summary_states_the_agreed_numbers(trained):
         "diversity_ratio",
         "psnr",
         "bits_per_dim",
+        "bits_per_dim_error",
         "train_seconds",
         "images_per_second",
     }
@@ -80,7 +81,19 @@ def test_metrics_have_every_term_at_every_log_step(trained):
     rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [2, 4]
     assert all(
-        {"loss", "l2", "nll", "grad_norm", "latent_std", "latent_dead", "lr"} <= row.keys() for row in rows
+        {
+            "loss",
+            "l2",
+            "nll",
+            "grad_norm",
+            "latent_std",
+            "latent_dead",
+            "signal_to_noise",
+            "nll_floor",
+            "lr_model",
+        }
+        <= row.keys()
+        for row in rows
     )
 
 
@@ -118,7 +131,7 @@ def test_samples_go_into_a_folder_as_png(trained, tmp_path):
 def test_folder_with_files_is_refused_for_png_before_samples_are_drawn(trained, tmp_path, monkeypatch):
     (tmp_path / "000000_class0.png").write_text("mine")
     monkeypatch.setattr(
-        "simflow_plugin.evaluation.sample_files.sample_run", lambda *_: pytest.fail("samples were drawn")
+        "simflow_plugin.evaluation.drawing.ImageSampler.draw", lambda *_: pytest.fail("samples were drawn")
     )
     status, output = simflow("sample", trained, "--num", 3, "--out", tmp_path)
     assert status == 2
@@ -128,10 +141,11 @@ def test_folder_with_files_is_refused_for_png_before_samples_are_drawn(trained, 
 
 def test_folder_with_files_is_refused_before_an_evaluation(trained, tmp_path):
     (tmp_path / "000000_class0.png").write_text("mine")
+    before = sorted(trained.rglob("*"))
     status, output = simflow("evaluate", trained, "--extractor", "none", "--png", tmp_path)
     assert status == 2
     assert f"--png {tmp_path}: holds files already" in output.replace("\n", "")
-    assert not (trained / "evaluations").exists()
+    assert sorted(trained.rglob("*")) == before
 
 
 @pytest.mark.parametrize("name", ["s.npz", "pngs"])

@@ -4,6 +4,7 @@ import importlib
 import os
 import sys
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -38,6 +39,38 @@ def randomize(model: nn.Module, seed: int, std: float = 0.15) -> None:
             noise = torch.randn(parameter.shape, generator=generator) * spread
             is_norm = "norm" in name and name.endswith("weight")
             parameter.copy_(parameter + noise if is_norm else noise)
+
+
+def condition_by_adaln(peer: ModuleType, model: nn.Module, config: dict[str, Any]) -> None:
+    """Put ml-starflow's own adaLN layers into the blocks of its `Model` that see the text, which is then their c."""
+
+    class Conditioned(peer.AttentionBlock):
+        vector: Tensor | None = None
+
+        def forward(self, x: Any, y: Any = None, attn_mask: Any = None, attn_temp: float = 1.0, c: Any = None,
+                    freqs_cis: Any = None, kv_cache: Any = None, **checkpoints: Any) -> Any:  # fmt: skip
+            self.vector = self.vector if y is None else y
+            if x is None:  # the peer's pass over the text: adaLN has none
+                return None, y
+            x, _ = super().forward(x, None, attn_mask, attn_temp, self.vector, freqs_cis[1:], kv_cache)
+            return x, y
+
+    names = [
+        "norm_type",
+        "num_heads",
+        "num_kv_heads",
+        "use_qk_norm",
+        "use_post_norm",
+        "use_bias",
+        "hf_style_rope",
+    ]
+    options = {name: config[name] for name in ["use_swiglu", *names] if name in config}
+    for block in model.blocks:
+        if block.txt_dim:
+            block.attn_blocks = nn.ModuleList(
+                Conditioned(config["channels"], config["head_dim"], use_adaln=True, **options)
+                for _ in block.attn_blocks
+            )
 
 
 def largest(first: Tensor, second: Tensor) -> float:

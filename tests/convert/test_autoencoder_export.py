@@ -77,8 +77,8 @@ def test_diffusers_has_the_same_posterior_and_decoder(posterior, tmp_path):
     train_briefly(tmp_path / "run", {"posterior": posterior})
     ours, theirs, _ = in_diffusers_layout(tmp_path / "run", tmp_path, 100)
     expected, found = ours.head(ours.moments(some_images())), theirs.encode(some_images()).latent_dist
-    torch.testing.assert_close(found.mean, expected.mean)
-    torch.testing.assert_close(found.std, expected.std.expand_as(found.std))
+    torch.testing.assert_close(found.mean, expected.mean, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found.std, expected.std.expand_as(found.std), atol=1e-5, rtol=1e-4)
     latents = ours.encode(some_images()).mode()
     mean, std = (torch.tensor(theirs.config[f"latents_{name}"])[:, None, None] for name in ("mean", "std"))
     torch.testing.assert_close((found.mean - mean) / std, latents, atol=1e-5, rtol=1e-4)

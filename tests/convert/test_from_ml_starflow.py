@@ -13,7 +13,7 @@ from simflow_plugin.flow import TransformerFlow, patchify
 from tests.convert.fixtures import read_numbers
 from tests.convert.peers import TOLERANCE, largest
 
-NAMES = ["ml_starflow_text", "ml_starflow_options"]
+NAMES = ["ml_starflow_text", "ml_starflow_options", "ml_starflow_adaln"]
 Case = tuple[dict[str, Any], dict[str, Tensor], TransformerFlow]
 
 
@@ -100,6 +100,7 @@ def test_half_precision_becomes_float32_and_says_so(caplog: pytest.LogCaptureFix
         ("layers_per_block", [1, 0, 2]),
         ("layers_per_block", [1, 2]),
         ("txt_dim", 0),
+        ("adaln", 1),
         ("soft_clipp", 4),
         ("channels", 50),
     ],
@@ -108,6 +109,17 @@ def test_unsupported_arguments_are_refused_by_name(name: str, value: Any) -> Non
     config, weights, _ = read_numbers("ml_starflow_text")
     with pytest.raises(ConfigError, match="head_dim" if name == "channels" else name):
         from_ml_starflow(weights, {**config, name: value})
+
+
+def test_adaln_has_two_names_and_needs_its_weights() -> None:
+    config, weights, _ = read_numbers("ml_starflow_adaln")
+    renamed = {"use_adaln" if name == "adaln" else name: value for name, value in config.items()}
+    assert from_ml_starflow(weights, renamed).config == from_ml_starflow(weights, config).config
+    plain = {name: tensor for name, tensor in weights.items() if "adaLN" not in name}
+    with pytest.raises(WeightsError, match=r"missing: .*adaln"):
+        from_ml_starflow(plain, config)
+    with pytest.raises(WeightsError, match="unexpected"):
+        from_ml_starflow(weights, {**config, "adaln": 0})
 
 
 def test_arguments_without_effect_are_ignored() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from simflow_plugin.convert import from_ml_starflow
 from simflow_plugin.flow import patchify
-from tests.convert.peers import TOLERANCE, largest, load_peer, randomize
+from tests.convert.peers import TOLERANCE, condition_by_adaln, largest, load_peer, randomize
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +39,7 @@ def arguments(draw: st.DrawFn) -> dict[str, Any]:
         "rope": 1,
         "pt_seq_len": draw(st.sampled_from([None, 3, 6])),
         "sos": draw(st.booleans()),
+        "adaln": txt_size == 1 and draw(st.booleans()),
         "txt_size": txt_size,
         "txt_dim": 7 if txt_size else 0,
         "cond_top_only": bool(txt_size) and draw(st.booleans()),
@@ -61,7 +62,10 @@ def arguments(draw: st.DrawFn) -> dict[str, Any]:
 def test_forward_logdet_and_reverse_agree(
     peer: ModuleType, config: dict[str, Any], seed: int, method: str
 ) -> None:
-    model = peer.Model(**config).eval()
+    model = peer.Model(**config)
+    if config["adaln"]:
+        condition_by_adaln(peer, model, config)
+    model.eval()
     randomize(model, seed)
     flow = from_ml_starflow(model.state_dict(), config)
     generator = torch.Generator().manual_seed(seed + 1)

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from simflow_plugin.contracts import DataContext, Example
+from simflow_plugin.data.decoding import CorruptImage
 from simflow_plugin.data.digits import Digits
 from simflow_plugin.data.feature_cache import build_cache, dataset_facts, open_cache
-from simflow_plugin.data.images import CorruptImage
 from simflow_plugin.errors import DataError
 
 

@@ -1,12 +1,13 @@
 import json
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
 from simflow_plugin.contracts import NO_LABEL, DataContext
+from simflow_plugin.data.decoding import CorruptImage
 from simflow_plugin.data.hdf5 import Hdf5Images
-from simflow_plugin.data.images import CorruptImage
 from simflow_plugin.data.loader import make_loader
 from simflow_plugin.errors import DataError
 from tests.data.makers import CORRUPT, png, write_hdf5
@@ -85,3 +86,190 @@ def test_listing_without_images_is_refused(twenty):
     (twenty / "images_h5.json").write_text(json.dumps(["dataset.json"]))
     with pytest.raises(DataError, match="lists no image"):
         load(twenty)
+
+
+def rewrite(root, change_listing=None, change_labels=None, images=None):
+    """Change the listing, the labels or what is stored, of a data set that is there."""
+    import h5py
+
+    if change_listing is not None:
+        (root / "images_h5.json").write_text(change_listing)
+    with h5py.File(root / "images.h5", "r+") as file:
+        if change_labels is not None:
+            del file["dataset.json"]
+            file.create_dataset("dataset.json", data=np.array(change_labels.encode(), dtype="S"))
+        if images is not None:
+            images(file)
+
+
+FIRST = "00000/img00000000.png"
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        "null",
+        "-7",
+        "0.5",
+        "true",
+        '"cat"',
+        "[0, 1, 0]",
+        '{"id": 3}',
+        "1e400",
+        "123456789012345678901234567890",
+    ],
+)
+def test_label_that_is_no_number_is_refused_by_the_name_of_its_image(twenty, label):
+    listed = [[f"00000/img{n:08d}.png", n % 4] for n in range(20)]
+    rewrite(
+        twenty, change_labels=json.dumps({"labels": listed}).replace(f'"{FIRST}", 0', f'"{FIRST}", {label}')
+    )
+    with pytest.raises(DataError, match=rf"dataset\.json: {FIRST}: its label is .*expected a whole number"):
+        load(twenty)
+    assert load(twenty, labels=False)[0].label == NO_LABEL
+
+
+def test_unknown_among_classes_is_refused_by_the_name_of_its_image(twenty):
+    listed = [[f"00000/img{n:08d}.png", n % 4 or -1] for n in range(20)]
+    rewrite(twenty, change_labels=json.dumps({"labels": listed}))
+    with pytest.raises(DataError, match=f"5 of 20 images have no label, such as {FIRST}"):
+        load(twenty)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        "[]",
+        "7",
+        '{"labels": {"a": 1}}',
+        '{"labels": [7]}',
+        '{"labels": [["a"]]}',
+        '{"labels": [[1, 2]]}',
+        "{",
+        '{"labels": "x"}',
+    ],
+)
+def test_labels_of_another_form_are_refused(twenty, document):
+    rewrite(twenty, change_labels=document)
+    with pytest.raises(DataError, match=r"images\.h5"):
+        load(twenty)
+
+
+@pytest.mark.parametrize(
+    "listing", ["{}", "null", "7", "[1, 2]", '[["a.png"]]', "[" * 100_000, '["a.png", "a.png"]', "{"]
+)
+def test_listing_of_another_form_is_refused(twenty, listing):
+    rewrite(twenty, change_listing=listing)
+    with pytest.raises(DataError, match=r"images_h5\.json: "):
+        load(twenty)
+
+
+def make_group(file):
+    del file[FIRST]
+    file.create_group(FIRST)
+
+
+def make_external(file):
+    import h5py
+
+    del file[FIRST]
+    file[FIRST] = h5py.ExternalLink("other.h5", "/secret")
+
+
+def make_external_folder(file):
+    import h5py
+
+    del file["00000"]
+    file["00000"] = h5py.ExternalLink("other.h5", "/")
+
+
+def make_absent(file):
+    del file[FIRST]
+
+
+def make_numbers(file):
+    del file[FIRST]
+    file[FIRST] = np.ones((4, 32, 32), dtype=np.float32)
+
+
+def make_empty(file):
+    import h5py
+
+    del file[FIRST]
+    file.create_dataset(FIRST, data=h5py.Empty("S1"))
+
+
+def make_many(file):
+    del file[FIRST]
+    file.create_dataset(FIRST, shape=(1 << 31,), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [make_group, make_external, make_external_folder, make_absent, make_numbers, make_empty, make_many],
+    ids=lambda make: make.__name__,
+)
+def test_what_is_no_image_is_named(twenty, images):
+    rewrite(twenty, images=images)
+    dataset = load(twenty, test_share=0.01)
+    with pytest.raises(CorruptImage, match=rf"images\.h5:{FIRST}: "):
+        dataset[0]
+
+
+def test_bytes_stored_as_numbers_are_read_to_their_last_zero(tmp_path):
+    def store(file):
+        for v in range(20):
+            name = f"00000/img{v:08d}.png"
+            del file[name]
+            file[name] = np.frombuffer(png(v) + b"\0\0", dtype=np.uint8)
+
+    root = write_hdf5(tmp_path, [png(0)] * 20, [v % 4 for v in range(20)])
+    rewrite(root, images=store)
+    dataset = load(root, test_share=0.01)
+    assert dataset.read_content(3).endswith(b"\0\0")
+    assert [int(dataset[i].image[0, 0, 0]) for i in range(20)] == list(range(20))
+
+
+def arrays(root, make):
+    import h5py
+
+    with h5py.File(root / "images.h5", "w") as file:
+        for v in range(4):
+            file[f"{v}.npy"] = make(v)
+    (root / "images_h5.json").write_text(json.dumps([f"{v}.npy" for v in range(4)]))
+    return load(root, test_share=0.01)
+
+
+def test_arrays_of_pixels_are_images(tmp_path):
+    assert arrays(tmp_path, lambda v: np.full((3, 20, 20), v, np.uint8))[2].image.unique().tolist() == [2]
+    assert arrays(tmp_path, lambda v: np.full((1, 20, 20), v, np.uint8))[2].image.unique().tolist() == [2]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.ones((4, 32, 32), np.float32),
+        np.ones((3, 20, 20), np.float64),
+        np.ones((20, 20), np.uint8),
+        np.ones((20, 20, 3), np.uint8),
+        np.ones((3, 0, 20), np.uint8),
+        np.uint8(3),
+        np.array(b"text"),
+    ],
+    ids=lambda value: f"{value.dtype} {value.shape}",
+)
+def test_array_of_another_shape_or_type_is_named(tmp_path, value):
+    dataset = arrays(tmp_path, lambda v: value)
+    with pytest.raises(CorruptImage, match=r"images\.h5:0\.npy: .*expected uint8 \(3, H, W\)"):
+        dataset[0]
+
+
+def test_class_that_only_the_test_root_has_is_refused(twenty, tmp_path):
+    write_hdf5(tmp_path / "val", [png(7), png(8)], [0, 9])
+    with pytest.raises(DataError, match="no training image has: `9`"):
+        load(twenty, "test", test_root=str(tmp_path / "val"))
+
+
+def test_ids_with_gaps_size_no_table(tmp_path):
+    dataset = load(write_hdf5(tmp_path, [png(value) for value in range(20)], [207, 701] * 10))
+    assert dataset.class_names == ["207", "701"]

@@ -1,3 +1,5 @@
+import resource
+
 import numpy as np
 import pytest
 import torch
@@ -5,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from simflow_plugin.data.images import CorruptImage, center_crop, decode_image, resize_batch
-from tests.data.makers import CORRUPT, picture, png
+from simflow_plugin.data.images import center_crop, resize_batch
+from tests.data.makers import picture
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
@@ -33,24 +35,41 @@ def test_halving_is_a_box_average():
     assert (center_crop(Image.fromarray(pixels), 16).double() - mean).abs().max() <= 1
 
 
-def test_sixteen_bit_grey_is_scaled_not_clipped():
-    image = Image.fromarray(np.full((8, 8), 256 * 100, dtype=np.uint16))
-    import io
-
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    assert np.unique(np.asarray(decode_image(buffer.getvalue(), "grey"))).tolist() == [100]
-
-
-@pytest.mark.parametrize("content", [CORRUPT, b"", b"hello", png(3)[:60]])
-def test_corrupt_bytes_are_named(content):
-    with pytest.raises(CorruptImage, match="some/file.png"):
-        decode_image(content, "some/file.png")
+def adm_crop(image: Image.Image, size: int) -> np.ndarray:
+    """The crop as Dhariwal and Nichol write it, whatever it costs."""
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    ratio = size / min(image.size)
+    scaled = (round(image.width * ratio), round(image.height * ratio))
+    pixels = np.asarray(image.resize(scaled, Image.Resampling.BICUBIC))
+    top, left = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
+    return pixels[top : top + size, left : left + size].transpose(2, 0, 1)
 
 
-def test_missing_file_counts_as_corrupt(tmp_path):
-    with pytest.raises(CorruptImage, match="gone"):
-        decode_image(tmp_path / "gone.png", "gone")
+def noise(width: int, height: int) -> Image.Image:
+    pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize("shape", [(500, 375), (375, 500), (33, 64), (100, 900), (31, 17), (16, 16)])
+def test_ordinary_crop_is_that_of_adm(shape):
+    image = noise(*shape)
+    assert np.array_equal(center_crop(image, 32).numpy(), adm_crop(image, 32))
+
+
+@pytest.mark.parametrize("shape", [(2000, 20), (20, 2001), (3001, 3), (1000, 50), (3000, 40), (999, 1)])
+def test_oblong_crop_is_that_of_adm_up_to_rounding(shape):
+    image = noise(*shape)
+    difference = center_crop(image, 32).numpy().astype(int) - adm_crop(image, 32)
+    assert np.abs(difference).max() <= 1
+
+
+def test_crop_of_an_oblong_picture_costs_what_its_output_does():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert center_crop(picture(7, (65_000, 1)), 256).unique().tolist() == [7]
+    assert (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
+    )  # KiB; scaled whole it takes 12 GB
 
 
 def test_resize_keeps_range_and_constant_images():

@@ -70,7 +70,7 @@ def test_checkpointing_changes_no_gradient() -> None:
         latents = torch.randn(2, 3, 4, 8, generator=torch.Generator().manual_seed(1))
         model(latents, torch.tensor([0.1, 0.9]), None).prediction.square().sum().backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
-    torch.testing.assert_close(*gradients)
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5 * float(gradients[0].abs().max()))
 
 
 @pytest.mark.parametrize("uses_qk_norm", [False, True])

@@ -75,9 +75,9 @@ def test_flow_of_noisy_latents_is_diagnosed_on_noisy_latents(noisy_run, monkeypa
 def test_numbers_do_not_depend_on_the_batches(flow_run, analysis):
     again = analyze_run(load_run(flow_run, "cpu"), AnalysisRequest(12, 2, 5, batch_size=5))
     assert again.metrics["autocorrelation_of_samples"].value == pytest.approx(
-        analysis.metrics["autocorrelation_of_samples"].value, abs=1e-5
+        analysis.metrics["autocorrelation_of_samples"].value, abs=1e-3
     )
-    torch.testing.assert_close(again.strips, analysis.strips, atol=1e-4, rtol=0)
+    torch.testing.assert_close(again.strips, analysis.strips, atol=1e-3, rtol=0)
 
 
 def test_all_numbers_are_json(analysis):

@@ -7,12 +7,10 @@ import pytest
 
 from simflow_plugin.errors import CheckpointError, ConfigError, EvaluationError
 from simflow_plugin.evaluation.comparison import _merge, add_costs, add_samples, check_comparable, read_runs
-from simflow_plugin.evaluation.measured import Measured
-from simflow_plugin.evaluation.pipeline import RunEvaluator
+from simflow_plugin.evaluation.evaluator import RunEvaluator
 from simflow_plugin.evaluation.request import EvaluationRequest
-from simflow_plugin.evaluation.result import Evaluation
+from simflow_plugin.evaluation.result import Evaluation, Measured
 from simflow_plugin.runs.loaded_run import load_run
-from simflow_plugin.studies.stages import cost_of
 from tests.evaluation.runs import copy_run, make_run
 
 
@@ -53,7 +51,6 @@ def test_training_of_an_aligned_run_costs_what_its_objective_costs(tmp_path):
     run = make_run(tmp_path / "run", alignment=alignment)
     compared = read_runs([run, make_run(tmp_path / "plain")])
     add_costs(compared)
-    assert compared[0].cost.training_flops == cost_of(compared[0].loaded, 0.0)["training_flops"]
     assert compared[0].cost.training_flops > compared[1].cost.training_flops
 
 
@@ -87,12 +84,10 @@ def test_numbers_that_no_seed_changes_get_no_interval_over_seeds():
     assert merged == measured
 
 
-def test_run_that_was_not_evaluated_shows_its_summary_and_says_so(flow_run, diffusion_run, tmp_path):
-    run = copy_run(flow_run, tmp_path / "run")
-    (run / "summary.json").write_text('{"psnr": 12.5, "num_held_out": 20, "guidance": 0.0}')
-    found = read_runs([run, diffusion_run])[0]
-    assert found.metrics["psnr"].value == 12.5
-    assert any("summary.json" in note for note in found.notes)
+def test_run_that_was_not_evaluated_shows_no_number_and_says_so(flow_run, diffusion_run):
+    found = read_runs([flow_run, diffusion_run])[0]
+    assert found.metrics == {}
+    assert any("run simflow evaluate" in note for note in found.notes)
 
 
 def test_costs_are_counted(pair):
@@ -107,7 +102,7 @@ def test_costs_are_counted(pair):
 def test_samples_are_of_the_same_index_in_every_run(flow_run, tmp_path):
     twin = copy_run(flow_run, tmp_path / "twin")
     runs = read_runs([flow_run, twin])
-    add_samples(runs, 12, seed=5)
+    add_samples(runs, per_class=1, seed=5)
     np.testing.assert_array_equal(runs[0].samples, runs[1].samples)
     assert runs[0].metrics["sampling_seconds"].value > 0
 

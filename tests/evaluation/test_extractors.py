@@ -92,7 +92,7 @@ def test_timm_model_gives_what_timm_pools(small_file):
     batch = images(2, size=extractor.network.input_size)
     pixels = (batch / 255 - extractor.network.mean) / extractor.network.std
     expected = network.forward_head(network.forward_features(pixels), pre_logits=True)
-    torch.testing.assert_close(extractor(batch).pooled, expected)
+    torch.testing.assert_close(extractor(batch).pooled, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_torch_fidelity_finds_the_registered_extractor(small_file):

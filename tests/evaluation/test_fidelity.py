@@ -125,7 +125,7 @@ def test_features_that_are_not_finite_are_refused():
 def test_features_do_not_depend_on_the_batches():
     images = torch.randint(0, 256, (7, 3, 8, 8), dtype=torch.uint8)
     whole, parts = extract(toy(), [images]), extract(toy(), images.split(3))
-    torch.testing.assert_close(whole.pooled, parts.pooled)
+    torch.testing.assert_close(whole.pooled, parts.pooled, rtol=1e-4, atol=1e-5)
 
 
 def test_cache_is_keyed_by_data_and_weights(tmp_path):

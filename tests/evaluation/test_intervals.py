@@ -5,7 +5,7 @@ import pytest
 
 from simflow_plugin.errors import EvaluationError
 from simflow_plugin.evaluation.intervals import bootstrap, bootstrap_mean, proportion, repeated
-from simflow_plugin.evaluation.measured import Measured
+from simflow_plugin.evaluation.result import Measured
 
 
 def test_bootstrap_of_a_mean_has_the_normal_width():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from simflow_plugin.errors import EvaluationError
+from simflow_plugin.evaluation.sample_files import save_samples
 from simflow_plugin.evaluation.sample_shards import SampleShards
 
 
@@ -97,7 +98,7 @@ def test_corrupted_shard_is_reported_and_made_again(tmp_path, caplog):
 def test_npz_is_what_the_adm_suite_reads(tmp_path):
     shards = SampleShards(tmp_path / "shards", 23, 10)
     shards.make_missing(Drawer(), 10)
-    shards.save_npz(tmp_path / "samples.npz")
+    save_samples(tmp_path / "samples.npz", 23, shards.read())
     with np.load(tmp_path / "samples.npz") as file:
         assert sorted(file.files) == ["arr_0", "labels"]
         assert file["arr_0"].dtype == np.uint8
@@ -108,6 +109,6 @@ def test_npz_is_what_the_adm_suite_reads(tmp_path):
 def test_png_files_are_named_by_index_and_class(tmp_path):
     shards = SampleShards(tmp_path / "shards", 4, 10)
     shards.make_missing(Drawer(), 10)
-    shards.save_png(tmp_path / "png")
+    save_samples(tmp_path / "png", 4, shards.read())
     names = [f"00000{index}_class{index % 3}.png" for index in range(4)]
     assert sorted(p.name for p in (tmp_path / "png").iterdir()) == names

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -17,7 +19,8 @@ pytestmark = pytest.mark.skipif(not can_pack(torch.zeros(1)), reason="this torch
 def test_packed_map_equals_the_map(bias: bool, shape: tuple[int, ...]) -> None:
     linear = nn.Linear(12, 20, bias=bias)
     hidden = torch.randn(shape)
-    torch.testing.assert_close(PackedLinear(linear, rows=8)(hidden), linear(hidden))
+    expected = copy.deepcopy(linear).double()(hidden.double())
+    torch.testing.assert_close(PackedLinear(linear, rows=8)(hidden).double(), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("mlp", ["gelu", "swiglu", "geglu"])
@@ -26,9 +29,9 @@ def test_packed_block_equals_the_block(mlp: str) -> None:
     tokens, condition = inputs_for(flow)
     with torch.no_grad():
         packed = packed_copy(flow.deep_block, rows=3)(tokens, condition["labels"], None)
-        plain = flow.deep_block(tokens, condition["labels"], None)
-    torch.testing.assert_close(packed.noise, plain.noise)
-    torch.testing.assert_close(packed.logdet, plain.logdet)
+        exact = copy.deepcopy(flow.deep_block).double()(tokens.double(), condition["labels"], None)
+    torch.testing.assert_close(packed.noise.double(), exact.noise, rtol=1e-4, atol=2e-5)
+    torch.testing.assert_close(packed.logdet.double(), exact.logdet.double(), rtol=1e-4, atol=1e-4)
 
 
 def test_packing_leaves_the_block_alone() -> None:

@@ -10,7 +10,7 @@ import torch
 
 from simflow_plugin.errors import ConfigError, ShapeError
 from simflow_plugin.flow import Auto, Jacobi, SamplingStatistics
-from simflow_plugin.flow.sampling import jacobi
+from simflow_plugin.flow.sampling import inversion, jacobi
 from simflow_plugin.flow.sampling import method_choice as auto
 from tests.flow.builders import build_flow, inputs_for
 
@@ -46,6 +46,53 @@ def test_jacobi_within_tolerance_equals_cached(family: str, guidance: float) -> 
         assert 0 <= block.residual <= 1e-9
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("iterations", [1, 2, 3, 6])
+@pytest.mark.parametrize(
+    ("guidance", "options"),
+    [
+        (0.0, {"family": "starflow"}),
+        (0.0, {"family": "tarflow"}),
+        (1.5, {"family": "starflow", "num_kv_heads": 1}),
+        (1.5, {"family": "tarflow", "num_kv_heads": 1, "first_order": "flip"}),
+        (
+            0.0,
+            {
+                "family": "starflow",
+                "num_classes": None,
+                "condition_dim": 6,
+                "condition_frequencies": 2,
+                "scale": "exp",
+            },
+        ),
+    ],
+)
+def test_first_tokens_of_every_segment_are_exact_after_as_many_iterations(
+    monkeypatch: pytest.MonkeyPatch, iterations: int, guidance: float, options: dict[str, Any]
+) -> None:
+    segment, states = 6, []
+    solve = inversion.solve_jacobi
+    monkeypatch.setattr(
+        inversion, "solve_jacobi", lambda state, *of: (solve(state, *of), states.append(state))
+    )
+    method = Jacobi(segment=segment, tolerance=0.0, max_iterations=iterations)
+    _, statistics = sample_with(method, guidance, **options)
+    unsettled = 0
+    for state, numbers in zip(states, statistics.blocks, strict=True):
+        emitted = state.tokens[:, state.block.lag + 1 :].clone()
+        passes = numbers.passes
+        state.prefill()
+        error = (state.solve(0, state.num_steps) - emitted).abs().amax(dim=(0, 2))  # teacher forced: one pass
+        place = torch.arange(state.num_steps) % segment
+        assert error[place < iterations].max() < 1e-12
+        unsettled += int((error[place >= iterations] > 1e-9).sum())
+        # The last segment has nobody after it who would read its keys.
+        num_cut_off = state.num_steps // segment - (state.num_steps % segment == 0)
+        renewals = num_cut_off if iterations < segment else 0
+        assert passes == sum(numbers.iterations) + renewals
+    assert (unsettled > 0) == (iterations < segment - 1)
+
+
 def test_jacobi_of_one_iteration_reports_its_residual() -> None:
     _, statistics = sample_with(Jacobi(segment=6, tolerance=0.0, max_iterations=1))
     assert all(block.iterations == [1] * 6 for block in statistics.blocks)
@@ -67,11 +114,11 @@ def test_jacobi_of_the_identity_needs_one_pass_per_segment() -> None:
 
 
 def test_guess_that_overflows_does_not_reach_final_tokens() -> None:
-    flow = build_flow(torch.float32, layers_per_block=(1,))
+    flow = build_flow(layers_per_block=(1,))
     noise, _ = inputs_for(flow)
     expected = flow.inverse(noise)
     poisoned = noise.clone()
-    poisoned[:, -1] = 1e38  # its pass gives an infinite guess; the five tokens before it must not notice
+    poisoned[:, -1] = 1e308  # its pass gives an infinite guess; the five tokens before it must not notice
     method = Jacobi(segment=6, tolerance=0.0, max_iterations=None)
     torch.testing.assert_close(flow.inverse(poisoned, method=method)[:, :5], expected[:, :5])
 
@@ -126,9 +173,11 @@ def test_step_of_fixed_shapes_runs_under_autocast() -> None:
     """The cache is of the weights' type, keys come in the lower precision."""
     options = {"grid_size": (2, 3), "num_classes": None}
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        expected, _ = sample_with({"name": "cached", "step": "eager"}, dtype=torch.float32, **options)
-        tokens, _ = sample_with({"name": "cached", "step": "static"}, dtype=torch.float32, **options)
-    torch.testing.assert_close(tokens, expected, rtol=0, atol=0.1)
+        eager, _ = sample_with({"name": "cached", "step": "eager"}, dtype=torch.float32, **options)
+        static, _ = sample_with({"name": "cached", "step": "static"}, dtype=torch.float32, **options)
+    exact, _ = sample_with("cached", **options)
+    eager_error, static_error = ((tokens - exact).abs().max() for tokens in (eager, static))
+    assert 0 < static_error < 4 * eager_error
 
 
 def test_cuda_graph_without_cuda_is_refused() -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
+import subprocess
 
 import pytest
 
 from simflow_plugin.errors import HostError
 from simflow_plugin.hosts import patching
+from simflow_plugin.hosts.manifest import known_hosts
 from simflow_plugin.hosts.patching import FileState
 from tests.hosts.standin import git
 
@@ -136,3 +139,38 @@ def test_a_damaged_patch_is_refused_before_anything_is_written(standin):
     with pytest.raises(HostError, match="install simflow-plugin again"):
         patching.apply(standin.patch, standin.root)
     assert standin.contents() == before
+
+
+def test_git_settings_of_the_user_change_no_byte(standin, tmp_path, monkeypatch):
+    settings = tmp_path / "gitconfig"
+    settings.write_text(
+        "[core]\n\tautocrlf = true\n[apply]\n\twhitespace = fix\n\tignoreWhitespace = change\n"
+    )
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(settings))
+    assert patching.apply(standin.patch, standin.root).is_patched
+
+
+def test_without_git_the_error_names_it(standin, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(HostError, match="git: not found; install it"):
+        patching.check(standin.patch, standin.root)
+
+
+def test_remedy_for_a_file_that_differs_works_as_printed(standin):
+    with (standin.root / "standin_host/train.py").open("a") as file:
+        file.write("# mine\n")
+    with pytest.raises(HostError, match="run `git ") as caught:
+        patching.check(standin.patch, standin.root)
+    command = str(caught.value).split("`")[1]
+    subprocess.run(shlex.split(command), check=True, capture_output=True)
+    assert patching.apply(standin.patch, standin.root).is_patched
+
+
+def test_shipped_patches_only_insert_and_are_all_in_their_manifest():
+    for host in known_hosts().values():
+        assert {file.name for file in host.folder.glob("*.patch")} == {
+            file.patch for file in host.manifest.files.values()
+        }
+        for file in host.manifest.files.values():
+            rows = (host.folder / file.patch).read_text().splitlines()
+            assert all(row.startswith(("+", "--- ", "@@ ")) for row in rows), file.patch

@@ -102,7 +102,7 @@ def test_the_hosts_coefficient_does_not_scale_the_likelihood():
         model = make(coefficient=coefficient).eval()
         alignment = call(model, latents, align_only=False)["proj_loss"]
         losses.append(coefficient * (call(model, latents, align_only=True)["proj_loss"] - alignment))
-    torch.testing.assert_close(losses[0], losses[1])
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-5)  # a difference of two losses
 
 
 def test_in_the_second_call_every_parameter_of_the_model_learns():

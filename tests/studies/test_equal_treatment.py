@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from simflow_plugin.data.loader import make_loader
-from simflow_plugin.evaluation.drawing import balanced_labels, draw_images
+from simflow_plugin.evaluation.drawing import ImageSampler, class_labels
 from simflow_plugin.objective import JointObjective
 from simflow_plugin.randomness import IndexedRandom
 from simflow_plugin.runs.parts import build_dataset, build_parts
+from simflow_plugin.runs.run_precision import Precision
 from tests.training.tiny_runs import TINY_OPTIONS, make_trainer, tiny_config
 
 MODELS = list(TINY_OPTIONS)
@@ -71,7 +72,9 @@ def test_samples_start_from_the_same_noise(model, monkeypatch):
 
     monkeypatch.setattr(IndexedRandom, "normal", recording)
     joint = parts.joint.eval()
-    draw_images(joint.autoencoder, joint.model, range(2), balanced_labels(2, 10), 0.0, 5, config.image_size)
+    precision = Precision.of_training(config.training, "cpu")
+    sampler = ImageSampler(joint.autoencoder, joint.model, config.image_size, precision, seed=5)
+    sampler.draw([0, 1], class_labels([0, 1], 10))
     shape = (2, *joint.autoencoder.latent_shape(config.image_size))
     purpose, noise = drawn[0]
     assert purpose == "latent"

@@ -49,6 +49,14 @@ def test_order_is_counted_by_every_metric_that_was_measured():
     assert "15 of 15 by FD, 1 of 1 by FD to reconstructions, 0 of 15 by class agreement" in text
 
 
+def test_latent_bits_stand_with_the_error_of_their_draws():
+    content = document([6, 5, 4, 3, 2, 1])
+    for variant in content["variants"].values():
+        variant["metrics"]["0"]["latent_bits_per_dim"] = 1.5
+        variant["draws_errors"] = {"0": {"latent_bits_per_dim": 0.00213}}
+    assert "| 1.500 ± 0.002 |" in to_markdown(FIXED_VARIANCE, content)
+
+
 def test_table_shows_measured_and_published_side_by_side():
     text = to_markdown(FIXED_VARIANCE, document([6, 5, 4, 3, 2, 1]))
     row = next(line for line in text.splitlines() if line.startswith("| end to end, fixed variance"))

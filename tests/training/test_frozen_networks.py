@@ -115,7 +115,7 @@ def test_run_on_cached_latents_has_the_losses_of_one_that_encodes(tmp_path, monk
         patch.setattr(trainer.joint.autoencoder, "moments", None)  # nobody may ask the encoder again
         trainer.train()
     assert [row["loss"] for row in losses_of(tmp_path / "cached")] == pytest.approx(
-        [row["loss"] for row in losses_of(tmp_path / "plain")], rel=1e-5
+        [row["loss"] for row in losses_of(tmp_path / "plain")], rel=1e-4
     )
 
 

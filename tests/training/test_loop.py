@@ -16,6 +16,7 @@ from tests.training.tiny_runs import (
     StopAfter,
     losses_of,
     make_trainer,
+    poison_discriminator,
     poison_images,
     tiny_config,
     tiny_values,
@@ -93,7 +94,7 @@ def test_accumulated_micro_batches_give_the_losses_of_the_whole_batch(tmp_path):
         config = tiny_config(steps=4, log_every=1, accumulation=accumulation)
         train(config, tmp_path / str(accumulation))
     whole, parts = ([row["loss"] for row in losses_of(tmp_path / name)] for name in ("1", "4"))
-    assert parts == pytest.approx(whole, rel=1e-5)
+    assert parts == pytest.approx(whole, rel=1e-4)
 
 
 def test_clock_that_goes_backwards_gives_no_negative_times(tmp_path, monkeypatch):
@@ -162,7 +163,7 @@ def test_running_statistics_stay_finite_after_a_batch_that_is_not(tmp_path):
     poison_images(trainer, steps={1})
     trainer.train()
     norm = trainer.joint.model.latent_norm
-    assert trainer.bad_steps.read() == (1, 0)
+    assert trainer.bad_steps.read()["skipped_steps"] == (1, 0)
     assert all(torch.isfinite(tensor).all() for tensor in (norm.running_mean, norm.running_var))
     assert not torch.equal(norm.running_mean, before)
     averaged = [tensor for name, tensor in trainer.ema.average.items() if "running" in name]
@@ -191,3 +192,59 @@ def test_bad_batches_in_a_row_stop_the_run_and_name_the_terms(tmp_path):
     poison_images(trainer, steps={1, 2, 3, 4, 5})
     with pytest.raises(TrainingError, match=r"steps in a row .*terms not finite: .*nll"):
         trainer.train()
+
+
+def test_discriminators_skipped_step_is_not_a_skipped_step_of_the_run(tmp_path):
+    values = tiny_values("simflow", steps=6, log_every=6, max_bad_steps=6)
+    values["objective"] = {"adversarial": ADVERSARIAL}  # begins at step 2
+    trainer = make_trainer(tiny_config(values=values), tmp_path / "run")
+    poison_discriminator(trainer, steps={3, 4})
+    trainer.train()
+    (row,) = losses_of(tmp_path / "run")
+    assert row["skipped_steps"] == 0
+    assert row["skipped_discriminator_steps"] == 2
+    assert latest_checkpoint(tmp_path / "run" / "checkpoints").state["skipped_steps"] == 0
+
+
+def test_discriminator_that_never_steps_stops_the_run(tmp_path):
+    values = tiny_values("simflow", steps=6, log_every=6, max_bad_steps=3)
+    values["objective"] = {"adversarial": ADVERSARIAL}
+    trainer = make_trainer(tiny_config(values=values), tmp_path / "run")
+    poison_discriminator(trainer, steps={2, 3, 4, 5})
+    with pytest.raises(TrainingError, match=r"4 steps in a row had a loss or gradient of the discriminator"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("part", ["autoencoder", "model"])
+def test_steps_without_any_gradient_of_a_part_are_named_counted_and_stop_the_run(tmp_path, caplog, part):
+    """As after an underflow in half precision: the loss is finite, and nothing is learned any more."""
+    trainer = make_trainer(tiny_config("simflow", steps=8, log_every=2, max_bad_steps=4), tmp_path / "run")
+    for parameter in getattr(trainer.joint, part).parameters():
+        parameter.register_hook(lambda gradient: gradient * (0.0 if trainer.step >= 1 else 1.0))
+    with pytest.raises(
+        TrainingError, match=rf"5 steps in a row left every gradient of the {part} exactly zero"
+    ):
+        trainer.train()
+    rows = losses_of(tmp_path / "run")
+    assert [row[f"zero_gradient_steps_{part}"] for row in rows] == [1, 3, 5]
+    assert {row["skipped_steps"] for row in rows} == {0}
+    assert f"step 2: every gradient of the {part} was exactly zero in 1 steps" in caplog.text
+
+
+def test_model_without_a_loss_of_its_own_may_have_no_gradient(tmp_path):
+    values = tiny_values("simflow", steps=3, log_every=1, max_bad_steps=1)
+    values["objective"] = {"beta": 0.0}
+    trainer = train(tiny_config(values=values), tmp_path / "run")
+    assert trainer.step == 3
+
+
+def test_learning_rate_of_each_part_is_logged_under_its_name(tmp_path):
+    values = tiny_values("simflow", steps=4, log_every=1)
+    values["objective"] = {"adversarial": {**ADVERSARIAL, "learning_rate": 3e-4}}
+    values["optimizer"] = {"lr": 1e-3, "autoencoder_lr": 1e-4, "warmup_steps": 4}
+    train(tiny_config(values=values), tmp_path / "run")
+    rows = losses_of(tmp_path / "run")
+    assert [row["lr_model"] for row in rows] == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3])
+    assert [row["lr_autoencoder"] for row in rows] == pytest.approx([0.25e-4, 0.5e-4, 0.75e-4, 1e-4])
+    assert {row["lr_discriminator"] for row in rows} == {3e-4}
+    assert all("lr" not in row for row in rows)

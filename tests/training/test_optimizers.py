@@ -1,5 +1,6 @@
 """Optimizer groups, schedule, clipping, and steps that skip themselves."""
 
+import json
 import math
 from types import SimpleNamespace
 
@@ -14,13 +15,15 @@ from simflow_plugin.errors import TrainingError
 from simflow_plugin.training.averages import RunningMeans
 from simflow_plugin.training.ema import ExponentialMovingAverage, averaged_tensors
 from simflow_plugin.training.optimizers import (
+    Clipping,
+    StepOutcome,
     clip_and_check,
     learning_rate_ratio,
     make_optimizer,
     parameter_groups,
     step_if_finite,
 )
-from simflow_plugin.training.stability import BadStepCounter, poison_if_not_finite
+from simflow_plugin.training.stability import BadSteps, poison_if_not_finite
 
 CPU = torch.device("cpu")
 
@@ -65,17 +68,58 @@ def test_schedule_warms_up_then_follows_the_cosine_to_its_end():
 def test_gradients_are_clipped_by_their_global_norm():
     module = small_network()
     module(torch.ones(2, 4)).sum().backward()
-    norms, finite = clip_and_check({"model": module.parameters()}, 0.01)
-    clipped = math.sqrt(sum(float(p.grad.square().sum()) for p in module.parameters()))
-    assert bool(finite)
-    assert norms["grad_norm"] > 0.01
-    assert clipped == pytest.approx(0.01, rel=1e-4)
+    outcome = clip_and_check({"model": module.parameters()}, Clipping(0.01))
+    assert bool(outcome.finite)
+    assert outcome.norms["grad_norm"] > 0.01
+    assert gradient_norm(module) == pytest.approx(0.01, rel=1e-4)
+
+
+def two_parts():
+    """Gradients of norm 39 and 0.43, as those of a VAE and a flow may begin."""
+    parts = {"autoencoder": small_network(), "model": small_network()}
+    for part, norm in ((parts["autoencoder"], 39.0), (parts["model"], 0.43)):
+        part(torch.ones(2, 4)).sum().backward()
+        nn.utils.clip_grads_with_norm_(part.parameters(), norm, torch.tensor(gradient_norm(part)))
+        scale = norm / gradient_norm(part)
+        for parameter in part.parameters():
+            parameter.grad.mul_(scale)
+    return parts
+
+
+def gradient_norm(module):
+    return math.sqrt(sum(float(p.grad.double().square().sum()) for p in module.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("scope", "autoencoder", "model"), [("per_part", 1.0, 0.43), ("global", 39 / 39.00237, 0.43 / 39.00237)]
+)
+def test_part_with_large_gradients_shrinks_the_other_only_under_one_global_norm(scope, autoencoder, model):
+    parts = two_parts()
+    outcome = clip_and_check({n: p.parameters() for n, p in parts.items()}, Clipping(1.0, scope))
+    assert gradient_norm(parts["autoencoder"]) == pytest.approx(autoencoder, rel=1e-4)
+    assert gradient_norm(parts["model"]) == pytest.approx(model, rel=1e-4)
+    norms = {name: float(norm) for name, norm in outcome.norms.items()}
+    expected = {"grad_norm": 39.00237, "grad_norm_autoencoder": 39.0, "grad_norm_model": 0.43}
+    assert norms == pytest.approx(expected, rel=1e-5)
+
+
+def test_parts_whose_gradients_are_all_zero_are_told_from_those_with_tiny_ones():
+    parts = two_parts()
+    parts["none"] = small_network()
+    for parameter in parts["model"].parameters():
+        parameter.grad.zero_()
+    for parameter in parts["autoencoder"].parameters():
+        parameter.grad.fill_(1e-30)  # its square is 0 in float32
+    outcome = clip_and_check({name: part.parameters() for name, part in parts.items()}, Clipping(1.0))
+    zero = {part: bool(is_zero) for part, is_zero in outcome.zero.items()}
+    assert zero == {"autoencoder": False, "model": True, "none": True}
 
 
 def test_norm_of_each_part_adds_up_to_the_global_one():
     parts = {"autoencoder": small_network(), "model": small_network()}
     (parts["autoencoder"](torch.ones(2, 4)) + 3 * parts["model"](torch.ones(2, 4))).sum().backward()
-    norms, _ = clip_and_check({name: part.parameters() for name, part in parts.items()}, None)
+    outcome = clip_and_check({name: part.parameters() for name, part in parts.items()}, Clipping(None))
+    norms = outcome.norms
     assert norms["grad_norm_model"] == pytest.approx(3 * float(norms["grad_norm_autoencoder"]), rel=1e-5)
     parts_norm = math.hypot(norms["grad_norm_model"], norms["grad_norm_autoencoder"])
     assert parts_norm == pytest.approx(float(norms["grad_norm"]), rel=1e-5)
@@ -87,7 +131,7 @@ def test_step_that_is_not_finite_changes_nothing(bad):
     optimizer = make_optimizer(parameter_groups({"model": module}, Optimizer()), Optimizer(), CPU)
     before = [p.clone() for p in module.parameters()]
     (module(torch.ones(2, 4)).sum() * bad).backward()
-    _, finite = clip_and_check({"model": module.parameters()}, 1.0)
+    finite = clip_and_check({"model": module.parameters()}, Clipping(1.0)).finite
     step_if_finite(optimizer, finite)
     assert not bool(finite)
     assert all(torch.equal(p, b) for p, b in zip(module.parameters(), before, strict=True))
@@ -98,20 +142,46 @@ def test_finite_step_changes_every_parameter():
     optimizer = make_optimizer(parameter_groups({"model": module}, Optimizer()), Optimizer(), CPU)
     before = [p.clone() for p in module.parameters()]
     module(torch.randn(8, 4)).square().sum().backward()
-    _, finite = clip_and_check({"model": module.parameters()}, 1.0)
+    finite = clip_and_check({"model": module.parameters()}, Clipping(1.0)).finite
     step_if_finite(optimizer, finite)
     assert not any(torch.equal(p, b) for p, b in zip(module.parameters(), before, strict=True))
 
 
 def test_many_bad_steps_in_a_row_stop_the_run_and_name_the_term():
-    counter = BadStepCounter(limit=3, device=CPU)
+    counters = BadSteps(limit=3, device=CPU, parts=())
     for finite in (False, False, True, False, False):
-        counter.update(torch.tensor(finite))
-    counter.check([], lambda: "step_1")
-    assert counter.read() == (4, 2)
-    counter.update(torch.tensor(False))
+        counters.update(StepOutcome({}, torch.tensor(finite)))
+    counters.check([], lambda: "step_1")
+    assert counters.read()["skipped_steps"] == (4, 2)
+    counters.update(StepOutcome({}, torch.tensor(False)))
     with pytest.raises(TrainingError, match=r"3 steps in a row .*terms not finite: nll.*step_1"):
-        counter.check(["nll", "grad_norm"], lambda: "step_1")
+        counters.check(["nll", "grad_norm"], lambda: "step_1")
+
+
+def test_many_steps_in_a_row_without_any_gradient_stop_the_run_and_name_the_part():
+    counters = BadSteps(limit=2, device=CPU, parts=("autoencoder", "model"))
+    for is_zero in (True, False, True):
+        zero = {"autoencoder": torch.tensor(False), "model": torch.tensor(is_zero)}
+        counters.update(StepOutcome({}, torch.tensor(True), zero))
+    counters.check([], lambda: "step_1")
+    assert counters.row() == {"skipped_steps": 0, "zero_gradient_steps_model": 2}
+    counters.update(StepOutcome({}, torch.tensor(True), zero))
+    with pytest.raises(
+        TrainingError, match=r"2 steps in a row left every gradient of the model exactly zero.*step_1"
+    ):
+        counters.check([], lambda: "step_1")
+
+
+def test_counts_go_on_where_a_checkpoint_left_them():
+    counters, restored = (BadSteps(limit=3, device=CPU, parts=("model",)) for _ in range(2))
+    bad = StepOutcome({}, torch.tensor(False), {"model": torch.tensor(True)})
+    for _ in range(2):
+        counters.update(bad)
+    restored.restore(json.loads(json.dumps(counters.read())))
+    restored.update(bad)
+    assert restored.read()["zero_gradient_steps_model"] == (3, 3)
+    with pytest.raises(TrainingError, match="3 steps in a row"):
+        restored.check([], lambda: "step_1")
 
 
 def test_average_follows_its_recurrence_and_is_applied_only_within_the_block():

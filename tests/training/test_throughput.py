@@ -58,10 +58,11 @@ def test_discriminator_skips_bad_steps_on_the_device(tmp_path):
 
 def assert_compiled_equals_eager(tmp_path):
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     for compiles in (False, True):
         make_trainer(tiny_config(steps=4, log_every=1, compile=compiles), tmp_path / str(compiles)).train()
     eager, compiled = ([row["loss"] for row in losses_of(tmp_path / name)] for name in ("False", "True"))
-    assert compiled == pytest.approx(eager, rel=1e-4)
+    assert compiled == pytest.approx(eager, rel=1e-3)
 
 
 def test_compiled_run_has_the_losses_of_an_eager_one(tmp_path, monkeypatch):

@@ -68,7 +68,15 @@ def tiny_values(model="simflow", **training):
             "trainable": trainable,
         },
         "model": None if model is None else {"name": model, **TINY_OPTIONS.get(model, {})},
-        "optimizer": {"lr": 1e-3, "schedule": "cosine", "warmup_steps": 2, "weight_decay": 0.01},
+        # Adam turns a gradient of pure rounding into a step of lr / (1 + eps / |g|); with this eps, into none, so that
+        # runs whose sums are in another order stay as near as their gradients.
+        "optimizer": {
+            "lr": 1e-3,
+            "schedule": "cosine",
+            "warmup_steps": 2,
+            "weight_decay": 0.01,
+            "eps": 1e-3,
+        },
         "training": {
             "steps": 6,
             "batch_size": 8,
@@ -134,6 +142,12 @@ def poison_images(trainer, steps):
         return forward(batch, images * torch.nan if batch.step in steps else images, adversary)
 
     trainer._forward = poisoned
+
+
+def poison_discriminator(trainer, steps):
+    """Let the gradients of the discriminator be NaN in the given steps; its generator term stays as it is."""
+    for parameter in trainer.adversary.parameters():
+        parameter.register_hook(lambda gradient: gradient * torch.nan if trainer.step in steps else gradient)
 
 
 def losses_of(path):

@@ -1,12 +1,9 @@
 """One of two processes of a run: `python -m tests.training.worker OUT RUNS`, under RANK and WORLD_SIZE.
 
-RUNS is JSON: a list of the arguments of `train` beside OUT, trained one after the other. Under `accelerate launch` with
-a DeepSpeed file, or with its variables in the environment, DeepSpeed trains them.
+RUNS is JSON: a list of the arguments of `train` beside OUT, trained one after the other.
 """
 
 import json
-import os
-import signal
 import sys
 from pathlib import Path
 
@@ -31,24 +28,10 @@ def make_accelerator(fsdp, precision):
         if precision != "no":
             accelerator.state.fsdp_plugin.set_mixed_precision(precision)
         accelerator.state.distributed_type = DistributedType.FSDP
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        # ZeRO 3 leaves parameters of fewer than 100,000 numbers whole; all of ours have fewer.
-        zero = accelerator.deepspeed_plugin.deepspeed_config["zero_optimization"]
-        zero["stage3_param_persistence_threshold"] = 0
     return accelerator
 
 
-class KillAfter(StopAfter):
-    """The process dies during the n-th step, as of a lost node: nothing is saved, nothing is said."""
-
-    @property
-    def requested(self):
-        if super().requested:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return False
-
-
-def train(out, name, values, fsdp=None, precision="no", stop_after=None, kill_after=None, poisoned_steps=()):
+def train(out, name, values, fsdp=None, precision="no", stop_after=None, poisoned_steps=()):
     """Train one run; what ends in `_after` or is poisoned happens to the second process only."""
     config = tiny_config(values=values)
     accelerator = make_accelerator(fsdp, precision)
@@ -61,8 +44,6 @@ def train(out, name, values, fsdp=None, precision="no", stop_after=None, kill_af
     stop = StopRequest()
     if is_second and stop_after is not None:
         stop = StopAfter(stop_after)
-    if is_second and kill_after is not None:
-        stop = KillAfter(kill_after)
     trainer = Trainer(config, run, build_parts(config, dataset.num_classes), dataset, accelerator, stop)
     if is_second:
         poison_images(trainer, set(poisoned_steps))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from simflow_plugin.evaluation.analysis import Analysis, strip_pixels
+from simflow_plugin.evaluation.analysis import Analysis
+from simflow_plugin.evaluation.drawing import to_uint8
 from simflow_plugin.evaluation.report.grids import image_grid, png_bytes
 from simflow_plugin.evaluation.report.html import Cell, Figure, Part, Section, Table, Text, write_report
 from simflow_plugin.evaluation.report.metric_names import metric_name
 from simflow_plugin.evaluation.report.plots import Curve, plot_panels
+from simflow_plugin.files import write_text_atomically
 from simflow_plugin.runs.loaded_run import LoadedRun
-from simflow_plugin.runs.run_directory import write_text_atomically
 
 STATISTICS = {
     "spectral_entropy": "spectral entropy (1 = flat)",
@@ -31,11 +32,10 @@ def write_analysis(loaded: LoadedRun, analysis: Analysis) -> Path:
         figures = [part for part in section.parts if isinstance(part, Figure)]
         for number, figure in enumerate(figures):
             (folder / f"{section.anchor}{f'_{number + 1}' if number else ''}.png").write_bytes(figure.png)
-    weights = "averaged (EMA)" if loaded.averaged else "last training"
     config = loaded.config
     subtitle = (
         f"{config.data.name}, {config.image_size} x {config.image_size} pixels, held-out images; "
-        f"step {loaded.checkpoint.step:,}, {weights} weights"
+        f"step {loaded.checkpoint.step:,}, {loaded.weights_name} weights, computed in {analysis.precision}"
     )
     path = folder / "analysis.html"
     write_report(path, f"Analysis: {config.name}", sections, subtitle)
@@ -93,7 +93,7 @@ def _robustness(analysis: Analysis) -> Figure:
 def _strips(analysis: Analysis) -> Part:
     if analysis.strips.shape[0] == 0:
         return Text("Too few images for a pair.")
-    picture = image_grid(strip_pixels(analysis.strips), analysis.strips.shape[1])
+    picture = image_grid(to_uint8(analysis.strips.flatten(0, 1)).numpy(), analysis.strips.shape[1])
     return Figure(
         png_bytes(picture), "Straight lines between the posterior means of two held-out images.", "pixels"
     )

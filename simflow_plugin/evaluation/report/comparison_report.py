@@ -1,14 +1,17 @@
-"""A comparison of runs as one HTML page and one Markdown table."""
+"""A comparison of runs as one HTML page, one Markdown table and one JSON file."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from simflow_plugin.evaluation.comparison import ComparedRun, seconds_at
-from simflow_plugin.evaluation.measured import Measured
+from simflow_plugin.evaluation.drawing import class_labels
 from simflow_plugin.evaluation.report.grids import image_grid, png_bytes
 from simflow_plugin.evaluation.report.html import (
     Cell,
@@ -23,7 +26,8 @@ from simflow_plugin.evaluation.report.html import (
 from simflow_plugin.evaluation.report.metric_names import in_order, metric_cell, metric_name
 from simflow_plugin.evaluation.report.plots import Curve, plot_panels, plot_terms
 from simflow_plugin.evaluation.report.published import published_tables
-from simflow_plugin.runs.run_directory import write_text_atomically
+from simflow_plugin.evaluation.result import Measured
+from simflow_plugin.files import write_text_atomically
 
 UNCOMPARABLE = "of each run's own latent space: not to be compared between autoencoders"
 SHARED_TERMS = ("nll", "denoising", "alignment", "l1", "l2", "lpips")
@@ -32,7 +36,7 @@ SHARED_TERMS = ("nll", "denoising", "alignment", "l1", "l2", "lpips")
 def write_comparison(
     runs: Sequence[ComparedRun], problems: Sequence[str], folder: Path, per_class: int
 ) -> Path:
-    """Write comparison.html and comparison.md, and return the page's path.
+    """Write comparison.html, comparison.md and comparison.json, and return the page's path.
 
     Args:
         runs: with costs and samples.
@@ -66,15 +70,27 @@ def write_comparison(
     tables = (metrics, costs, *published_tables())
     text = "\n\n".join([f"# Comparison: {names}", *parts, *map(to_markdown, tables)])
     write_text_atomically(folder / "comparison.md", text + "\n")
+    document = {"runs": {run.name: _to_json(run) for run in runs}, "problems": list(problems)}
+    write_text_atomically(folder / "comparison.json", json.dumps(document, indent=1) + "\n")
     return page
 
 
+def _to_json(run: ComparedRun) -> dict[str, Any]:
+    return {
+        "settings": run.setting,
+        "metrics": {name: number.to_json() for name, number in run.metrics.items()},
+        "cost": None if run.cost is None else asdict(run.cost),
+        "notes": run.notes,
+    }
+
+
 def provenance(runs: Sequence[ComparedRun]) -> str:
-    """Return which weights and guidance stand behind each column."""
+    """Return weights, guidance and precision of each column."""
     each = []
     for run in runs:
         guidance = f", guidance {run.setting['guidance']:g}" if run.loaded.model is not None else ""
-        each.append(f"{run.name}: step {run.loaded.checkpoint.step:,}{guidance}")
+        step = f"step {run.loaded.checkpoint.step:,}"
+        each.append(f"{run.name}: {step}{guidance}, computed in {run.setting['precision']}")
     return "Averaged (EMA) weights, held-out images. " + "; ".join(each) + "."
 
 
@@ -94,8 +110,9 @@ def metrics_table(runs: Sequence[ComparedRun], problems: Sequence[str]) -> Table
         uncomparable = UNCOMPARABLE if key == "latent_bits_per_dim" else ""
         rows.append((metric_name(key).heading, *cells, Cell("", uncomparable or ("" if differs else on))))
     note = (
-        "Small print: 95 % intervals by bootstrap, over blocks or over seeds. Bold: best, beyond the intervals; "
-        "what has none, as FID from one seed, has no bold number."
+        "Small print: 95 % intervals by bootstrap, over blocks or over seeds; a Monte-Carlo error is one standard "
+        "error of other posterior draws for the same images. Bold: best, beyond the intervals; what has none, as FID "
+        "from one seed, has no bold number."
     )
     return Table(("metric", *(run.name for run in runs), "measured on"), tuple(rows), "", (note,))
 
@@ -211,8 +228,8 @@ def _points(run: ComparedRun, key: str, x: str) -> dict[float, float]:
     found: dict[float, list[float]] = {}
     for evaluation in run.evaluations:
         settings = evaluation.settings
-        wanted = {**run.setting, "weights": "EMA"}
-        if key in evaluation.metrics and all(settings[k] == value for k, value in wanted.items()):
+        is_alike = all(settings[k] == run.setting[k] for k in ("weights", "guidance", "sampling"))
+        if key in evaluation.metrics and is_alike:
             at = settings["step"] if x == "step" else seconds_at(run.rows, settings["step"])
             if at is not None:
                 found.setdefault(float(at), []).append(evaluation.metrics[key].value)
@@ -226,19 +243,18 @@ def _grids(runs: Sequence[ComparedRun], per_class: int) -> list[Part]:
         return []
     parts: list[Part] = []
     labelled = all(run.loaded.num_classes is not None for run in drawn)
-    count = min(len(run.samples) for run in drawn if run.samples is not None)
+    count = min(len(run.indices) for run in drawn)
     width = count // per_class
     for block in range(per_class):
         rows = slice(block * width, (block + 1) * width)
         images = [run.samples[rows] for run in drawn if run.samples is not None]
         if len({part.shape for part in images}) > 1:
             return [Text("Samples of different resolutions are not shown side by side.", is_warning=True)]
-        names = [str(index % (drawn[0].loaded.num_classes or 1)) for index in range(rows.start, rows.stop)]
-        columns = names if labelled else None
+        indices = drawn[0].indices[rows]
+        classes = class_labels(indices, drawn[0].loaded.num_classes).tolist()
+        columns = list(map(str, classes)) if labelled else None
         picture = image_grid(np.concatenate(images), width, [run.name for run in drawn], columns)
         what = "class on top, same" if labelled else "same"
-        caption = (
-            f"Noise indices {rows.start} to {rows.stop - 1}: {what} noise index in a column, not chosen."
-        )
+        caption = f"Noise indices {indices[0]} to {indices[-1]}: {what} noise index in a column, not chosen."
         parts.append(Figure(png_bytes(picture), caption, "pixels"))
     return parts

@@ -118,19 +118,6 @@ def reconstruction_grid(
     return image_grid(np.concatenate(rows), num_columns, ["original", "reconstruction"] * len(starts))
 
 
-def class_rows(images: NDArray[np.uint8], labels: NDArray[np.integer], per_class: int) -> NDArray[np.uint8]:
-    """Return the first `per_class` images of each class, class by class; classes with fewer are left out.
-
-    Args:
-        images: (N, H, W, 3).
-        labels: (N,).
-    """
-    images, labels = np.asarray(images), np.asarray(labels)
-    members = [np.flatnonzero(labels == label)[:per_class] for label in np.unique(labels)]
-    rows = [indices for indices in members if len(indices) == per_class]
-    return images[np.concatenate(rows)] if rows else images[:0]
-
-
 def png_bytes(image: Image.Image) -> bytes:
     """Return the image as the bytes of a PNG file."""
     buffer = io.BytesIO()

@@ -6,7 +6,6 @@ Readable on a phone, in the dark and on paper; whatever text it shows is escaped
 from __future__ import annotations
 
 import base64
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import Any, Literal
 import jinja2
 
 from simflow_plugin import __version__
+from simflow_plugin.files import write_text_atomically
 
 TEMPLATE_FOLDER = Path(__file__).resolve().parent
 
@@ -145,9 +145,7 @@ def write_report(path: Path, title: str, sections: Sequence[Section], subtitle: 
         sections: in order.
         subtitle: one line below the title: what was run on what.
     """
-    aside = path.with_name(f".{path.name}.writing")
-    aside.write_text(render_report(title, sections, subtitle), encoding="utf-8")
-    os.replace(aside, path)
+    write_text_atomically(path, render_report(title, sections, subtitle))
 
 
 def render_report(title: str, sections: Sequence[Section], subtitle: str = "") -> str:

@@ -1,17 +1,17 @@
-"""How metrics are called and written in tables: full name, better direction, digits."""
+"""Names of metrics in tables: title, better direction, digits."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from simflow_plugin.evaluation.measured import Measured
 from simflow_plugin.evaluation.report.html import Cell, Table
+from simflow_plugin.evaluation.result import Measured
 
 
 @dataclass(frozen=True)
 class MetricName:
-    """How one metric is shown.
+    """Title and format of one metric.
 
     Args:
         title: of its row.
@@ -59,6 +59,12 @@ FAMILIES = {
 }
 
 
+INTERVALS_NOTE = (
+    "Intervals are 95 %. A Monte-Carlo error is one standard error of other posterior draws for the same images; an "
+    "interval over images holds it too."
+)
+
+
 def metric_name(key: str) -> MetricName:
     """Return how the metric `key` is shown; `fd_<extractor>` and its like are named with their extractor."""
     if key in NAMES:
@@ -98,11 +104,17 @@ def format_interval(key: str, number: Measured) -> str:
     return f"{number.low:{form}} to {number.high:{form}}"
 
 
+def format_draws_error(number: Measured) -> str:
+    """Return `Monte-Carlo error` and its first two digits, or nothing."""
+    return "" if number.draws_error is None else f"Monte-Carlo error {number.draws_error:.2g}"
+
+
 def metric_cell(key: str, number: Measured | None, is_best: bool = False) -> Cell:
     """Return a table cell: the value, below it the interval, and the warning if there is one."""
     if number is None:
         return Cell("—")
-    note = "; ".join(filter(None, (format_interval(key, number), number.warning)))
+    small_print = (format_interval(key, number), format_draws_error(number), number.warning)
+    note = "; ".join(filter(None, small_print))
     return Cell(
         format_value(key, number), note, "warning" if number.warning else "best" if is_best else "none"
     )
@@ -114,7 +126,7 @@ def metrics_table(metrics: Mapping[str, Measured], caption: str = "") -> Table:
         (metric_name(key).heading, metric_cell(key, metrics[key]), Cell("", _measured_on(metrics[key])))
         for key in in_order(metrics)
     )
-    return Table(("metric", "value", "measured on"), rows, caption, ("Intervals are 95 %.",))
+    return Table(("metric", "value", "measured on"), rows, caption, (INTERVALS_NOTE,))
 
 
 def _measured_on(number: Measured) -> str:

@@ -24,14 +24,15 @@ NOT_LOSSES = frozenset(
     {
         "step",
         "seconds",
-        "lr",
         "images_per_second",
-        "skipped_steps",
         "latent_mean",
         "latent_std",
         "latent_dead",
+        "signal_to_noise",
+        "nll_floor",
     }
 )
+NOT_LOSS_PREFIXES = ("lr_", "grad_norm_", "zero_gradient_steps_", "skipped_")
 TERM_LABELS = {
     "loss": "loss (weighted sum)",
     "nll": "NLL (nats / latent dim)",
@@ -65,7 +66,7 @@ def plot_terms(
     """
     if terms is None:
         terms = list(dict.fromkeys(key for rows in rows_by_run.values() for row in rows for key in row))
-        terms = [term for term in terms if term not in NOT_LOSSES and not term.startswith("grad_norm_")]
+        terms = [t for t in terms if t not in NOT_LOSSES and not t.startswith(NOT_LOSS_PREFIXES)]
     panels = {TERM_LABELS.get(t, t.replace("_", " ")): _curves(rows_by_run, x, t) for t in terms}
     panels = {title: curves for title, curves in panels.items() if curves}
     return plot_panels(panels, X_LABELS.get(x, x)) if panels else None

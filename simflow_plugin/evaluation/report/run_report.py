@@ -1,12 +1,23 @@
-"""The one-page report of a run: key numbers, samples, reconstructions, curves, configuration."""
+"""Pages of one run: evaluation.html beside an evaluation's numbers, and report.html with its training too.
+
+report.html and summary.json show the evaluation of the run's last step with its own settings. `simflow evaluate` writes
+them anew after measuring that, so that they never show another number than the evaluation does.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import torch
-from torch import Tensor
 
 from simflow_plugin.config.schema import RunConfig
-from simflow_plugin.evaluation.report.grids import class_rows, image_grid, png_bytes, reconstruction_grid
+from simflow_plugin.errors import EvaluationError
+from simflow_plugin.evaluation.drawing import grid_indices, to_uint8
+from simflow_plugin.evaluation.evaluator import RunEvaluator
+from simflow_plugin.evaluation.held_out import HeldOut, reconstruct
+from simflow_plugin.evaluation.report.grids import image_grid, png_bytes, reconstruction_grid
 from simflow_plugin.evaluation.report.html import (
     Collapsible,
     Figure,
@@ -18,156 +29,186 @@ from simflow_plugin.evaluation.report.html import (
     Tiles,
     write_report,
 )
+from simflow_plugin.evaluation.report.metric_names import (
+    format_draws_error,
+    format_interval,
+    format_value,
+    in_order,
+    metric_name,
+    metrics_table,
+)
 from simflow_plugin.evaluation.report.plots import plot_terms
-from simflow_plugin.evaluation.report.summary import RunMeasurement, measure_run, write_summary
+from simflow_plugin.evaluation.report.summary import training_numbers, write_summary
+from simflow_plugin.evaluation.request import EvaluationRequest
+from simflow_plugin.evaluation.result import Evaluation
+from simflow_plugin.evaluation.sample_shards import SampleShards
 from simflow_plugin.runs.loaded_run import LoadedRun, load_run
-from simflow_plugin.runs.parts import build_dataset
 from simflow_plugin.runs.run_directory import RunDirectory
 
 PER_CLASS = 12
+NUM_RECONSTRUCTIONS = 20
+TILES = ("class_agreement", "diversity_ratio", "psnr", "latent_bits_per_dim")
+PRINTED = (
+    "class_agreement",
+    "class_agreement_real",
+    "diversity_ratio",
+    "psnr",
+    "bits_per_dim",
+    "train_seconds",
+)
 
 
-def summarize_and_report(run: RunDirectory, device: torch.device | str | None = None) -> RunMeasurement:
-    """Measure a trained run, and write its summary.json and report.html."""
+def evaluate_after_training(run: RunDirectory, device: torch.device | str | None = None) -> Evaluation:
+    """Measure a trained run as its configuration says, and write its summary and pages."""
     loaded = load_run(run.path, device)
-    measurement = measure_run(loaded)
-    write_summary(loaded, measurement)
-    write_run_report(loaded, measurement)
-    print(_one_line(measurement), flush=True)
-    return measurement
+    request = EvaluationRequest.after_training(loaded.config)
+    evaluator = RunEvaluator(loaded, request, needs_judge=False)
+    evaluator.make_samples()
+    evaluation = evaluator.measure()
+    write_evaluation_page(evaluator, evaluation)
+    numbers = write_run_report(evaluator, evaluation)
+    print("  ".join(f"{key} {numbers[key]:.4g}" for key in PRINTED if key in numbers), flush=True)
+    return evaluation
 
 
-def write_run_report(loaded: LoadedRun, measurement: RunMeasurement) -> None:
-    """Write report.html from a measurement."""
-    config = loaded.config
+def write_evaluation_page(evaluator: RunEvaluator, evaluation: Evaluation) -> Path:
+    """Write evaluation.html beside the result, and return its path."""
+    path = evaluation.folder / "evaluation.html"
+    sections = [*_measured(evaluator.loaded, evaluation), _configuration(evaluator.config)]
+    _write(path, f"Evaluation: {evaluator.config.name}", sections, evaluator.loaded)
+    return path
+
+
+def write_run_report(evaluator: RunEvaluator, evaluation: Evaluation) -> dict[str, Any]:
+    """Write summary.json and report.html from the run's own evaluation; return the content of summary.json."""
+    loaded, config = evaluator.loaded, evaluator.config
     sections = [
-        Section("", (Tiles(tuple(_tiles(measurement))), *_judge_table(measurement))),
-        Section("Samples", tuple(_samples(loaded, measurement))),
-        Section("Reconstructions", tuple(_reconstructions(measurement))),
+        Section("", (Tiles(tuple(_tiles(loaded, evaluation))),)),
+        *_measured(loaded, evaluation),
+        Section("Reconstructions", (_reconstructions(evaluator),)),
         Section("Training", tuple(_curves(loaded))),
-        Section("Configuration", (Collapsible("Resolved configuration", config.to_yaml()),)),
+        _configuration(config),
     ]
+    _write(loaded.directory.report_file, f"Run: {config.name}", sections, loaded)
+    return write_summary(loaded, evaluation)
+
+
+def provenance(evaluation: Evaluation) -> str:
+    """Return which weights were evaluated how, in one sentence."""
+    settings = evaluation.settings
+    weights = {"EMA": "averaged (EMA)", "last": "last training"}[settings["weights"]]
+    sampling = ", ".join(f"{key} {value}" for key, value in settings["sampling"].items())
+    return (
+        f"Step {settings['step']:,}, {weights} weights, guidance {settings['guidance']:g}, noise seed "
+        f"{settings['seed']}, computed in {settings['precision']}{', sampler: ' + sampling if sampling else ''}."
+    )
+
+
+def terminal_lines(evaluation: Evaluation) -> list[str]:
+    """Return the result as aligned lines."""
+    rows = [
+        (metric_name(key).heading, format_value(key, number), format_interval(key, number), number.warning)
+        for key, number in ((key, evaluation.metrics[key]) for key in in_order(evaluation.metrics))
+    ]
+    widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
+    lines = [provenance(evaluation)]
+    for title, value, interval, warning in rows:
+        line = f"{title:<{widths[0]}}  {value:>{widths[1]}}  {interval:<{widths[2]}}"
+        lines.append(f"{line}  ! {warning}" if warning else line.rstrip())
+    return lines + list(evaluation.notes)
+
+
+def _write(path: Path, title: str, sections: list[Section], loaded: LoadedRun) -> None:
+    config = loaded.config
     name = config.model.name if config.model is not None else "autoencoder alone"
     subtitle = (
         f"{name} on {config.data.name}, {config.image_size} x {config.image_size} pixels, "
         f"{loaded.checkpoint.step} steps of {config.training.batch_size} images, seed {config.seed}; "
-        f"{measurement.numbers['weights']} weights, held-out images"
+        f"{loaded.weights_name} weights, held-out images"
     )
-    shown = [section for section in sections if section.parts]
-    write_report(loaded.directory.report_file, f"Run: {config.name}", shown, subtitle)
+    write_report(path, title, sections, subtitle)
 
 
-def _tiles(measurement: RunMeasurement) -> list[NumberTile]:
-    n = measurement.numbers
+def _configuration(config: RunConfig) -> Section:
+    return Section("Configuration", (Collapsible("Resolved configuration", config.to_yaml()),))
+
+
+def _measured(loaded: LoadedRun, evaluation: Evaluation) -> list[Section]:
+    sections = [Section("Metrics", tuple(_metrics(evaluation)))]
+    if "num_samples" in evaluation.details:
+        sections.append(Section("Samples", (_samples(loaded, evaluation),)))
+    return sections
+
+
+def _tiles(loaded: LoadedRun, evaluation: Evaluation) -> list[NumberTile]:
     tiles = []
-    if "class_agreement" in n:
-        note = f"{n['num_samples']} samples, guidance {n['guidance']:g}; real held-out {n['class_agreement_real']:.1%}"
-        tiles.append(NumberTile("class agreement", f"{n['class_agreement']:.1%}", note))
-        tiles.append(
-            NumberTile("diversity ratio", f"{n['diversity_ratio']:.2f}", "samples to real, within a class")
-        )
-    if "psnr" in n:
-        tiles.append(
-            NumberTile("PSNR", f"{n['psnr']:.2f} dB", f"{n['num_held_out']} held-out images, posterior mean")
-        )
-    if "bits_per_dim" in n:
-        tiles.append(
-            NumberTile(
-                "bits per dim",
-                f"{n['bits_per_dim']:.3f}",
-                f"of the {n['bits_per_dim_of']}, {n['latent_dims']} dims",
-            )
-        )
-    tiles.append(
-        NumberTile(
-            "training", f"{n['train_seconds']:.0f} s", f"{n['images_per_second']:.0f} images per second"
-        )
-    )
-    return tiles
+    for key in TILES:
+        if key in evaluation.metrics:
+            number = evaluation.metrics[key]
+            note = ", ".join(filter(None, (number.on.split(", ")[0], format_draws_error(number))))
+            tiles.append(NumberTile(metric_name(key).title, format_value(key, number), note))
+    cost = training_numbers(loaded)
+    rate = f"{cost['images_per_second']:.0f} images per second"
+    return [*tiles, NumberTile("training", f"{cost['train_seconds']:.0f} s", rate)]
 
 
-def _judge_table(measurement: RunMeasurement) -> list[Part]:
-    judgement = measurement.judgement
-    if "judge_error" in measurement.numbers:
-        return [Text(f"The judge could not judge: {measurement.numbers['judge_error']}", is_warning=True)]
-    if judgement is None:
-        return []
-    classes = sorted(judgement.agreement_by_class)
+def _metrics(evaluation: Evaluation) -> list[Part]:
+    parts: list[Part] = [Text(provenance(evaluation))]
+    if evaluation.metrics:
+        parts.append(metrics_table(evaluation.metrics))
+    parts += [Text(note, is_warning=note.startswith("not judged")) for note in evaluation.notes]
+    judgement = evaluation.details.get("judgement")
+    return parts if judgement is None else [*parts, _judge_table(judgement)]
+
+
+def _judge_table(judgement: dict[str, Any]) -> Table:
+    agreement, diversity = judgement["agreement_by_class"], judgement["diversity_by_class"]
+    classes = sorted(agreement, key=int)
     rows = (
-        ("agreement", *(f"{judgement.agreement_by_class[c]:.0%}" for c in classes)),
-        ("diversity ratio", *(f"{judgement.diversity_by_class.get(c, float('nan')):.2f}" for c in classes)),
+        ("agreement", *(f"{agreement[c]:.0%}" for c in classes)),
+        ("diversity ratio", *(f"{diversity.get(c, float('nan')):.2f}" for c in classes)),
     )
     notes = (
-        f"The judge is {judgement.judge}; it gives {judgement.class_agreement_real:.1%} of the real held-out images "
-        "here their own class.",
+        f"The judge is {judgement['judge']}; it gives {judgement['class_agreement_real']:.1%} of the real held-out "
+        "images here their own class.",
         "Diversity ratio: mean pairwise pixel distance within a class, samples to real images. "
         "1 is as diverse as the data; guidance that collapses a class shows as a ratio near 0.",
     )
-    return [Table(("class", *map(str, classes)), rows, "By class", notes)]
+    return Table(("class", *classes), rows, "By class", notes)
 
 
-def _samples(loaded: LoadedRun, measurement: RunMeasurement) -> list[Part]:
-    if measurement.samples is None or measurement.labels is None:
-        return []
-    guidance = measurement.numbers["guidance"]
-    per_class = min(PER_CLASS, len(measurement.samples) // (loaded.num_classes or 1))
-    if loaded.num_classes is None or per_class == 0:
-        picture = image_grid(_array(measurement.samples[: 10 * PER_CLASS]), PER_CLASS)
-        caption = "Samples 0, 1, 2, ...: the first ones, not chosen."
-    else:
-        labels = measurement.labels.numpy()
-        grid = class_rows(_array(measurement.samples), labels, per_class)
-        num_rows = len(grid) // per_class
-        picture = image_grid(grid, per_class, _class_names(loaded.config, num_rows))
-        caption = f"A row is a class, guidance {guidance:g}. The first samples of each class, not chosen."
-    return [Figure(png_bytes(picture), caption, "pixels")]
+def _samples(loaded: LoadedRun, evaluation: Evaluation) -> Part:
+    classes, shards = loaded.num_classes, SampleShards(evaluation.folder, evaluation.details["num_samples"])
+    per_class = min(PER_CLASS, shards.num_samples // (classes or 1))
+    names: list[str] | None = None
+    indices = list(range(min(10 * PER_CLASS, shards.num_samples)))
+    caption = "Samples 0, 1, 2, ...: the first ones, not chosen."
+    if classes is not None and per_class > 0:
+        by_class = np.array(grid_indices(classes, per_class)).reshape(per_class, -1).T
+        names = (loaded.class_names or list(map(str, range(classes))))[: len(by_class)]
+        indices = by_class.ravel().tolist()
+        caption = "A row is a class. The first samples of each class, not chosen."
+    try:
+        images = shards.images(indices)
+    except EvaluationError as error:  # of an earlier evaluation, and removed since
+        return Text(f"The samples are not shown: {error}")
+    return Figure(png_bytes(image_grid(images, per_class if names else PER_CLASS, names)), caption, "pixels")
 
 
-def _class_names(config: RunConfig, count: int) -> list[str]:
-    names = build_dataset(config, "test").class_names or [str(label) for label in range(count)]
-    return list(names[:count])
-
-
-def _reconstructions(measurement: RunMeasurement) -> list[Part]:
-    if measurement.originals is None or measurement.reconstructions is None:
-        return []
-    picture = reconstruction_grid(_array(measurement.originals), _array(measurement.reconstructions))
-    return [
-        Figure(
-            png_bytes(picture),
-            "Held-out images above, their reconstructions from the posterior mean below.",
-            "pixels",
-        )
-    ]
+def _reconstructions(evaluator: RunEvaluator) -> Figure:
+    count = min(NUM_RECONSTRUCTIONS, len(evaluator.test))
+    (batch,) = HeldOut(evaluator.test, "", count, count).batches()
+    decoded = reconstruct(evaluator.loaded, batch.images.to(evaluator.loaded.device))
+    originals, reconstructions = (to_uint8(images).cpu().numpy() for images in (batch.images, decoded))
+    caption = "Held-out images above, their reconstructions from the posterior mean below."
+    return Figure(png_bytes(reconstruction_grid(originals, reconstructions)), caption, "pixels")
 
 
 def _curves(loaded: LoadedRun) -> list[Part]:
     plot = plot_terms({loaded.config.name: loaded.directory.read_metrics()})
     if plot is None:
         return [Text("The run logged no losses.")]
-    parts: list[Part] = [
-        Figure(plot, "Means over the steps between two log lines; reconstruction terms with their weights.")
-    ]
+    caption = "Means over the steps between two log lines; reconstruction terms with their weights."
     skipped = loaded.checkpoint.state["skipped_steps"]
-    if skipped:
-        parts.append(
-            Text(f"{skipped} steps were skipped because a loss or gradient was not finite.", is_warning=True)
-        )
-    return parts
-
-
-def _array(images: Tensor):  # type: ignore[no-untyped-def]
-    return images.cpu().numpy()
-
-
-def _one_line(measurement: RunMeasurement) -> str:
-    keys = (
-        "class_agreement",
-        "class_agreement_real",
-        "diversity_ratio",
-        "psnr",
-        "bits_per_dim",
-        "train_seconds",
-    )
-    shown = [f"{key} {measurement.numbers[key]:.4g}" for key in keys if key in measurement.numbers]
-    return "  ".join(shown)
+    text = f"{skipped} steps were skipped because a loss or gradient was not finite."
+    return [Figure(plot, caption), *([Text(text, is_warning=True)] if skipped else [])]

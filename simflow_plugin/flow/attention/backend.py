@@ -39,5 +39,4 @@ def build_attention(name: str, context: AttentionContext) -> AttentionBackend:
     Raises:
         RegistryError: for an unknown name, listing the known ones.
     """
-    factory = ATTENTION.get(name)
-    return factory(factory.Options(), context)
+    return ATTENTION.get(name)(context)

@@ -12,7 +12,6 @@ from simflow_plugin.errors import ConfigError
 from simflow_plugin.flow.attention.backend import AttentionContext
 from simflow_plugin.flow.attention.sdpa import SdpaAttention
 from simflow_plugin.flow.attention.xformers import XformersAttention
-from simflow_plugin.options import Options as BaseOptions
 from simflow_plugin.registry import ATTENTION
 
 logger = logging.getLogger(__name__)
@@ -22,16 +21,12 @@ logger = logging.getLogger(__name__)
 class AutoAttention:
     """See `AttentionBackend`. CPU tensors always go to sdpa, since a flow may be built before it is moved."""
 
-    class Options(BaseOptions):
-        pass
-
-    def __init__(self, options: Options, context: AttentionContext) -> None:
-        del options
-        self.sdpa = SdpaAttention(SdpaAttention.Options(), context)
+    def __init__(self, context: AttentionContext) -> None:
+        self.sdpa = SdpaAttention(context)
         self.xformers: XformersAttention | None = None
         reason = why_not_xformers(context)
         if reason is None:
-            self.xformers = XformersAttention(XformersAttention.Options(), context)
+            self.xformers = XformersAttention(context)
         _say("xformers" if reason is None else "sdpa", reason or "its build works on this CUDA device")
 
     def __call__(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -44,7 +39,7 @@ def why_not_xformers(context: AttentionContext) -> str | None:
     if not torch.cuda.is_available():
         return "there is no CUDA device"
     try:
-        backend = XformersAttention(XformersAttention.Options(), context)
+        backend = XformersAttention(context)
         probe = torch.zeros(1, 1, 2, context.head_dim, device="cuda", dtype=torch.float16)
         backend(probe, probe, probe)
     except ConfigError as error:

@@ -7,7 +7,6 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from simflow_plugin.flow.attention.backend import AttentionContext
-from simflow_plugin.options import Options as BaseOptions
 from simflow_plugin.registry import ATTENTION
 
 
@@ -15,11 +14,8 @@ from simflow_plugin.registry import ATTENTION
 class SdpaAttention:
     """See `AttentionBackend`."""
 
-    class Options(BaseOptions):
-        pass
-
-    def __init__(self, options: Options, context: AttentionContext) -> None:
-        del options, context  # torch picks its kernel by itself
+    def __init__(self, context: AttentionContext) -> None:
+        del context  # torch picks its kernel by itself
 
     def __call__(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         if is_slow_half(queries):

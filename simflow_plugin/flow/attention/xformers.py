@@ -12,7 +12,6 @@ from torch import Tensor
 
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.flow.attention.backend import AttentionContext
-from simflow_plugin.options import Options as BaseOptions
 from simflow_plugin.registry import ATTENTION
 
 
@@ -24,11 +23,8 @@ class XformersAttention:
         ConfigError: if xformers is not installed or does not load.
     """
 
-    class Options(BaseOptions):
-        pass
-
-    def __init__(self, options: Options, context: AttentionContext) -> None:
-        del options, context
+    def __init__(self, context: AttentionContext) -> None:
+        del context
         self._ops = load_xformers()
 
     def __call__(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:

@@ -87,7 +87,7 @@ class Step {
   }
 
   void run_layer(const LayerParts& layer) {
-    normalize_all(layer.attention_norm);
+    normalize_all(layer.attention_norm, layer.attention_modulation);
     for_each_output(team_, layer.qkv, normed_, sizes_.hidden_stride, sizes_.rows,
                     [&](int64_t row, int64_t column, Vec values) {
                       store(heads_ + row * sizes_.heads_stride + column, values);
@@ -97,22 +97,25 @@ class Step {
     for (int64_t task = tasks.begin; task < tasks.end; ++task)
       attend(layer, task / block_.key_heads, task % block_.key_heads);
 #pragma omp barrier
-    add(layer.proj, layer.attention_post_norm, attended_, sizes_.attended_stride);
-    normalize_all(layer.mlp_norm);
+    add(layer.proj, layer.attention_post_norm, layer.attention_modulation, attended_, sizes_.attended_stride);
+    normalize_all(layer.mlp_norm, layer.mlp_modulation);
     activate(layer);
 #pragma omp barrier
-    add(layer.down, layer.mlp_post_norm, inner_, sizes_.inner_stride);
+    add(layer.down, layer.mlp_post_norm, layer.mlp_modulation, inner_, sizes_.inner_stride);
   }
 
   // Every thread normalises all rows for itself: cheaper than to wait for each other once more.
-  void normalize_all(const Norm& norm) {
-    for (int64_t row = 0; row < block_.rows; ++row)
-      normalize(norm, hidden_ + row * sizes_.hidden_stride, normed_ + row * sizes_.hidden_stride, block_.width);
+  void normalize_all(const Norm& norm, const Modulation& modulation = {}) {
+    for (int64_t row = 0; row < block_.rows; ++row) {
+      float* result = normed_ + row * sizes_.hidden_stride;
+      normalize(norm, hidden_ + row * sizes_.hidden_stride, result, block_.width);
+      if (modulation.scale) modulate(modulation, row, result, block_.width);
+    }
   }
 
-  // hidden += post_norm(map(x)); ends with a barrier.
-  void add(const LinearMap& map, const Norm& post_norm, const float* x, int64_t stride) {
-    if (post_norm.kind == kNoNorm) {
+  // hidden += gate post_norm(map(x)); ends with a barrier.
+  void add(const LinearMap& map, const Norm& post_norm, const Modulation& modulation, const float* x, int64_t stride) {
+    if (post_norm.kind == kNoNorm && !modulation.gate) {
       for_each_output(team_, map, x, stride, sizes_.rows, [&](int64_t row, int64_t column, Vec values) {
         float* to = hidden_ + row * sizes_.hidden_stride + column;
         store(to, load(to) + values);
@@ -128,8 +131,9 @@ class Step {
     for (int64_t row = rows.begin; row < rows.end; ++row) {
       float* update = update_ + row * sizes_.hidden_stride;
       float* hidden = hidden_ + row * sizes_.hidden_stride;
-      normalize(post_norm, update, update, block_.width);
-      for (int64_t i = 0; i < block_.width; ++i) hidden[i] += update[i];
+      if (post_norm.kind != kNoNorm) normalize(post_norm, update, update, block_.width);
+      const float* gate = modulation.gate ? modulation.gate + row * block_.width : nullptr;
+      for (int64_t i = 0; i < block_.width; ++i) hidden[i] += gate ? gate[i] * update[i] : update[i];
     }
 #pragma omp barrier
   }

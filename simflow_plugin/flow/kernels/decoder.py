@@ -9,14 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from simflow_plugin.flow import adaln
+from simflow_plugin.flow.adaln import AdaLN, LayerModulation
 from simflow_plugin.flow.attention.backend_choice import AutoAttention
 from simflow_plugin.flow.attention.sdpa import SdpaAttention
 from simflow_plugin.flow.block import FlowBlock
-from simflow_plugin.flow.conditioning import FeatureEmbedding, LabelEmbedding
+from simflow_plugin.flow.conditioning import Embedding, FeatureEmbedding, LabelEmbedding
 from simflow_plugin.flow.kernels.library import (
     BlockParts,
     LayerParts,
     LinearMap,
+    Modulation,
     Norm,
     find_library,
 )
@@ -41,6 +44,7 @@ KNOWN_MODULES = {
         RmsNorm,
         LabelEmbedding,
         FeatureEmbedding,
+        AdaLN,
     ),
     *(nn.ModuleList, nn.Linear, nn.LayerNorm, nn.GELU, nn.Identity),
 }
@@ -54,8 +58,6 @@ def why_not_native(block: FlowBlock, rows: int) -> str | None:
             return f"{name} ({type(module).__name__}) is not a plain module of a flow"
         if isinstance(module, nn.GELU) and module.approximate != "none":
             return f"{name} (GELU, approximate={module.approximate}) is not the exact one"
-        if isinstance(module, nn.LayerNorm | RmsNorm) and module.weight is None:
-            return f"{name} ({type(module).__name__}) has no weight"
         if isinstance(module, CausalAttention) and type(module.backend) not in (SdpaAttention, AutoAttention):
             return f"it is made for the attention backend sdpa, found {type(module.backend).__name__}"
     for name, parameter in block.named_parameters():
@@ -80,11 +82,11 @@ class Decoder:
         block: see `why_not_native`; it is not changed.
         cache: of the layers, (rows, key heads, S, d) each; read and written.
         rotation: complex (S, d / 2) of all positions, or None.
-        added: embedding (rows, 1, width) that every token gets, or None.
+        embedding: the condition of the rows.
     """
 
     def __init__(
-        self, block: FlowBlock, cache: Sequence[LayerCache], rotation: Tensor | None, added: Tensor | None
+        self, block: FlowBlock, cache: Sequence[LayerCache], rotation: Tensor | None, embedding: Embedding
     ) -> None:
         library = find_library()
         assert library is not None, "see why_not_native"
@@ -93,7 +95,11 @@ class Decoder:
         config = block.config
         rows, _, capacity, _ = cache[0].keys.shape
         padded_rows = _padded(rows, library.row_unit)
-        layers = [self._layer(layer, part) for layer, part in zip(block.layers, cache, strict=True)]  # type: ignore[arg-type]
+        layers = [
+            self._layer(layer, modulation, part)  # type: ignore[arg-type]
+            for (layer, modulation), part in zip(block.modulated_layers(embedding), cache, strict=True)
+        ]
+        added = embedding.added
         positions = block.position_rows(0, config.num_tokens)
         self._parts = BlockParts(
             rows=rows,
@@ -139,7 +145,7 @@ class Decoder:
         self._library.decode(self._reference, source, step, slot, target)
         return self._raw
 
-    def _layer(self, layer: Layer, cache: LayerCache) -> LayerParts:
+    def _layer(self, layer: Layer, vectors: LayerModulation | None, cache: LayerCache) -> LayerParts:
         attention, mlp = layer.attention, layer.mlp
         is_gated = isinstance(mlp.activation, GatedActivation)
         halves = mlp.up.weight.chunk(2) if is_gated else (mlp.up.weight,)
@@ -154,6 +160,8 @@ class Decoder:
             attention_post_norm=self._norm(layer.attention_post_norm),
             mlp_norm=self._norm(layer.mlp_norm),
             mlp_post_norm=self._norm(layer.mlp_post_norm),
+            attention_modulation=self._modulation(None if vectors is None else vectors.attention),
+            mlp_modulation=self._modulation(None if vectors is None else vectors.mlp),
             query_scale=None if attention.query_scale is None else self._keep(attention.query_scale),
             key_scale=None if attention.key_scale is None else self._keep(attention.key_scale),
             keys=self._keep(cache.keys),
@@ -176,7 +184,14 @@ class Decoder:
         assert isinstance(norm, nn.LayerNorm | nn.RMSNorm)
         is_layer = isinstance(norm, nn.LayerNorm)
         bias = self._keep(norm.bias) if isinstance(norm, nn.LayerNorm) and norm.bias is not None else None
-        return Norm(weight=self._keep(norm.weight), bias=bias, kind=1 if is_layer else 2, eps=norm.eps)
+        weight = None if norm.weight is None else self._keep(norm.weight)
+        return Norm(weight=weight, bias=bias, kind=1 if is_layer else 2, eps=norm.eps)
+
+    def _modulation(self, vectors: adaln.Modulation | None) -> Modulation:
+        if vectors is None:
+            return Modulation()
+        gate = None if vectors.gate is None else self._keep(vectors.gate)
+        return Modulation(shift=self._keep(vectors.shift), scale=self._keep(vectors.scale), gate=gate)
 
     def _keep(self, tensor: Tensor) -> int:
         """Keep a contiguous tensor alive; return its address, at which the library reads float32."""

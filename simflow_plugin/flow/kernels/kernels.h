@@ -94,6 +94,12 @@ inline void normalize(const Norm& norm, const float* x, float* result, int64_t w
   }
 }
 
+// values = values (1 + scale) + shift, by the vectors of this row.
+inline void modulate(const Modulation& modulation, int64_t row, float* values, int64_t width) {
+  const float *scale = modulation.scale + row * width, *shift = modulation.shift + row * width;
+  for (int64_t i = 0; i < width; ++i) values[i] = values[i] * (1 + scale[i]) + shift[i];
+}
+
 inline void turn(float* head, const float* rotation, int64_t head_dim) {
   for (int64_t i = 0; i < head_dim; i += 2) {
     const float even = head[i], odd = head[i + 1], cosine = rotation[i], sine = rotation[i + 1];

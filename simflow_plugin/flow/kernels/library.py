@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import logging
 import os
 import platform
@@ -16,8 +15,9 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
+
+from simflow_plugin.files import replacing, text_digest
 
 SOURCE = Path(__file__).with_name("decode.cpp")
 HEADERS = ("parts.h", "vectors.h", "kernels.h")
@@ -43,12 +43,19 @@ class Norm(ctypes.Structure):
     _fields_ = (("weight", Pointer), ("bias", Pointer), ("kind", Int), ("eps", ctypes.c_double))
 
 
+class Modulation(ctypes.Structure):
+    """`Modulation` of parts.h: adaLN's vectors, or none."""
+
+    _fields_ = (("shift", Pointer), ("scale", Pointer), ("gate", Pointer))
+
+
 class LayerParts(ctypes.Structure):
     """`LayerParts` of parts.h: weights and cache of one layer, by address."""
 
     _fields_ = (
         *((name, LinearMap) for name in ("qkv", "proj", "up", "value", "down")),
         *((name, Norm) for name in ("attention_norm", "attention_post_norm", "mlp_norm", "mlp_post_norm")),
+        *((name, Modulation) for name in ("attention_modulation", "mlp_modulation")),
         *((name, Pointer) for name in ("query_scale", "key_scale", "keys", "values")),
     )
 
@@ -155,7 +162,7 @@ def _key(compiler: list[str]) -> str:
     version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout
     source = "".join(SOURCE.with_name(name).read_text() for name in (SOURCE.name, *HEADERS))
     parts = (source, " ".join(FLAGS), " ".join(compiler), version, _processor())
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    return text_digest("\0".join(parts))
 
 
 def _processor() -> str:
@@ -167,10 +174,7 @@ def _processor() -> str:
 
 
 def _build(compiler: list[str], path: Path) -> None:
-    """Compile to a temporary name and rename: processes that build at the same time do not see half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        target = Path(folder) / path.name
-        command = [*compiler, *FLAGS, str(SOURCE), "-o", str(target)]
+    """Compile; processes that build at the same time do not see half a file."""
+    with replacing(path) as part:
+        command = [*compiler, *FLAGS, str(SOURCE), "-o", str(part)]
         subprocess.run(command, capture_output=True, text=True, check=True, timeout=BUILD_SECONDS)
-        os.replace(target, path)

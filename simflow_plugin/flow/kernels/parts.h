@@ -20,9 +20,15 @@ struct Norm {
   double eps;
 };
 
+// adaLN's vectors (rows, width) of attention or MLP; null without.
+struct Modulation {
+  const float *shift, *scale, *gate;
+};
+
 struct LayerParts {
   LinearMap qkv, proj, up, value, down;  // `value` is the half that a gated activation multiplies
   Norm attention_norm, attention_post_norm, mlp_norm, mlp_post_norm;
+  Modulation attention_modulation, mlp_modulation;
   const float *query_scale, *key_scale;  // (d,), null without QK norm
   float *keys, *values;                  // (rows, key heads, capacity, d)
 };

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from simflow_plugin.flow.affine import Affine, affine_inverse
 from simflow_plugin.flow.block import FlowBlock
@@ -16,12 +16,15 @@ from simflow_plugin.flow.packing import can_pack, packed_copy
 from simflow_plugin.flow.sampling.sampling_statistics import BlockStatistics
 
 
-@dataclass
+@dataclass(frozen=True)
 class BlockState:
     """What all methods share. Rows are B, or 2 B with guidance: the conditional ones first.
 
+    The fields never change; `tokens`, `cache` and `statistics` are written in place. `packed` and `prefilled` return
+    states with a faster block and with a cache.
+
     Args:
-        block: the block; see `pack`.
+        block: the block, or a packed copy.
         noise: (B, T, D) in the block's own order, at least float32.
         tokens: (B, T + 1, D), filled in by the method: tokens[:, t + 1] is x_t, and tokens[:, 0] is the start
             token, so that the input of step i is tokens[:, i + lag] for both kinds of block.
@@ -29,6 +32,7 @@ class BlockState:
         rotation: of prefix and steps, or None.
         guidance: None without.
         statistics: filled in by the method.
+        cache: of the layers, for methods that need one; see `prefilled`.
     """
 
     block: FlowBlock
@@ -38,7 +42,7 @@ class BlockState:
     rotation: Tensor | None
     guidance: GuidanceWeights | None
     statistics: BlockStatistics
-    cache: list[LayerCache] = field(default_factory=list)
+    cache: tuple[LayerCache, ...] = ()
 
     @classmethod
     def begin(
@@ -72,20 +76,22 @@ class BlockState:
     def num_rows(self) -> int:
         return len(self.noise) * (1 if self.guidance is None else 2)
 
-    def prefill(self) -> None:
-        """Allocate the cache and run the prefix through it."""
+    def prefilled(self) -> BlockState:
+        """Return this state with a new cache, through which the prefix has run."""
         like = self.block.proj_in.weight
         like = like if self.embedding.prefix is None else self.embedding.prefix
         length = self.num_prefix + self.num_steps
-        self.cache = allocate_cache(self.block.config, len(self.block.layers), self.num_rows, length, like)
+        cache = tuple(allocate_cache(self.block.config, len(self.block.layers), self.num_rows, length, like))
         if self.embedding.prefix is not None:
             turn = None if self.rotation is None else self.rotation[: self.num_prefix]
-            self.block.run_layers(self.embedding.prefix, turn, self.cache, 0)
+            self.block.run_layers(self.embedding.prefix, turn, self.embedding, cache, 0)
+        return replace(self, cache=cache)
 
-    def pack(self) -> None:
-        """Pack the block's weights for products of a few rows, where that helps."""
-        if isinstance(self.block.proj_in, nn.Linear) and can_pack(self.block.proj_in.weight):
-            self.block = packed_copy(self.block, self.num_rows)
+    def packed(self) -> BlockState:
+        """Return this state with the block's weights packed for products of a few rows, where that helps."""
+        if not can_pack(self.block.proj_in.weight):
+            return self
+        return replace(self, block=packed_copy(self.block, self.num_rows))
 
     def solve(self, first: int, stop: int) -> Tensor:
         """Return the targets (B, n, D) of steps first : stop from the inputs in `tokens`; write the cache."""
@@ -99,7 +105,7 @@ class BlockState:
         )
         position = self.num_prefix + first
         turn = None if self.rotation is None else self.rotation[position : self.num_prefix + stop]
-        hidden = block.run_layers(hidden, turn, self.cache, position)
+        hidden = block.run_layers(hidden, turn, self.embedding, self.cache, position)
         self.count(stop - first)
         return block.head(hidden)
 

@@ -41,13 +41,20 @@ def step_kind(state: BlockState, method: Cached) -> StepKind:
 
 
 def make_step(state: BlockState, method: Cached) -> DecodeStep:
-    """Return the decode step of a block whose prefix is in the cache."""
+    """Return the decode step of a block.
+
+    Args:
+        state: its prefix is in the cache; its weights are not packed.
+        method: how steps run.
+    """
     kind = step_kind(state, method)
-    if kind == "native":
+    if kind == "native":  # packs weights its own way
         return NativeStep(state)
     if kind == "eager":
-        return lambda step: state.evaluate(step, step + 1)
-    return StaticStep(state, kind, method.compile_backend)
+        packed = state.packed()
+        return lambda step: packed.evaluate(step, step + 1)
+    # A compiler and a graph have to see plain weights.
+    return StaticStep(state.packed() if kind == "static" else state, kind, method.compile_backend)
 
 
 class NativeStep:
@@ -59,7 +66,7 @@ class NativeStep:
 
     def __init__(self, state: BlockState) -> None:
         self._state = state
-        self._decoder = Decoder(state.block, state.cache, state.rotation, state.embedding.added)
+        self._decoder = Decoder(state.block, state.cache, state.rotation, state.embedding)
 
     def __call__(self, step: int) -> Affine:
         state = self._state

@@ -12,7 +12,7 @@ from simflow_plugin.flow.block import FlowBlock
 from simflow_plugin.flow.guidance import GuidanceRule, GuidanceWeights
 from simflow_plugin.flow.sampling.cached import solve_cached
 from simflow_plugin.flow.sampling.decode_state import BlockState
-from simflow_plugin.flow.sampling.decode_steps import make_step, step_kind
+from simflow_plugin.flow.sampling.decode_steps import make_step
 from simflow_plugin.flow.sampling.jacobi import solve_jacobi
 from simflow_plugin.flow.sampling.method_choice import solve_auto
 from simflow_plugin.flow.sampling.methods import Auto, Jacobi, Method, Naive
@@ -72,19 +72,12 @@ def _begin(
 
 
 def _solve(state: BlockState, method: Method) -> None:
+    """Fill in the state's tokens by a method."""
     if isinstance(method, Naive):
-        state.pack()
-        solve_naively(state)
+        solve_naively(state.packed())
     elif isinstance(method, Jacobi):
-        state.pack()
-        state.prefill()
-        solve_jacobi(state, method, 0, state.num_steps)
+        solve_jacobi(state.packed().prefilled(), method, 0, state.num_steps)
     elif isinstance(method, Auto):
-        state.prefill()
-        solve_auto(state, method)
+        solve_auto(state.prefilled(), method)
     else:
-        # The kernel packs weights its own way, and a compiler has to see plain ones.
-        if step_kind(state, method) in ("eager", "static"):
-            state.pack()
-        state.prefill()
-        solve_cached(state, make_step(state, method), 0, state.num_steps)
+        solve_cached(state, make_step(state.prefilled(), method), 0, state.num_steps)

@@ -1,12 +1,15 @@
 """`jacobi`: all tokens of a segment at once, from a guess, until none changes; then the next segment.
 
-Token t depends on earlier tokens only, so after k iterations the first k tokens of a segment are exact
-whatever the guess. Tokens that have settled, and all before them have too, leave the iteration: the passes
-get shorter.
+Token t depends on earlier tokens only, so after k iterations the first k tokens of every segment are exact, given the
+tokens before it and whatever the guess. Tokens that have settled, and all before them have too, leave the iteration:
+the passes get shorter. A segment that is cut off before it settles is emitted as it stands, and one pass more renews
+its keys: later segments condition on what was emitted.
 Reference: Song et al., arXiv:2002.03629 (Jacobi and Gauss-Seidel for feed-forward computation).
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -15,7 +18,7 @@ from simflow_plugin.flow.sampling.decode_state import BlockState
 from simflow_plugin.flow.sampling.methods import Jacobi
 
 GUESS_LIMIT = 1e4
-"""Far beyond any token; only guesses are bounded, never a final token."""
+"""Far beyond any token; only guesses are bounded, also where they are emitted, never a token that has settled."""
 
 
 def solve_jacobi(state: BlockState, method: Jacobi, first: int, stop: int) -> None:
@@ -27,23 +30,23 @@ def solve_jacobi(state: BlockState, method: Jacobi, first: int, stop: int) -> No
 def solve_segment(state: BlockState, method: Jacobi, first: int, stop: int) -> None:
     """Iterate on one segment. The first guess is what `state.tokens` holds: noise, the identity's answer."""
     limit = method.max_iterations or stop - first
-    iterations = 0
-    while first < stop:
+    iterations, change = 0, 0.0
+    while first < stop and iterations < limit:
+        first, change = iterate(state, method, first, stop)
         iterations += 1
-        first, _ = iterate(state, method, first, stop, accepts_all=iterations >= limit)
     state.statistics.iterations.append(iterations)
+    if first < stop:
+        state.statistics.residual = max(state.statistics.residual, change)
+        if stop < state.num_steps:
+            # The last pass saw the guesses before these; whoever comes next must see the tokens that are emitted.
+            state.evaluate(first, stop)
 
 
-def iterate(
-    state: BlockState, method: Jacobi, first: int, stop: int, accepts_all: bool = False
-) -> tuple[int, float]:
+def iterate(state: BlockState, method: Jacobi, first: int, stop: int) -> tuple[int, float]:
     """Run one pass over steps first : stop.
 
     Returns:
         The first step whose target is not final yet, and the largest change of a token in this pass.
-
-    Args:
-        accepts_all: take all targets as they are now, whatever their residual.
     """
     begin = first + state.block.lag + 1
     old = state.tokens[:, begin : begin + stop - first]
@@ -51,7 +54,7 @@ def iterate(
     change = token_change(old, new)
     # A token is final if its inputs were: the first one's always are, the next one's if the first did not
     # change, and so on. Its own change does not matter.
-    num_final = stop - first if accepts_all else 1 + _leading(change[:-1] <= method.tolerance)
+    num_final = 1 + _leading(change[:-1] <= method.tolerance)
     accepted = change[: num_final - 1]
     if accepted.numel():
         state.statistics.residual = max(state.statistics.residual, float(accepted.max()))
@@ -67,9 +70,13 @@ def _tame(guesses: Tensor) -> Tensor:
 
 
 def token_change(old: Tensor, new: Tensor) -> Tensor:
-    """Return the change (n,) of each token, the largest over rows and channels, over max(1, its size)."""
+    """Return the change (n,) of each token, the largest over rows and channels, over max(1, its size).
+
+    Infinite where a guess overflowed.
+    """
     size = new.abs().amax(dim=(0, 2)).clamp(min=1.0)
-    return (new - old).abs().amax(dim=(0, 2)) / size
+    change = (new - old).abs().amax(dim=(0, 2)) / size
+    return change.nan_to_num(nan=math.inf, posinf=math.inf)
 
 
 def _leading(flags: Tensor) -> int:

@@ -16,7 +16,7 @@ import torch
 
 from simflow_plugin.flow.sampling.cached import solve_cached
 from simflow_plugin.flow.sampling.decode_state import BlockState
-from simflow_plugin.flow.sampling.decode_steps import DecodeStep, make_step, step_kind
+from simflow_plugin.flow.sampling.decode_steps import make_step
 from simflow_plugin.flow.sampling.jacobi import iterate, solve_jacobi
 from simflow_plugin.flow.sampling.methods import Auto, Cached, Jacobi
 
@@ -32,32 +32,25 @@ def solve_auto(state: BlockState, method: Auto) -> None:
     jacobi = Jacobi(segment=method.segment, tolerance=method.tolerance, max_iterations=None)
     total = state.num_steps
     state.statistics.method = "cached"
+    decode = make_step(state, Cached(step="auto", compile_backend="inductor"))
     if total < PRICED_STEPS + method.segment:
-        solve_cached(state, _make_step(state), 0, total)
+        solve_cached(state, decode, 0, total)
         state.statistics.reason = "the sequence is too short to try jacobi"
         return
-    decode = _make_step(state)
     solve_cached(state, decode, 0, 1)
     begin = _now(state)
     solve_cached(state, decode, 1, PRICED_STEPS)
     cached_price = (_now(state) - begin) / (PRICED_STEPS - 1)
-    state.pack()
-    jacobi_price, first = _try_segment(state, jacobi, method.patience, cached_price)
+    packed = state.packed()
+    jacobi_price, first = _try_segment(packed, jacobi, method.patience, cached_price)
     if jacobi_price < cached_price:
         state.statistics.method = "jacobi"
-        solve_jacobi(state, jacobi, first, total)
+        solve_jacobi(packed, jacobi, first, total)
     else:
         solve_cached(state, decode, first, total)
     state.statistics.reason = (
         f"a token took {1e3 * jacobi_price:.2f} ms by jacobi, {1e3 * cached_price:.2f} ms by cached"
     )
-
-
-def _make_step(state: BlockState) -> DecodeStep:
-    method = Cached(step="auto", compile_backend="inductor")
-    if step_kind(state, method) == "eager":
-        state.pack()
-    return make_step(state, method)
 
 
 def _try_segment(state: BlockState, jacobi: Jacobi, patience: int, cached_price: float) -> tuple[float, int]:

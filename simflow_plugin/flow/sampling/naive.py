@@ -18,8 +18,7 @@ def solve_naively(state: BlockState) -> None:
         if state.embedding.prefix is not None:
             hidden = torch.cat([state.embedding.prefix, hidden], dim=1)
         turn = None if state.rotation is None else state.rotation[: hidden.shape[1]]
-        for layer in block.layers:
-            hidden = layer(hidden, turn)
+        hidden = block.run_layers(hidden, turn, state.embedding, [None] * len(block.layers), 0)
         affine: Affine = block.head(hidden[:, -1:])
         state.store(state.targets(affine, step, step + 1), step)
         state.count(step + 1)

@@ -64,7 +64,7 @@ class StaticStep:
         turn = None if state.rotation is None else state.rotation.index_select(0, slot)
         hidden = state.block.embed_inputs(self._inputs, positions, state.embedding)
         caches = [StaticCache(cache.keys, cache.values, slot, visible) for cache in state.cache]
-        return state.block.head(state.block.run_layers(hidden, turn, caches, 0))
+        return state.block.head(state.block.run_layers(hidden, turn, state.embedding, caches, 0))
 
     def _capture(self) -> Callable[[], Affine]:
         """Record `_evaluate` on the buffers; what warming up writes to the cache, step 0 writes again."""

@@ -1,1 +1,1 @@
-"""Processes: which engine runs them, and how state is gathered and shared."""
+"""Processes, and the gathering and sharding of their state."""

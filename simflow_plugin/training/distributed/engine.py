@@ -1,8 +1,8 @@
-"""What a step asks of whoever runs the processes: precision, backward, the optimizer's step, and state to save.
+"""Training engine over one process, DDP or FSDP2: precision, backward, optimizer step, state to save.
 
     wrapped = engine.prepare(joint, optimizer)
     for each micro-batch: with engine.micro_batch(is_last): ...; engine.backward(loss)
-    norms, finite = engine.step()
+    outcome = engine.step()
 
 The loop knows these methods only. State goes in and out as whole named tensors, so that a run may go on with another
 engine and another number of processes.
@@ -24,7 +24,7 @@ from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.runs.module_state import optimizer_state, place_like, restore_module, restore_optimizer
 from simflow_plugin.training.distributed.processes import configure_engine
 from simflow_plugin.training.ema import averaged_tensors
-from simflow_plugin.training.optimizers import clip_and_step, scale_loss
+from simflow_plugin.training.optimizers import Clipping, StepOutcome, clip_and_step, scale_loss
 
 
 class TorchEngine:
@@ -40,7 +40,7 @@ class TorchEngine:
     def __init__(self, accelerator: Accelerator, config: RunConfig) -> None:
         configure_engine(accelerator)
         self.accelerator = accelerator
-        self._max_grad_norm = config.optimizer.max_grad_norm
+        self._clipping = Clipping(config.optimizer.max_grad_norm, config.optimizer.clipping)
 
     def prepare(self, joint: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
         """Wrap what trains; return the module to call in the forward pass. Parameters may be shards afterwards."""
@@ -51,7 +51,7 @@ class TorchEngine:
 
     @property
     def is_sharded(self) -> bool:
-        """Whether parameters are spread over processes, whole only while the wrapped module runs."""
+        """True if parameters are sharded over processes outside the wrapped module's forward and backward."""
         return self.accelerator.distributed_type == DistributedType.FSDP
 
     def autocast(self) -> AbstractContextManager[None]:
@@ -71,9 +71,9 @@ class TorchEngine:
         """Add the gradients of `loss`, a micro-batch's share of the step."""
         scale_loss(loss, self.accelerator.scaler).backward()
 
-    def step(self) -> tuple[dict[str, Tensor], Tensor]:
-        """Clip, step unless a gradient is not finite, and clear; return the norms and whether they were finite."""
-        return clip_and_step(self.optimizer, self._max_grad_norm, self.accelerator.scaler)
+    def step(self) -> StepOutcome:
+        """Clip, step unless a gradient is not finite, and clear the gradients."""
+        return clip_and_step(self.optimizer, self._clipping, self.accelerator.scaler)
 
     def averaged(self) -> dict[str, Tensor]:
         """Return what this process holds of each tensor that is averaged, whole or a shard, by name."""

@@ -1,11 +1,10 @@
-"""The processes of a run: which engines may run them, and how they agree on the host, where no device waits."""
+"""Processes of a run: supported engines, and votes and announcements between hosts without synchronising devices."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from importlib.util import find_spec
 from typing import Any, TypeVar
 
 import torch
@@ -13,7 +12,6 @@ from accelerate import Accelerator
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
-    InitProcessGroupKwargs,
     parse_flag_from_env,
 )
 from torch import distributed, nn
@@ -115,30 +113,22 @@ def _close_process_groups() -> None:
 def process_group_options(has_gpu: bool) -> dict[str, Any]:
     """Return the options of `Accelerator` that choose between GPU and CPU.
 
-    Told `cpu=True`, accelerate drops DeepSpeed without a word; DeepSpeed finds out by itself that there is no GPU, and
-    accelerate needs to be told only how processes talk to each other there.
-
     Raises:
-        ConfigError: if accelerate was configured for DeepSpeed and a package that this needs is missing.
+        ConfigError: if accelerate was configured for DeepSpeed, before it imports that package.
     """
-    if not parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
-        # A gradient is a view of the buffer that it is averaged in, not a second copy.
-        return {
-            "cpu": not has_gpu,
-            "kwargs_handlers": [DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
-        }
-    missing = [name for name in ("deepspeed", "transformers") if find_spec(name) is None]
-    if missing:  # accelerate reads DeepSpeed's settings through transformers
-        raise ConfigError(
-            f"accelerate was configured for DeepSpeed, which needs {' and '.join(missing)}. "
-            "Run: pip install 'simflow-plugin[deepspeed]'."
-        )
-    if parse_flag_from_env("ACCELERATE_USE_CPU"):
-        raise ConfigError(
-            "accelerate was configured for DeepSpeed and for the CPU at once, and would drop DeepSpeed. Set use_cpu: "
-            "false: without a GPU it runs on the CPU all the same."
-        )
-    return {"kwargs_handlers": [] if has_gpu else [InitProcessGroupKwargs(backend="gloo")]}
+    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+        raise ConfigError(_unsupported("DeepSpeed"))
+    # A gradient is a view of the buffer that it is averaged in, not a second copy.
+    handlers = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
+    return {"cpu": not has_gpu, "kwargs_handlers": handlers}
+
+
+def _unsupported(engine: str) -> str:
+    return (
+        f"accelerate was configured for {engine}, which this loop does not support. Use `accelerate launch "
+        "--config_file` with configs/accelerate/fsdp2_zero3.yaml (shards as ZeRO-3 does), fsdp2_zero2.yaml (as ZeRO-1 "
+        "and ZeRO-2) or ddp.yaml. Checkpoints hold unsharded tensors and go on under any of them."
+    )
 
 
 def configure_engine(accelerator: Accelerator) -> None:
@@ -150,14 +140,10 @@ def configure_engine(accelerator: Accelerator) -> None:
         ConfigError: naming the engine and what to use in its place.
     """
     kind = accelerator.distributed_type
-    is_first_fsdp = kind == DistributedType.FSDP and not accelerator.is_fsdp2
-    if kind == DistributedType.MEGATRON_LM or is_first_fsdp:
-        name = "FSDP version 1" if is_first_fsdp else kind.value
-        raise ConfigError(
-            f"accelerate was configured for {name}, which this loop does not support. Use configs/accelerate/"
-            "fsdp2_zero3.yaml (shards like ZeRO-3), fsdp2_zero2.yaml (like ZeRO-2), deepspeed_zero2.yaml or ddp.yaml "
-            "with `accelerate launch --config_file`."
-        )
+    if kind == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise ConfigError(_unsupported("FSDP version 1"))
+    if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise ConfigError(_unsupported(kind.value))
     if kind == DistributedType.FSDP:
         from torch.distributed.fsdp import MixedPrecisionPolicy
 

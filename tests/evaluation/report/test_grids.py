@@ -9,7 +9,6 @@ from PIL import Image
 from simflow_plugin.errors import ShapeError
 from simflow_plugin.evaluation.report.grids import (
     GAP,
-    class_rows,
     image_grid,
     png_bytes,
     reconstruction_grid,
@@ -60,11 +59,6 @@ def test_originals_stand_above_their_reconstructions():
     above, below = grid[:48, -48:], grid[50:98, -48:]
     np.testing.assert_array_equal(above, 255 - below)
     assert grid.shape[0] == 4 * (48 + GAP) - GAP
-
-
-def test_class_rows_are_sorted_and_whole():
-    tiles, labels = images(7), np.array([1, 0, 1, 0, 2, 1, 0])
-    np.testing.assert_array_equal(class_rows(tiles, labels, 2), tiles[[1, 3, 0, 2]])
 
 
 def test_saved_grid_is_the_same_image(tmp_path):

@@ -8,7 +8,7 @@ from PIL import Image
 
 from simflow_plugin.evaluation.report.plots import COLOURS, plot_panels, plot_terms
 
-ROWS = [{"step": s, "seconds": s / 2, "nll": 2.0 - s / 10, "lr": 1e-3} for s in range(1, 6)]
+ROWS = [{"step": s, "seconds": s / 2, "nll": 2.0 - s / 10, "lr_model": 1e-3} for s in range(1, 6)]
 
 
 def pixels(png):
@@ -28,7 +28,10 @@ def test_one_line_per_run():
 
 
 def test_rates_are_not_losses():
-    assert plot_terms({"a": [{"step": 1, "lr": 1e-3, "images_per_second": 5.0}]}) is None
+    assert (
+        plot_terms({"a": [{"step": 1, "lr_model": 1e-3, "skipped_steps": 0, "images_per_second": 5.0}]})
+        is None
+    )
 
 
 def test_seconds_may_be_the_horizontal_axis():

@@ -15,6 +15,7 @@ from simflow_plugin.losses.perceptual import freeze
 from simflow_plugin.losses.reconstruction import ReconstructionLoss
 from simflow_plugin.objective import JointObjective, ObjectiveWeights
 from simflow_plugin.runs.run_directory import RunDirectory
+from simflow_plugin.train import make_accelerator
 from simflow_plugin.training.distributed.processes import (
     configure_engine,
     convert_batch_norms,
@@ -52,6 +53,7 @@ RUNS = [
     {"name": "grown_sharded", "values": PLAIN, "fsdp": SHARDED},
     {"name": "shrunk", "values": PLAIN, "stop_after": 3},
     {"name": "shrunk_sharded", "values": PLAIN, "fsdp": SHARDED, "stop_after": 3},
+    {"name": "skipped", "values": PLAIN, "fsdp": SHARDED, "poisoned_steps": [2]},
 ]
 
 
@@ -101,7 +103,7 @@ def runs(tmp_path_factory):
 def assert_same_losses(one, other):
     for key in ("loss", "l2", "nll", "grad_norm"):
         reference = [row[key] for row in losses_of(one)]
-        assert [row[key] for row in losses_of(other)] == pytest.approx(reference, rel=1e-5), key
+        assert [row[key] for row in losses_of(other)] == pytest.approx(reference, rel=1e-4), key
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp"])
@@ -109,7 +111,7 @@ def test_two_processes_give_the_losses_of_one(runs, name):
     assert_same_losses(runs / "one_with_adversary", runs / name)
     discriminator = [row.get("discriminator") for row in losses_of(runs / "one_with_adversary")][2:]
     assert [row.get("discriminator") for row in losses_of(runs / name)][2:] == pytest.approx(
-        discriminator, rel=1e-5
+        discriminator, rel=1e-4
     )
 
 
@@ -147,6 +149,11 @@ def test_run_of_two_processes_goes_on_with_one(runs, name):
     assert_same_losses(runs / "one", runs / name)
 
 
+def test_step_that_is_not_finite_on_one_process_is_skipped_by_all(runs):
+    assert [row["skipped_steps"] for row in losses_of(runs / "skipped")] == [0, 0, 1, 1, 1, 1]
+    assert all(tensor.isfinite().all() for tensor in tensors_of(runs / "skipped").values())
+
+
 @pytest.mark.parametrize("name", ["ddp", "fsdp", "grown"])
 def test_files_are_written_once_by_one_process(runs, name):
     assert [row["step"] for row in RunDirectory(runs / name).read_metrics()] == [1, 2, 3, 4, 5, 6]
@@ -156,7 +163,9 @@ def test_files_are_written_once_by_one_process(runs, name):
     assert not any(folder.startswith(".") for folder in folders)
 
 
-@pytest.mark.parametrize(("kind", "name"), [("MEGATRON_LM", "MEGATRON_LM"), ("FSDP", "FSDP version 1")])
+@pytest.mark.parametrize(
+    ("kind", "name"), [("MEGATRON_LM", "MEGATRON_LM"), ("DEEPSPEED", "DEEPSPEED"), ("FSDP", "FSDP version 1")]
+)
 def test_engine_that_the_loop_does_not_run_is_refused(kind, name):
     from accelerate.utils import DistributedType
 
@@ -166,6 +175,12 @@ def test_engine_that_the_loop_does_not_run_is_refused(kind, name):
 
     with pytest.raises(ConfigError, match=rf"{name}, which this loop does not support.*fsdp2_zero3\.yaml"):
         configure_engine(Configured())
+
+
+def test_deepspeed_is_refused_before_it_is_imported(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ConfigError, match=r"for DeepSpeed, which this loop.*fsdp2_zero3\.yaml"):
+        make_accelerator(tiny_config("simflow"))
 
 
 def test_transformer_layers_are_the_units_of_sharding(tmp_path):

@@ -1,4 +1,4 @@
-"""The options that `simflow train` and `python -m simflow_plugin.train` share."""
+"""Options of the command line that `simflow train` and `python -m simflow_plugin.train` share."""
 
 from pathlib import Path
 from typing import Annotated

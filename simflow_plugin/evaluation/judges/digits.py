@@ -1,26 +1,50 @@
-"""A judge of digit samples that our code has no part in: scikit-learn's SVC, fitted on the real 8 x 8 digits.
-
-Class agreement: the share of samples that the judge gives the class that was asked for.
-
-Diversity: for a class c with images x_1 .. x_n, D_c = mean over pairs i < j of ||x_i - x_j||_2, in pixels of
-the 8 x 8 image; the ratio is the mean over classes of D_c(samples) / D_c(real training digits). A model that
-repeats one image per class agrees well and has ratio 0.
-"""
+"""A judge of digit samples: scikit-learn's SVC, fitted on the real 8 x 8 digits; no code of ours is in it."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial.distance import pdist
-from sklearn.svm import SVC
+from torch import Tensor
 
+from simflow_plugin import options, registry
+from simflow_plugin.contracts import DataContext, ImageDataset
 from simflow_plugin.errors import EvaluationError, ShapeError
-from simflow_plugin.evaluation.judgement import Judgement
+from simflow_plugin.evaluation.judges import Judgement, agreement_by_class, diversity_by_class
 
 JUDGE_SIZE = 8
 JUDGE_MAX = 16.0
 GREY_WEIGHTS = np.array([0.299, 0.587, 0.114])
 """ITU-R BT.601, the weights of PIL's conversion to grey."""
+
+
+@registry.JUDGES.register("digits")
+class DigitsJudge:
+    """SVC(gamma=0.001), scikit-learn's own setting, on the original digits, never on our resizing of them."""
+
+    class Options(options.Options):
+        """The judge has none."""
+
+    data = "digits"
+    num_classes = 10
+
+    def __init__(self, options: Options, context: DataContext) -> None:
+        pass
+
+    @classmethod
+    def check_files(cls, options: Options, data: str) -> None:
+        """It needs none."""
+
+    def __call__(self, samples: Tensor, labels: Tensor, train: ImageDataset, test: ImageDataset) -> Judgement:
+        real: list[NDArray[Any]] = []
+        for dataset in (train, test):
+            originals: Any = getattr(dataset, "raw_images", None)
+            if originals is None:
+                raise EvaluationError("evaluation.judge: digits judges the data set `digits` only.")
+            real += [originals, np.asarray(dataset.labels)]  # type: ignore[attr-defined]
+        pixels = np.ascontiguousarray(samples.permute(0, 3, 1, 2).numpy())
+        return judge_digits(pixels, labels.numpy(), *real)
 
 
 def judge_digits(
@@ -31,12 +55,12 @@ def judge_digits(
     test_images: NDArray[np.floating],
     test_labels: NDArray[np.integer],
 ) -> Judgement:
-    """Judge samples by SVC(gamma=0.001), scikit-learn's own setting for these digits.
+    """Fit the judge on real digits, and let it judge samples.
 
     Args:
-        samples: (N, 3, H, W) uint8, [0, 255]; H and W at least 8; tensors are accepted too.
+        samples: (N, 3, H, W) uint8, [0, 255]; H and W at least 8.
         labels: (N,), the classes that were asked for.
-        train_images: (M, 8, 8), [0, 16], the original digits, never our resizing of them.
+        train_images: (M, 8, 8), [0, 16], the original digits.
         train_labels: (M,).
         test_images: (K, 8, 8), [0, 16], held out.
         test_labels: (K,).
@@ -44,8 +68,8 @@ def judge_digits(
         ShapeError: for other shapes or types.
         EvaluationError: if there is no sample, or no class with two of them.
     """
-    samples, labels = np.asarray(samples), np.asarray(labels)
-    train_labels, test_labels = np.asarray(train_labels), np.asarray(test_labels)
+    from sklearn.svm import SVC
+
     if len(samples) == 0:
         raise EvaluationError(
             "digits judge: there is no sample to judge. Set evaluation.num_samples above 0."
@@ -56,7 +80,6 @@ def judge_digits(
     rows = to_judge_space(samples).reshape(len(samples), -1)
     judge = SVC(gamma=0.001).fit(train, train_labels)
     is_right = judge.predict(rows) == labels
-    classes = sorted({int(label) for label in labels})
     diversity = diversity_by_class(rows, labels, train, train_labels)
     if not diversity:
         raise EvaluationError(
@@ -66,8 +89,7 @@ def judge_digits(
         judge="scikit-learn's SVC(gamma=0.001), fitted on real training digits at 8 x 8",
         class_agreement=float(is_right.mean()),
         class_agreement_real=float((judge.predict(test) == test_labels).mean()),
-        diversity_ratio=float(np.mean(list(diversity.values()))),
-        agreement_by_class={label: float(is_right[labels == label].mean()) for label in classes},
+        agreement_by_class=agreement_by_class(is_right, labels),
         diversity_by_class=diversity,
         num_samples=len(samples),
     )
@@ -95,33 +117,6 @@ def to_judge_space(samples: NDArray[np.uint8]) -> NDArray[np.float64]:
     grey = np.einsum("nchw,c->nhw", samples.astype(np.float64), GREY_WEIGHTS)
     rows, columns = (_area_weights(size) for size in samples.shape[2:])
     return rows @ grey @ columns.T * (JUDGE_MAX / 255.0)
-
-
-def diversity_by_class(
-    rows: NDArray[np.floating],
-    labels: NDArray[np.integer],
-    real_rows: NDArray[np.floating],
-    real_labels: NDArray[np.integer],
-) -> dict[int, float]:
-    """Return class -> mean pairwise distance of the samples over that of real images.
-
-    Args:
-        rows: (N, P) pixels of samples.
-        labels: (N,).
-        real_rows: (M, P), on the same scale.
-        real_labels: (M,).
-    Returns:
-        Only classes with two samples and two real images that differ.
-    """
-    ratios = {}
-    for label in sorted({int(label) for label in labels}):
-        ours, real = rows[labels == label], real_rows[real_labels == label]
-        if len(ours) < 2 or len(real) < 2:
-            continue
-        real_distance = pdist(real).mean()
-        if real_distance > 0:
-            ratios[label] = float(pdist(ours).mean() / real_distance)
-    return ratios
 
 
 def _area_weights(size: int) -> NDArray[np.float64]:

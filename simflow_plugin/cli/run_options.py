@@ -1,0 +1,15 @@
+"""Options that several commands on a trained run share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+PrecisionOption = Annotated[
+    str | None,
+    typer.Option(help="auto, float32, bfloat16 or float16; default: `training.precision` of the run."),
+]
+LastWeightsOption = Annotated[bool, typer.Option("--last-weights", help="Not the averaged (EMA) weights.")]
+LpipsOption = Annotated[Path | None, typer.Option(help="File of torchvision's AlexNet, for LPIPS.")]

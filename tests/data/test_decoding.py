@@ -1,0 +1,260 @@
+"""Pixels of files: upright, over a background, scaled by their type; what cannot be decoded is named."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import sys
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from simflow_plugin.data.decoding import CorruptImage, check_background, decode_image, read_image_file
+from tests.data.makers import CORRUPT, png
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format=kind, **options)
+    return buffer.getvalue()
+
+
+def decoded(content: bytes, **options) -> np.ndarray:
+    """Pixels (H, W, 3)."""
+    return np.asarray(decode_image(content, "some/file", **options))
+
+
+def grey(pixels: np.ndarray, kind: str = "TIFF") -> list[int]:
+    """Encode grey pixels, decode them, return the first channel's values."""
+    return decoded(encoded(Image.fromarray(pixels), kind))[..., 0].ravel().tolist()
+
+
+def quadrants() -> Image.Image:
+    """Four grey levels, 16 x 8 (width x height), so that every turn and every mirror image differs."""
+    pixels = np.kron([[10, 80], [150, 220]], np.ones((4, 8)))[..., None].repeat(3, -1)
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+TURNS = {
+    1: lambda pixels: pixels,
+    2: np.fliplr,
+    3: lambda pixels: np.rot90(pixels, 2),
+    4: np.flipud,
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: np.rot90(pixels, 2).swapaxes(0, 1),
+    8: np.rot90,
+}
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_orientation_is_applied(orientation, kind):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"exif": exif} | ({"lossless": True} if kind == "WEBP" else {})
+    pixels = decoded(encoded(quadrants(), kind, **options))
+    expected = TURNS[orientation](np.asarray(quadrants()))
+    assert pixels.shape == expected.shape
+    assert np.abs(pixels.astype(int) - expected).max() <= 3
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 65535])
+def test_orientation_that_means_nothing_changes_nothing(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    assert np.array_equal(decoded(encoded(quadrants(), exif=exif)), np.asarray(quadrants()))
+
+
+def half_transparent(mode: str) -> Image.Image:
+    """A black picture whose left half is transparent."""
+    alpha = Image.fromarray(np.array([[0, 0, 255, 255]] * 4, dtype=np.uint8))
+    if mode == "LA":
+        return Image.merge("LA", (Image.new("L", (4, 4)), alpha))
+    return Image.merge("RGBA", (*[Image.new("L", (4, 4))] * 3, alpha))
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_transparency_is_laid_over_the_background(mode):
+    content = encoded(half_transparent(mode))
+    assert decoded(content)[0].tolist() == [[255] * 3] * 2 + [[0] * 3] * 2
+    assert decoded(content, background=(9, 8, 7))[0].tolist() == [[9, 8, 7]] * 2 + [[0] * 3] * 2
+
+
+def test_half_of_the_background_shows_through_half_transparency():
+    content = encoded(Image.new("RGBA", (2, 2), (0, 0, 0, 128)))
+    assert decoded(content)[0, 0].tolist() == [127] * 3
+
+
+@pytest.mark.parametrize("mode", ["P", "L", "RGB", "1"])
+def test_colour_that_stands_for_transparent_is_replaced(mode):
+    image = Image.new("RGB", (4, 4)).convert(mode)
+    transparent = {"P": image.getpixel((0, 0)) if mode == "P" else 0, "RGB": (0, 0, 0)}.get(mode, 0)
+    assert np.unique(decoded(encoded(image, transparency=transparent))).tolist() == [255]
+
+
+def test_palette_of_a_gif_with_a_transparent_colour():
+    image = Image.new("P", (4, 4), 0)
+    image.putpalette([0, 0, 0, 200, 100, 50])
+    image.putpixel((1, 1), 1)
+    pixels = decoded(encoded(image, "GIF", transparency=0))
+    assert pixels[0, 0].tolist() == [255] * 3
+    assert pixels[1, 1].tolist() == [200, 100, 50]
+
+
+def test_transparent_grey_of_sixteen_bits():
+    image = Image.fromarray(np.array([[0, 25600]], dtype=np.uint16))
+    assert decoded(encoded(image, transparency=0))[0, :, 0].tolist() == [255, 100]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_sixteen_bit_grey_is_scaled_not_clipped(kind):
+    assert grey(np.array([[0, 255, 256 * 100, 65535]], dtype=np.uint16), kind) == [0, 0, 100, 255]
+
+
+def test_float_of_zero_to_one_is_stretched():
+    assert grey(np.array([[0, 0.25, 0.5, 1]], dtype=np.float32)) == [0, 64, 128, 255]
+
+
+def test_float_of_zero_to_255_is_rounded():
+    assert grey(np.array([[0, 99.6, 255]], dtype=np.float32)) == [0, 100, 255]
+
+
+def test_int32_of_eight_bits_is_taken_as_it_is():
+    assert grey(np.array([[0, 7, 255]], dtype=np.int32)) == [0, 7, 255]
+
+
+def test_int32_of_sixteen_bits_is_scaled():
+    assert grey(np.array([[0, 256 * 7, 65535]], dtype=np.int32)) == [0, 7, 255]
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        np.array([[-1, 0.5]], dtype=np.float32),
+        np.array([[0, 1.5]], dtype=np.float32),
+        np.array([[0, 4000]], dtype=np.float32),
+        np.array([[0, np.nan]], dtype=np.float32),
+        np.array([[0, np.inf]], dtype=np.float32),
+        np.array([[-5, 100]], dtype=np.int32),
+        np.array([[0, 1 << 20]], dtype=np.int32),
+    ],
+    ids=["negative", "above one", "above 255", "nan", "inf", "negative int", "20 bits"],
+)
+def test_pixels_of_no_known_range_are_refused_by_name(pixels):
+    with pytest.raises(CorruptImage, match=r"some/file: .*pixels from .*Save it with 8 or 16 bits"):
+        grey(pixels)
+
+
+def test_twelve_bits_are_scaled_where_the_file_says_so():
+    # Pillow reads TIFFs of 12 packed bits but writes none: two pixels in three bytes.
+    values = [0, 256 * 8, 4095, 4095]
+    packed = b"".join(bytes((a >> 4, (a & 15) << 4 | b >> 8, b & 255)) for a, b in (values[:2], values[2:]))
+    entries = [
+        (256, 3, 4),
+        (257, 3, 1),
+        (258, 3, 12),
+        (259, 3, 1),
+        (262, 3, 1),
+        (273, 4, 8),
+        (277, 3, 1),
+        (278, 3, 1),
+    ]
+    entries.append((279, 4, len(packed)))
+    directory = struct.pack("<H", len(entries)) + b"".join(
+        struct.pack("<HHII", t, k, 1, v) for t, k, v in entries
+    )
+    content = b"II*\0" + struct.pack("<I", 8 + len(packed)) + packed + directory + bytes(4)
+    assert decoded(content)[0, :, 0].tolist() == [0, 128, 255, 255]
+
+
+@pytest.mark.parametrize("content", [CORRUPT, b"", b"hello", png(3)[:60]])
+def test_corrupt_bytes_are_named(content):
+    with pytest.raises(CorruptImage, match="some/file"):
+        decoded(content)
+
+
+@pytest.mark.parametrize(
+    "error", [TypeError, OverflowError, MemoryError, RecursionError, struct.error, RuntimeError]
+)
+def test_whatever_a_decoder_raises_is_a_corrupt_image(monkeypatch, error):
+    def fail(*arguments, **options):
+        raise error("from the decoder")
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(CorruptImage, match=rf"some/file: .*{error.__name__}: from the decoder"):
+        decoded(png(1))
+
+
+def test_postscript_that_is_called_an_image_starts_no_interpreter(monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL.EpsImagePlugin", None)
+    called = []
+    monkeypatch.setattr("subprocess.check_call", called.append)
+    with pytest.raises(CorruptImage, match="some/file"):
+        decoded(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n")
+    assert called == []
+
+
+@pytest.mark.parametrize("kind", ["TGA", "DDS", "ICO", "XBM", "IM", "SPIDER"])
+def test_formats_that_are_not_allowed_are_not_opened(kind):
+    image = (
+        Image.fromarray(np.ones((32, 32), dtype=np.float32)) if kind == "SPIDER" else Image.new("1", (32, 32))
+    )
+    with pytest.raises(CorruptImage):
+        decoded(encoded(image if kind in ("SPIDER", "XBM") else image.convert("RGB"), kind))
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A PNG whose head promises so many pixels of one bit."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        )
+
+    head = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    )
+
+
+def test_picture_of_too_many_pixels_is_refused():
+    with pytest.raises(CorruptImage, match="DecompressionBomb"):
+        decoded(png_of(100_000, 100_000))
+
+
+def test_huge_jpeg_is_decoded_smaller_but_never_too_small(monkeypatch):
+    monkeypatch.setattr("simflow_plugin.data.decoding.DRAFT_PIXELS", 100 * 100)
+    content = encoded(Image.new("RGB", (800, 400), (200, 100, 50)), "JPEG")
+    image = decode_image(content, "some/file", size=32)
+    assert image.size == (200, 100)
+    assert np.abs(np.asarray(image).reshape(-1, 3).astype(int) - [200, 100, 50]).max() <= 2
+
+
+def test_fifo_is_no_image_and_nobody_waits_for_it(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(CorruptImage, match=r"pipe\.png: not a regular file"):
+        read_image_file(tmp_path / "pipe.png")
+
+
+@pytest.mark.parametrize("path", ["gone.png", "folder.png"])
+def test_what_cannot_be_read_counts_as_corrupt(tmp_path, path):
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(CorruptImage, match=path):
+        read_image_file(tmp_path / path)
+
+
+def test_file_of_too_many_bytes_is_refused_unread(tmp_path):
+    with open(tmp_path / "large.png", "wb") as file:
+        file.truncate(2 << 30)  # a hole: takes no space
+    with pytest.raises(CorruptImage, match="more than"):
+        read_image_file(tmp_path / "large.png")
+
+
+@pytest.mark.parametrize("value", ["nocolour", "#12", "#11223344"])
+def test_background_that_is_no_colour_is_refused(value):
+    with pytest.raises(ValueError, match="olo|transparent"):
+        check_background(value)
