@@ -1,13 +1,14 @@
 """A study runs every part once, at one budget, and goes on where it stopped; with fake stages."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from simflow_plugin.errors import ConfigError, RunDirectoryError
+from simflow_plugin.errors import ConfigError, RunDirectoryError, WeightsError
 from simflow_plugin.runs.checkpoints import save_checkpoint
 from simflow_plugin.studies import runner as runner_module
-from simflow_plugin.studies.definitions import FIXED_VARIANCE, STUDIES, find_study
+from simflow_plugin.studies.definitions import CIFAR_HEADLINE, FIXED_VARIANCE, STUDIES, find_study
 from simflow_plugin.studies.runner import Steps, StudyRunner
 from simflow_plugin.studies.stages import StudySettings, settle_config
 
@@ -141,3 +142,30 @@ def test_budget_must_be_positive(tmp_path):
 def test_unknown_study_lists_choices():
     with pytest.raises(ConfigError, match="Did you mean `headline`"):
         find_study("headlines")
+
+
+def test_seed_and_shared_values_reach_every_run(fake, tmp_path):
+    runner = make_runner(fake, tmp_path, seed=3, overrides=("training.batch_size=8",))
+    runner.run()
+    assert {(config.seed, config.training.batch_size) for config in fake.configs.values()} == {(3, 8)}
+    assert runner.document["settings"]["seed"] == 3
+
+
+def test_study_of_another_seed_is_refused_in_the_same_directory(fake, tmp_path):
+    make_runner(fake, tmp_path, seed=0).run()
+    with pytest.raises(RunDirectoryError, match="'seed': 1"):
+        make_runner(FakeStages(), tmp_path, seed=1)
+
+
+def test_usual_settings_are_those_of_earlier_versions(tmp_path):
+    known = {"budget", "num_samples", "num_held_out", "encoder"}
+    assert set(StudySettings(tmp_path, tmp_path).what_decides()) == known
+
+
+def test_study_that_cannot_make_its_judge_asks_for_it(fake, tmp_path):
+    fake.suffix = CIFAR_HEADLINE.suffix
+    settings = StudySettings(tmp_path / "out", tmp_path / "none.safetensors")
+    steps = replace(fake.steps(), require=Steps().require)
+    with pytest.raises(WeightsError, match=r"none\.safetensors: no such file"):
+        StudyRunner(CIFAR_HEADLINE, settings, steps).run()
+    assert fake.trained == []
