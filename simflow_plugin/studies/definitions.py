@@ -125,7 +125,43 @@ CIFAR_HEADLINE = replace(
     **CIFAR,  # type: ignore[arg-type]
 )
 
-STUDIES = {study.name: study for study in (FIXED_VARIANCE, HEADLINE, CIFAR_FIXED_VARIANCE, CIFAR_HEADLINE)}
+CIFAR_ALIGNMENT = Study(
+    "cifar/alignment",
+    "SimFlow with and without alignment to a pretrained backbone: CIFAR-10 (JPEG)",
+    (),
+    (
+        Variant("none", "no alignment"),
+        Variant("layer_2", "REPA-E, layer 2, weight 0.5"),
+        Variant("layer_4", "REPA-E, layer 4, weight 0.5"),
+        Variant("layer_2_weight_2", "REPA-E, layer 2, weight 2"),
+    ),
+    encoder=str(CIFAR["encoder"]),
+    makes_encoder=False,  # the features are the judge's: those of the target would measure the loss itself
+)
+CIFAR_CONDITIONS = Study(
+    "cifar/conditions",
+    "One condition of SimFlow at a time: CIFAR-10 (JPEG)",
+    ("autoencoder_long",),
+    (
+        Variant("simflow", "SimFlow"),
+        Variant("weight_15", "a quarter of the reconstruction weights"),
+        Variant("weight_240", "four times the reconstruction weights"),
+        Variant("sigma_2", "sigma 2 in place of 0.5"),
+        Variant("layernorm", "layer norm on the mean"),
+        Variant("wide_tokens", "tokens of 64 dimensions"),
+        Variant("adversarial", "adversarial loss"),
+        Variant("frozen_long", "frozen VAE, trained 4 times as long", "autoencoder_long"),
+    ),
+    **CIFAR,  # type: ignore[arg-type]
+)
+
+STUDIES = {
+    study.name: study
+    for study in (
+        *(FIXED_VARIANCE, HEADLINE),
+        *(CIFAR_FIXED_VARIANCE, CIFAR_HEADLINE, CIFAR_ALIGNMENT, CIFAR_CONDITIONS),
+    )
+}
 
 
 def find_study(name: str) -> Study:
