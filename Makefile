@@ -9,8 +9,9 @@ demo: $(VENV)/.installed
 	$(BIN)/simflow train quickstart --out runs/quickstart
 	@echo "Look at runs/quickstart/report.html"
 
+# The tests hold on any processor and in any order: ATEN_CPU_CAPABILITY=default (or avx2) make test OPTIONS=--random-order
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(OPTIONS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

@@ -1,4 +1,9 @@
-"""What the harness and its parts promise each other: the interfaces that a new part implements.
+"""The interfaces between the harness and its parts: what a new part implements, and what it may add.
+
+A part is built as `factory(options, context)`; its `Options.check(context)` refuses values before anything is built.
+What a part may add is a method with a default here, or a protocol of its own (`ReadsBatches`, ...): the harness looks
+for no other attribute. `CONTRACT_VERSION` counts the changes that break parts; options state the version that they
+were written for as `contract_version`.
 
 Data flows one way: images -> posterior -> latents -> model (training); noise -> latents -> images (sampling).
 """
@@ -6,15 +11,22 @@ Data flows one way: images -> posterior -> latents -> model (training); noise ->
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from simflow_plugin.errors import ShapeError, WeightsError
+from simflow_plugin.options import CONTRACT_VERSION as CONTRACT_VERSION
 from simflow_plugin.options import Options
 from simflow_plugin.randomness import Random
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from simflow_plugin.flow import TransformerFlow
 
 NO_LABEL = -1
 """The label of an image without one, and of a row whose label was dropped for guidance."""
@@ -22,7 +34,7 @@ NO_LABEL = -1
 
 @dataclass(frozen=True)
 class AlignmentContext:
-    """What a generative model needs to know to compute an alignment term.
+    """The alignment term that a generative model computes.
 
     Args:
         feature_dim: F, channels of the frozen encoder's patch features.
@@ -37,17 +49,32 @@ class AlignmentContext:
 
 @dataclass(frozen=True)
 class ModelContext:
-    """What the harness tells a generative model when it builds it.
+    """Latents, classes and alignment that a generative model is built for.
 
     Args:
         latent_shape: (C, h, w) of the latents.
         num_classes: number of classes, or None for an unlabelled data set.
         alignment: None when no alignment is configured.
+        is_restored: whether a checkpoint brings the weights, so that a model need not look for pretrained ones.
+        guidance: weight w >= 0 that the run draws its samples with, for `Options.check`.
     """
 
     latent_shape: tuple[int, int, int]
     num_classes: int | None = None
     alignment: AlignmentContext | None = None
+    is_restored: bool = False
+    guidance: float = 0.0
+
+
+class SamplerFacts(NamedTuple):
+    """How a model draws a sample, for tables.
+
+    `name` of the sampler; `passes`: sequential evaluations of a network for one batch of samples, whatever its size
+    and with both halves of guidance counted as one; None where the number depends on values.
+    """
+
+    name: str
+    passes: int | None
 
 
 class GenerativeModel(nn.Module, ABC):
@@ -112,6 +139,23 @@ class GenerativeModel(nn.Module, ABC):
             (B, C, h, w), in the autoencoder's normalised space.
         """
 
+    def sampler_facts(self) -> SamplerFacts:
+        """Return the name of the sampler and the sequential passes of one batch."""
+        return SamplerFacts(type(self).__name__, None)
+
+    def check_guidance(self, guidance: float) -> None:
+        """Refuse a weight that `sample` cannot be called with, beyond what `supports_guidance` says.
+
+        Raises:
+            ConfigError: naming the weights that it can.
+        """
+
+    def attach_decoder(self, decode: Callable[[Tensor], Tensor]) -> None:
+        """Take the autoencoder's decoder, latents (B, C, h, w) -> images; most models do without.
+
+        Called once, before training, for a model whose own terms compare images.
+        """
+
     def remove_noise(self, noisy_latents: Tensor, labels: Tensor | None) -> Tensor:
         """Return what is decoded in place of noisy latents (B, C, h, w), as `sample` does it."""
         return noisy_latents
@@ -125,6 +169,13 @@ class GenerativeModel(nn.Module, ABC):
             NotImplementedError: for a model without a tractable density.
         """
         raise NotImplementedError(f"{type(self).__name__} has no tractable density")
+
+    def token_flow(self) -> TransformerFlow | None:
+        """Return the invertible flow of tokens that is the model's density, for `simflow analyze`; None without one.
+
+        A model with a flow has `tokens(latents)` too, from (B, C, h, w) to the flow's (B, T, D).
+        """
+        return None
 
 
 class Posterior(Protocol):
@@ -142,6 +193,100 @@ class Posterior(Protocol):
     def kl(self) -> Tensor: ...
     def entropy(self) -> Tensor: ...
     def log_prob(self, latents: Tensor) -> Tensor: ...
+    def normalized(self, shift: Tensor, scale: Tensor) -> Posterior:
+        """Return the distribution of (z - shift) * scale, with shift and scale > 0 that broadcast to z."""
+
+
+@dataclass(frozen=True)
+class PosteriorContext:
+    """Latents that a posterior head is built for: `latent_channels` is C."""
+
+    latent_channels: int
+
+
+class MomentsMap(NamedTuple):
+    """A linear map of an encoder's M outputs to a mean and a log-variance per channel.
+
+    Args:
+        weight: (2 C, M); the first C rows give the mean.
+        bias: (2 C,).
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+
+class PosteriorHead(nn.Module, ABC):
+    """A map from the encoder's output, the moments, to q(z given x); the encoder is built to fit it.
+
+    Subclasses register in `posteriors`. `simflow_plugin.posteriors.gaussian` has Gaussians to return.
+
+    Args:
+        options: of the head.
+        context: number of latent channels.
+    Raises:
+        ConfigError: if the options do not fit the context.
+    """
+
+    Options: ClassVar[type[Options]]
+
+    learns_variance: ClassVar[bool]
+    """Whether the variance is trained, so that the objective adds an entropy or KL term; as in `Posterior`."""
+
+    def __init__(self, options: Any, context: PosteriorContext) -> None:
+        super().__init__()
+        options.check(context)
+        self.options = options
+        self.latent_channels = context.latent_channels
+
+    @property
+    def num_moments(self) -> int:
+        """M, channels that the encoder returns; C unless overridden."""
+        return self.latent_channels
+
+    @abstractmethod
+    def posterior(self, moments: Tensor) -> Posterior:
+        """Return the posterior of moments (B, M, h, w), float32 or wider."""
+
+    def forward(self, moments: Tensor) -> Posterior:
+        """Return the posterior of `moments`, (B, M, h, w), in float32 or wider whatever the compute type.
+
+        Raises:
+            ShapeError: if the number of channels differs.
+        """
+        if moments.dim() != 4 or moments.shape[1] != self.num_moments:
+            raise ShapeError(
+                f"moments have shape {tuple(moments.shape)}, but {type(self).__name__} with "
+                f"{self.latent_channels} latent channels expects (B, {self.num_moments}, h, w)"
+            )
+        # Half precision has too few digits for a likelihood, which sums over all dimensions.
+        return self.posterior(moments.to(torch.promote_types(moments.dtype, torch.float32)))
+
+    def kept_moments(self, num_found: int) -> int:
+        """Return how many of a pretrained encoder's outputs this head starts from: the first ones.
+
+        Args:
+            num_found: outputs of the pretrained encoder; C means, or C means and C log-variances, as a rule.
+        Raises:
+            WeightsError: if they are not what the head reads.
+        """
+        if num_found == self.num_moments or (num_found > self.num_moments == self.latent_channels):
+            return self.num_moments
+        raise WeightsError(
+            f"the pretrained encoder returns {num_found} channels, but {type(self).__name__} reads {self.num_moments} "
+            f"for {self.latent_channels} latent channels; choose another posterior, or other weights"
+        )
+
+    def as_moments(self) -> MomentsMap:
+        """Return the map to the 2 C moments of diffusers' AutoencoderKL, for export; on the CPU.
+
+        Raises:
+            WeightsError: if its (mean, log-variance) cannot express this posterior; so unless overridden.
+        """
+        raise WeightsError(
+            f"posterior {type(self).__name__}: cannot be written as the mean and log-variance of diffusers' "
+            "AutoencoderKL. Export to a .safetensors file."
+        )
 
 
 class Autoencoder(nn.Module, ABC):
@@ -161,7 +306,7 @@ class Autoencoder(nn.Module, ABC):
     def encode(self, images: Tensor) -> Posterior: ...
 
     def moments(self, images: Tensor) -> Tensor:
-        """Return what the encoder network says of images, (B, M, h, w), from which `posterior` follows.
+        """Return the encoder network's output for images, (B, M, h, w), from which `posterior` follows.
 
         An autoencoder that gives both lets `training.cache_latents` keep the moments of all images on disk.
 
@@ -199,9 +344,85 @@ class Autoencoder(nn.Module, ABC):
         """
         return None
 
+    @classmethod
+    def trained_part(cls, options: Any) -> str:
+        """Return `trainable` as the options set it; `full` unless overridden."""
+        return "full"
+
+    @classmethod
+    def learns_variance(cls, options: Any) -> bool:
+        """Return whether the posterior's variance is trained, so that `objective.kl_weight` has an effect."""
+        return True
+
+    @classmethod
+    def shape_options(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """Return options of the same shapes that need no file, for `simflow plan`.
+
+        Raises:
+            ConfigError: if the shapes are known to a file only.
+        """
+        return options
+
     def latent_shape(self, image_size: int) -> tuple[int, int, int]:
         """Return (C, h, w) for square images of `image_size` pixels."""
         return (self.latent_channels, image_size // self.factor, image_size // self.factor)
+
+
+@runtime_checkable
+class ExportableAutoencoder(Protocol):
+    """An autoencoder that `simflow export` can write: normalised latents, a file of its state, a diffusers folder."""
+
+    latent_channels: int
+
+    def fit_normalization(self, mean: Tensor, std: Tensor) -> None:
+        """Make latents zero-mean and unit-variance, from the mean and std > 0 (C,) of latents as encoded now."""
+
+    def to_diffusers(self) -> Any:
+        """Return a diffusers AutoencoderKL on the CPU that encodes and decodes alike.
+
+        Raises:
+            WeightsError: if diffusers cannot express the posterior.
+        """
+
+    def options_to_load(self, exported: Path) -> dict[str, Any]:
+        """Return the part, `name` and options, that reads back its state file or diffusers folder, frozen."""
+
+
+@dataclass(frozen=True)
+class NetworkOutline:
+    """A frozen network of a loss or an alignment encoder without its weights, for `simflow plan`.
+
+    Args:
+        network: on the meta device.
+        image_size: pixels of the images that it sees.
+        feature_shape: (N, F) of an alignment encoder's features; None for a loss.
+    """
+
+    network: nn.Module
+    image_size: int
+    feature_shape: tuple[int, int] | None = None
+
+
+@runtime_checkable
+class Outlines(Protocol):
+    """A factory of encoders or losses whose work can be counted before its weights are at hand."""
+
+    def outline(self, options: Any, context: DataContext) -> NetworkOutline | None:
+        """Return the network that options and context ask for, or None if there is none.
+
+        It is called under `accelerate.init_empty_weights`.
+        """
+
+
+@runtime_checkable
+class AlignmentEncoder(Protocol):
+    """A frozen encoder: a module built as `factory(options, DataContext)`, with constant parameters."""
+
+    feature_dim: int
+    """F, channels of its features."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Return features (B, N, F) in raster order over a square grid, of images (B, 3, H, W) in [-1, 1]."""
 
 
 class Example(NamedTuple):
@@ -213,7 +434,7 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True)
 class DataContext:
-    """What the harness tells a data set: `image_size` in pixels, `split` 'train' or 'test', the run's `seed`."""
+    """The images of a run: `image_size` in pixels, `split` 'train' or 'test', and the run's `seed`."""
 
     image_size: int
     split: str
@@ -228,3 +449,59 @@ class ImageDataset(Protocol):
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Example: ...
+
+
+@runtime_checkable
+class ReadsBatches(Protocol):
+    """A data set that reads many images faster together than one by one."""
+
+    def read_batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return uint8 images (B, 3, H, W) and int64 labels (B,)."""
+
+
+@runtime_checkable
+class DescribesContent(Protocol):
+    """A data set that knows which images it holds, so that what is cached of others is never read for them."""
+
+    def content_facts(self) -> dict[str, Any]:
+        """Return paths, names, sizes and times of its files, or a digest of its pixels."""
+
+
+@runtime_checkable
+class ToleratesCorruption(Protocol):
+    """A data set of files, some of which may be damaged: `__getitem__` raises `CorruptImage` for those."""
+
+    max_corrupt_share: float
+    """Share of the images, in [0, 1], that may be damaged before a run stops."""
+
+
+@runtime_checkable
+class HasLabels(Protocol):
+    """A data set whose labels are known without reading images."""
+
+    labels: Tensor
+    """(N,) int64."""
+
+
+@runtime_checkable
+class ReadsContent(Protocol):
+    """A data set that tells one image from another by the bytes it is stored as."""
+
+    def read_content(self, index: int) -> bytes:
+        """Return the encoded file of one image, or its original pixels; raise `CorruptImage` if it is unreadable."""
+
+
+@runtime_checkable
+class CountsIgnored(Protocol):
+    """A data set that says what it left out of its source."""
+
+    ignored: dict[str, int]
+    """Number of files, folders or members that are no image, by kind."""
+
+
+@runtime_checkable
+class NamesImages(Protocol):
+    """A data set whose images have names."""
+
+    def describe(self, index: int) -> str:
+        """Return the name of one image for a message: its path, as a rule."""

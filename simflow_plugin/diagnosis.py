@@ -87,7 +87,13 @@ def _fashion_mnist() -> Finding:
 
 
 def _parts() -> list[Finding]:
-    registries = (registry.MODELS, registry.AUTOENCODERS, registry.ENCODERS, registry.DATASETS)
+    registries = (
+        registry.MODELS,
+        registry.AUTOENCODERS,
+        registry.POSTERIORS,
+        registry.ENCODERS,
+        registry.DATASETS,
+    )
     findings = [Finding(r.kind, ", ".join(r.names()), f"entry-point group {r.group}") for r in registries]
     folder = os.environ.get("HF_HOME", "~/.cache/huggingface")
     return [

@@ -1,7 +1,7 @@
 """One exception class per kind of mistake a user can make.
 
 The command line prints the message of a `SimflowError` as one line and exits with `exit_status`; any other
-exception is a defect of ours and keeps its traceback. A message says what was found, where, what was
+exception is a defect of this package and keeps its traceback. A message names what was found, where, what was
 expected and what to do.
 """
 
@@ -45,7 +45,7 @@ class RunDirectoryError(SimflowError):
 
 
 class EvaluationError(SimflowError):
-    """An evaluation or a comparison was asked for that would not mean anything."""
+    """An evaluation or a comparison is impossible, or would be meaningless."""
 
 
 class HostError(SimflowError):

@@ -58,7 +58,7 @@ class ObjectiveWeights:
 
 @dataclass(frozen=True)
 class JointInputs:
-    """What one forward of the joint objective sees: a micro-batch of one process.
+    """Inputs of one forward of the joint objective: a micro-batch of one process.
 
     Args:
         images: (B, 3, H, W), [-1, 1].
@@ -66,7 +66,7 @@ class JointInputs:
         features: (B, N, F) of the frozen encoder, or None.
         random: named draws for these rows.
         loss_scale: scalar of the gradient scaler (float16), or None.
-        moments: (B, M, h, w), what the frozen encoder said of these images before, or None to ask it.
+        moments: (B, M, h, w), cached moments of the frozen encoder for these images, or None to compute them.
     """
 
     images: Tensor
@@ -199,6 +199,13 @@ class JointObjective(nn.Module):
             )
         return terms
 
+    @property
+    def moves_autoencoder_by_alignment_only(self) -> bool:
+        """Whether the model reaches the autoencoder by its alignment and nothing else (SiT and DiT with REPA-E)."""
+        if self.model is None or self.autoencoder.trainable != "full":
+            return False
+        return self._coupled_terms() == {"alignment"}
+
     def _shares_all(self, coupled: frozenset[str], has_features: bool) -> bool:
         """Return whether every term moves model and autoencoder alike."""
         return bool(coupled - {"alignment"}) and (
@@ -238,11 +245,11 @@ def latent_statistics(posterior: Posterior, noise_std: float = 0.0) -> dict[str,
         posterior: of a batch.
         noise_std: of the noise that the model itself adds to latents.
     Returns:
-        Scalars: `latent_mean`, the average of the mean; `latent_std`, its spread; `signal_to_noise`, the spread over the
-        posterior's std; all three averaged over channels; `latent_dead`, the share of dead channels; and for a fixed
-        variance `nll_floor`, the entropy of the noise in nats per dimension, 1/2 log(2 pi e (std^2 + noise_std^2)):
-        the NLL of a model that knows the mean exactly (0.726 at std 0.5). No model of the latents is below it on
-        average, and one that reaches it has nothing left to learn from: the mean has collapsed.
+        Scalars: `latent_mean`, the average of the mean; `latent_std`, its spread; `signal_to_noise`, the spread over
+        the posterior's std; all three averaged over channels; `latent_dead`, the share of dead channels; and for a
+        fixed variance `nll_floor`, the entropy of the noise in nats per dimension, 1/2 log(2 pi e (std^2 +
+        noise_std^2)): the NLL of a model that knows the mean exactly (0.726 at std 0.5). No model of the latents is
+        below it on average, and one that reaches it has nothing left to learn from: the mean has collapsed.
     """
     mean = posterior.mean.float()
     std = posterior.std.float().expand_as(mean)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
+
+CONTRACT_VERSION = 1
+"""Version of `simflow_plugin.contracts`: it grows when a part written for an earlier one would no longer work."""
 
 MomentDecay = Annotated[float, Field(ge=0, lt=1)]
 """A beta of Adam: the decay per step of a running mean."""
@@ -20,6 +23,9 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
+    contract_version: ClassVar[int | None] = None
+    """`CONTRACT_VERSION` that the part was written for; the registry refuses another. None: not stated."""
+
     def resolved(self) -> Options:
         """Return the options with every default that depends on other options written out.
 
@@ -27,6 +33,16 @@ class Options(BaseModel):
             ConfigError: if they clash.
         """
         return self
+
+    def check(self, context: Any) -> None:
+        """Refuse values that do not fit the run; called before anything is built, and by default refuses nothing.
+
+        Args:
+            context: as the part will be built with, as far as the configuration tells: a `ModelContext` for models
+                (its number of classes is None), a `PosteriorContext` for posteriors, else a `DataContext`.
+        Raises:
+            ConfigError: naming the option.
+        """
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Named registries of parts, and discovery of third-party parts by entry points.
+"""Named registries of parts, discovery of third-party parts by entry points, and parts as a configuration has them.
 
 A part is a class (or factory) under a short name. Built-in parts register themselves with a decorator in
 their own file; other distributions declare an entry point in the group `simflow_plugin.<kind>`. Nothing is
@@ -17,8 +17,10 @@ from collections.abc import Callable
 from importlib import metadata
 from typing import Any, TypeVar
 
-from simflow_plugin.errors import RegistryError
-from simflow_plugin.options import Options, did_you_mean
+from pydantic import Field, ValidationError, model_serializer, model_validator
+
+from simflow_plugin.errors import ConfigError, RegistryError
+from simflow_plugin.options import CONTRACT_VERSION, Options, did_you_mean
 
 T = TypeVar("T")
 
@@ -72,7 +74,8 @@ class Registry:
 
         Raises:
             RegistryError: if the name is unknown (with the nearest match and the known names), claimed by two
-                distributions, if its entry point does not import, or if the part declares no `Options`.
+                distributions, if its entry point does not import, or if the part declares no `Options` or was written
+                for another version of the contracts.
         """
         self._import_builtins()
         claims = [entry for entry in self._entry_points() if entry.name == name]
@@ -87,14 +90,24 @@ class Registry:
         if not owners:
             raise RegistryError(f"{self.kind}: unknown name `{name}`.{did_you_mean(name, self.names())}")
         part = self._builtin[name] if name in self._builtin else self._load(claims[0])
+        if self._takes_options:
+            self._check_options(name, part, owners[0])
+        return part
+
+    def _check_options(self, name: str, part: Any, owner: str) -> None:
         declared = getattr(part, "Options", None)
-        if self._takes_options and not (isinstance(declared, type) and issubclass(declared, Options)):
+        if not (isinstance(declared, type) and issubclass(declared, Options)):
             raise RegistryError(
-                f"{self.kind}: `{name}` ({_defined_as(part)}, distribution {owners[0]}) declares no options: found "
+                f"{self.kind}: `{name}` ({_defined_as(part)}, distribution {owner}) declares no options: found "
                 f"Options = {declared!r}. Add to it `class Options(simflow_plugin.options.Options)` with one field an "
                 "option, or with `pass`."
             )
-        return part
+        if declared.contract_version not in (None, CONTRACT_VERSION):
+            raise RegistryError(
+                f"{self.kind}: `{name}` of distribution {owner} was written for version "
+                f"{declared.contract_version} of simflow_plugin.contracts, and this is version {CONTRACT_VERSION}. "
+                f"Install a release of {owner} for this one, or another simflow-plugin."
+            )
 
     def _load(self, entry: metadata.EntryPoint) -> Any:
         try:
@@ -132,11 +145,55 @@ def _owner(entry: metadata.EntryPoint) -> str:
     return entry.dist.name if entry.dist is not None else "an unknown distribution"
 
 
+class Part(Options):
+    """A part by name, with its options; written as `name` or as `{name: ..., option: ...}`.
+
+    A field of options that holds a part names its registry beside the type, and its options are then validated with
+    the configuration: `posterior: Annotated[Part, POSTERIORS]`.
+    """
+
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name_or_mapping(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"name": value}
+        if isinstance(value, dict) and isinstance(value.get("name"), str):
+            return {"name": value["name"], "options": {k: v for k, v in value.items() if k != "name"}}
+        if isinstance(value, Part):
+            return value
+        raise ValueError("expected a name or a mapping with a name")
+
+    @model_serializer
+    def _to_mapping(self) -> Any:
+        return {"name": self.name, **self.options} if self.options else self.name
+
+    def options_of(self, factory: Any) -> Any:
+        """Return the validated options of the part's factory.
+
+        Raises:
+            ConfigError: for an unknown or invalid option.
+        """
+        try:
+            return factory.Options.model_validate(self.options)
+        except ValidationError as error:
+            raise ConfigError(f"{self.name}: {error}") from error
+
+    def build(self, parts: Registry, context: Any) -> Any:
+        """Build the part: `factory(options, context)`."""
+        factory = parts.get(self.name)
+        return factory(self.options_of(factory), context)
+
+
 MODELS = Registry("models", "simflow_plugin.models")
 AUTOENCODERS = Registry("autoencoders", "simflow_plugin.autoencoders")
+POSTERIORS = Registry("posteriors", "simflow_plugin.posteriors")
 ENCODERS = Registry("encoders", "simflow_plugin.alignment")
 DATASETS = Registry("datasets", "simflow_plugin.data")
 RECONSTRUCTION_LOSSES = Registry("reconstruction_losses", "simflow_plugin.losses")
 GUIDANCE = Registry("guidance", "simflow_plugin.flow.guidance")
+DIFFUSION_GUIDANCE = Registry("diffusion_guidance", "simflow_plugin.diffusion.guidance")
 ATTENTION = Registry("attention", "simflow_plugin.flow.attention", takes_options=False)
 JUDGES = Registry("judges", "simflow_plugin.evaluation.judges")

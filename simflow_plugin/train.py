@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from simflow_plugin.config.schema import RunConfig, load_config
+from simflow_plugin.config.loading import load_config
+from simflow_plugin.config.schema import RunConfig
+from simflow_plugin.errors import EmptySplit
 from simflow_plugin.exits import exit_on_user_error
 from simflow_plugin.runs.run_directory import RunDirectory
 from simflow_plugin.train_options import (
@@ -27,6 +29,9 @@ from simflow_plugin.training.interrupts import RESUME_EXIT_STATUS, Interrupted, 
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+    from simflow_plugin.contracts import ImageDataset
+    from simflow_plugin.data.summary import DataSummary
 
 
 def train_command(
@@ -45,11 +50,22 @@ def train_command(
             print(resolved.to_yaml(), end="")
             return
         run = RunDirectory(out if out is not None else Path("runs") / resolved.name)
-        try:
-            train(resolved, run, allow_changed or [], report=not no_report, profile_steps=profile)
-        except Interrupted as interruption:
-            typer.echo(f"{interruption}. Saved: run the same command again to go on.", err=True)
-            raise typer.Exit(RESUME_EXIT_STATUS) from interruption
+        train_or_stop(resolved, run, allow_changed or [], report=not no_report, profile_steps=profile)
+
+
+def train_or_stop(
+    config: RunConfig,
+    run: RunDirectory,
+    allow_changed: list[str],
+    report: bool = True,
+    profile_steps: int = 0,
+) -> None:
+    """Train as a command does: after a signal, say how to go on and leave with the status that asks for it."""
+    try:
+        train(config, run, allow_changed, report=report, profile_steps=profile_steps)
+    except Interrupted as interruption:
+        typer.echo(f"{interruption}. Saved: run the same command again to go on.", err=True)
+        raise typer.Exit(RESUME_EXIT_STATUS) from interruption
 
 
 def train(
@@ -87,13 +103,15 @@ def train(
             dataset = build_dataset(config, "train")
             if report:
                 check_before_training(config, dataset.num_classes)
-                build_dataset(config, "test")
+            summary = describe_data(config, dataset, needs_test=report)
             parts = build_parts(config, dataset.num_classes)
             if accelerator.is_main_process:
                 stack.enter_context(run.locked())
                 run.prepare(config, allow_changed)
                 if not run.metrics_file.exists():
                     print(config.to_yaml(), end="", flush=True)
+                print("\n".join(summary.lines()), flush=True)
+                run.write_data_summary(summary.to_json())
             accelerator.wait_for_everyone()
             trainer = Trainer(config, run, parts, dataset, accelerator, stop, profile_steps)
             trainer.train()
@@ -104,6 +122,28 @@ def train(
             trainer.processes.run_on_main(
                 (lambda: evaluate_after_training(run, trainer.device)) if is_main else None
             )
+
+
+def describe_data(config: RunConfig, train: ImageDataset, needs_test: bool) -> DataSummary:
+    """Return what was understood of the data set of `config`, both splits.
+
+    Args:
+        config: resolved.
+        train: the training split.
+        needs_test: refuse a data set that leaves no test image; else that is a note.
+    Raises:
+        DataError: if the splits do not fit together, or their images cannot be read.
+    """
+    from simflow_plugin.data.summary import summarize
+    from simflow_plugin.runs.parts import build_dataset
+
+    test: ImageDataset | None = None
+    try:
+        test = build_dataset(config, "test")
+    except EmptySplit:
+        if needs_test:
+            raise
+    return summarize(config.data.name, train, test, config.training.batch_size)
 
 
 def make_accelerator(config: RunConfig) -> Accelerator:

@@ -115,13 +115,21 @@ def fitted_state(
     if any(WRAPPERS.search(name) for name in found.keys() - expected.keys()):
         plain = without_wrappers(tensors, source)
         found = {names.get(name, name): tensor for name, tensor in plain.items()}
-    problems = list(_differences(expected, found))
-    if problems:
+    problems, broken = list(_differences(expected, found)), not_finite(found)
+    if problems or broken:
+        kind = "of another architecture" if problems else "of a network that diverged"
+        if broken:
+            problems.append(f"{len(broken)} not finite (NaN or infinite): {listed(broken)}")
         raise error(
-            f"{source}: weights of another architecture, or torn: of {len(expected)} tensors "
-            f"{'; '.join(problems)}.{f' {remedy}' if remedy else ''}"
+            f"{source}: weights {kind}, or torn: of {len(expected)} tensors {'; '.join(problems)}."
+            f"{f' {remedy}' if remedy else ''}"
         )
     return found
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of tensors that hold NaN or infinity."""
+    return [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
 
 
 def load_strictly(
@@ -159,9 +167,6 @@ def _differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) ->
         for name in shared
         if expected[name].is_floating_point() and not found[name].is_floating_point()
     ]
-    broken = [
-        name for name in shared if found[name].is_floating_point() and not bool(found[name].isfinite().all())
-    ]
     if missing:
         yield f"{len(missing)} missing: {listed(missing)}"
     if unexpected:
@@ -170,8 +175,6 @@ def _differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) ->
         yield f"{len(misshapen)} of another shape: {listed(misshapen)}"
     if mistyped:
         yield f"{len(mistyped)} of another type: {listed(mistyped)}"
-    if broken:
-        yield f"{len(broken)} not finite (NaN or infinite): {listed(broken)}"
 
 
 def _nearest(name: str, missing: list[str]) -> str:
@@ -192,10 +195,10 @@ def _flatten(prefix: str, content: Any) -> Iterable[tuple[str, Tensor]]:
 
 
 def _refused_class(error: Exception) -> str:
-    """Return ` (name of the class)` of what torch refused to unpickle, as far as its message tells."""
+    """Return ` (name of the class)` of what torch refused to unpickle, if its message names it."""
     found = re.search(r"GLOBAL ([\w.]+)", str(error))
     return f" ({found[1]})" if found else ""
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0]

@@ -6,6 +6,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from simflow_plugin.errors import CheckpointError, WeightsError
+from simflow_plugin.runs.module_state import restore_module
 from simflow_plugin.weights import fitted_state, load_strictly, read_metadata, read_tensors
 
 
@@ -76,6 +77,12 @@ def test_half_precision_fits_and_the_caller_names_the_error():
     load_strictly(network(), half, "a.pt")
     with pytest.raises(CheckpointError, match="missing"):
         fitted_state(state(), {}, "a.pt", error=CheckpointError)
+
+
+def test_run_that_diverged_is_refused_by_tensor(tmp_path):
+    broken = {**state(), "0.bias": torch.full((3,), float("nan"))}
+    with pytest.raises(CheckpointError, match=r"step_1: weights of a network that diverged.* 0\.bias"):
+        restore_module(network(), broken, tmp_path / "step_1")
 
 
 def test_file_that_is_missing_torn_or_no_weights_is_refused_by_name(tmp_path):

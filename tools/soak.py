@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from simflow_plugin.config.schema import load_config
+from simflow_plugin.config.loading import load_config
 from simflow_plugin.contracts import DataContext
 from simflow_plugin.errors import TrainingError
 from simflow_plugin.registry import DATASETS

@@ -2,7 +2,7 @@
 
 A small vision transformer from scratch, or a published backbone that was fine-tuned (`backbone_classifier`).
 
-It is a file of its own: safetensors whose metadata say how to build the network, how to normalise, what the
+It is one safetensors file whose metadata hold how to build the network, how to normalise, what the
 classes are called and how often it is right on held-out images.
 """
 
@@ -160,7 +160,7 @@ class ClassifierEncoder(FrozenEncoder):
         options: the file.
         context: image size; images of another size than it was trained on are resized to that.
     Attributes:
-        card: what the file says of itself.
+        card: the description in the file.
     Raises:
         WeightsError: if the file is missing, damaged, or something else.
     """

@@ -1,6 +1,6 @@
 """Pretrained weights of a timm network, from a path, a local cache or a package; nothing is downloaded.
 
-A download is never started on its own: without a network it would end in minutes of retries.
+Nothing is downloaded: without a network that would end in minutes of retries.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""What a generative model adds to be aligned: a projector and the loss, on one of its hidden layers."""
+"""The alignment head of a generative model: a projector and the loss, on one of its hidden layers."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from simflow_plugin.alignment.loss import Grid, negative_cosine, resample_tokens, square_grid
+from simflow_plugin.alignment.loss import Grid, alignment_loss
 from simflow_plugin.alignment.projector import Projector
 from simflow_plugin.contracts import AlignmentContext
 
@@ -14,7 +14,7 @@ class AlignmentHead(nn.Module):
 
     Args:
         hidden_dim: W, width of the hidden tokens.
-        context: the features' channels and the projector's width; the layer is the model's business.
+        context: the features' channels and the projector's width; the model chooses the layer.
     """
 
     def __init__(self, hidden_dim: int, context: AlignmentContext) -> None:
@@ -31,5 +31,4 @@ class AlignmentHead(nn.Module):
         Raises:
             ShapeError: if tokens or features do not fill their grids.
         """
-        targets = resample_tokens(features, square_grid(features.shape[1]), hidden_grid)
-        return negative_cosine(self.projector(hidden_tokens), targets)
+        return alignment_loss(self.projector(hidden_tokens), hidden_grid, features)

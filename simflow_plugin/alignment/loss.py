@@ -38,7 +38,7 @@ def negative_cosine(projected: Tensor, features: Tensor) -> Tensor:
 def resample_tokens(features: Tensor, from_grid: Grid, to_grid: Grid) -> Tensor:
     """Bring tokens (B, h w, F) in raster order onto another grid: (B, h' w', F).
 
-    Bilinear, antialiased, so that where the grid shrinks by a whole factor every feature has its say.
+    Bilinear and antialiased, so that every feature contributes where the grid shrinks.
 
     Raises:
         ShapeError: if the number of tokens is not that of `from_grid`.
@@ -62,3 +62,16 @@ def square_grid(num_tokens: int) -> Grid:
     if side * side != num_tokens:
         raise ShapeError(f"{num_tokens} features are not a square grid. Were prefix tokens left in?")
     return side, side
+
+
+def alignment_loss(projected: Tensor, grid: Grid, features: Tensor) -> Tensor:
+    """Return the mean negative cosine similarity of projected tokens and features, a scalar in [-1, 1].
+
+    Args:
+        projected: (B, T, F), raster order over `grid`.
+        grid: (rows, columns), T of them.
+        features: (B, N, F), raster order over a square grid; resampled to `grid`.
+    Raises:
+        ShapeError: if tokens or features do not fill their grids.
+    """
+    return negative_cosine(projected, resample_tokens(features, square_grid(features.shape[1]), grid))

@@ -12,7 +12,7 @@ from simflow_plugin import options, registry
 from simflow_plugin.alignment.encoder import FrozenEncoder, choose_input_size
 from simflow_plugin.alignment.encoder_weights import find_weights, load_weights
 from simflow_plugin.alignment.feature_layer import FeatureLayer, find_layer, is_transformer
-from simflow_plugin.contracts import DataContext
+from simflow_plugin.contracts import DataContext, NetworkOutline
 from simflow_plugin.errors import ConfigError
 
 MODEL_BY_PRESET = {
@@ -74,6 +74,11 @@ class TimmEncoder(FrozenEncoder):
             network, context.image_size, plan.input_size, plan.layer, config["mean"], config["std"]
         )
 
+    @staticmethod
+    def outline(options: Options, context: DataContext) -> NetworkOutline:
+        """Return the network without weights, the pixels that it sees, and the shape of its features."""
+        return plan_encoder(options.model, context.image_size, options.input_size, options.stage).outline()
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -88,6 +93,10 @@ class Preset:
 
     def __call__(self, options: Any, context: DataContext) -> TimmEncoder:
         return TimmEncoder(TimmEncoder.Options(model=self.model, **options.model_dump()), context)
+
+    def outline(self, options: Any, context: DataContext) -> NetworkOutline:
+        """Return the network without weights; see `TimmEncoder.outline`."""
+        return plan_encoder(self.model, context.image_size, options.input_size, options.stage).outline()
 
 
 for _name, _model in MODEL_BY_PRESET.items():
@@ -109,6 +118,11 @@ class EncoderPlan:
     input_size: int
     layer: FeatureLayer
     arguments: dict[str, Any]
+
+    def outline(self) -> NetworkOutline:
+        """Return the network, the pixels that it sees, and the shape of its features, for `simflow plan`."""
+        rows, columns = self.layer.grid
+        return NetworkOutline(self.network, self.input_size, (rows * columns, self.layer.num_channels))
 
 
 def plan_encoder(model: str, image_size: int, input_size: int | None, stage: int | None) -> EncoderPlan:

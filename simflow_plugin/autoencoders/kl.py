@@ -7,21 +7,24 @@ latents / scale + shift -> decoder                                        = reco
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from simflow_plugin.autoencoders.kl_options import KLOptions, Numbers, resolve_architecture
-from simflow_plugin.autoencoders.network import select_moments
+from simflow_plugin.autoencoders.network import default_norm_groups, select_moments
 from simflow_plugin.autoencoders.network_weights import AutoencoderWeights
-from simflow_plugin.contracts import Autoencoder
+from simflow_plugin.autoencoders.to_diffusers import to_diffusers
+from simflow_plugin.contracts import Autoencoder, Posterior, PosteriorContext, PosteriorHead
 from simflow_plugin.convolution_layout import convolution_layout
 from simflow_plugin.errors import ConfigError, ShapeError, WeightsError
-from simflow_plugin.posteriors.gaussian import GaussianPosterior
-from simflow_plugin.posteriors.heads import PosteriorHead, build_head
-from simflow_plugin.registry import AUTOENCODERS
+from simflow_plugin.registry import AUTOENCODERS, POSTERIORS
 from simflow_plugin.weights import load_strictly
+
+FROM_FILES = ("pretrained", "pretrained_format", "subfolder", "scale", "shift")
+"""Options that need a file, or values to check; none of them changes a shape."""
 
 
 @AUTOENCODERS.register("kl")
@@ -47,7 +50,7 @@ class KLAutoencoder(Autoencoder):
         self.factor = self.architecture.factor
         self.latent_channels = self.architecture.latent_channels
         self.trainable = options.trainable
-        self.head: PosteriorHead = build_head(options.posterior, self.latent_channels)
+        self.head: PosteriorHead = options.posterior.build(POSTERIORS, PosteriorContext(self.latent_channels))
         self.network = self.architecture.build(self.head.num_moments)
         # Buffers, so that statistics which were fitted during a run travel with its checkpoints.
         self.register_buffer("latent_scale", torch.ones(self.latent_channels, 1, 1))
@@ -60,7 +63,7 @@ class KLAutoencoder(Autoencoder):
             module.requires_grad_(False)
         self.train()
 
-    def encode(self, images: Tensor) -> GaussianPosterior:
+    def encode(self, images: Tensor) -> Posterior:
         """Return the posterior in the normalised latent space.
 
         Args:
@@ -71,7 +74,7 @@ class KLAutoencoder(Autoencoder):
         return self.posterior(self.moments(images))
 
     def moments(self, images: Tensor) -> Tensor:
-        """Return the encoder network's output (B, C or 2 C, h, w), before head and normalisation; see `encode`."""
+        """Return the encoder network's output (B, M, h, w), before head and normalisation; see `encode`."""
         if (
             images.dim() != 4
             or images.shape[1] != 3
@@ -87,7 +90,7 @@ class KLAutoencoder(Autoencoder):
             moments = self.network.quant_conv(moments)
         return moments
 
-    def posterior(self, moments: Tensor) -> GaussianPosterior:
+    def posterior(self, moments: Tensor) -> Posterior:
         """Return the posterior in the normalised latent space from the network's output."""
         return self.head(moments).normalized(self.latent_shift, self.latent_scale)
 
@@ -118,6 +121,45 @@ class KLAutoencoder(Autoencoder):
             return None if stated[0] is None or stated[1] is None else (stated[0], stated[1])
         architecture, _ = resolve_architecture(options)
         return architecture.factor, architecture.latent_channels
+
+    @classmethod
+    def trained_part(cls, options: KLOptions) -> str:
+        return options.trainable
+
+    @classmethod
+    def learns_variance(cls, options: KLOptions) -> bool:
+        return POSTERIORS.get(options.posterior.name).learns_variance
+
+    @classmethod
+    def shape_options(cls, options: dict[str, Any]) -> dict[str, Any]:
+        if options.get("pretrained") is not None and None in (
+            options.get("factor"),
+            options.get("latent_channels"),
+        ):
+            raise ConfigError(
+                f"autoencoder: the shape of {options['pretrained']} is known to that file only. Write down `factor` "
+                "and `latent_channels` (and `widths`, if they are not the usual ones) to plan without it."
+            )
+        return {key: value for key, value in options.items() if key not in FROM_FILES}
+
+    def to_diffusers(self) -> Any:
+        """Return a diffusers AutoencoderKL on the CPU that encodes and decodes alike.
+
+        Raises:
+            WeightsError: if the posterior has no moments that diffusers knows; see `PosteriorHead.as_moments`.
+        """
+        shift, scale = self.latent_shift.flatten(), self.latent_scale.flatten()
+        moments = self.head.as_moments()
+        return to_diffusers(self.architecture, self.network.state_dict(), moments, shift, scale)
+
+    def options_to_load(self, exported: Path) -> dict[str, Any]:
+        """Return the part that reads back an export of this autoencoder, frozen."""
+        options: dict[str, Any] = {"name": "kl", "pretrained": str(exported), "trainable": "none"}
+        groups = self.architecture.norm_num_groups
+        if exported.suffix == ".safetensors" and groups != default_norm_groups(self.architecture.widths):
+            options["norm_num_groups"] = groups  # leaves no trace in the weights
+        posterior = {"name": self.options.posterior.name, **self.head.options.model_dump(mode="json")}
+        return {**options, "posterior": posterior}
 
     def self_contained_options(self) -> dict[str, Any]:
         """Return options that build this network without pretrained weights; its state has the statistics."""
@@ -161,15 +203,21 @@ class KLAutoencoder(Autoencoder):
 
     def _frozen_modules(self) -> list[nn.Module]:
         if self.trainable == "none":
-            return [self.network]
+            return [self.network, self.head]
         if self.trainable == "decoder":
-            parts = (self.network.encoder, self.network.quant_conv)
+            parts = (self.network.encoder, self.network.quant_conv, self.head)
             return [part for part in parts if part is not None]
         return []
 
     def _load(self, weights: AutoencoderWeights) -> None:
         """Copy weights, and the normalisation that came with them."""
-        load_strictly(self.network, select_moments(weights.state, self.head.num_moments), weights.source)
+        try:
+            state = select_moments(weights.state, self.head)
+        except WeightsError as error:
+            raise WeightsError(f"{weights.source}: {error}") from error
+        load_strictly(self.network, state, weights.source)
+        if weights.head and self.head.state_dict():  # a head with parameters of its own, exported before
+            load_strictly(self.head, weights.head, f"{weights.source}: posterior")
         for name, buffer, values in (
             ("shift", self.latent_shift, weights.shift),
             ("scale", self.latent_scale, weights.scale),

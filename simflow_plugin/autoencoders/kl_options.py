@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import BeforeValidator, Field, PositiveInt
 
 from simflow_plugin.autoencoders.network import DEFAULT_WIDTHS, Architecture, default_norm_groups
 from simflow_plugin.autoencoders.network_weights import AutoencoderWeights
 from simflow_plugin.autoencoders.pretrained import load_pretrained
+from simflow_plugin.contracts import DataContext, PosteriorContext
 from simflow_plugin.errors import ConfigError, WeightsError
 from simflow_plugin.options import Options
-from simflow_plugin.posteriors.heads import PosteriorOptions
+from simflow_plugin.registry import POSTERIORS, Part
 
 Numbers = float | list[float]
+DEFAULT_POSTERIOR = "fixed"
 NETWORK_OPTIONS = (
     "factor",
     "latent_channels",
@@ -27,10 +29,27 @@ NETWORK_OPTIONS = (
 )
 
 
+def _with_name(value: Any) -> Any:
+    """Complete a mapping without a name: it is `fixed`, or what the older key `kind` names.
+
+    Beside `kind` null stood for an option that was not given.
+    """
+    if not isinstance(value, dict) or "name" in value:
+        return value
+    if "kind" not in value:
+        return {"name": DEFAULT_POSTERIOR, **value}
+    given = {key: option for key, option in value.items() if option is not None}
+    return {"name": given.pop("kind"), **given}
+
+
 class KLOptions(Options):
     """Options of the `kl` autoencoder. The network's own ones may stay unset when `pretrained` is given."""
 
-    posterior: PosteriorOptions = PosteriorOptions.model_validate({})
+    posterior: Annotated[Part, BeforeValidator(_with_name), POSTERIORS] = Field(
+        Part(name=DEFAULT_POSTERIOR),
+        description="q(z given x), a name or a mapping with a name: `fixed`, `fixed_layernorm`, `learnable`, "
+        "`learnable_noise`, or another package's",
+    )
     factor: PositiveInt | None = Field(
         None, description="pixels per latent pixel, a power of two; default 8."
     )
@@ -73,7 +92,7 @@ class KLOptions(Options):
         Raises:
             ConfigError: if options clash.
         """
-        update: dict[str, Any] = {"posterior": self.posterior.resolved()}
+        update: dict[str, Any] = {}
         if self.pretrained is None:
             architecture = architecture_from_options(self)
             known = {**asdict(architecture), "factor": architecture.factor}
@@ -81,6 +100,14 @@ class KLOptions(Options):
             update["scale"] = 1.0 if self.scale is None else self.scale
             update["shift"] = 0.0 if self.shift is None else self.shift
         return self.model_copy(update=update)
+
+    def check(self, context: DataContext) -> None:
+        channels = self.latent_channels
+        if self.pretrained is None:
+            channels = resolve_architecture(self)[0].latent_channels
+        if channels is not None:
+            factory = POSTERIORS.get(self.posterior.name)
+            self.posterior.options_of(factory).check(PosteriorContext(channels))
 
 
 def resolve_architecture(options: KLOptions) -> tuple[Architecture, AutoencoderWeights | None]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from simflow_plugin.contracts import PosteriorHead
 from simflow_plugin.errors import ConfigError, WeightsError
 
 DEFAULT_WIDTHS = {
@@ -28,7 +29,7 @@ DEFAULT_WIDTHS = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """What it takes to build the network.
+    """Sizes and options of the network.
 
     Args:
         widths: channels by level, finest first; each level after the first halves the resolution.
@@ -189,13 +190,18 @@ def moments_prefix(state: Mapping[str, Tensor]) -> str:
     return "quant_conv" if "quant_conv.weight" in state else "encoder.conv_out"
 
 
-def select_moments(state: Mapping[str, Tensor], num_moments: int) -> dict[str, Tensor]:
-    """Return `state` with the first `num_moments` output channels of the moments' convolution.
+def select_moments(state: Mapping[str, Tensor], head: PosteriorHead) -> dict[str, Tensor]:
+    """Return `state` with those first output channels of the moments' convolution that `head` keeps.
 
-    From (mean, log-variance) this keeps the mean: the encoder of a fixed-variance posterior, whose mean is
-    that of the encoder it came from.
+    From (mean, log-variance) a fixed-variance posterior keeps the mean, that of the encoder it came from.
+
+    Raises:
+        WeightsError: if the channels are not what the head reads.
     """
     prefix = moments_prefix(state)
+    if f"{prefix}.weight" not in state:
+        return dict(state)  # a strict load names the tensors that are missing
+    num_moments = head.kept_moments(len(state[f"{prefix}.weight"]))
     kept = {f"{prefix}.weight", f"{prefix}.bias"}
     return {name: value[:num_moments] if name in kept else value for name, value in state.items()}
 

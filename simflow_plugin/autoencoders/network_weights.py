@@ -7,7 +7,8 @@ A file may nest the autoencoder in dictionaries (`state_dict`, `vae`) and prefix
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
@@ -32,6 +33,7 @@ class AutoencoderWeights:
         state: tensors by diffusers' names.
         shift: (C,) or scalar, of the raw latents; None if unknown.
         scale: (C,) or scalar: latents = (raw - shift) * scale; None if unknown.
+        head: state of the posterior head, in our own layout; empty for most.
     """
 
     source: str
@@ -39,6 +41,7 @@ class AutoencoderWeights:
     state: dict[str, Tensor]
     shift: Tensor | None = None
     scale: Tensor | None = None
+    head: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def read_autoencoder(path: Path) -> AutoencoderWeights:
@@ -72,7 +75,9 @@ def read_autoencoder(path: Path) -> AutoencoderWeights:
         return AutoencoderWeights(str(path), "diffusers", state)
     own = prefix.removesuffix(OWN_PREFIX)
     shift, scale = tensors.get(f"{own}latent_shift"), tensors.get(f"{own}latent_scale")
-    return AutoencoderWeights(str(path), "simflow", state, shift, scale)
+    start = f"{own}head."
+    head = {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+    return AutoencoderWeights(str(path), "simflow", state, shift, scale, head)
 
 
 def _repa_e_statistics(path: Path) -> tuple[Tensor | None, Tensor | None]:

@@ -1,69 +1,55 @@
 """Our autoencoder as a plain diffusers AutoencoderKL, for code that knows nothing of us.
 
-A fixed-variance encoder returns C means; diffusers' one returns C means and C log-variances. The export gets the
-missing outputs as a convolution with weights 0 and bias 2 log sigma, so that diffusers' posterior is ours. The
-latents' normalisation becomes `scaling_factor` and `shift_factor`, or `latents_mean` and `latents_std` by channel.
+diffusers' encoder returns C means and C log-variances. Ours returns what the posterior head reads, and the head gives
+the linear map from that to those 2 C moments; it is folded into the last convolution of the encoder. For a fixed
+variance that is a convolution with weights 0 and bias 2 log sigma. The latents' normalisation becomes
+`scaling_factor` and `shift_factor`, or `latents_mean` and `latents_std` by channel.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from simflow_plugin.autoencoders.kl import KLAutoencoder
-from simflow_plugin.autoencoders.network import moments_prefix
-from simflow_plugin.errors import WeightsError
-from simflow_plugin.posteriors.heads import (
-    FixedVarianceHead,
-    FixedVarianceLayerNormHead,
-    LearnedVarianceHead,
-)
+from simflow_plugin.autoencoders.network import Architecture, moments_prefix
+from simflow_plugin.contracts import MomentsMap
 
 
 @torch.no_grad()
-def to_diffusers(autoencoder: KLAutoencoder) -> Any:
-    """Return a diffusers AutoencoderKL on the CPU that encodes and decodes as `autoencoder` does.
+def to_diffusers(
+    architecture: Architecture,
+    weights: Mapping[str, Tensor],
+    moments: MomentsMap,
+    shift: Tensor,
+    scale: Tensor,
+) -> Any:
+    """Return a diffusers AutoencoderKL on the CPU that encodes and decodes as ours does.
 
     Its `encode(images).latent_dist` is the posterior before normalisation.
 
     Args:
-        autoencoder: is not changed.
-    Raises:
-        WeightsError: if the posterior cannot be said as diffusers' (mean, log-variance): layer norm on the mean, or
-            noise on top of a learnable variance.
+        architecture: of the network.
+        weights: of the network, by diffusers' names.
+        moments: from the outputs of its encoder to diffusers'.
+        shift: (C,), of the raw latents.
+        scale: (C,), > 0.
     """
-    head = autoencoder.head
-    if isinstance(head, FixedVarianceLayerNormHead):
-        raise WeightsError(
-            "posterior.kind `fixed_layernorm`: diffusers' AutoencoderKL has no layer norm on the mean. Export to a "
-            ".safetensors file."
-        )
-    if isinstance(head, LearnedVarianceHead) and head.noise_std > 0:
-        raise WeightsError(
-            f"posterior.noise_std {head.noise_std:g}: diffusers' AutoencoderKL has no noise on top of its posterior. "
-            "Export to a .safetensors file."
-        )
-    state = {name: tensor.detach().cpu() for name, tensor in autoencoder.network.state_dict().items()}
-    if isinstance(head, FixedVarianceHead):
-        _append_log_variance(state, 2 * head.std.flatten().cpu().log())
-    network = autoencoder.architecture.build(2 * autoencoder.latent_channels)
+    state = {name: tensor.detach().cpu() for name, tensor in weights.items()}
+    prefix = moments_prefix(state)
+    last, offset = state[f"{prefix}.weight"], state[f"{prefix}.bias"]
+    weight = moments.weight.to(last)
+    state[f"{prefix}.weight"] = torch.einsum("om,mikl->oikl", weight, last)
+    state[f"{prefix}.bias"] = weight @ offset + moments.bias.to(offset)
+    network = architecture.build(2 * architecture.latent_channels)
     network.load_state_dict(state)
-    network.register_to_config(**_normalization(autoencoder))
+    network.register_to_config(**_normalization(shift.tolist(), scale.tolist()))
     return network.eval()
 
 
-def _append_log_variance(state: dict[str, Tensor], log_variance: Tensor) -> None:
-    """Append C outputs that are `log_variance` (C,) for every input."""
-    prefix = moments_prefix(state)
-    weight, bias = state[f"{prefix}.weight"], state[f"{prefix}.bias"]
-    state[f"{prefix}.weight"] = torch.cat([weight, torch.zeros_like(weight)])
-    state[f"{prefix}.bias"] = torch.cat([bias, log_variance.to(bias)])
-
-
-def _normalization(autoencoder: KLAutoencoder) -> dict[str, Any]:
-    shift, scale = autoencoder.latent_shift.flatten().tolist(), autoencoder.latent_scale.flatten().tolist()
+def _normalization(shift: list[float], scale: list[float]) -> dict[str, Any]:
     if len(set(shift)) == len(set(scale)) == 1:
         return {"scaling_factor": scale[0], "shift_factor": shift[0] if shift[0] else None}
     return {"scaling_factor": 1.0, "latents_mean": shift, "latents_std": [1 / value for value in scale]}

@@ -97,9 +97,7 @@ def _check_quick(choice: Choice) -> None:
     plain = {"family": choice.architecture["family"], "size": "S", "tokens": 256}
     changed = [f"--{name.replace('_', '-')}" for name, value in sizes.items() if value != plain.get(name)]
     if changed:
-        raise ConfigError(
-            f"--quick measures a tiny flow of its own: leave out {', '.join(changed)}, or --quick"
-        )
+        raise ConfigError(f"--quick measures a fixed tiny flow: leave out {', '.join(changed)}, or --quick")
 
 
 def _device(name: str | None) -> torch.device:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from simflow_plugin.config.schema import load_config
+from simflow_plugin.config.loading import load_config
 from simflow_plugin.data.loader import measure_loader_speed
 from simflow_plugin.runs.parts import build_dataset
 

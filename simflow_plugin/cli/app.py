@@ -14,6 +14,7 @@ from simflow_plugin.cli import (
     compare,
     config,
     convert,
+    distill,
     doctor,
     evaluate,
     export,
@@ -43,6 +44,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("train")(train.train)
+app.command("distill")(distill.distill)
 app.command("sample")(sample.sample)
 app.command("evaluate")(evaluate.evaluate)
 app.command("analyze")(analyze.analyze)

@@ -25,7 +25,7 @@ def compare(
         int, typer.Option(min=1, help="Noise indices in the grids, of the first ten classes.")
     ] = 3,
     force: Annotated[
-        bool, typer.Option("--force", help="Compare what was not measured alike, and say so.")
+        bool, typer.Option("--force", help="Compare what was not measured alike; the page warns of it.")
     ] = False,
     precision: PrecisionOption = None,
 ) -> None:

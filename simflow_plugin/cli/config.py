@@ -20,7 +20,7 @@ def show(
 ) -> None:
     """Print the resolved configuration: every default written out, every part checked."""
     with exit_on_user_error():
-        from simflow_plugin.config.schema import load_config
+        from simflow_plugin.config.loading import load_config
 
         typer.echo(load_config(name, set_).to_yaml(), nl=False)
 

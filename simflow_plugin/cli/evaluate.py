@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, cast
 
 import typer
 
-from simflow_plugin.cli.run_options import LastWeightsOption, LpipsOption, PrecisionOption
+from simflow_plugin.cli.run_options import EmaLengthOption, LastWeightsOption, LpipsOption, PrecisionOption
 from simflow_plugin.exits import exit_on_user_error
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def evaluate(
     ] = None,
     step: Annotated[int | None, typer.Option(help="Of the checkpoint; default: the newest.")] = None,
     last_weights: LastWeightsOption = False,
+    ema_length: EmaLengthOption = None,
     reference: Annotated[
         str, typer.Option(help="Split to compare samples with: test (held out) or train.")
     ] = "test",
@@ -51,7 +52,7 @@ def evaluate(
         int, typer.Option(min=1, help="Per image, in the likelihood; 1 leaves its Monte-Carlo error unknown.")
     ] = 2,
     ood: Annotated[
-        str | None, typer.Option(help="Data set (name or YAML mapping) to tell apart by likelihood.")
+        str | None, typer.Option(help="Data set (name or YAML mapping) for the out-of-distribution AUROC.")
     ] = None,
     npz: Annotated[
         Path | None, typer.Option(help="Also write the samples for the ADM suite (arr_0).")
@@ -93,15 +94,16 @@ def evaluate(
             ood=ood,
             batch_size=batch_size,
         )
-        run_evaluation(run, request, Weights(not last_weights, step, precision), npz, png)
+        run_evaluation(run, request, Weights(not last_weights, step, precision, ema_length), npz, png)
 
 
 class Weights(NamedTuple):
-    """Weights of a run to load: averaged or not, of a step or the newest, and the precision to compute in."""
+    """Weights of a run to load: averaged or not, of a step or the newest, the precision, the length of the average."""
 
     averaged: bool = True
     step: int | None = None
     precision: str | None = None
+    ema_length: float | None = None
 
 
 def run_evaluation(

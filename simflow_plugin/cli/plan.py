@@ -27,7 +27,7 @@ def plan(
 ) -> None:
     """Print parameters, memory per device, FLOPs per image and days of training; nothing is trained or loaded."""
     with exit_on_user_error():
-        from simflow_plugin.config.schema import load_config
+        from simflow_plugin.config.loading import load_config
         from simflow_plugin.planning.estimate import Setting, make_plan
 
         setting = Setting(devices, sharding, gpu, utilisation)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from simflow_plugin.config.schema import Part
+    from simflow_plugin.registry import Part
 
 
 def pretrain_encoder(
@@ -59,7 +59,7 @@ def pretrain_encoder(
     if out.exists() and not overwrite:
         raise ConfigError(f"{out}: exists already. Choose another --out, or add --overwrite.")
     if steps is not None and epochs is not None:
-        raise ConfigError("--steps and --epochs say the same thing: give one of them.")
+        raise ConfigError("--steps and --epochs both set the length: give one of them.")
     if fine_tune is None and (weights is not None or input_size is not None):
         raise ConfigError("--weights and --input-size: have no effect without --fine-tune. Remove them.")
     if fine_tune is not None and model is not None:
@@ -101,9 +101,9 @@ def parse_data(name: str, assignments: list[str]) -> Part:
     Raises:
         ConfigError: if there is no such data set, or an option is unknown, wrong or missing.
     """
-    from simflow_plugin.config.schema import Part, resolve_part
+    from simflow_plugin.config.loading import resolve_part
     from simflow_plugin.config.yaml_source import YamlSource
-    from simflow_plugin.registry import DATASETS
+    from simflow_plugin.registry import DATASETS, Part
 
     source = YamlSource({}, {}, f"--data {name}")
     for assignment in assignments:

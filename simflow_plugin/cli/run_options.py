@@ -13,3 +13,10 @@ PrecisionOption = Annotated[
 ]
 LastWeightsOption = Annotated[bool, typer.Option("--last-weights", help="Not the averaged (EMA) weights.")]
 LpipsOption = Annotated[Path | None, typer.Option(help="File of torchvision's AlexNet, for LPIPS.")]
+EmaLengthOption = Annotated[
+    float | None,
+    typer.Option(
+        "--ema-length",
+        help="Relative length of the average, where training.ema is {kind: power}; made of what the run stored.",
+    ),
+]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from simflow_plugin.cli.run_options import PrecisionOption
+from simflow_plugin.cli.run_options import EmaLengthOption, PrecisionOption
 from simflow_plugin.exits import exit_on_user_error
 
 
@@ -21,6 +21,7 @@ def sample(
     seed: Annotated[int, typer.Option(help="Of the noise; sample i depends on the seed and i only.")] = 0,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Does not change the samples.")] = None,
     precision: PrecisionOption = None,
+    ema_length: EmaLengthOption = None,
 ) -> None:
     """Draw class-balanced samples from the averaged (EMA) weights of a run."""
     with exit_on_user_error():
@@ -30,7 +31,7 @@ def sample(
         from simflow_plugin.runs.loaded_run import load_run
 
         check_out(out)
-        loaded = load_run(run, precision=precision)
+        loaded = load_run(run, precision=precision, ema_length=ema_length)
         sampler = ImageSampler.of_run(loaded, guidance, seed)
         labels = class_labels(range(num), loaded.num_classes)
         with count_progress("sampling", num) as advance:

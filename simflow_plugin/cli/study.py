@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 def study(
     name: Annotated[
-        str, typer.Argument(help="fixed_variance, headline, or cifar/ and fixed_variance, headline, alignment or conditions.")
+        str,
+        typer.Argument(
+            help="fixed_variance, headline, or cifar/ and fixed_variance, headline, alignment or conditions."
+        ),
     ],
     budget: Annotated[float, typer.Option(help="Factor on the steps and warm-up of every run alike.")] = 1.0,
     out: Annotated[Path | None, typer.Option(help="Directory; default runs/studies/NAME.")] = None,

@@ -1,17 +1,16 @@
-"""Whether the values of a configuration fit together, and whether this machine has what they name."""
+"""Checks of a configuration: values that clash, and what this machine lacks; a part's own values it checks itself."""
 
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import Any
 
 from simflow_plugin import registry
+from simflow_plugin.config.schema import Alignment, Evaluation, Objective, Optimizer, RunConfig, Training
 from simflow_plugin.config.yaml_source import KeyPath, YamlSource
-from simflow_plugin.contracts import AlignmentContext, ModelContext
-from simflow_plugin.errors import ConfigError
-
-if TYPE_CHECKING:
-    from simflow_plugin.config.schema import Evaluation, RunConfig
+from simflow_plugin.contracts import AlignmentContext, Autoencoder, DataContext, GenerativeModel, ModelContext
+from simflow_plugin.errors import ConfigError, SimflowError
+from simflow_plugin.registry import Part
 
 
 def check_config(config: RunConfig, source: YamlSource | None = None) -> None:
@@ -21,31 +20,19 @@ def check_config(config: RunConfig, source: YamlSource | None = None) -> None:
         ConfigError: with the values that clash.
     """
     where = source or YamlSource({}, {}, config.name)
-    factory = registry.AUTOENCODERS.get(config.autoencoder.name)
-    autoencoder = factory.Options.model_validate(config.autoencoder.options)
-    trainable = getattr(autoencoder, "trainable", "full")
-    _check_training(config, where)
-    _check_effects(config, where)
+    factory: type[Autoencoder] = registry.AUTOENCODERS.get(config.autoencoder.name)
+    options = config.autoencoder.options_of(factory)
+    trained = factory.trained_part(options)
+    _check_training(config.training, config.optimizer, where)
+    _check_effects(config, factory.learns_variance(options), where)
     _check_judge(config, where)
-    _check_trainable(config, trainable, where)
-    _check_alignment(config, trainable, where)
-    try:
-        geometry = factory.geometry(autoencoder)
-    except ConfigError as error:
-        raise _refused(where, ("autoencoder",), f"autoencoder: {error}") from error
-    factor, channels = geometry if geometry is not None else (1, None)
-    if config.image_size % factor:
-        below = max(factor, config.image_size - config.image_size % factor)
-        raise _refused(
-            where,
-            ("image_size",),
-            f"image_size {config.image_size} is not divisible by the autoencoder's factor {factor} "
-            f"(autoencoder `{config.autoencoder.name}`). Use {below} or {below + factor}.",
-        )
+    _check_trainable(config, trained, where)
+    if config.alignment is not None:
+        _check_alignment(config.alignment, config.model, trained, where)
+    latent_shape = _check_geometry(config, factory, options, where)
+    _check_own_options(config, latent_shape, where)
     if config.model is not None:
-        _check_coupling(config, trainable, where)
-        if channels is not None:
-            _check_model(config, factor, channels, where)
+        _check_coupling(config.model, config.alignment, trained, where)
 
 
 def check_before_training(config: RunConfig, num_classes: int | None) -> None:
@@ -79,8 +66,8 @@ def _refused(where: YamlSource, path: KeyPath, message: str) -> ConfigError:
     return ConfigError(f"{where.place(path)}: {message}")
 
 
-def _check_training(config: RunConfig, where: YamlSource) -> None:
-    training, warmup = config.training, config.optimizer.warmup_steps
+def _check_training(training: Training, optimizer: Optimizer, where: YamlSource) -> None:
+    warmup = optimizer.warmup_steps
     if training.batch_size % training.accumulation:
         raise _refused(
             where,
@@ -97,7 +84,7 @@ def _check_training(config: RunConfig, where: YamlSource) -> None:
         )
 
 
-def _check_effects(config: RunConfig, where: YamlSource) -> None:
+def _check_effects(config: RunConfig, learns_variance: bool, where: YamlSource) -> None:
     """Refuse numbers that change nothing beside what else was chosen."""
     if config.optimizer.schedule == "constant" and config.optimizer.final_lr_ratio:
         raise _refused(
@@ -106,15 +93,13 @@ def _check_effects(config: RunConfig, where: YamlSource) -> None:
             f"optimizer.final_lr_ratio {config.optimizer.final_lr_ratio:g} has no effect with optimizer.schedule: "
             "constant. Remove it, or set optimizer.schedule: cosine.",
         )
-    posterior = config.autoencoder.options.get("posterior")
-    kind = posterior.get("kind", "learnable") if isinstance(posterior, dict) else "learnable"
     default = type(config.objective).model_fields["kl_weight"].default
-    if kind != "learnable" and config.objective.kl_weight not in (0, default):
+    if not learns_variance and config.objective.kl_weight not in (0, default):
         raise _refused(
             where,
             ("objective", "kl_weight"),
-            f"objective.kl_weight {config.objective.kl_weight:g} has no effect with autoencoder.posterior.kind: "
-            f"{kind}, whose variance is constant. Remove it.",
+            f"objective.kl_weight {config.objective.kl_weight:g} has no effect with a posterior of constant variance, "
+            f"as autoencoder `{config.autoencoder.name}` has it here (autoencoder.posterior). Remove it.",
         )
 
 
@@ -152,8 +137,8 @@ def _check_trainable(config: RunConfig, trainable: str, where: YamlSource) -> No
         raise _refused(
             where,
             ("training", "cache_latents"),
-            "training.cache_latents keeps what the encoder says of an image, but autoencoder.trainable is full, and "
-            "it says something else after every step. Set training.cache_latents: false, or autoencoder.trainable: "
+            "training.cache_latents keeps the encoder's output for every image, but autoencoder.trainable is full, and "
+            "that output changes with every step. Set training.cache_latents: false, or autoencoder.trainable: "
             "none or decoder.",
         )
     if trainable != "none":
@@ -185,30 +170,27 @@ def _check_trainable(config: RunConfig, trainable: str, where: YamlSource) -> No
         )
 
 
-def _check_alignment(config: RunConfig, trainable: str, where: YamlSource) -> None:
-    alignment = config.alignment
-    if alignment is None:
-        return
-    if config.model is None:
+def _check_alignment(alignment: Alignment, model: Part | None, trainable: str, where: YamlSource) -> None:
+    if model is None:
         raise _refused(
             where,
             ("alignment",),
             "alignment has no effect with model: null, whose hidden tokens it would align. Set alignment: null, or "
             "name a model.",
         )
-    factory = registry.MODELS.get(config.model.name)
-    if not getattr(factory, "supports_alignment", False):
+    factory: type[GenerativeModel] = registry.MODELS.get(model.name)
+    if not factory.supports_alignment:
         raise _refused(
             where,
             ("alignment",),
-            f"alignment: model `{config.model.name}` gives no hidden tokens to align (supports_alignment). Set "
+            f"alignment: model `{model.name}` gives no hidden tokens to align (supports_alignment). Set "
             "alignment: null, or choose a model with an alignment head.",
         )
-    if alignment.mode == "repa_e" and "alignment" not in getattr(factory, "coupled_terms", ()):
+    if alignment.mode == "repa_e" and "alignment" not in factory.coupled_terms:
         raise _refused(
             where,
             ("alignment", "mode"),
-            f"alignment.mode repa_e sends its gradient into the encoder, but model `{config.model.name}` detaches the "
+            f"alignment.mode repa_e sends its gradient into the encoder, but model `{model.name}` detaches the "
             "latents. Use alignment.mode: repa.",
         )
     if alignment.mode == "repa" and alignment.autoencoder_weight is not None:
@@ -227,36 +209,80 @@ def _check_alignment(config: RunConfig, trainable: str, where: YamlSource) -> No
         )
 
 
-def _check_model(config: RunConfig, factor: int, channels: int, where: YamlSource) -> None:
-    """Let the model itself check its options against the latents it will see."""
-    assert config.model is not None
-    factory = registry.MODELS.get(config.model.name)
-    check = getattr(factory, "check", None)
-    if check is None:
-        return
-    alignment, side = None, config.image_size // factor
-    if config.alignment is not None:
-        alignment = AlignmentContext(1, config.alignment.layer, config.alignment.projector_dim)
-    context = ModelContext((channels, side, side), None, alignment)
+def _check_geometry(
+    config: RunConfig, factory: type[Autoencoder], options: Any, where: YamlSource
+) -> tuple[int, int, int] | None:
+    """Return the latents' shape, None where only pretrained weights tell it."""
     try:
-        check(factory.Options.model_validate(config.model.options), context, config.sampling.guidance)
+        geometry = factory.geometry(options)
     except ConfigError as error:
-        raise _refused(where, ("model",), str(error)) from error
+        raise _refused(where, ("autoencoder",), f"autoencoder: {error}") from error
+    if geometry is None:
+        return None
+    factor, channels = geometry
+    if config.image_size % factor:
+        below = max(factor, config.image_size - config.image_size % factor)
+        raise _refused(
+            where,
+            ("image_size",),
+            f"image_size {config.image_size} is not divisible by the autoencoder's factor {factor} "
+            f"(autoencoder `{config.autoencoder.name}`). Use {below} or {below + factor}.",
+        )
+    return channels, config.image_size // factor, config.image_size // factor
 
 
-def _check_coupling(config: RunConfig, trainable: str, where: YamlSource) -> None:
+def _check_own_options(
+    config: RunConfig, latent_shape: tuple[int, int, int] | None, where: YamlSource
+) -> None:
+    """Let every part check its own options against what it will be built with."""
+    context = DataContext(config.image_size, "train", config.seed)
+    _check_part(config.data, registry.DATASETS, context, where, ("data",))
+    _check_part(config.autoencoder, registry.AUTOENCODERS, context, where, ("autoencoder",))
+    _check_objective(config.objective, context, where)
+    alignment = None
+    if config.alignment is not None:
+        _check_part(config.alignment.encoder, registry.ENCODERS, context, where, ("alignment", "encoder"))
+        alignment = AlignmentContext(1, config.alignment.layer, config.alignment.projector_dim)
+    if config.model is not None and latent_shape is not None:
+        model_context = ModelContext(latent_shape, None, alignment, guidance=config.sampling.guidance)
+        _check_part(config.model, registry.MODELS, model_context, where, ("model",))
+
+
+def _check_objective(objective: Objective, context: DataContext, where: YamlSource) -> None:
+    for name, loss in objective.reconstruction.items():
+        part = Part.model_validate({"name": name, **loss.options})
+        place = ("objective", "reconstruction", name)
+        _check_part(part, registry.RECONSTRUCTION_LOSSES, context, where, place)
+    if objective.adversarial is not None:
+        from simflow_plugin.losses.adversarial import AdversarialLoss
+
+        options = AdversarialLoss.Options.model_validate(objective.adversarial)
+        _check_options(options, context, where, ("objective", "adversarial"))
+
+
+def _check_part(part: Part, parts: registry.Registry, context: Any, where: YamlSource, path: KeyPath) -> None:
+    _check_options(part.options_of(parts.get(part.name)), context, where, path)
+
+
+def _check_options(options: Any, context: Any, where: YamlSource, path: KeyPath) -> None:
+    try:
+        options.check(context)
+    except SimflowError as error:
+        raise _refused(where, path, f"{'.'.join(path)}: {error}") from error
+
+
+def _check_coupling(model: Part, alignment: Alignment | None, trainable: str, where: YamlSource) -> None:
     """A trained encoder must get a gradient from the model: reconstruction alone would ignore it."""
-    assert config.model is not None
-    factory = registry.MODELS.get(config.model.name)
+    factory: type[GenerativeModel] = registry.MODELS.get(model.name)
     coupled = set(factory.coupled_terms)
-    if config.alignment is None or config.alignment.mode == "repa":
+    if alignment is None or alignment.mode == "repa":
         coupled.discard("alignment")
     way_out = ", or couple them by alignment.mode: repa_e" if "alignment" in factory.coupled_terms else ""
     if trainable == "full" and not coupled:
         raise _refused(
             where,
             ("autoencoder", "trainable"),
-            f"autoencoder.trainable is full, but model `{config.model.name}` detaches the latents, so the encoder "
-            "would never hear of it. Train the autoencoder first (model: null, then `simflow export`) and use "
+            f"autoencoder.trainable is full, but model `{model.name}` detaches the latents, so the encoder would get "
+            "no gradient from it. Train the autoencoder first (model: null, then `simflow export`) and use "
             f"trainable: none or decoder{way_out}.",
         )

@@ -1,51 +1,19 @@
-"""The configuration of a run: YAML -> validated, typed, resolved; errors name the file, the line and the key.
+"""The sections of a configuration, as typed options.
 
 A part (`data`, `autoencoder`, `model`, ...) is a name or a mapping with a name: `model: simflow`, or
-`model: {name: simflow, flow: {...}}`. Resolving looks every part up in its registry and validates its options,
-then checks that the values fit together, before anything is built.
+`model: {name: simflow, flow: {...}}`; its registry stands beside its type.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, model_serializer, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from simflow_plugin import registry
-from simflow_plugin.config.checks import check_config
-from simflow_plugin.config.validation import validate
-from simflow_plugin.config.yaml_source import KeyPath, YamlSource, read_yaml_source
-from simflow_plugin.errors import ConfigError, RegistryError
+from simflow_plugin.config.averages import Average, ExponentialAverage, from_earlier_keys
 from simflow_plugin.options import MomentDecay, Options
-
-
-class Part(Options):
-    """A part by name, with its options; written as `name` or as `{name: ..., option: ...}`."""
-
-    name: str
-    options: dict[str, Any] = Field(default_factory=dict)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_name_or_mapping(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return {"name": value}
-        if isinstance(value, dict) and isinstance(value.get("name"), str):
-            return {"name": value["name"], "options": {k: v for k, v in value.items() if k != "name"}}
-        if isinstance(value, Part):
-            return value
-        raise ValueError("expected a name or a mapping with a name")
-
-    @model_serializer
-    def _to_mapping(self) -> Any:
-        return {"name": self.name, **self.options} if self.options else self.name
-
-    def build(self, parts: registry.Registry, context: Any) -> Any:
-        """Build the part: `factory(options, context)`."""
-        factory = parts.get(self.name)
-        return factory(factory.Options.model_validate(self.options), context)
+from simflow_plugin.registry import AUTOENCODERS, DATASETS, ENCODERS, JUDGES, MODELS, Part
 
 
 def _weighted(value: Any) -> Any:
@@ -87,7 +55,7 @@ class Objective(Options):
 class Alignment(Options):
     """REPA / REPA-E: align hidden tokens of the model with a frozen encoder's patch features."""
 
-    encoder: Part
+    encoder: Annotated[Part, ENCODERS]
     mode: Literal["repa", "repa_e"] = Field(
         "repa_e", description="repa_e: the gradient reaches the autoencoder"
     )
@@ -134,7 +102,7 @@ class Training(Options):
         False, description="keep what a frozen encoder says of all training images on disk, by data set"
     )
     num_workers: int = Field(0, ge=0)
-    ema_decay: float = Field(0.9999, ge=0, lt=1, description="per optimizer step, over all trained parts")
+    ema: Average = ExponentialAverage()
     log_every: int = Field(50, gt=0)
     sample_every: int = Field(1000, gt=0)
     checkpoint_every: int = Field(1000, gt=0)
@@ -147,6 +115,11 @@ class Training(Options):
         ge=1,
         description="stop after this many steps in a row that are not finite, or whose gradients are all zero",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_earlier_keys(cls, value: Any) -> Any:
+        return from_earlier_keys(value)
 
 
 class Sampling(Options):
@@ -162,7 +135,7 @@ class Evaluation(Options):
 
     num_samples: int = Field(1000, ge=0)
     num_likelihood: int = Field(1000, ge=0, description="held-out images for bits per dimension and PSNR")
-    judge: Part | None = Field(
+    judge: Annotated[Part | None, JUDGES] = Field(
         None,
         description="of class agreement, a part: digits, scikit-learn's SVC on real digits; encoder, a classifier made "
         "by `simflow pretrain-encoder`; none",
@@ -194,9 +167,9 @@ class RunConfig(Options):
     name: str = "run"
     seed: int = Field(0, ge=0)
     image_size: int = Field(gt=0, description="pixels; images are square")
-    data: Part
-    autoencoder: Part
-    model: Part | None = Field(None, description="null: train the autoencoder alone")
+    data: Annotated[Part, DATASETS]
+    autoencoder: Annotated[Part, AUTOENCODERS]
+    model: Annotated[Part | None, MODELS] = Field(None, description="null: train the autoencoder alone")
     objective: Objective = Objective()
     alignment: Alignment | None = None
     optimizer: Optimizer = Optimizer()
@@ -208,93 +181,3 @@ class RunConfig(Options):
     def to_yaml(self) -> str:
         """Return the configuration as YAML, every default written out; null is what pretrained weights decide."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
-
-
-def load_config(name: str, overrides: list[str] | None = None) -> RunConfig:
-    """Read, validate, resolve and check a configuration.
-
-    Args:
-        name: a path, or the name of a shipped configuration.
-        overrides: `key.sub=value` assignments, applied last.
-    Raises:
-        ConfigError: naming the file, the line, the key, what was expected and what to do.
-    """
-    source = read_yaml_source(name)
-    for assignment in overrides or []:
-        source.override(assignment)
-    return config_from_source(source)
-
-
-def config_from_source(source: YamlSource) -> RunConfig:
-    """Validate a raw mapping, resolve its parts and check that the values fit together."""
-    config = validate(RunConfig, source.values, source, ())
-    resolved = _resolve_parts(config, source)
-    check_config(resolved, source)
-    return resolved
-
-
-def _resolve_parts(config: RunConfig, source: YamlSource) -> RunConfig:
-    """Validate every part's options against its factory, and write out the defaults."""
-    update: dict[str, Any] = {
-        "data": resolve_part(config.data, registry.DATASETS, source, ("data",)),
-        "autoencoder": resolve_part(config.autoencoder, registry.AUTOENCODERS, source, ("autoencoder",)),
-    }
-    if config.model is not None:
-        update["model"] = resolve_part(config.model, registry.MODELS, source, ("model",))
-    if config.alignment is not None:
-        encoder = resolve_part(config.alignment.encoder, registry.ENCODERS, source, ("alignment", "encoder"))
-        update["alignment"] = config.alignment.model_copy(update={"encoder": encoder})
-    if config.evaluation.judge is not None:
-        judge = resolve_part(config.evaluation.judge, registry.JUDGES, source, ("evaluation", "judge"))
-        update["evaluation"] = config.evaluation.model_copy(update={"judge": judge})
-    losses = {}
-    for name, loss in config.objective.reconstruction.items():
-        path: KeyPath = ("objective", "reconstruction", name, *(("options",) if loss.options else ()))
-        part = resolve_part(
-            Part.model_validate({"name": name, **loss.options}), registry.RECONSTRUCTION_LOSSES, source, path
-        )
-        losses[name] = loss.model_copy(update={"options": part.options})
-    adversarial = config.objective.adversarial
-    if adversarial is not None:
-        from simflow_plugin.losses.adversarial import AdversarialLoss
-
-        options = validate(AdversarialLoss.Options, adversarial, source, ("objective", "adversarial"))
-        adversarial = options.model_dump(mode="json")
-    objective = {"reconstruction": losses, "adversarial": adversarial}
-    update["objective"] = config.objective.model_copy(update=objective)
-    return config.model_copy(update=update)
-
-
-def resolve_part(part: Part, parts: registry.Registry, source: YamlSource, path: KeyPath) -> Part:
-    """Validate a part's options, and write out their defaults.
-
-    Args:
-        part: as written.
-        parts: its registry.
-        source: where its keys came from.
-        path: of the part in the source.
-    Raises:
-        ConfigError: if the part is unknown or does not load, or its options are wrong or clash.
-    """
-    key = f"{'.'.join(path)}: " if path else ""
-    try:
-        factory = parts.get(part.name)
-    except RegistryError as error:
-        raise ConfigError(f"{source.place((*path, 'name'))}: {key}{error}") from error
-    options = validate(factory.Options, part.options, source, path)
-    try:
-        options = options.resolved()
-    except ConfigError as error:
-        raise ConfigError(f"{source.place(path)}: {key}{error}") from error
-    return part.model_copy(update={"options": options.model_dump(mode="json")})
-
-
-def read_run_config(path: Path) -> RunConfig:
-    """Read the resolved configuration that a run directory holds.
-
-    Raises:
-        ConfigError: if the file is missing or was edited into something invalid.
-    """
-    if not path.is_file():
-        raise ConfigError(f"{path}: no resolved configuration; is {path.parent} a run directory?")
-    return config_from_source(read_yaml_source(str(path)))

@@ -7,7 +7,7 @@ own: only what the user wrote is kept, and what comes nearest to it.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -47,6 +47,7 @@ class Mistake:
     Args:
         path: keys that the user wrote, to the value that is wrong.
         union: length of the part of `path` that leads to a value of several possible types; None without one.
+        member: pydantic's name of the type that was tried there; the `kind` where that tells the types apart.
         kind: pydantic's type of the error.
         message: what was expected.
         found: the value.
@@ -54,6 +55,7 @@ class Mistake:
 
     path: KeyPath
     union: int | None
+    member: str | None
     kind: str
     message: str
     found: Any
@@ -61,7 +63,7 @@ class Mistake:
 
 def _read(item: Any, values: Any) -> Mistake:
     """Take from pydantic's location what is in `values`: the rest are names of union members and validators."""
-    path, union, current = [], None, values
+    path, union, member, current = [], None, None, values
     for position, key in enumerate(item["loc"]):
         is_absent = item["type"] == "missing" and position == len(item["loc"]) - 1
         is_key = isinstance(current, dict) and key in current
@@ -70,13 +72,13 @@ def _read(item: Any, values: Any) -> Mistake:
             path.append(str(key))
             current = None if is_absent else current[key]
         elif union is None:
-            union = len(path)
+            union, member = len(path), str(key)
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] in MAPPING_TYPES:
         message = "Input should be a mapping"
     elif item["type"].endswith("_parsing"):
         message = message.partition(", unable to parse")[0]
-    return Mistake(tuple(path), union, item["type"], message, item["input"])
+    return Mistake(tuple(path), union, member, item["type"], message, item["input"])
 
 
 def _by_value(error: ValidationError, values: Any) -> list[list[Mistake]]:
@@ -107,15 +109,16 @@ def _explain(mistake: Mistake, model: type[BaseModel], source: YamlSource, prefi
     path = (*prefix, *mistake.path)
     where, key = source.place(path), ".".join(path)
     if mistake.kind == "extra_forbidden":
-        return f"{where}: {key}: unknown key.{did_you_mean(path[-1], _known_keys(model, mistake.path[:-1]))}"
+        known = _known_keys(model, mistake.path[:-1], mistake.member)
+        return f"{where}: {key}: unknown key.{did_you_mean(path[-1], known)}"
     if mistake.kind == "missing":
         return f"{where}: {key}: required, but not given."
     found = "null" if mistake.found is None else repr(mistake.found)
     return f"{where}: {key}: {mistake.message.rstrip('.')}; found {found}."
 
 
-def _known_keys(model: type[BaseModel], path: KeyPath) -> list[str]:
-    """Return the keys of the nested model at `path`."""
+def _known_keys(model: type[BaseModel], path: KeyPath, member: str | None) -> list[str]:
+    """Return the keys of the nested model at `path`; of several, the one whose `kind` is `member`."""
     current: Any = model
     for key in path:
         field = current.model_fields.get(key) if hasattr(current, "model_fields") else None
@@ -128,7 +131,12 @@ def _known_keys(model: type[BaseModel], path: KeyPath) -> list[str]:
             for t in getattr(outer, "__args__", ())
             if _is_model(t)
         ]
-        current = nested[0] if nested else current
+        chosen = [
+            t
+            for t in nested
+            if "kind" in t.model_fields and member in get_args(t.model_fields["kind"].annotation)
+        ]
+        current = next(iter([*chosen, *nested]), current)
     return list(current.model_fields)
 
 

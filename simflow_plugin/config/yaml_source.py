@@ -154,8 +154,12 @@ def _read(path: Path, seen: tuple[Path, ...]) -> YamlSource:
     if base_name is None:
         return source
     base = _read(find_config(str(base_name), relative_to=path.parent), (*seen, path.resolve()))
-    merged = _merge(base.values, values)
-    return YamlSource(merged, {**base.places, **places}, str(path))
+    return merge_over(base, source)
+
+
+def merge_over(base: YamlSource, over: YamlSource) -> YamlSource:
+    """Return `base` with the keys of `over` in place of its own, mapping by mapping; errors name `over`."""
+    return YamlSource(_merge(base.values, over.values), {**base.places, **over.places}, over.name)
 
 
 def _read_text(path: Path) -> str:

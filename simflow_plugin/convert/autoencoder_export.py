@@ -13,9 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from simflow_plugin.autoencoders.kl import KLAutoencoder
-from simflow_plugin.autoencoders.network import default_norm_groups
-from simflow_plugin.autoencoders.to_diffusers import to_diffusers
+from simflow_plugin.contracts import ExportableAutoencoder
 from simflow_plugin.data.loader import evaluation_batches
 from simflow_plugin.data.order import sample_rows
 from simflow_plugin.errors import ConfigError, EvaluationError, RunDirectoryError
@@ -39,39 +37,32 @@ def export_autoencoder(loaded: LoadedRun, out: Path, num_images: int | None = NU
         The options of an autoencoder that read it back, frozen.
     Raises:
         ConfigError: if `out` is neither.
-        EvaluationError: if the autoencoder is not of the kind `kl`.
+        EvaluationError: if the autoencoder is not an `ExportableAutoencoder`.
         WeightsError: if diffusers cannot express its posterior.
         RunDirectoryError: if `out` cannot be written, or is a folder that holds something.
     """
     autoencoder = loaded.autoencoder
-    if not isinstance(autoencoder, KLAutoencoder):
+    if not isinstance(autoencoder, ExportableAutoencoder):
         raise EvaluationError(
-            f"{loaded.directory.path}: only autoencoders of the kind `kl` can be exported, not "
-            f"`{loaded.config.autoencoder.name}`."
+            f"{loaded.directory.path}: the autoencoder `{loaded.config.autoencoder.name}` cannot be exported: it lacks "
+            "fit_normalization, to_diffusers or options_to_load (ExportableAutoencoder in simflow_plugin.contracts)."
         )
     is_file = _is_file_name(out)
     if not is_file:
         check_new_folder(out)
-        to_diffusers(autoencoder)  # refuses now what it cannot express, before the images are encoded
+        autoencoder.to_diffusers()  # refuses now what it cannot express, before the images are encoded
     if num_images is not None:
         autoencoder.fit_normalization(*latent_mean_and_std(loaded, num_images))
     if is_file:
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in autoencoder.state_dict().items()}
+        tensors = {
+            name: tensor.cpu().contiguous() for name, tensor in loaded.autoencoder.state_dict().items()
+        }
         with replacing(out, RunDirectoryError) as part:
             save_file(tensors, part)
     else:
         with filling(out) as part:
-            to_diffusers(autoencoder).save_pretrained(part)
-    return _options(autoencoder, out)
-
-
-def _options(autoencoder: KLAutoencoder, out: Path) -> dict[str, Any]:
-    options: dict[str, Any] = {"name": "kl", "pretrained": str(out), "trainable": "none"}
-    groups = autoencoder.architecture.norm_num_groups
-    if _is_file_name(out) and groups != default_norm_groups(autoencoder.architecture.widths):
-        options["norm_num_groups"] = groups  # leaves no trace in the weights
-    posterior = autoencoder.options.posterior.resolved().model_dump(mode="json", exclude_none=True)
-    return {**options, "posterior": posterior}
+            autoencoder.to_diffusers().save_pretrained(part)
+    return autoencoder.options_to_load(out)
 
 
 def _is_file_name(out: Path) -> bool:

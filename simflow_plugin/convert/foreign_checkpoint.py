@@ -31,7 +31,7 @@ SOURCES = (*FLOWS, "repa-e")
 
 
 class RepaEArguments(Options):
-    """Arguments of the host's `SiT` that its weights do not tell."""
+    """Arguments of the host's `SiT` that its weights do not show."""
 
     num_heads: int | None = Field(None, gt=0)
     path_type: Literal["linear", "cosine"] = "linear"
@@ -68,7 +68,7 @@ REPA_E = PeerConstructor(
 
 
 def convert_checkpoint(source: str, checkpoint: Path, config: Path | None, out: Path) -> str:
-    """Convert a checkpoint and write it to `out`; return one line that says what was written.
+    """Convert a checkpoint and write it to `out`; return one line about what was written.
 
     Args:
         source: one of `SOURCES`.

@@ -106,11 +106,11 @@ def describe_repa_e(
 
     Args:
         state_dict: as in `from_repa_e`.
-        num_heads: which no shape tells; None takes those of the published size with that width.
+        num_heads: not visible in any shape; None takes that of the published size of this width.
         interpolant: the host's `path_type`, which is not in the weights either.
         alignment_layer: the host's `encoder_depth`.
         num_classes: None takes the rows of the label table but the last, the null label of a host trained with label
-            dropout; without dropout there is no such row, and nothing in the weights tells.
+            dropout; without dropout there is no such row, and the weights do not show which.
     Raises:
         WeightsError: if a tensor is missing, or `num_heads` is needed.
     """

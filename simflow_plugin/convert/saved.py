@@ -25,7 +25,7 @@ from simflow_plugin.weights import load_strictly, read_tensors
 
 
 def save_converted(module: TransformerFlow | SiT, folder: Path, context: ModelContext | None = None) -> None:
-    """Write a converted module so that the folder is there whole, or not at all.
+    """Write a converted module in one piece.
 
     Args:
         module: a flow or a SiT.

@@ -103,6 +103,25 @@ def read_image_file(path: Path) -> bytes:
         raise CorruptImage(f"{path}: cannot be read: {error}") from error
 
 
+def used_bits(content: bytes) -> int | None:
+    """Return how many bits the pixels of a 16-bit grey image use; None for another image, or one that says how many.
+
+    Raises:
+        CorruptImage: if it is unreadable.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=readable_formats()) as image:
+            if not image.mode.startswith("I;16") or 8 < _declared_bits(image) < 16:
+                return None
+            return int(np.asarray(image).max()).bit_length()
+    except Exception as error:
+        raise CorruptImage(f"not a readable image: {type(error).__name__}: {error}") from error
+
+
+def _declared_bits(image: Image.Image) -> int:
+    return int(getattr(image, "tag_v2", {}).get(BITS_TAG, (16,))[0])
+
+
 def check_background(value: str) -> str:
     """Return a colour name or `#rrggbb` if Pillow knows it.
 
@@ -173,7 +192,7 @@ def deep_to_uint8(pixels: np.ndarray, image: Image.Image) -> np.ndarray:
     if pixels.dtype.kind == "f":
         result = _float_to_uint8(pixels)
     elif image.mode.startswith("I;16") or image.format in ("PNG", "PPM"):
-        bits = int(tags.get(BITS_TAG, (16,))[0])
+        bits = _declared_bits(image)
         result = (pixels >> ((bits if 8 < bits < 16 else 16) - 8)).clip(0, 255).astype(np.uint8)
     else:
         lowest, highest = int(pixels.min()), int(pixels.max())

@@ -53,6 +53,10 @@ class Digits(InMemoryDataset):
         images = enlarge(torch.from_numpy(self.raw_images), context.image_size)
         super().__init__(images, targets[rows], [str(digit) for digit in range(10)], "digits")
 
+    def read_content(self, index: int) -> bytes:
+        """Return the original's bytes: resizing may round otherwise on another machine."""
+        return self.raw_images[index].tobytes()
+
 
 def enlarge(raw: Tensor, size: int) -> Tensor:
     """Resize raw digits to smooth images whose area average is the raw digit again.

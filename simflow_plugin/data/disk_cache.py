@@ -1,11 +1,11 @@
-"""The cache of fetched and derived files: its folder, its keys, and writing into it."""
+"""The cache of fetched and derived files: its folder and its keys."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from simflow_plugin.errors import DataError
-from simflow_plugin.files import replacing, text_digest
+from simflow_plugin.files import text_digest
 
 
 def cache_folder() -> Path:
@@ -50,13 +50,3 @@ def file_facts(path: Path) -> tuple[int, int]:
             f"{path}: cannot be looked up: {error}. Was it moved or removed meanwhile?"
         ) from error
     return status.st_size, status.st_mtime_ns
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill the new content of a file; see `files.replacing`.
-
-    Raises:
-        DataError: if it cannot be written.
-    """
-    with replacing(path, DataError) as part:
-        write(part)

@@ -58,7 +58,12 @@ class FashionMnist(InMemoryDataset):
         folder = find_fashion_mnist(options.root, options.download)
         images = read_idx(find_file(folder, f"{prefix}-images-idx3-ubyte"), (None, NATIVE_SIZE, NATIVE_SIZE))
         labels = read_idx(find_file(folder, f"{prefix}-labels-idx1-ubyte"), (images.shape[0],))
+        self._originals = images
         super().__init__(fit(images[:, None], context.image_size), labels, CLASS_NAMES, "fashion-mnist")
+
+    def read_content(self, index: int) -> bytes:
+        """Return the original's bytes: resizing may round otherwise on another machine."""
+        return self._originals[index].numpy().tobytes()
 
 
 def fit(images: Tensor, size: int) -> Tensor:

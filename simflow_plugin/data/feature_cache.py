@@ -1,6 +1,7 @@
 """One array per image, computed once, kept on disk: alignment features, moments of a frozen encoder.
 
     folder/<key>/values.npy     (views, N, ...), memory-mapped; view 0 as it is, view 1 mirrored
+    folder/<key>/checksums.npy  (views, blocks), of the values; see `simflow_plugin.data.block_checksums`
     folder/<key>/cache.json     the facts that the values depend on
 
 The key is a hash of the facts: data set and its files, split, image size, encoder and its weights, ... The folder
@@ -19,13 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simflow_plugin.contracts import ImageDataset
+from simflow_plugin.contracts import DescribesContent, HasLabels, ImageDataset
+from simflow_plugin.data.block_checksums import BlockChecksums, all_checksums
 from simflow_plugin.data.disk_cache import fingerprint, tensors_digest
 from simflow_plugin.data.loader import evaluation_batches
 from simflow_plugin.errors import DataError
 from simflow_plugin.files import replacing
 
-VALUES, FACTS = "values.npy", "cache.json"
+VALUES, CHECKSUMS, FACTS = "values.npy", "checksums.npy", "cache.json"
 NUM_PROBED = 64
 """Images read of a data set that does not say what it holds."""
 
@@ -37,10 +39,12 @@ class FeatureCache:
     Args:
         values: (1 or 2, N, ...), float16 or float32, memory-mapped; NaN where an image could not be read.
         place: folder, for messages.
+        checksums: of the values; every block is checked when a row of it is first read.
     """
 
     values: np.ndarray
     place: Path
+    checksums: BlockChecksums
 
     def __len__(self) -> int:
         return self.values.shape[1]
@@ -49,13 +53,15 @@ class FeatureCache:
         """Return float32 values (B, ...) of the images `indices` (B,), mirrored where `flipped` (B,) says so.
 
         Raises:
-            DataError: if mirrored values are asked for and were not cached, or an image could not be read then.
+            DataError: if mirrored values are asked for and were not cached, an image could not be read then, or values
+                do not match their checksum.
         """
         views = torch.zeros_like(indices) if flipped is None else flipped.to(torch.int64)
         if int(views.max()) >= self.values.shape[0]:
             raise DataError(
                 "the cache holds no values of mirrored images. Build it with flips, or train without."
             )
+        self.checksums.check(views.numpy(), indices.numpy())
         values = torch.from_numpy(self.values[views.numpy(), indices.numpy()].astype(np.float32))
         absent = values.flatten(1).isnan().any(1)
         if bool(absent.any()):
@@ -74,19 +80,18 @@ def dataset_facts(
     A data set tells by `content_facts()` which images it holds: resolved paths, names, sizes and times of files,
     or the pixels themselves. Of one without, labels and a few evenly spaced images stand for all.
     """
-    content_facts = getattr(dataset, "content_facts", None)
     return {
         "data": name,
         "options": dict(options),
         "split": split,
         "size": size,
         "num": len(dataset),
-        "content": content_facts() if content_facts is not None else _probe(dataset),
+        "content": dataset.content_facts() if isinstance(dataset, DescribesContent) else _probe(dataset),
     }
 
 
 def _probe(dataset: ImageDataset) -> dict[str, Any]:
-    labels = getattr(dataset, "labels", None)
+    labels = dataset.labels if isinstance(dataset, HasLabels) else None
     step = max(1, len(dataset) // NUM_PROBED)
     images = {
         f"{batch.offset}": batch.images
@@ -110,6 +115,7 @@ def open_cache(folder: Path, facts: Mapping[str, Any]) -> FeatureCache | None:
     try:
         stored = json.loads((place / FACTS).read_text())
         values = np.load(place / VALUES, mmap_mode="r", allow_pickle=False)
+        checksums = np.load(place / CHECKSUMS, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise DataError(
             f"{place}: a damaged cache: {error}. Delete the folder; it will be built again."
@@ -125,7 +131,7 @@ def open_cache(folder: Path, facts: Mapping[str, Any]) -> FeatureCache | None:
         raise DataError(
             f"{place / VALUES}: {values.shape[1]} rows, expected {expected['num']}. Delete the folder."
         )
-    return FeatureCache(values, place)
+    return FeatureCache(values, place, BlockChecksums(values, checksums, place))
 
 
 def build_cache(
@@ -160,6 +166,8 @@ def build_cache(
         with replacing(place) as part:
             part.mkdir()
             _compute_all(part / VALUES, dataset, compute, batch_size, 1 + with_flips, dtype)
+            written = np.load(part / VALUES, mmap_mode="r", allow_pickle=False)
+            np.save(part / CHECKSUMS, all_checksums(written))
             (part / FACTS).write_text(json.dumps(facts, default=str, indent=1))
     except OSError as error:
         if not place.is_dir():  # another process may have been faster

@@ -25,7 +25,7 @@ REACHED_TWICE, NO_FILE = "reached twice (links)", "links to nothing, FIFOs or de
 
 @dataclass
 class FolderScan:
-    """What lies below a folder.
+    """Files and folders below a folder.
 
     Args:
         paths: of the images, relative to the folder, sorted; every file once.

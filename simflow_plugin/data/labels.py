@@ -1,4 +1,4 @@
-"""What a source writes as labels -> class numbers 0 .. K - 1, and the names of the K classes.
+"""Labels as a source writes them -> class numbers 0 .. K - 1, and the names of the K classes.
 
 The classes are those that training images have: ids sorted as numbers, texts as words, or the order the source
 declares. So ids with gaps (the ImageNet ids of a ten-class subset) size no table of classes never seen; the list of
@@ -54,8 +54,8 @@ class Classes:
         if foreign:
             raise DataError(
                 f"{where}: {len(foreign)} classes that no training image has: `{'`, `'.join(foreign[:12])}`. "
-                f"Training has {len(self.keys)}: {shortened(self.names)}. Add them to training, remove them here, or set "
-                "data.labels: false."
+                f"Training has {len(self.keys)}: {shortened(self.names)}. Add them to training, remove them here, or "
+                "set data.labels: false."
             )
         return torch.tensor([number_of[key] for key in keys], dtype=torch.int64)
 

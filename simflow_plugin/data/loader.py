@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from simflow_plugin.contracts import Example, ImageDataset
+from simflow_plugin.contracts import Example, ImageDataset, ReadsBatches, ToleratesCorruption
 from simflow_plugin.data.decoding import CorruptImage
 from simflow_plugin.data.image_files import DEFAULT_MAX_CORRUPT_SHARE
 from simflow_plugin.data.order import DataOrder, GlobalBatches, coin_flips
@@ -46,7 +46,7 @@ class Batch(NamedTuple):
 
 
 class Read(NamedTuple):
-    """What a reading process hands over: a micro-batch (None: too many corrupt images), messages by index."""
+    """Output of a reading process: a micro-batch (None: too many corrupt images), messages by index."""
 
     batch: Batch | None
     corrupt: dict[int, str]
@@ -171,7 +171,10 @@ def _leave_signals_to_parent(worker_id: int) -> None:
 
 
 def evaluation_batches(
-    dataset: ImageDataset, batch_size: int, indices: Sequence[int] | None = None
+    dataset: ImageDataset,
+    batch_size: int,
+    indices: Sequence[int] | None = None,
+    corrupt: set[int] | None = None,
 ) -> Iterator[Batch]:
     """Yield images in order, without augmentation; a corrupt one is left out, and counted.
 
@@ -179,16 +182,17 @@ def evaluation_batches(
         dataset: map-style.
         batch_size: the last batch can be smaller.
         indices: which images; None for all.
+        corrupt: images that could not be read, for whoever states how many were measured; grows.
     Returns:
         batches with `step` 0 and `offset` the number of images asked for before.
     Raises:
         DataError: if more images are corrupt than the data set allows.
     """
     wanted = range(len(dataset)) if indices is None else indices
-    known: set[int] = set()
+    known = set() if corrupt is None else corrupt
     for start in range(0, len(wanted), batch_size):
-        rows, corrupt = read_rows(dataset, wanted[start : start + batch_size], replace=False)
-        watch_corrupt(dataset, corrupt, known)
+        rows, found = read_rows(dataset, wanted[start : start + batch_size], replace=False)
+        watch_corrupt(dataset, found, known)
         if rows is not None and len(rows.indices):
             unflipped = torch.zeros(len(rows.indices), dtype=torch.bool)
             yield Batch(to_float(rows.images), rows.labels, rows.indices, 0, start, unflipped)
@@ -215,9 +219,8 @@ def read_rows(
         the rows, and the message of every corrupt image met, by index. No rows when more were met than
         allowed, or when nothing is left.
     """
-    read_batch = getattr(dataset, "read_batch", None)
-    if read_batch is not None:
-        images, labels = read_batch(indices)
+    if isinstance(dataset, ReadsBatches):
+        images, labels = dataset.read_batch(indices)
         return Rows(images, labels, torch.as_tensor(indices, dtype=torch.int64)), {}
     corrupt: dict[int, str] = {}
     limit = max_num_corrupt(dataset)
@@ -253,7 +256,9 @@ def max_num_corrupt(dataset: ImageDataset) -> int:
 
     A share above 0 allows at least one, so that one bad file does not stop a small run; never all of them.
     """
-    share = getattr(dataset, "max_corrupt_share", DEFAULT_MAX_CORRUPT_SHARE)
+    share = DEFAULT_MAX_CORRUPT_SHARE
+    if isinstance(dataset, ToleratesCorruption):
+        share = dataset.max_corrupt_share
     allowed = max(1, int(share * len(dataset))) if share > 0 else 0
     return min(allowed, len(dataset) - 1)
 

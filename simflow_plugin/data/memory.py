@@ -1,4 +1,4 @@
-"""A data set that fits into memory: one uint8 tensor, indexed by whole batches."""
+"""A data set that fits into memory: one uint8 tensor, indexed a batch at a time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from simflow_plugin.contracts import Example
 from simflow_plugin.data.disk_cache import tensors_digest
-from simflow_plugin.errors import ShapeError
+from simflow_plugin.errors import DataError, ShapeError
 
 
 class InMemoryDataset:
@@ -21,6 +21,9 @@ class InMemoryDataset:
         labels: (N,), int64.
         class_names: one per class, in the order of the labels.
         name: of the data set, for messages and cache keys.
+    Raises:
+        ShapeError: if images or labels have another shape or type.
+        DataError: if a label is none of the classes.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, class_names: list[str], name: str) -> None:
@@ -30,6 +33,11 @@ class InMemoryDataset:
             )
         if labels.shape != images.shape[:1]:
             raise ShapeError(f"{name}: {images.shape[0]} images but labels of shape {tuple(labels.shape)}")
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(class_names):
+            raise DataError(
+                f"{name}: labels from {int(labels.min())} to {int(labels.max())}, but there are {len(class_names)} "
+                f"classes, 0 to {len(class_names) - 1}. Is the file of labels damaged?"
+            )
         self.name = name
         self.labels = labels.to(torch.int64)
         self.class_names: list[str] | None = class_names
@@ -46,6 +54,10 @@ class InMemoryDataset:
         """Return uint8 images (B, 3, H, W) and int64 labels (B,) in one indexing operation."""
         rows = torch.as_tensor(indices, dtype=torch.int64)
         return self._images[rows].expand(-1, 3, -1, -1), self.labels[rows]
+
+    def read_content(self, index: int) -> bytes:
+        """Return the bytes that tell one image from another."""
+        return self._images[index].contiguous().numpy().tobytes()
 
     def content_facts(self) -> dict[str, Any]:
         """Return a digest of every pixel and label; what is cached of the images depends on it."""

@@ -70,7 +70,7 @@ class DataOrder:
 
 @dataclass(frozen=True)
 class GlobalBatches:
-    """How the rows of a global batch are dealt to processes and accumulation steps.
+    """Distribution of a global batch's rows over processes and accumulation steps.
 
     Micro-batch k of process r holds the contiguous rows (k W + r) B : (k W + r + 1) B, B = G / (A W). So the
     rows of a step are the same in the same global order for every (W, A).

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from simflow_plugin.contracts import ImageDataset
 from simflow_plugin.errors import DataError
 from simflow_plugin.randomness import named_generator
 
@@ -24,24 +20,6 @@ def check_split(split: str) -> str:
     if split not in SPLITS:
         raise DataError(f"unknown split `{split}`. Known: {', '.join(SPLITS)}.")
     return split
-
-
-def data_has_changed(state: Mapping[str, Any], train: ImageDataset) -> str:
-    """Return what is wrong if the training split has another size than when a run was trained, or nothing.
-
-    A share that is held out by seed is drawn anew when images are added or removed.
-
-    Args:
-        state: of the run's checkpoint; older ones do not say the size.
-        train: the training split now.
-    """
-    before = state.get("num_images")
-    if before in (None, len(train)):
-        return ""
-    return (
-        f"the training split has {len(train):,} images now and had {before:,} when the run was trained: the held-out "
-        "split may hold images that it was trained on"
-    )
 
 
 def split_indices(labels: Tensor, split: str, test_share: float, split_seed: int) -> Tensor:

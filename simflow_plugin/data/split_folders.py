@@ -1,4 +1,4 @@
-"""Which folders below a root are its training and test splits; where that is ambiguous, an option decides.
+"""Training and test folders below a root; where the names are ambiguous, an option decides.
 
 `train/` alone or beside `test/`, `val/`, `valid/` or `validation/`, and nothing else that holds images: a split. No
 folder with such a name: the root is one data set, and a share of it is held out. All else is refused: `Train/Test`,
@@ -42,7 +42,7 @@ NEUTRAL_WORDS = frozenset(
 
 @dataclass(frozen=True)
 class SplitFolders:
-    """Where the splits are.
+    """Folders of the splits.
 
     Args:
         train: folder of the training images.

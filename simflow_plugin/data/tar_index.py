@@ -1,4 +1,4 @@
-"""The index of one tar shard: where the image of each sample is, and what its label members say.
+"""The index of one tar shard: offsets and sizes of its images, labels and captions of its samples.
 
 A sample is the members with one key, the path up to the first dot of its last part (`0001.jpg`, `0001.cls`), wherever
 in the shard they lie. A shard must end as the format says, in two blocks of zeros: one that was cut off between two
@@ -21,11 +21,12 @@ import numpy as np
 
 from simflow_plugin.contracts import NO_LABEL
 from simflow_plugin.data.decoding import MAX_FILE_BYTES
-from simflow_plugin.data.disk_cache import file_facts, fingerprint, write_atomically
+from simflow_plugin.data.disk_cache import file_facts, fingerprint
 from simflow_plugin.data.folder_scan import is_hidden
 from simflow_plugin.data.image_formats import image_suffixes, is_image_name, known_endings, unread_kind
 from simflow_plugin.data.labels import REMEDY, Key, parse_label, shown
 from simflow_plugin.errors import DataError
+from simflow_plugin.files import replacing
 
 FORMAT = 2
 """Of the cached index; an index of another format is made anew."""
@@ -39,7 +40,7 @@ HIDDEN, DOTTED, LINKS = "hidden or system members", "images with more than one d
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Where the images of one shard are.
+    """Index of the images in one shard.
 
     Args:
         keys: of the samples.
@@ -80,19 +81,16 @@ def cached_index(path: Path, cache: Path, image_member: str | None = None) -> Sh
             file.unlink()  # damaged; it is made anew from the shard
     index = index_shard(path, image_member)
 
-    def write(target: Path) -> None:
-        with open(target, "wb") as stream:
-            np.savez(
-                stream,
-                keys=np.array(index.keys),
-                offsets=index.offsets,
-                sizes=index.sizes,
-                labels=np.array(index.labels),
-                captions=np.array(index.captions),
-                ignored=np.array(json.dumps(index.ignored)),
-            )
-
-    write_atomically(file, write)
+    with replacing(file, DataError) as part, part.open("wb") as stream:
+        np.savez(
+            stream,
+            keys=np.array(index.keys),
+            offsets=index.offsets,
+            sizes=index.sizes,
+            labels=np.array(index.labels),
+            captions=np.array(index.captions),
+            ignored=np.array(json.dumps(index.ignored)),
+        )
     return index
 
 

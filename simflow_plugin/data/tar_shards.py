@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from simflow_plugin.data.disk_cache import write_atomically
 from simflow_plugin.errors import DataError
-from simflow_plugin.files import text_digest
+from simflow_plugin.files import replacing, text_digest
 
 ADDRESS = re.compile(r"^(https?|file|pipe):")
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -78,7 +77,8 @@ def fetch(address: str, cache: Path) -> Path:
     for attempt in range(ATTEMPTS):
         time.sleep(attempt**2)  # a server that is busy is given some seconds
         try:
-            write_atomically(path, lambda target: _download(address, target))
+            with replacing(path, DataError) as part:
+                _download(address, part)
             return path
         except urllib.error.HTTPError as error:
             failure = error

@@ -1,48 +1,55 @@
-"""What SiT and DiT share as models of the harness: network, label dropout, alignment, guidance."""
+"""Base of the diffusion models of the harness: network, label dropout, alignment, guidance."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 
 from simflow_plugin.alignment.head import AlignmentHead
 from simflow_plugin.contracts import NO_LABEL, GenerativeModel, ModelContext
-from simflow_plugin.diffusion.guided_prediction import Guidance, check_interval
+from simflow_plugin.diffusion.guidance import GuidanceRule, GuidedPrediction
 from simflow_plugin.diffusion.transformer import AdaLNTransformer, BackboneOptions, BackboneOutput
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.options import Options
 from simflow_plugin.randomness import Random
+from simflow_plugin.registry import DIFFUSION_GUIDANCE, Part
 
 
 class SamplingOptions(Options):
-    """What every sampler of a diffusion model has."""
+    """Options of every sampler of a diffusion model."""
 
     num_steps: int = Field(default=250, ge=1, description="steps from noise to data")
-    guidance_interval: tuple[float, float] = Field(
-        default=(0.0, 1.0), description="[low, high] in t in which guidance acts; 0 is data, 1 is noise"
+    guidance_rule: Annotated[Part, DIFFUSION_GUIDANCE] = Field(
+        Part(name="classifier_free"), description="a name, or a mapping with a name and the rule's options"
     )
-
-    @field_validator("guidance_interval")
-    @classmethod
-    def _interval_is_valid(cls, value: tuple[float, float]) -> tuple[float, float]:
-        try:
-            check_interval(value)
-        except ConfigError as error:  # pydantic adds the key's place to a ValueError only
-            raise ValueError(str(error)) from error
-        return value
 
 
 class DiffusionOptions(Options):
-    """What every diffusion model has."""
+    """Options of every diffusion model."""
 
     backbone: BackboneOptions = BackboneOptions()
     label_dropout: float = Field(
         default=0.1, ge=0, lt=1, description="share of rows trained without their label"
     )
+
+    def check(self, context: ModelContext) -> None:
+        self.backbone.check_grid(context.latent_shape)
+        _, depth, _ = self.backbone.dimensions
+        if context.alignment is not None and not 1 <= context.alignment.layer <= depth:
+            raise ConfigError(
+                f"alignment.layer is {context.alignment.layer}, but the model has hidden tokens after layers "
+                f"1 to {depth} only."
+            )
+        if context.guidance > 0 and self.label_dropout == 0:
+            raise ConfigError(
+                f"sampling.guidance {context.guidance} needs an unconditional model, but model.label_dropout is 0. "
+                "Set model.label_dropout (0.1, say) or sampling.guidance: 0."
+            )
+
     autoencoder_pass: Literal["evaluation", "training"] = Field(
         default="evaluation",
         description="what the alignment's gradient for the autoencoder (REPA-E) is taken through. evaluation: a pass "
@@ -59,46 +66,28 @@ class DiffusionModel(GenerativeModel):
 
     Args:
         options: of the model.
+        sampling: how it samples, of the same options.
         context: shape of the latents, number of classes, alignment.
     Raises:
-        ConfigError: see `check`.
+        ConfigError: if the patch size does not divide the grid, the layer to align does not exist, or guidance is
+            asked of a model that never trains without labels.
     """
 
     coupled_terms: ClassVar[frozenset[str]] = frozenset({"alignment"})
     supports_alignment = True
 
-    def __init__(self, options: DiffusionOptions, context: ModelContext) -> None:
+    def __init__(self, options: DiffusionOptions, sampling: SamplingOptions, context: ModelContext) -> None:
         super().__init__()
-        self.check(options, context, guidance=0.0)
+        options.check(context)
         self.supports_guidance = context.num_classes is not None and options.label_dropout > 0
         self.label_dropout = options.label_dropout
+        self.guidance_rule: GuidanceRule = sampling.guidance_rule.build(DIFFUSION_GUIDANCE, None)
         self.autoencoder_pass = options.autoencoder_pass
         self.backbone = AdaLNTransformer(options.backbone, context.latent_shape, context.num_classes)
         self.alignment_layer = context.alignment.layer if context.alignment is not None else None
         self.alignment = (
             AlignmentHead(self.backbone.width, context.alignment) if context.alignment is not None else None
         )
-
-    @staticmethod
-    def check(options: DiffusionOptions, context: ModelContext, guidance: float) -> None:
-        """Refuse values that clash; called before anything is built.
-
-        Raises:
-            ConfigError: if the patch size does not divide the grid, if the layer to align does not exist, or
-                if guidance is asked of a model that never trains without labels.
-        """
-        options.backbone.check_grid(context.latent_shape)
-        _, depth, _ = options.backbone.dimensions
-        if context.alignment is not None and not 1 <= context.alignment.layer <= depth:
-            raise ConfigError(
-                f"alignment.layer is {context.alignment.layer}, but the model has hidden tokens after layers "
-                f"1 to {depth} only."
-            )
-        if guidance > 0 and options.label_dropout == 0:
-            raise ConfigError(
-                f"sampling.guidance {guidance} needs an unconditional model, but model.label_dropout is 0. "
-                "Set model.label_dropout (0.1, say) or sampling.guidance: 0."
-            )
 
     def training_losses(
         self, latents: Tensor, labels: Tensor | None, features: Tensor | None, random: Random
@@ -175,13 +164,13 @@ class DiffusionModel(GenerativeModel):
             terms["alignment"] = self.alignment(output.hidden, self.backbone.grid_size, features)
         return terms
 
-    def _guidance(self, weight: float, interval: tuple[float, float]) -> Guidance:
+    def _guided(self, weight: float) -> GuidedPrediction:
         if weight > 0 and not self.supports_guidance:
             raise ConfigError(
                 f"guidance is {weight}, but this {type(self).__name__} was trained without label dropout or "
                 "without classes, so it has no unconditional half. Use guidance 0."
             )
-        return Guidance(weight, interval)
+        return GuidedPrediction(self.guidance_rule, weight)
 
     def _drop_labels(self, labels: Tensor | None, random: Random) -> Tensor | None:
         if labels is None or self.label_dropout == 0:

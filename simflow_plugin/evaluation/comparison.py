@@ -1,4 +1,4 @@
-"""Runs side by side: their evaluations, whether these belong into one table, and the cost of each run."""
+"""Runs side by side: their evaluations, checks that these are comparable, and the cost of each run."""
 
 from __future__ import annotations
 

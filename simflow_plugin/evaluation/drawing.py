@@ -1,4 +1,4 @@
-"""Images drawn from a model by index: the same image alone, in any batch, on any process, for whoever draws it.
+"""Images drawn from a model by index: the same image alone, in any batch and on any process.
 
 Sample i has label i modulo the number of classes and the noise of (seed, i). Training grids, sample files, evaluations,
 reports and comparisons all draw through this file, with seed 0 unless another is named, whatever seed the run trained

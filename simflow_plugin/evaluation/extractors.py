@@ -29,7 +29,7 @@ from simflow_plugin.errors import EvaluationError, WeightsError
 from simflow_plugin.features_name import suffix_of
 from simflow_plugin.files import file_digest
 from simflow_plugin.options import did_you_mean
-from simflow_plugin.weights import read_tensors
+from simflow_plugin.weights import listed, not_finite, read_tensors
 
 TIMM_BY_NAME = {
     "dinov2-s": "vit_small_patch14_dinov2.lvd142m",
@@ -188,9 +188,10 @@ def build_extractor(name: str, weights: Path | None, device: torch.device | str 
     if registered not in FEATURE_EXTRACTORS_REGISTRY:
         register_feature_extractor(registered, part)
     if name == "inception":
-        read_tensors(
-            path
-        )  # refuses anything but tensors: torch-fidelity itself would unpickle whatever is there
+        # torch-fidelity itself would unpickle whatever the file holds, and compute with NaN.
+        broken = not_finite(read_tensors(path))
+        if broken:
+            raise WeightsError(f"{path}: {len(broken)} tensors are not finite: {listed(broken)}")
     try:
         network = part(registered, features, feature_extractor_weights_path=str(path))
     except (RuntimeError, AttributeError, TypeError, AssertionError) as error:

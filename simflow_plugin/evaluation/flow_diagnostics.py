@@ -39,8 +39,7 @@ class FlowDiagnostics:
 
 def flow_of(model: GenerativeModel | None) -> TransformerFlow | None:
     """Return the flow of a model that has one, or None."""
-    flow = getattr(model, "flow", None)
-    return flow if isinstance(flow, TransformerFlow) else None
+    return model.token_flow() if model is not None else None
 
 
 @torch.no_grad()

@@ -11,7 +11,8 @@ import yaml
 from pydantic import ValidationError
 
 from simflow_plugin import registry
-from simflow_plugin.config.schema import Part, RunConfig, resolve_part
+from simflow_plugin.config.loading import resolve_part
+from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.config.validation import validate
 from simflow_plugin.config.yaml_source import YamlSource
 from simflow_plugin.contracts import DataContext, GenerativeModel
@@ -19,6 +20,7 @@ from simflow_plugin.errors import EvaluationError
 from simflow_plugin.evaluation.drawing import SEED
 from simflow_plugin.evaluation.held_out import HeldOut
 from simflow_plugin.options import did_you_mean
+from simflow_plugin.registry import Part
 from simflow_plugin.runs.loaded_run import LoadedRun
 
 PARTS = ("generation", "reconstruction", "likelihood")

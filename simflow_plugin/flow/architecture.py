@@ -1,4 +1,4 @@
-"""What a flow is made of: a user's options (`FlowArchitecture`), and these with geometry (`FlowConfig`)."""
+"""Architecture of a flow: a user's options (`FlowArchitecture`), and these with geometry (`FlowConfig`)."""
 
 from __future__ import annotations
 
@@ -213,12 +213,12 @@ class FlowConfig(FlowArchitecture):
 
     @property
     def is_modulated(self) -> bool:
-        """Whether the condition acts by adaLN."""
+        """True if the condition acts by adaLN."""
         return self.class_conditioning == "adaln"
 
     @property
     def is_added(self) -> bool:
-        """Whether the condition is added to every token; features (B, L, F) never are."""
+        """True if the condition is added to every token; features (B, L, F) never are."""
         return self.num_classes is not None and self.class_conditioning == "add"
 
     def prefix_length(self, condition_length: int) -> int:

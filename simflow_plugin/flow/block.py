@@ -1,4 +1,4 @@
-"""One block of the flow: reorder, run a causal transformer, apply its affine map; whole or in steps.
+"""One block of the flow: reorder, run a causal transformer, apply its affine map, over all tokens or step by step.
 
 Step i of a block reads input i and gives the parameters of target i + `lag`:
 with a start token, input 0 is that token, input i is x_{i-1}, and lag = 0; with an output shift, input i is
@@ -66,7 +66,7 @@ class FlowBlock(nn.Module):
 
     @property
     def is_conditional(self) -> bool:
-        """Whether this block sees labels or condition features."""
+        """True if this block sees labels or condition features."""
         return self.condition is not None
 
     def forward(

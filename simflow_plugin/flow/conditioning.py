@@ -1,4 +1,4 @@
-"""How a block sees labels or condition features: as prefix tokens, added to every token, or by adaLN."""
+"""Conditioning of a block on labels or features: as prefix tokens, added to every token, or by adaLN."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ Reference: TarFlow, arXiv:2412.06329; STARFlow, arXiv:2506.06276; SimFlow, arXiv
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -24,11 +24,11 @@ from simflow_plugin.flow.guidance.rule import check_guidance
 from simflow_plugin.flow.input_checks import check_condition, check_labels, check_tokens
 from simflow_plugin.flow.rope import rotation_table
 from simflow_plugin.flow.sampling.inversion import SamplingRequest, invert
-from simflow_plugin.flow.sampling.methods import parse_methods
+from simflow_plugin.flow.sampling.methods import Jacobi, Method, parse_methods
 
 
 class FlowOutput(NamedTuple):
-    """What a forward pass gives.
+    """Output of a forward pass.
 
     `noise` (B, T, D), in the dtype of the tokens; `logdet` (B,), nats, at least float32; `hidden` (B, T,
     width) in raster order, or None; `block_logdets` (K, B), nats, the parts of `logdet` in training order.
@@ -115,6 +115,25 @@ class TransformerFlow(nn.Module):
             logdet = logdet - self.prior_log_std.to(logdet.dtype).sum()
         return FlowOutput(noise, logdet, hidden, block_logdets)
 
+    def trajectory(
+        self, tokens: Tensor, labels: Tensor | None = None, *, condition: Tensor | None = None
+    ) -> list[Tensor]:
+        """Return the states between tokens and noise, K + 1 times (B, T, D) in raster order, in training order.
+
+        State 0 is `tokens`, state k what block k returns, and state K the noise that `forward` returns. All of them
+        come from one parallel pass.
+
+        Raises:
+            ShapeError: as `forward`.
+        """
+        rows = self._check(tokens, labels, condition, "tokens", reads_values=False)
+        rotation, states = self._rotation(rows), [tokens]
+        for block in self.blocks:
+            states.append(block(states[-1], rows, rotation, None).noise)
+        if self.prior_log_std is not None:
+            states[-1] = states[-1] * torch.exp(-self.prior_log_std.to(states[-1].dtype))
+        return states
+
     def log_prob(
         self, tokens: Tensor, labels: Tensor | None = None, *, condition: Tensor | None = None
     ) -> Tensor:
@@ -138,6 +157,7 @@ class TransformerFlow(nn.Module):
         guidance: float = 0.0,
         guidance_rule: str | Mapping[str, Any] | GuidanceRule = "starflow",
         method: Any = "cached",
+        guess: Sequence[Tensor] | None = None,
         return_statistics: bool = False,
     ) -> Any:
         """Map noise to tokens: the exact inverse of `forward` at guidance 0.
@@ -151,6 +171,8 @@ class TransformerFlow(nn.Module):
             guidance_rule: a name, or a mapping with `name` and the rule's options.
             method: `cached`, `naive`, `jacobi` or `auto`; a mapping with `name` and options; or a list of
                 these, one per block in training order.
+            guess: one (B, T, D) per block in training order, where the iteration on its input starts: the first K
+                states of a `trajectory`. It changes the number of passes, not the answer; `jacobi` only.
             return_statistics: also return a `SamplingStatistics`.
 
         Returns:
@@ -166,9 +188,10 @@ class TransformerFlow(nn.Module):
         null_rows = self._null_rows(rows, null_condition, guidance)
         if guidance > 0:
             self._check_reach(rule, guidance)
-        request = SamplingRequest(
-            rows, null_rows, guidance, rule, parse_methods(method, self.config.num_blocks)
-        )
+        methods = parse_methods(method, self.config.num_blocks)
+        if guess is not None:
+            self._check_guess(guess, noise, methods)
+        request = SamplingRequest(rows, null_rows, guidance, rule, methods, guess)
         noise = noise.to(torch.promote_types(noise.dtype, torch.float32))
         if self.prior_log_std is not None:
             noise = noise * torch.exp(self.prior_log_std.to(noise.dtype))
@@ -267,6 +290,19 @@ class TransformerFlow(nn.Module):
         num_null = 1 if len(null_condition) == 1 else len(rows)
         check_condition(null_condition, num_null, self.config, "null_condition", True, rows.shape[1])
         return null_condition.to(rows.dtype).expand(len(rows), -1, -1)
+
+    def _check_guess(self, guess: Sequence[Tensor], noise: Tensor, methods: Sequence[Method]) -> None:
+        """Raise where a guess has another shape, or the method of a block reads none."""
+        found = [tuple(state.shape) for state in guess]
+        if found != [tuple(noise.shape)] * self.config.num_blocks:
+            raise ShapeError(
+                f"guess: found shapes {found}, expected {self.config.num_blocks} times {tuple(noise.shape)}"
+            )
+        if not all(isinstance(method, Jacobi) for method in methods):
+            names = sorted({method.name for method in methods})
+            raise ConfigError(
+                f"guess: has no effect with method {', '.join(names)}; use jacobi, or leave it out"
+            )
 
     def _check_reach(self, rule: GuidanceRule, guidance: float) -> None:
         """Raise ConfigError if the rule guides no token of any conditional block."""

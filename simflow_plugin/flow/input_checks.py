@@ -1,4 +1,4 @@
-"""Checks of what a user hands to a flow: shapes, ranges and NaN, each with a message that names the tensor.
+"""Checks of the inputs of a flow: shapes, ranges and NaN, each with a message that names the tensor.
 
 Checks that read values would make the host wait for a GPU, so during training they run for CPU tensors only;
 `log_prob`, `inverse` and `sample` always run them. Meta tensors have no values: compute is counted on them.

@@ -32,7 +32,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "gated_attention": True,
     },  # 475 M with 256 tokens of 64 channels
 }
-"""Blocks are listed in training order: the shallow ones first, the deep one last. A size may fill in more than sizes."""
+"""Blocks are in training order: the shallow ones first, the deep one last. A size may fill in more than sizes."""
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "starflow": {

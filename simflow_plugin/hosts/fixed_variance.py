@@ -13,10 +13,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from simflow_plugin.contracts import Posterior, PosteriorContext
 from simflow_plugin.errors import HostError
-from simflow_plugin.posteriors.gaussian import GaussianPosterior
-from simflow_plugin.posteriors.heads import DEFAULT_STD, FixedVarianceHead
+from simflow_plugin.posteriors.fixed import FixedVarianceHead, FixedVarianceOptions
 
+DEFAULT_STD = 0.5
 PARTS = ("encoder", "quant_conv", "post_quant_conv", "decoder")
 
 
@@ -47,9 +48,9 @@ class FixedVarianceAutoencoder(nn.Module):
                     f"the host's {type(network).__name__} has no `{name}`; expected {', '.join(PARTS)}"
                 )
             self.add_module(name, part)
-        self.head = FixedVarianceHead(latent_channels, std)
+        self.head = FixedVarianceHead(FixedVarianceOptions(std=std), PosteriorContext(latent_channels))
 
-    def encode(self, images: Tensor) -> GaussianPosterior:
+    def encode(self, images: Tensor) -> Posterior:
         """Return the posterior of images (B, 3, H, W) in [-1, 1]; it has `kl()`, `mean` and `std`."""
         moments = self.quant_conv(self.encoder(images))
         return self.head(moments[:, : self.head.latent_channels])
@@ -58,9 +59,7 @@ class FixedVarianceAutoencoder(nn.Module):
         """Return an object whose `sample` is images (B, 3, H, W), not clamped."""
         return SimpleNamespace(sample=self.decoder(self.post_quant_conv(latents)))
 
-    def forward(
-        self, images: Tensor, return_recon: bool = True
-    ) -> tuple[GaussianPosterior, Tensor, Tensor | None]:
+    def forward(self, images: Tensor, return_recon: bool = True) -> tuple[Posterior, Tensor, Tensor | None]:
         """Return posterior, a sample of it (drawn as the host draws, from the global generator), reconstruction."""
         posterior = self.encode(images)
         latents = posterior.sample()

@@ -1,6 +1,6 @@
 """Base of the flow in a host codebase: losses of normalised latents, and samples from the host's noise.
 
-A host draws its own random numbers and keeps its own schedule; here are only the conversions that hosts share:
+The host draws random numbers and keeps the schedule; here are the conversions that hosts share:
 labels, features of another grid, the guidance weight. What a host calls its arguments is in its own file.
 """
 
@@ -14,16 +14,17 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from simflow_plugin.alignment.loss import negative_cosine, resample_tokens, square_grid
+from simflow_plugin.alignment.loss import alignment_loss
 from simflow_plugin.alignment.projector import Projector
 from simflow_plugin.contracts import NO_LABEL, ModelContext
 from simflow_plugin.errors import ConfigError, HostError
-from simflow_plugin.flow import SIZES, FlowArchitecture, drop_labels, standard_normal_log_prob
+from simflow_plugin.flow import SIZES, FlowArchitecture
 from simflow_plugin.models.simflow import SimFlow, SimFlowOptions
 from simflow_plugin.models.starflow import StarFlow, StarFlowOptions
 
 Family = Literal["SimFlow", "STARFlow"]
 PATCH_SIZES = (1, 2)
+SHAPE = {"width", "layers_per_block", "head_dim"}
 PROJECTOR_DIM = 2048
 
 
@@ -49,11 +50,12 @@ class FlowKind:
 
 
 def flow_kinds() -> list[FlowKind]:
-    """Return every model that a host gets: both families, all sizes, patch 1 and 2."""
+    """Return every model that a host gets: both families, all sizes that only set a shape, patch 1 and 2."""
     return [
         FlowKind(family, size, patch_size)
         for family in ("SimFlow", "STARFlow")
-        for size in SIZES
+        for size, values in SIZES.items()
+        if values.keys() <= SHAPE  # a published architecture has one family already
         for patch_size in PATCH_SIZES
     ]
 
@@ -94,7 +96,7 @@ class HostedFlow(nn.Module):
 
     Args:
         kind: family, size and patch.
-        geometry: what the host said.
+        geometry: the host's arguments.
     Raises:
         HostError: if they do not fit each other.
     """
@@ -155,18 +157,15 @@ class HostedFlow(nn.Module):
             uniform: (B,) in [0, 1): in training mode, rows below `class_dropout` lose their label.
             noise: (B, C, h, w), standard normal; what STARFlow adds to the latents, times its std.
         """
-        labels = self.known_labels(labels)
-        if self.training and self.geometry.class_dropout > 0:
-            labels = drop_labels(labels, uniform, self.geometry.class_dropout)
-        if isinstance(self.core, StarFlow):
-            latents = latents + self.core.noise_std * noise
+        if not self.training:
+            uniform = torch.ones_like(uniform)  # drops no label
         layer = self.geometry.alignment_layer if features else None
-        output = self.core.flow(self.core.tokens(latents), labels, hidden_layer=layer)
-        log_prob = standard_normal_log_prob(output.noise) + output.logdet
+        draws = _HostDraws(noise, uniform)
+        output = self.core.likelihood(latents, self.known_labels(labels), draws, layer)
         projected = [projector(output.hidden) for projector in self.projectors] if features else []
         return HostedLosses(
-            nll=-log_prob / latents[0].numel(),
-            alignment=self._alignment(projected, features, log_prob),
+            nll=-output.log_prob / latents[0].numel(),
+            alignment=self._alignment(projected, features, output.log_prob),
             projected=projected,
             noise=self.core.latents(output.noise),
         )
@@ -178,9 +177,8 @@ class HostedFlow(nn.Module):
             )
         if not projected:
             return like.new_zeros(())
-        grid = self.core.grid_size
         terms = [
-            negative_cosine(tokens, resample_tokens(feature, square_grid(feature.shape[1]), grid))
+            alignment_loss(tokens, self.core.grid_size, feature)
             for tokens, feature in zip(projected, features, strict=True)
         ]
         return torch.stack(terms).mean()
@@ -206,12 +204,12 @@ class HostedFlow(nn.Module):
         if guidance > 0 and self.geometry.class_dropout == 0:
             warnings.warn(
                 f"{self.kind.name} was built with a class dropout of 0, so it knows no unconditional model: "
-                f"sampling without guidance instead of cfg_scale {cfg_scale}. Train with --cfg-prob 0.1, say.",
+                f"sampling without guidance instead of cfg_scale {cfg_scale}. Train with --cfg-prob 0.1.",
                 stacklevel=2,
             )
             guidance = 0.0
         noise = noise.to(torch.float32) if noise.dtype != torch.float64 else noise
-        return self.core.sample(self.known_labels(labels), noise.shape, guidance, _GivenNoise(noise))
+        return self.core.sample(self.known_labels(labels), noise.shape, guidance, _HostDraws(noise))
 
 
 def sample(
@@ -226,7 +224,7 @@ def sample(
     num_steps: int | None = None,
     path_type: str | None = None,
 ) -> Tensor:
-    """Sample as the host's samplers are called; a flow has no time steps, so `num_steps` and `path_type` are moot.
+    """Sample by the signature of the host's samplers; `num_steps` and `path_type` have no effect on a flow.
 
     Args:
         model: a `HostedFlow`, compiled (torch.compile), distributed, or plain.
@@ -249,13 +247,16 @@ def sample(
 
 
 @dataclass(frozen=True)
-class _GivenNoise:
-    """A source of named draws that holds the one draw which the host made."""
+class _HostDraws:
+    """Named draws that are those which the host made: `noise` for every normal one, `uniform` (B,) for the labels."""
 
     noise: Tensor
+    uniforms: Tensor | None = None
 
     def normal(self, purpose: str, shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
         return self.noise.to(device)
 
     def uniform(self, purpose: str, shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
-        raise HostError(f"sampling draws no uniform numbers, asked for `{purpose}`")
+        if self.uniforms is None:
+            raise HostError(f"sampling draws no uniform numbers, asked for `{purpose}`")
+        return self.uniforms.to(device)

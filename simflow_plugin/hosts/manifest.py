@@ -90,7 +90,7 @@ def run_git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     Raises:
         HostError: if there is no git.
     """
-    # Inherited from a hook, say, these would point at another repository.
+    # Inherited from a git hook, these would point at another repository.
     elsewhere = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")
     environment = {name: value for name, value in os.environ.items() if name not in elsewhere}
     # A user's settings must not change a byte of what is applied.

@@ -1,6 +1,6 @@
 """Applying, checking and reverting a host's patch; all files are checked before any is written.
 
-Each touched file is in one of three states, told by its git blob id: `original`, `patched`, or `different`.
+The git blob id of a touched file gives its state: `original`, `patched`, or `different`.
 One different file, and nothing at all is written.
 """
 
@@ -125,7 +125,7 @@ def _rewrite(patch: HostPatch, root: Path, states: dict[str, FileState], is_reve
 def _check_writable(root: Path, paths: list[str]) -> None:
     for path in paths:
         file = root / path
-        # The permission bits as well: for the superuser `access` says yes to everything.
+        # The permission bits as well: for the superuser `access` is always true.
         is_writable = os.access(file, os.W_OK) and file.stat().st_mode & (
             stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
         )

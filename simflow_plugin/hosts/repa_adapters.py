@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from simflow_plugin.hosts.hosted_flow import FlowKind, HostedFlow, HostGeometry, flow_kinds, sample
 
 LATENT_CHANNELS = 4
-"""Of the one autoencoder that this host uses (SD-VAE); its factory is not told."""
+"""Of the one autoencoder that this host uses (SD-VAE), which it does not pass to the factory."""
 CLASS_DROPOUT = 0.1
 """The host's own, which `--cfg-prob` only switches on."""
 

@@ -95,7 +95,7 @@ class RepaEFlow(HostedFlow):
         if coefficient <= 0:
             raise HostError(
                 f"--vae-align-proj-coeff {coefficient}: the host scales by it what reaches the encoder, so the "
-                f"likelihood of {self.kind.name} would be lost; for hardly any alignment use 1e-6, say"
+                f"likelihood of {self.kind.name} would be lost; for almost no alignment use 1e-6"
             )
         self.alignment_coefficient = float(coefficient)
         if args.vae in LEARNED_VARIANCE:
@@ -160,7 +160,7 @@ class RepaEFlow(HostedFlow):
     def _nll_for_encoder(self, nll: Tensor) -> Tensor:
         if self.alignment_coefficient is None:
             raise HostError(
-                f"{self.kind.name} does not know --vae-align-proj-coeff: train_repae.py lacks the line that tells. "
+                f"{self.kind.name} does not know --vae-align-proj-coeff: train_repae.py lacks the line that passes it. "
                 "Run `simflow patch repa-e PATH`, or call `model.use_host_options(args)` after building the model"
             )
         return self.nll_weight * nll.mean() / self.alignment_coefficient

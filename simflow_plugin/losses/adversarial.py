@@ -12,13 +12,12 @@ The loop owns two optimisers. From `start_step` on, in each step:
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from simflow_plugin.contracts import DataContext
 from simflow_plugin.losses.discriminator import Norm, PatchDiscriminator, check_image_size
 from simflow_plugin.options import MomentDecay, Options
 
@@ -49,6 +48,9 @@ class AdversarialOptions(Options):
     learning_rate: PositiveFloat = Field(1e-4, description="of the discriminator's Adam.")
     betas: tuple[MomentDecay, MomentDecay] = Field((0.5, 0.9), description="of the discriminator's Adam.")
 
+    def check(self, context: DataContext) -> None:
+        check_image_size(context.image_size, self.num_layers)
+
 
 class AdversarialLoss(nn.Module):
     """A discriminator with the losses of both sides.
@@ -64,12 +66,11 @@ class AdversarialLoss(nn.Module):
     lecam_averages: Tensor
     lecam_updates: Tensor
 
-    def __init__(self, options: AdversarialOptions, context: Any = None) -> None:
+    def __init__(self, options: AdversarialOptions, context: DataContext | None = None) -> None:
         super().__init__()
         self.options = options
-        image_size = getattr(context, "image_size", None)
-        if image_size is not None:
-            check_image_size(image_size, options.num_layers)
+        if context is not None:
+            options.check(context)
         self.discriminator = PatchDiscriminator(options.width, options.num_layers, options.norm)
         if options.lecam_weight > 0:
             self.register_buffer("lecam_averages", torch.zeros(2))  # of the logits of real and of fake images

@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from simflow_plugin.contracts import DataContext, NetworkOutline
 from simflow_plugin.errors import ShapeError, WeightsError
 from simflow_plugin.losses.perceptual import PerceptualLoss, freeze
 from simflow_plugin.options import Options
@@ -45,6 +46,9 @@ class LPIPSOptions(Options):
         None, description="torchvision's weights of the backbone; default: torch's hub cache."
     )
 
+    def check(self, context: DataContext) -> None:
+        _check_size(context.image_size, self.net)
+
 
 @RECONSTRUCTION_LOSSES.register("lpips")
 class LPIPSLoss(PerceptualLoss):
@@ -62,12 +66,12 @@ class LPIPSLoss(PerceptualLoss):
 
     Options = LPIPSOptions
 
-    def __init__(self, options: LPIPSOptions, context: Any = None) -> None:
+    def __init__(self, options: LPIPSOptions, context: DataContext | None = None) -> None:
         super().__init__()
-        self._backbone, self._net = BACKBONES[options.net], options.net
+        self._net = options.net
         path = find_backbone(options)
-        if getattr(context, "image_size", None) is not None:
-            self._check_size(context.image_size)
+        if context is not None:
+            options.check(context)
         tensors = read_tensors(path)
         import lpips  # imported here: it takes seconds, and most runs name another loss
 
@@ -81,15 +85,25 @@ class LPIPSLoss(PerceptualLoss):
         self.network = freeze(network)
 
     def _distance(self, reconstruction: Tensor, images: Tensor) -> Tensor:
-        self._check_size(min(images.shape[-2:]))
+        _check_size(min(images.shape[-2:]), self._net)
         return self.network(reconstruction, images).mean()
 
-    def _check_size(self, image_size: int) -> None:
-        if image_size < self._backbone.min_image_size:
-            raise ShapeError(
-                f"lpips: images of {image_size} pixels are too small for `{self._net}`, which needs "
-                f"{self._backbone.min_image_size}; use larger images or another reconstruction loss"
-            )
+    @staticmethod
+    def outline(options: LPIPSOptions, context: DataContext) -> NetworkOutline:
+        """Return the backbone without weights."""
+        import torchvision
+
+        builders: dict[str, Any] = {"vgg": torchvision.models.vgg16, "alex": torchvision.models.alexnet}
+        return NetworkOutline(builders[options.net](weights=None).features, context.image_size)
+
+
+def _check_size(image_size: int, net: str) -> None:
+    smallest = BACKBONES[net].min_image_size
+    if image_size < smallest:
+        raise ShapeError(
+            f"lpips: images of {image_size} pixels are too small for `{net}`, which needs {smallest}; use larger "
+            "images or another reconstruction loss"
+        )
 
 
 def find_backbone(options: LPIPSOptions) -> Path:

@@ -6,10 +6,9 @@ deviation s has -log p(x|z) = l2 * dims / (2 s^2) + const.
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
 
+from simflow_plugin.contracts import DataContext
 from simflow_plugin.options import Options
 from simflow_plugin.registry import RECONSTRUCTION_LOSSES
 
@@ -23,8 +22,12 @@ class PixelLoss(nn.Module):
 
     Options = PixelOptions
 
-    def __init__(self, options: PixelOptions, context: Any = None) -> None:
+    def __init__(self, options: PixelOptions, context: DataContext | None = None) -> None:
         super().__init__()
+
+    @staticmethod
+    def outline(options: PixelOptions, context: DataContext) -> None:
+        """Return None: a pixel loss has no network."""
 
 
 @RECONSTRUCTION_LOSSES.register("l1")

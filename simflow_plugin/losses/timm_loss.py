@@ -1,6 +1,6 @@
 """A perceptual loss on the features of any timm backbone with a local checkpoint.
 
-For data where LPIPS cannot be had, or its ImageNet backbone says little: a backbone that was trained on
+For data where LPIPS cannot be had, or its ImageNet backbone is a poor measure: a backbone that was trained on
 the data at hand. Per layer, features are normalised to unit length at each position, and their squared
 distance is averaged over positions; the loss is the mean over layers.
 """
@@ -17,6 +17,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from simflow_plugin.alignment.encoder_weights import find_weights, load_weights
+from simflow_plugin.contracts import DataContext
 from simflow_plugin.convolution_layout import convolution_layout
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.losses.perceptual import PerceptualLoss, freeze
@@ -33,7 +34,7 @@ class TimmLossOptions(Options):
     backbone: str | None = Field(
         None,
         description="timm's name of the backbone; null: the checkpoint is one of `simflow pretrain-encoder`, "
-        "and says itself what it is.",
+        "and holds its architecture.",
     )
     checkpoint: str | None = Field(
         None,
@@ -84,7 +85,7 @@ class TimmLoss(PerceptualLoss):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, options: TimmLossOptions, context: Any = None) -> None:
+    def __init__(self, options: TimmLossOptions, context: DataContext | None = None) -> None:
         super().__init__()
         self.options = options
         backbone = load_backbone(options)
@@ -92,7 +93,7 @@ class TimmLoss(PerceptualLoss):
         self.network: Any = freeze(backbone.network)
         for name, numbers in (("mean", options.mean or backbone.mean), ("std", options.std or backbone.std)):
             self.register_buffer(name, torch.tensor(numbers).reshape(3, 1, 1), persistent=False)
-        size = self.resize or getattr(context, "image_size", None)
+        size = self.resize or (context.image_size if context is not None else None)
         if size is not None:
             self._try(size)
 

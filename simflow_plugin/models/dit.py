@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from simflow_plugin.contracts import ModelContext
+from simflow_plugin.contracts import ModelContext, SamplerFacts
 from simflow_plugin.diffusion.ddim import NUM_TRAIN_STEPS, ddim, ddim_schedule
 from simflow_plugin.diffusion.diffusion_model import DiffusionModel, DiffusionOptions, SamplingOptions
 from simflow_plugin.diffusion.interpolants import expand_like
@@ -48,7 +48,7 @@ class DiT(DiffusionModel):
     Options = DiTOptions
 
     def __init__(self, options: DiTOptions, context: ModelContext) -> None:
-        super().__init__(options, context)
+        super().__init__(options, options.sampling, context)
         self.options = options
         self.alphas_cumprod: Tensor
         self.register_buffer("alphas_cumprod", ddim_schedule().alphas_cumprod, persistent=False)
@@ -65,7 +65,7 @@ class DiT(DiffusionModel):
     @torch.no_grad()
     def sample(self, labels: Tensor | None, shape: Sequence[int], guidance: float, random: Random) -> Tensor:
         sampling = self.options.sampling
-        guide = self._guidance(guidance, sampling.guidance_interval)
+        guide = self._guided(guidance)
 
         def predict_noise(x: Tensor, step: int) -> Tensor:
             t = torch.full((x.shape[0],), step, device=x.device, dtype=torch.int64)
@@ -73,3 +73,7 @@ class DiT(DiffusionModel):
 
         noise = random.normal("latent", shape, next(self.parameters()).device)
         return ddim(predict_noise, noise, sampling.num_steps, sampling.eta, random)
+
+    def sampler_facts(self) -> SamplerFacts:
+        num_steps = self.options.sampling.num_steps
+        return SamplerFacts(f"ddim, {num_steps} steps", num_steps)

@@ -7,7 +7,7 @@ fixed posterior variance keeps stable (arXiv:2512.04084).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 from pydantic import Field
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from simflow_plugin import options
 from simflow_plugin.alignment.head import AlignmentHead
-from simflow_plugin.contracts import GenerativeModel, ModelContext
+from simflow_plugin.contracts import GenerativeModel, ModelContext, SamplerFacts
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.flow import (
     FlowArchitecture,
@@ -26,16 +26,18 @@ from simflow_plugin.flow import (
     standard_normal_log_prob,
     unpatchify,
 )
+from simflow_plugin.flow.guidance import GuidanceContext, GuidanceRule
+from simflow_plugin.flow.sampling import Auto, Jacobi, parse_methods
 from simflow_plugin.randomness import Random
-from simflow_plugin.registry import MODELS
+from simflow_plugin.registry import GUIDANCE, MODELS, Part
 
 
 class FlowSampling(options.Options):
     """How the flow is inverted."""
 
     method: str = Field("cached", description="naive, cached, jacobi or auto")
-    guidance_rule: str | dict[str, Any] = Field(
-        "starflow", description="a name of the guidance registry, or a mapping"
+    guidance_rule: Annotated[Part, GUIDANCE] = Field(
+        Part(name="starflow"), description="a name, or a mapping with a name and the rule's options"
     )
 
 
@@ -44,6 +46,29 @@ class SimFlowOptions(options.Options):
 
     flow: FlowArchitecture = Field(default_factory=lambda: FlowArchitecture.model_validate({}))
     sampling: FlowSampling = Field(default_factory=lambda: FlowSampling.model_validate({}))
+
+    def check(self, context: ModelContext) -> None:
+        config = FlowConfig.for_latents(self.flow, context.latent_shape)
+        deep_layers = self.flow.layers_per_block[-1]
+        if context.alignment is not None and context.alignment.layer > deep_layers:
+            raise ConfigError(
+                f"alignment.layer {context.alignment.layer} is beyond the deep block's {deep_layers} layers "
+                f"(model.flow.layers_per_block {list(self.flow.layers_per_block)})."
+            )
+        if context.guidance > 0 and self.flow.class_dropout == 0:
+            raise ConfigError(
+                f"sampling.guidance {context.guidance} needs an unconditional model, but model.flow.class_dropout is "
+                "0. Set model.flow.class_dropout (0.1, say) or sampling.guidance: 0."
+            )
+        self.sampling.guidance_rule.build(GUIDANCE, GuidanceContext(config.num_blocks))
+
+
+class LikelihoodOutput(NamedTuple):
+    """`log_prob` (B,), nats; `noise` (B, T, D); `hidden` (B, T, W), or None where none was asked for."""
+
+    log_prob: Tensor
+    noise: Tensor
+    hidden: Tensor | None
 
 
 @MODELS.register("simflow")
@@ -68,40 +93,54 @@ class SimFlow(GenerativeModel):
         config = FlowConfig.for_latents(options.flow, context.latent_shape, num_classes=context.num_classes)
         self.grid_size = config.grid_size
         self.flow = TransformerFlow(config)
+        rule = options.sampling.guidance_rule
+        self.guidance_rule: GuidanceRule = rule.build(GUIDANCE, GuidanceContext(config.num_blocks))
         self.supports_guidance = context.num_classes is not None and options.flow.class_dropout > 0
         self.alignment_layer = context.alignment.layer if context.alignment is not None else None
         self.alignment = (
             AlignmentHead(config.width, context.alignment) if context.alignment is not None else None
         )
 
-    @staticmethod
-    def check(options: SimFlowOptions, context: ModelContext, guidance: float) -> None:
-        """Refuse values that clash; called before anything is built."""
-        FlowConfig.for_latents(options.flow, context.latent_shape)
-        deep_layers = options.flow.layers_per_block[-1]
-        if context.alignment is not None and context.alignment.layer > deep_layers:
-            raise ConfigError(
-                f"alignment.layer {context.alignment.layer} is beyond the deep block's {deep_layers} layers "
-                f"(model.flow.layers_per_block {list(options.flow.layers_per_block)})."
-            )
-        if guidance > 0 and options.flow.class_dropout == 0:
-            raise ConfigError(
-                f"sampling.guidance {guidance} needs an unconditional model, but model.flow.class_dropout is 0. "
-                "Set model.flow.class_dropout (0.1, say) or sampling.guidance: 0."
-            )
-
     def training_losses(
         self, latents: Tensor, labels: Tensor | None, features: Tensor | None, random: Random
     ) -> dict[str, Tensor]:
-        labels = self._drop_labels(labels, random, latents.device)
         layer = self.alignment_layer if features is not None else None
         # A latent that is not finite is the loop's to count and skip, by the name of the term that it reaches.
-        output = self.flow(self.tokens(latents), labels, hidden_layer=layer, checks_values=False)
-        log_prob = standard_normal_log_prob(output.noise) + output.logdet
-        terms = {"nll": -log_prob.mean() / latents[0].numel()}
+        output = self.likelihood(latents, labels, random, layer, checks_values=False)
+        terms = {"nll": -output.log_prob.mean() / latents[0].numel()}
         if self.alignment is not None and features is not None:
+            assert output.hidden is not None
             terms["alignment"] = self.alignment(output.hidden, self.grid_size, features)
         return terms
+
+    def likelihood(
+        self,
+        latents: Tensor,
+        labels: Tensor | None,
+        random: Random,
+        hidden_layer: int | None = None,
+        checks_values: bool = True,
+    ) -> LikelihoodOutput:
+        """Push latents to noise as in training: with the model's own noise, some labels dropped.
+
+        Args:
+            latents: (B, C, h, w), normalised.
+            labels: (B,) int64, `NO_LABEL` for none; or None.
+            random: named draws: `label_dropout` (B,) uniform, and `latent_noise` normal where noise is added.
+            hidden_layer: of the deep block, counted from 1, whose tokens are returned; None returns none.
+            checks_values: refuse latents that are not finite.
+        """
+        labels = self._drop_labels(labels, random, latents.device)
+        tokens = self.tokens(self.add_noise(latents, random))
+        output = self.flow(tokens, labels, hidden_layer=hidden_layer, checks_values=checks_values)
+        log_prob = standard_normal_log_prob(output.noise) + output.logdet
+        return LikelihoodOutput(log_prob, output.noise, output.hidden)
+
+    def add_noise(self, latents: Tensor, random: Random) -> Tensor:
+        """Return latents (B, C, h, w) plus noise of std `noise_std`, drawn as `latent_noise`."""
+        if self.noise_std == 0:
+            return latents
+        return latents + self.noise_std * random.normal("latent_noise", latents.shape, latents.device)
 
     @torch.no_grad()
     def sample(self, labels: Tensor | None, shape: Sequence[int], guidance: float, random: Random) -> Tensor:
@@ -111,13 +150,28 @@ class SimFlow(GenerativeModel):
             self.tokens(grid_noise),
             self._known(labels),
             guidance=guidance,
-            guidance_rule=self.options.sampling.guidance_rule,
+            guidance_rule=self.guidance_rule,
             method=self.options.sampling.method,
         )
         return self.latents(tokens)
 
     def log_prob(self, latents: Tensor, labels: Tensor | None) -> Tensor:
         return self.flow.log_prob(self.tokens(latents), self._known(labels))
+
+    def sampler_facts(self) -> SamplerFacts:
+        methods = parse_methods(self.options.sampling.method, self.flow.config.num_blocks)
+        names = "/".join(dict.fromkeys(method.name for method in methods))
+        if any(isinstance(method, Jacobi | Auto) for method in methods):
+            return SamplerFacts(names, None)  # as many as it takes to converge
+        # One pass per token and block; an output shift leaves the first token of a block as it is.
+        steps = [
+            self.flow.config.num_tokens - block.lag
+            for block in (*self.flow.shallow_blocks, self.flow.deep_block)
+        ]
+        return SamplerFacts(names, sum(steps))
+
+    def token_flow(self) -> TransformerFlow:
+        return self.flow
 
     def tokens(self, latents: Tensor) -> Tensor:
         """Cut latents (B, C, h, w) into tokens (B, T, D)."""

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from simflow_plugin.contracts import ModelContext
+from simflow_plugin.contracts import ModelContext, SamplerFacts
 from simflow_plugin.diffusion.diffusion_model import DiffusionModel, DiffusionOptions, SamplingOptions
 from simflow_plugin.diffusion.interpolants import Interpolant
 from simflow_plugin.diffusion.samplers import Sampler
@@ -64,7 +64,7 @@ class SiT(DiffusionModel):
     Options = SiTOptions
 
     def __init__(self, options: SiTOptions, context: ModelContext) -> None:
-        super().__init__(options, context)
+        super().__init__(options, options.sampling, context)
         self.options = options
         self.interpolant = Interpolant(options.interpolant)
         self.latent_norm = (
@@ -84,7 +84,7 @@ class SiT(DiffusionModel):
     @torch.no_grad()
     def sample(self, labels: Tensor | None, shape: Sequence[int], guidance: float, random: Random) -> Tensor:
         sampling = self.options.sampling
-        guide = self._guidance(guidance, sampling.guidance_interval)
+        guide = self._guided(guidance)
 
         def velocity(x: Tensor, time: float, step_start: float) -> Tensor:
             t = torch.full((x.shape[0],), time, device=x.device, dtype=x.dtype)
@@ -93,6 +93,11 @@ class SiT(DiffusionModel):
         noise = random.normal("latent", shape, next(self.parameters()).device)
         sampler = Sampler(sampling.method, sampling.num_steps)
         return self.denormalize(sampler(velocity, noise, self.interpolant, random))
+
+    def sampler_facts(self) -> SamplerFacts:
+        sampling = self.options.sampling
+        passes = 2 * sampling.num_steps - 1 if sampling.method == "heun" else sampling.num_steps
+        return SamplerFacts(f"{sampling.method}, {sampling.num_steps} steps", passes)
 
     def normalize(self, latents: Tensor) -> Tensor:
         """Apply the batch norm: by batch statistics in training, while running ones move, else by those."""

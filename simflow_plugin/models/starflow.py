@@ -15,7 +15,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from simflow_plugin.contracts import ModelContext
+from simflow_plugin.contracts import ModelContext, SamplerFacts
 from simflow_plugin.models.simflow import SimFlow, SimFlowOptions
 from simflow_plugin.randomness import Random
 from simflow_plugin.registry import MODELS
@@ -71,23 +71,18 @@ class StarFlow(SimFlow):
         super().__init__(options, context)
         self.noise_std = options.noise_std or 0.0
 
-    def training_losses(
-        self, latents: Tensor, labels: Tensor | None, features: Tensor | None, random: Random
-    ) -> dict[str, Tensor]:
-        return super().training_losses(self.add_noise(latents, random), labels, features, random)
-
     def sample(self, labels: Tensor | None, shape: Sequence[int], guidance: float, random: Random) -> Tensor:
         noisy_latents = super().sample(labels, shape, guidance, random)
         return self.remove_noise(noisy_latents, labels)
 
+    def sampler_facts(self) -> SamplerFacts:
+        name, passes = super().sampler_facts()
+        if self.options.denoise != "score":
+            return SamplerFacts(name, passes)
+        return SamplerFacts(f"{name}, denoised", None if passes is None else passes + 1)
+
     def remove_noise(self, noisy_latents: Tensor, labels: Tensor | None) -> Tensor:
         return self.denoise(noisy_latents, labels) if self.options.denoise == "score" else noisy_latents
-
-    def add_noise(self, latents: Tensor, random: Random) -> Tensor:
-        """Return latents (B, C, h, w) plus noise of std `noise_std`, drawn as `latent_noise`."""
-        if self.noise_std == 0:
-            return latents
-        return latents + self.noise_std * random.normal("latent_noise", latents.shape, latents.device)
 
     def denoise(self, noisy_latents: Tensor, labels: Tensor | None) -> Tensor:
         """Return z~ + sigma^2 grad log p(z~ given labels), (B, C, h, w): one pass forward and back.

@@ -2,19 +2,20 @@
 
     days = FLOPs per image x batch x steps / (devices x peak FLOPs per second x utilisation) / 86400
 
-    memory per device = parameters + gradients + AdamW's two moments + EMA, float32, whole or sharded over N devices,
+    memory per device = parameters + gradients + AdamW's two moments + averages, float32, whole or sharded over N,
                       + activations kept for the backward pass of one micro-batch
 
-P trained and F frozen parameters, sharding `none`: 20 P + 4 F bytes; `zero2`: 8 P + 4 F gathered and reduced in turn,
-12 P / N at rest; `zero3`: (20 P + 4 F) / N, and two layers gathered. Activations are counted as autograd saves them,
-under the casts of mixed precision where there are any. Temporary buffers and fragmentation come on top: leave a tenth
-free.
+P trained and F frozen parameters, one average, sharding `none`: 20 P + 4 F bytes; `zero2`: 8 P + 4 F gathered and
+reduced in turn, 12 P / N at rest; `zero3`: (20 P + 4 F) / N, and two layers gathered; 4 P more for each average more.
+Activations are counted as autograd saves them, under the casts of mixed precision where there are any. Temporary
+buffers and fragmentation come on top: leave a tenth free.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from simflow_plugin.config.averages import PowerAverage
 from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.evaluation.flops import count_parameters
@@ -120,18 +121,20 @@ def make_plan(config: RunConfig, setting: Setting) -> Plan:
     for name, module in (("model", outline.model), ("discriminator", outline.discriminator)):
         if module is not None:
             parameters[name] = count_parameters(module)
-    beside = [
-        module
-        for module in (outline.encoder and outline.encoder[0], outline.perceptual)
-        if module is not None
-    ]
+    beside = [network.network for network in (outline.encoder, *outline.perceptual) if network is not None]
     if beside:
         parameters["frozen networks of the losses"] = sum(count_parameters(module) for module in beside)
     trained = count_parameters(joint, only_trained=True)
     whole = sum(count_parameters(module) for module in beside)
     discriminator = parameters.get("discriminator", 0)
     frozen = count_parameters(joint) - trained
-    state = _state_bytes(joint, trained, frozen, setting) + BYTES * whole + 4 * BYTES * discriminator
+    ema = config.training.ema
+    num_averages = len(ema.lengths) if isinstance(ema, PowerAverage) else 1
+    state = (
+        _state_bytes(joint, trained, frozen, setting, num_averages)
+        + BYTES * whole
+        + 4 * BYTES * discriminator
+    )
     gpu = GPUS[setting.gpu]
     work = sum(flops.values()) * training.batch_size * training.steps
     days = work / (setting.devices * gpu.flops * setting.utilisation) / SECONDS_PER_DAY
@@ -148,14 +151,17 @@ def make_plan(config: RunConfig, setting: Setting) -> Plan:
     )
 
 
-def _state_bytes(joint: JointObjective, trained: int, frozen: int, setting: Setting) -> float:
+def _state_bytes(
+    joint: JointObjective, trained: int, frozen: int, setting: Setting, num_averages: int
+) -> float:
     """Return bytes per device of parameters, gradients, AdamW's moments and averages of the joint module."""
+    kept = 2 + num_averages  # moments and averages
     if setting.sharding == "none" or setting.devices == 1:
-        return BYTES * (5 * trained + frozen)
+        return BYTES * ((2 + kept) * trained + frozen)
     if setting.sharding == "zero2":
-        return BYTES * (2 * trained + frozen + 3 * trained / setting.devices)
+        return BYTES * (2 * trained + frozen + kept * trained / setting.devices)
     names = layer_class_names(joint.model) if joint.model is not None else []
     layers = [count_parameters(module) for module in joint.modules() if type(module).__name__ in names]
     outside = trained + frozen - sum(layers)  # gathered as one unit around all layers
     gathered = outside + 2 * max(layers, default=0)
-    return BYTES * ((5 * trained + frozen) / setting.devices + gathered)
+    return BYTES * (((2 + kept) * trained + frozen) / setting.devices + gathered)

@@ -5,22 +5,19 @@ What is pretrained is built from the options that are written down, so a plan ne
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from simflow_plugin import registry
-from simflow_plugin.config.schema import RunConfig
-from simflow_plugin.contracts import Autoencoder, DataContext, GenerativeModel
-from simflow_plugin.errors import ConfigError, SimflowError
+from simflow_plugin.config.schema import Objective, RunConfig
+from simflow_plugin.contracts import Autoencoder, DataContext, GenerativeModel, NetworkOutline, Outlines
+from simflow_plugin.errors import SimflowError
+from simflow_plugin.registry import Part
 from simflow_plugin.runs.parts import build_dataset, build_model
 
-FROM_FILES = ("pretrained", "pretrained_format", "subfolder", "scale", "shift")
-"""Options of an autoencoder that need a file, or values to check; none of them changes a shape."""
 ASSUMED_CLASSES = 1000
 ASSUMED_FEATURES = (256, 768)
 """(N, F): those of DINOv2-B on 256 pixels, where an encoder cannot be built without its weights."""
@@ -32,9 +29,9 @@ class Outline:
 
     Args:
         autoencoder, model: on the meta device; the model is None where an autoencoder is trained alone.
-        encoder: network of the frozen alignment encoder, and the pixels that it sees; None if there is none.
+        encoder: network of the frozen alignment encoder; None if there is none, or only its weights tell it.
         feature_shape: (N, F) of its features, or None.
-        perceptual: backbone of the perceptual loss, or None.
+        perceptual: networks of the reconstruction losses.
         discriminator: of the adversarial loss, or None.
         num_classes: of the data set.
         assumptions: what could not be known from the configuration alone.
@@ -42,9 +39,9 @@ class Outline:
 
     autoencoder: Autoencoder
     model: GenerativeModel | None
-    encoder: tuple[nn.Module, int] | None
+    encoder: NetworkOutline | None
     feature_shape: tuple[int, int] | None
-    perceptual: nn.Module | None
+    perceptual: list[NetworkOutline]
     discriminator: nn.Module | None
     num_classes: int | None
     assumptions: tuple[str, ...]
@@ -57,20 +54,27 @@ def make_outline(config: RunConfig) -> Outline:
         ConfigError: if the autoencoder's shape is known to its pretrained weights only.
     """
     assumptions: list[str] = []
+    context = DataContext(config.image_size, "train", config.seed)
     num_classes = _num_classes(config, assumptions)
-    autoencoder = _autoencoder(config)
-    encoder, feature_shape = _encoder(config, assumptions)
+    autoencoder = _autoencoder(config.autoencoder, context)
+    encoder, feature_shape = None, None
+    if config.alignment is not None:
+        encoder = _encoder(config.alignment.encoder, context, assumptions)
+        feature_shape = ASSUMED_FEATURES if encoder is None else encoder.feature_shape
     feature_dim = feature_shape[1] if feature_shape is not None else None
-    latent_shape = autoencoder.latent_shape(config.image_size)
     with init_empty_weights():
-        model = build_model(config, latent_shape, num_classes, feature_dim)
-        discriminator = _discriminator(config)
-        perceptual = _perceptual(config, assumptions)
-    for module in (model, discriminator, perceptual):
-        if module is not None:
-            module.to("meta")
+        model = build_model(config, autoencoder.latent_shape(config.image_size), num_classes, feature_dim)
+    if model is not None:
+        model.to("meta")
     return Outline(
-        autoencoder, model, encoder, feature_shape, perceptual, discriminator, num_classes, tuple(assumptions)
+        autoencoder,
+        model,
+        encoder,
+        feature_shape,
+        _perceptual(config.objective, context, assumptions),
+        _discriminator(config.objective),
+        num_classes,
+        tuple(assumptions),
     )
 
 
@@ -82,71 +86,59 @@ def _num_classes(config: RunConfig, assumptions: list[str]) -> int | None:
         return ASSUMED_CLASSES
 
 
-def _autoencoder(config: RunConfig) -> Autoencoder:
-    factory: Any = registry.AUTOENCODERS.get(config.autoencoder.name)
-    given = config.autoencoder.options
-    written = {key: value for key, value in given.items() if key not in FROM_FILES}
-    options = factory.Options.model_validate(written)
-    if given.get("pretrained") is not None and (
-        given.get("factor") is None or given.get("latent_channels") is None
-    ):
-        raise ConfigError(
-            f"autoencoder: the shape of {given['pretrained']} is known to that file only. Write down `factor` and "
-            "`latent_channels` (and `widths`, if they are not the usual ones) to plan without it."
-        )
+def _autoencoder(part: Part, context: DataContext) -> Autoencoder:
+    factory = registry.AUTOENCODERS.get(part.name)
+    options = factory.Options.model_validate(factory.shape_options(part.options))
     with init_empty_weights():  # parameters only: options become tensors whose values are checked
-        autoencoder = factory(options, DataContext(config.image_size, "train", config.seed))
+        autoencoder = factory(options, context)
     return autoencoder.to("meta")
 
 
-def _encoder(
-    config: RunConfig, assumptions: list[str]
-) -> tuple[tuple[nn.Module, int] | None, tuple[int, int] | None]:
-    """Return (network, its input size) and its feature shape."""
-    if config.alignment is None:
-        return None, None
-    part = config.alignment.encoder
-    from simflow_plugin.alignment import timm_encoders
-
-    name = part.options.get("model") or timm_encoders.MODEL_BY_PRESET.get(part.name)
-    if name is None:
+def _encoder(part: Part, context: DataContext, assumptions: list[str]) -> NetworkOutline | None:
+    """Return the alignment encoder's network; None where only its weights tell."""
+    outline = _outline(part, registry.ENCODERS, context)
+    if outline is None:
         assumptions.append(
             f"encoder `{part.name}` is known to its weights only: features {ASSUMED_FEATURES} are assumed, and its "
             "own work is not counted"
         )
-        return None, ASSUMED_FEATURES
-    plan = timm_encoders.plan_encoder(
-        name, config.image_size, part.options.get("input_size"), part.options.get("stage")
-    )
-    rows, columns = plan.layer.grid
-    return (plan.network, plan.input_size), (rows * columns, plan.layer.num_channels)
+    return outline
 
 
-def _discriminator(config: RunConfig) -> nn.Module | None:
-    if config.objective.adversarial is None:
+def _outline(part: Part, parts: registry.Registry, context: DataContext) -> NetworkOutline | None:
+    factory = parts.get(part.name)
+    if not isinstance(factory, Outlines):
+        return None
+    with init_empty_weights():
+        outline = factory.outline(part.options_of(factory), context)
+    if outline is not None:
+        outline.network.to("meta")
+    return outline
+
+
+def _discriminator(objective: Objective) -> nn.Module | None:
+    if objective.adversarial is None:
         return None
     from simflow_plugin.losses.adversarial import AdversarialLoss
 
-    return AdversarialLoss(AdversarialLoss.Options.model_validate(config.objective.adversarial)).discriminator
+    with init_empty_weights():
+        loss = AdversarialLoss(AdversarialLoss.Options.model_validate(objective.adversarial))
+    return loss.discriminator.to("meta")
 
 
-def _perceptual(config: RunConfig, assumptions: list[str]) -> nn.Module | None:
-    names = set(config.objective.reconstruction) - {"l1", "l2"}
-    if "lpips" in names:
-        import torchvision
-
-        net = config.objective.reconstruction["lpips"].options.get("net", "vgg")
-        builders: dict[str, Callable[..., Any]] = {
-            "vgg": torchvision.models.vgg16,
-            "alex": torchvision.models.alexnet,
-        }
-        names.remove("lpips")
-        if names:
-            assumptions.append(f"the work of the losses {', '.join(sorted(names))} is not counted")
-        return builders[net](weights=None).features
-    if names:
-        assumptions.append(f"the work of the losses {', '.join(sorted(names))} is not counted")
-    return None
+def _perceptual(objective: Objective, context: DataContext, assumptions: list[str]) -> list[NetworkOutline]:
+    """Return the networks of the reconstruction losses; a loss of plain arithmetic has none."""
+    found, unknown = [], []
+    for name, loss in objective.reconstruction.items():
+        part = Part.model_validate({"name": name, **loss.options})
+        outline = _outline(part, registry.RECONSTRUCTION_LOSSES, context)
+        if outline is not None:
+            found.append(outline)
+        elif not isinstance(registry.RECONSTRUCTION_LOSSES.get(name), Outlines):
+            unknown.append(name)
+    if unknown:
+        assumptions.append(f"the work of the losses {', '.join(sorted(unknown))} is not counted")
+    return found
 
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:

@@ -53,9 +53,10 @@ def flops_per_image(config: RunConfig, outline: Outline, joint: JointObjective) 
 
     flops = {"autoencoder and model, forward and backward": count_flops(step)}
     if outline.encoder is not None:
-        flops["frozen encoder"] = forward_flops(*outline.encoder)
-    if outline.perceptual is not None and outline.autoencoder.trainable != "none":
-        flops["perceptual loss"] = PERCEPTUAL_PASSES * forward_flops(outline.perceptual, config.image_size)
+        flops["frozen encoder"] = forward_flops(outline.encoder.network, outline.encoder.image_size)
+    if outline.perceptual and outline.autoencoder.trainable != "none":
+        forward = sum(forward_flops(loss.network, loss.image_size) for loss in outline.perceptual)
+        flops["perceptual loss"] = PERCEPTUAL_PASSES * forward
     if outline.discriminator is not None and outline.autoencoder.trainable != "none":
         flops["adversarial loss"] = DISCRIMINATOR_PASSES * forward_flops(
             outline.discriminator, config.image_size
@@ -93,8 +94,8 @@ def _saved_bytes(joint: JointObjective, config: RunConfig, outline: Outline, num
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         with nullcontext() if is_whole else MixedPrecision(lower):
             output = joint(_inputs(config, outline, num_images))
-        if outline.perceptual is not None and output["reconstruction"] is not None:
-            outline.perceptual.requires_grad_(False)(output["reconstruction"].float())  # in float32 by design
+        for loss in outline.perceptual if output["reconstruction"] is not None else ():
+            loss.network.requires_grad_(False)(output["reconstruction"].float())  # in float32 by design
     for handle in handles:
         handle.remove()
     return float(sum(tensor.untyped_storage().nbytes() for tensor in kept.values()))

@@ -1,1 +1,1 @@
-"""Posterior heads: from the encoder's output to q(z given x)."""
+"""Posterior heads, one registered class each: from the encoder's output to q(z given x)."""

@@ -124,7 +124,8 @@ class LearnedVariancePosterior(GaussianPosterior):
 
     Args:
         mean: (B, C, h, w).
-        log_variance: (B, C, h, w); clamping is the head's affair.
+        log_variance: (B, C, h, w), or what broadcasts to it: (B, 1, h, w) for one variance per position, (C, 1, 1) for
+            one per channel. The head clamps it.
     Reference:
         Auto-Encoding Variational Bayes, arXiv:1312.6114.
     """
@@ -134,7 +135,7 @@ class LearnedVariancePosterior(GaussianPosterior):
     def __init__(self, mean: Tensor, log_variance: Tensor) -> None:
         self.mean = mean
         self.log_variance = log_variance
-        self.std = torch.exp(0.5 * log_variance)
+        self.std = torch.exp(0.5 * log_variance).expand_as(mean)
 
     def normalized(self, shift: Tensor, scale: Tensor) -> LearnedVariancePosterior:
         return LearnedVariancePosterior((self.mean - shift) * scale, self.log_variance + 2 * scale.log())

@@ -27,7 +27,7 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 STATE = "state.json"
 FOLDER_NAME = re.compile(r"step_\d{8,}")
-"""Other names beside the checkpoints, a copy that somebody made, say, are left alone."""
+"""Folders of other names, copies for example, are left alone."""
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Checkpoint:
 def save_checkpoint(
     folder: Path, step: int, tensors_by_name: dict[str, dict[str, Tensor]], state: dict[str, Any]
 ) -> Path:
-    """Write a checkpoint so that it is there whole, or not at all.
+    """Write a checkpoint in one piece.
 
     Raises:
         TrainingError: if the disk is full; the checkpoints that were there stay untouched.
@@ -100,10 +100,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
-    """Return the newest checkpoint that is whole, or None; torn ones are logged and passed over.
+    """Return the newest intact checkpoint, or None; torn ones are logged and passed over.
 
     Raises:
-        CheckpointError: if checkpoints are there but none is whole, or the newest is of a newer format.
+        CheckpointError: if checkpoints are there but none is intact, or the newest is of a newer format.
     """
     paths = checkpoint_folders(folder)
     for path in reversed(paths):
@@ -113,7 +113,7 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
         log.warning("%s: %s. Passing over it for the one before.", path, problem)
     if paths:
         raise CheckpointError(
-            f"{folder}: none of the {len(paths)} checkpoints is whole. Restore one from a copy, or start a new run."
+            f"{folder}: none of the {len(paths)} checkpoints is intact. Restore one from a copy, or start a new run."
         )
     return None
 
@@ -172,7 +172,7 @@ def prune_checkpoints(folder: Path, step: int, keep: int, keep_every: int | None
 
 
 def _remove(path: Path) -> None:
-    """Delete a folder; the manifest goes first, so that a half-deleted checkpoint is never taken for a whole one."""
+    """Delete a folder; the manifest goes first, so that a half-deleted checkpoint is never taken for an intact one."""
     if path.exists():
         (path / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(path)

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from simflow_plugin.config.schema import RunConfig, read_run_config
+from simflow_plugin.config.loading import read_run_config
+from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.contracts import Autoencoder, GenerativeModel
 from simflow_plugin.errors import CheckpointError, EvaluationError
 from simflow_plugin.runs.checkpoints import (
@@ -21,6 +22,7 @@ from simflow_plugin.runs.checkpoints import (
 )
 from simflow_plugin.runs.module_state import restore_module
 from simflow_plugin.runs.parts import architecture_only, build_autoencoder, build_model, check_guidance
+from simflow_plugin.runs.power_averages import average_of_length
 from simflow_plugin.runs.run_directory import RunDirectory
 from simflow_plugin.runs.run_precision import Precision
 
@@ -39,6 +41,7 @@ class LoadedRun:
         model: likewise; None where the run trained an autoencoder alone.
         averaged: whether these are the EMA weights.
         precision: to sample and measure in; the run's own, unless another was named.
+        ema_length: relative length of the average that was chosen; None: the run's own.
     """
 
     directory: RunDirectory
@@ -48,6 +51,7 @@ class LoadedRun:
     model: GenerativeModel | None
     averaged: bool
     precision: Precision
+    ema_length: float | None = None
 
     def require_model(self) -> GenerativeModel:
         """Return the model.
@@ -119,6 +123,7 @@ def load_run(
     averaged: bool = True,
     step: int | None = None,
     precision: str | None = None,
+    ema_length: float | None = None,
 ) -> LoadedRun:
     """Load a checkpoint of a run.
 
@@ -126,15 +131,21 @@ def load_run(
         path: run directory.
         device: default: CUDA if there is one, else CPU.
         averaged: the EMA weights (default) or the last training weights.
-        step: of the checkpoint; default: the newest that is whole.
+        step: of the checkpoint; default: the newest intact one.
         precision: `auto`, `float32`, `bfloat16` or `float16`; default: `training.precision` of the run.
+        ema_length: relative length of the average, of a run that keeps power-function averages; default: its first.
     Raises:
+        EvaluationError: if `ema_length` is given and there is no such average.
         ConfigError: if it is no run directory, or the device does not compute in that precision.
-        CheckpointError: if it has no whole checkpoint, or not that of `step`.
+        CheckpointError: if it has no intact checkpoint, or not that of `step`.
     """
     directory = RunDirectory(path)
     config = read_run_config(directory.config_file)
-    checkpoint = _find_checkpoint(directory, step)
+    checkpoint = find_checkpoint(directory, step)
+    if ema_length is not None and not averaged:
+        raise EvaluationError(
+            f"--ema-length {ema_length}: the last weights were asked for, which are no average."
+        )
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     chosen = Precision.outside_training(config.training, device.type, precision)
     with torch.random.fork_rng(devices=[]):
@@ -142,27 +153,36 @@ def load_run(
         model = _build_model(config, autoencoder, checkpoint)
     weights = checkpoint.tensors("joint")
     if averaged:
-        weights |= checkpoint.tensors("ema")
+        weights |= (
+            checkpoint.tensors("ema")
+            if ema_length is None
+            else average_of_length(directory.path, config, checkpoint, ema_length)
+        )
     for prefix, module in (("autoencoder.", autoencoder), ("model.", model)):
         if module is not None:
             own = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
             restore_module(module, own, checkpoint.path)
             _frozen(module, device)
-    return LoadedRun(directory, config, checkpoint, autoencoder, model, averaged, chosen)
+    return LoadedRun(directory, config, checkpoint, autoencoder, model, averaged, chosen, ema_length)
 
 
 def _build_model(
     config: RunConfig, autoencoder: Autoencoder, checkpoint: Checkpoint
 ) -> GenerativeModel | None:
     shape, state = autoencoder.latent_shape(config.image_size), checkpoint.state
-    return build_model(config, shape, state["num_classes"], state["feature_dim"])
+    return build_model(config, shape, state["num_classes"], state["feature_dim"], is_restored=True)
 
 
 def _frozen(module: M, device: torch.device) -> M:
     return module.to(device).eval().requires_grad_(False)
 
 
-def _find_checkpoint(directory: RunDirectory, step: int | None) -> Checkpoint:
+def find_checkpoint(directory: RunDirectory, step: int | None) -> Checkpoint:
+    """Return the checkpoint of `step`, or the newest that is whole.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
     folders = {
         int(path.name.removeprefix("step_")): path for path in checkpoint_folders(directory.checkpoints)
     }

@@ -18,7 +18,7 @@ def whole_tensors(state: Iterable[tuple[str, Tensor]], keeps: bool = True) -> di
 
     Args:
         state: names and tensors, the same names in the same order on every process; may be made one by one.
-        keeps: whether this process wants the result; the others get {} and hold one whole tensor at a time.
+        keeps: whether this process wants the result; the others get {} and hold one gathered tensor at a time.
     """
     whole = {}
     for name, tensor in state:
@@ -57,7 +57,7 @@ def restore_module(module: nn.Module, tensors: dict[str, Tensor], source: Path) 
 def restore_optimizer(
     module: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], source: Path
 ) -> None:
-    """Put back what `optimizer_state` returned, whole.
+    """Restore what `optimizer_state` returned, unsharded.
 
     Raises:
         CheckpointError: if it names a parameter that the module lacks.
@@ -72,7 +72,7 @@ def restore_optimizer(
 
 
 def place_like(target: Tensor, whole: Tensor) -> Tensor:
-    """Return a whole tensor on the device of `target`, sharded as `target` is."""
+    """Return an unsharded tensor on the device of `target`, sharded as `target` is."""
     whole = whole.to(target.device)
     mesh: Any = getattr(target, "device_mesh", None)
     if mesh is None or whole.ndim == 0:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from simflow_plugin import registry
-from simflow_plugin.config.schema import Part, RunConfig
+from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.contracts import (
     AlignmentContext,
     Autoencoder,
@@ -22,6 +22,7 @@ from simflow_plugin.errors import ConfigError
 from simflow_plugin.losses.reconstruction import ReconstructionLoss
 from simflow_plugin.objective import JointObjective, ObjectiveWeights
 from simflow_plugin.randomness import derive_seed
+from simflow_plugin.registry import Part
 
 if TYPE_CHECKING:
     from simflow_plugin.losses.adversarial import AdversarialLoss
@@ -69,7 +70,11 @@ def architecture_only(config: RunConfig, state: dict[str, Any]) -> RunConfig:
 
 
 def build_model(
-    config: RunConfig, latent_shape: tuple[int, int, int], num_classes: int | None, feature_dim: int | None
+    config: RunConfig,
+    latent_shape: tuple[int, int, int],
+    num_classes: int | None,
+    feature_dim: int | None,
+    is_restored: bool = False,
 ) -> GenerativeModel | None:
     """Build the generative model of `config`, or None where it trains an autoencoder alone.
 
@@ -78,13 +83,15 @@ def build_model(
         latent_shape: (C, h, w).
         num_classes: of the data set.
         feature_dim: channels of the alignment features; None leaves the alignment head out.
+        is_restored: whether a checkpoint brings the weights.
     """
     if config.model is None:
         return None
     alignment = None
     if config.alignment is not None and feature_dim is not None:
         alignment = AlignmentContext(feature_dim, config.alignment.layer, config.alignment.projector_dim)
-    model = config.model.build(registry.MODELS, ModelContext(latent_shape, num_classes, alignment))
+    context = ModelContext(latent_shape, num_classes, alignment, is_restored)
+    model = config.model.build(registry.MODELS, context)
     check_guidance(config.sampling.guidance, model, num_classes, "sampling.guidance")
     return model
 
@@ -107,6 +114,7 @@ def check_guidance(weight: float, model: GenerativeModel, num_classes: int | Non
             f"{option} {weight:g}: {type(model).__name__} has no unconditional half to guide with. Train it with label "
             f"dropout, or use {option} 0."
         )
+    model.check_guidance(weight)
 
 
 def build_parts(config: RunConfig, num_classes: int | None) -> Parts:
@@ -124,6 +132,8 @@ def build_parts(config: RunConfig, num_classes: int | None) -> Parts:
         latent_shape = autoencoder.latent_shape(config.image_size)
         feature_dim: Any = encoder.feature_dim if encoder is not None else None
         model = build_model(config, latent_shape, num_classes, feature_dim)
+        if model is not None:
+            model.attach_decoder(autoencoder.decode)
         joint = JointObjective(autoencoder, model, build_reconstruction(config), objective_weights(config))
         adversary = None
         if config.objective.adversarial is not None:

@@ -1,6 +1,7 @@
 """The directory of a run: all of its files, and none outside it.
 
-config.yaml  metrics.jsonl  samples/step_*.png  checkpoints/step_*/  evaluations/<key>/  report.html  summary.json
+config.yaml  data.json  metrics.jsonl  samples/step_*.png  checkpoints/step_*/  [averages/step_*/]  evaluations/<key>/
+report.html  summary.json
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from simflow_plugin.config.schema import RunConfig, read_run_config
+from simflow_plugin.config.loading import read_run_config
+from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.errors import RunDirectoryError, SimflowError, TrainingError
 from simflow_plugin.files import write_text_atomically
 from simflow_plugin.runs.checkpoints import is_disk_full
@@ -38,6 +40,7 @@ SAFE_TO_CHANGE = (
     "training.keep_checkpoints",
     "training.keep_every",
     "training.max_bad_steps",
+    "training.ema.snapshot_every",
 )
 """Keys (and sections) that may change on resume with --allow-changed: none of them changes what a step computes,
 except `training.steps`, which moves the end of a cosine schedule."""
@@ -58,6 +61,7 @@ class RunDirectory:
         self.config_file = self.path / "config.yaml"
         self.metrics_file = self.path / "metrics.jsonl"
         self.summary_file = self.path / "summary.json"
+        self.data_file = self.path / "data.json"
         self.report_file = self.path / "report.html"
         self.samples = self.path / "samples"
         self.checkpoints = self.path / "checkpoints"
@@ -157,6 +161,13 @@ class RunDirectory:
         try:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{_this_process(os.getpid())}\n".encode(), 0)
+        except OSError as error:
+            raise self._not_writable(error) from error
+
+    def write_data_summary(self, summary: dict[str, Any]) -> None:
+        """Write what was understood of the data when the run was last started, to `data.json`."""
+        try:
+            write_text_atomically(self.data_file, json.dumps(summary, indent=1))
         except OSError as error:
             raise self._not_writable(error) from error
 

@@ -9,8 +9,10 @@ from typing import Any
 
 import typer
 
-from simflow_plugin.config.schema import Part, RunConfig, load_config
+from simflow_plugin.config.loading import load_config
+from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.errors import ConfigError
+from simflow_plugin.registry import Part
 from simflow_plugin.runs.checkpoints import latest_checkpoint
 from simflow_plugin.runs.run_directory import RunDirectory
 

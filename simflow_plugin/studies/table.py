@@ -133,7 +133,7 @@ def _training(measured: dict[str, Any], cost: dict[str, Any], before: dict[str, 
     if before is not None:
         steps += f" + {before['steps']}"
         seconds += f" + {before['train_seconds']:.0f}"
-    total = None  # a study that an earlier version began does not say, until it is run again
+    total = None  # unknown for a study that an earlier version began, until it is run again
     if "batch_size" in measured and all("training_flops" in stage for stage in stages):
         total = (
             measured["batch_size"] * sum(stage["steps"] * stage["training_flops"] for stage in stages) / 1e12

@@ -24,7 +24,7 @@ class RunningMeans:
     """Sums of named scalars since the last row. Part of a checkpoint: a row may span an interruption.
 
     A sum is three: of the finite values, of the steps whose value was not finite, and of the steps that had the term
-    at all. So one bad step does not hide the others, the term that was at fault can be told, and a term that begins
+    at all. So one bad step does not hide the others, the term at fault can be named, and a term that begins
     between two rows (the adversary's) is a mean over its own steps.
     """
 
@@ -56,7 +56,7 @@ class RunningMeans:
         not_finite = {}
         # Divided after the copy, in float64: the same numbers whether or not the sums came from a checkpoint.
         for name, (total, bad, present) in _to_host(self.sums(accelerator)).items():
-            # Shares of a step may add up to not quite a whole number.
+            # Shares of a step may not add up to an integer exactly.
             count = round(present, 3) - bad
             values[name] = total / count if count > 1e-6 else None
             if bad > 0:

@@ -36,7 +36,7 @@ def compile_layers(model: nn.Module | None) -> None:
 
 @contextmanager
 def eager() -> Iterator[None]:
-    """Within the block compiled layers run as they were written: sampling calls them with shapes of its own."""
+    """Run compiled layers eagerly within the block: sampling calls them with other shapes."""
     if not hasattr(torch.compiler, "set_stance"):  # before torch 2.6
         yield
         return

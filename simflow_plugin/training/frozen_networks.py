@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from simflow_plugin.config.schema import Part, RunConfig
+from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.contracts import Autoencoder, ImageDataset
 from simflow_plugin.data.disk_cache import cache_folder, tensors_digest
 from simflow_plugin.data.feature_cache import FeatureCache, build_cache, dataset_facts
 from simflow_plugin.data.loader import Batch
 from simflow_plugin.errors import ConfigError
+from simflow_plugin.registry import Part
 from simflow_plugin.runs.parts import Parts
 
 
@@ -25,7 +26,7 @@ class FrozenNetworks:
 
     Args:
         parts: of the run, the autoencoder on the training device.
-        config: resolved; it says what is cached.
+        config: resolved.
         dataset: the training split.
         main_first: runs the building of a cache on the main process first, so that the others find it.
     """

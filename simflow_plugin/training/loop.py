@@ -19,10 +19,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from simflow_plugin.config.averages import PowerAverage
 from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.contracts import ImageDataset
+from simflow_plugin.data.changes import data_changes
 from simflow_plugin.data.loader import Batch, check_corrupt, make_loader
-from simflow_plugin.data.split import data_has_changed
+from simflow_plugin.data.summary import content_digests
 from simflow_plugin.errors import TrainingError
 from simflow_plugin.objective import JointInputs
 from simflow_plugin.randomness import BatchRandom
@@ -34,7 +36,9 @@ from simflow_plugin.runs.checkpoints import (
     read_checkpoint,
     save_checkpoint,
 )
+from simflow_plugin.runs.module_state import whole_tensors
 from simflow_plugin.runs.parts import Parts
+from simflow_plugin.runs.power_averages import snapshot_folder
 from simflow_plugin.runs.run_directory import RunDirectory
 from simflow_plugin.training.averages import RunningMeans
 from simflow_plugin.training.compilation import compile_layers
@@ -45,7 +49,7 @@ from simflow_plugin.training.distributed.processes import (
     layer_class_names,
     synchronise_batch_norms,
 )
-from simflow_plugin.training.ema import ExponentialMovingAverage, running_statistics
+from simflow_plugin.training.ema import WeightAverages, running_statistics
 from simflow_plugin.training.frozen_networks import FrozenNetworks
 from simflow_plugin.training.interrupts import Interrupted, StopRequest
 from simflow_plugin.training.optimizers import (
@@ -85,7 +89,7 @@ class Trainer:
         stop: set by SIGTERM or SIGINT.
         profile_steps: record this many steps to `trace.json` in the run directory.
     Raises:
-        ConfigError: if accelerate was told to use an engine, or a setting of it, that this loop does not run.
+        ConfigError: if accelerate was configured for an engine that this loop does not run.
     """
 
     def __init__(
@@ -123,14 +127,17 @@ class Trainer:
         self.wrapped = self.engine.prepare(self.joint, optimizer)
         self.optimizer = self.engine.optimizer
         # After `prepare`: where that sharded the parameters, their averages are sharded too.
-        self.ema = ExponentialMovingAverage(self.engine.averaged(), config.training.ema_decay)
+        self.averages = WeightAverages(
+            self.engine.averaged(), config.training.ema, not self.joint.moves_autoencoder_by_alignment_only
+        )
         self.adversary_optimizer = self.adversary.make_optimizer() if self.adversary is not None else None
         self.wrapped_adversary = self._wrap_adversary()
         self._description = {
             "num_classes": dataset.num_classes,
             "class_names": dataset.class_names,
             "num_images": len(dataset),
-            "feature_dim": getattr(parts.encoder, "feature_dim", None),
+            "content_digests": content_digests(dataset) if accelerator.is_main_process else [],
+            "feature_dim": None if parts.encoder is None else parts.encoder.feature_dim,
             "autoencoder_options": self.joint.autoencoder.self_contained_options(),
         }
         self.step = 0
@@ -196,8 +203,10 @@ class Trainer:
                     tracker.log(row)
                 progress.show(row)
                 self.bad_steps.check(bad_terms, self._last_checkpoint_name)
+            if isinstance(training.ema, PowerAverage) and self.step % training.ema.snapshot_every == 0:
+                self._save_averages()
             if self.step % training.sample_every == 0 or self.step == training.steps:
-                self.sample_grids.save(self.step, self.joint, self.ema)
+                self.sample_grids.save(self.step, self.joint, self.averages.main)
             stopping = self.processes.any(self.stop.requested)
             if self.step % training.checkpoint_every == 0 or self.step == training.steps or stopping:
                 now = time.monotonic()
@@ -230,7 +239,7 @@ class Trainer:
         self.means.add_all(outcome.norms, 1.0)
         self.bad_steps.update(outcome)
         self.statistics.mend()
-        self.ema.update(self.engine.averaged(), self.step)
+        self.averages.update(self.engine.averaged(), self.step)
         if adversary is not None:
             self._adversary_step(pairs)
         if self.accelerator.scaler is not None:
@@ -354,13 +363,27 @@ class Trainer:
         if announced is not None:
             raise announced
 
+    def _save_averages(self) -> None:
+        """Keep the averages of this step for good, to make others of them; every process must call it."""
+        is_main = self.accelerator.is_main_process
+        tensors = {
+            name: whole_tensors(self.engine.gathered(average.state_dict()), is_main)
+            for name, average in self.averages.by_file.items()
+        }
+        folder = snapshot_folder(self.run_directory.path)
+        self.processes.run_on_main(
+            (lambda: save_checkpoint(folder, self.step, tensors, {})) if is_main else None
+        )
+
     def _restore(self) -> None:
-        """Go on from the newest whole checkpoint; the main process verifies it for all."""
+        """Resume from the newest intact checkpoint, which the main process verifies."""
         checkpoint: Checkpoint | None = None
         found: Path | Exception | None = None
         if self.accelerator.is_main_process:
             try:
                 checkpoint = latest_checkpoint(self.run_directory.checkpoints)
+                for change in data_changes(checkpoint.state, self.dataset) if checkpoint else ():
+                    log.warning("%s: %s", self.run_directory.path, change)
                 self.run_directory.forget_metrics_after(checkpoint.step if checkpoint else 0)
                 found = checkpoint.path if checkpoint else None
             except Exception as error:
@@ -374,15 +397,12 @@ class Trainer:
             self._counts_before = self.bad_steps.row()
             self.statistics.mend()  # what the checkpoint held is what a bad step falls back on
             self.step, self.seconds = checkpoint.step, float(checkpoint.state["seconds"])
-            changed = data_has_changed(checkpoint.state, self.dataset)
-            if changed and self.accelerator.is_main_process:
-                log.warning("%s: %s", self.run_directory.path, changed)
             self.corrupt.update(checkpoint.state.get("corrupt_images", []))
 
     def _snapshot(self) -> Snapshot:
         return Snapshot(
             self.engine,
-            self.ema,
+            self.averages,
             self.adversary,
             self.adversary_optimizer,
             self.means,

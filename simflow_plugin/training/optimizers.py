@@ -81,7 +81,7 @@ class Clipping:
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What is known of one optimizer step; scalar tensors on the device, not read by the step itself.
+    """Outcome of one optimizer step; scalar tensors on the device, not read by the step itself.
 
     Args:
         norms: before clipping, `grad_norm` of all parts together and `grad_norm_<part>` of each.
@@ -104,9 +104,9 @@ def clip_and_check(
         nothing = torch.tensor(True)
         return StepOutcome({}, nothing, dict.fromkeys(moving, nothing))
     total = torch.linalg.vector_norm(torch.stack(list(norm_by_part.values())))
-    # By the largest element: the squares in the norm underflow for gradients that are tiny, not zero.
+    # By the sum of magnitudes: squares underflow where gradients are tiny, and an empty shard has no largest element.
     zero = {
-        part: _norm(parameters, math.inf) == 0 if parameters else torch.ones_like(total, dtype=torch.bool)
+        part: _norm(parameters, 1.0) == 0 if parameters else torch.ones_like(total, dtype=torch.bool)
         for part, parameters in moving.items()
     }
     if clipping.max_norm is not None:

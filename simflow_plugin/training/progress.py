@@ -15,7 +15,19 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-SHOWN = ("l1", "l2", "lpips", "nll", "denoising", "alignment", "adversarial", "kl", "images_per_second")
+SHOWN = (
+    "l1",
+    "l2",
+    "lpips",
+    "nll",
+    "denoising",
+    "latent",
+    "states",
+    "alignment",
+    "adversarial",
+    "kl",
+    "images_per_second",
+)
 
 
 class TrainingProgress:

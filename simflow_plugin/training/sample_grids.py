@@ -15,7 +15,7 @@ from simflow_plugin.runs.run_directory import RunDirectory
 from simflow_plugin.runs.run_precision import Precision
 from simflow_plugin.training.compilation import eager
 from simflow_plugin.training.distributed.engine import TorchEngine
-from simflow_plugin.training.ema import ExponentialMovingAverage
+from simflow_plugin.training.ema import MovingAverage
 
 MAX_ROWS, ROWS_WITHOUT_CLASSES = 10, 4
 
@@ -42,10 +42,10 @@ class SampleGrids:
         self._config, self._run = config, run
         self._engine, self._accelerator = engine, engine.accelerator
         self._num_classes = num_classes
-        # Sharding turns the modules themselves into shards, whole during `forward` only; sampling calls other methods.
+        # Sharded modules are gathered during `forward` only, and sampling calls other methods.
         self._twin = copy.deepcopy(joint).cpu() if engine.is_sharded else None
 
-    def save(self, step: int, joint: JointObjective, ema: ExponentialMovingAverage) -> None:
+    def save(self, step: int, joint: JointObjective, ema: MovingAverage) -> None:
         """Write the grid after `step` steps; nothing for an autoencoder alone. Every process must call it."""
         if joint.model is None:
             return
@@ -67,9 +67,7 @@ class SampleGrids:
         return eager() if self._config.training.compile else nullcontext()
 
     @contextmanager
-    def _averaged(
-        self, joint: JointObjective, ema: ExponentialMovingAverage
-    ) -> Iterator[JointObjective | None]:
+    def _averaged(self, joint: JointObjective, ema: MovingAverage) -> Iterator[JointObjective | None]:
         """Give the main process the averaged weights, whole and in eval mode, and the others None."""
         is_main = self._accelerator.is_main_process
         if self._twin is not None:

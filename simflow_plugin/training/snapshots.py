@@ -1,8 +1,8 @@
 """Content of a checkpoint of the loop: everything that training changes, as named tensors and plain values.
 
-    joint  ema  optimizer  [adversary  adversary_optimizer]  log_sums    +    state.json
+    joint  ema  [ema_1  ema_2]  optimizer  [adversary  adversary_optimizer]  log_sums    +    state.json
 
-Tensors are whole whatever the sharding, so that a run goes on with another number of processes.
+Tensors are unsharded, so that a run may go on with another number of processes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from simflow_plugin.runs.checkpoints import Checkpoint
 from simflow_plugin.runs.module_state import optimizer_state, restore_module, restore_optimizer, whole_tensors
 from simflow_plugin.training.averages import RunningMeans
 from simflow_plugin.training.distributed.engine import TorchEngine
-from simflow_plugin.training.ema import ExponentialMovingAverage
+from simflow_plugin.training.ema import WeightAverages
 from simflow_plugin.training.stability import BadSteps
 
 
@@ -30,7 +30,7 @@ class Snapshot:
 
     Args:
         engine: of the joint objective and its optimizer.
-        ema: of the joint objective.
+        averages: of the joint objective's weights.
         adversary: the discriminator with its losses, without a wrapper, or None.
         adversary_optimizer: of the discriminator, or None.
         means: of the log.
@@ -38,7 +38,7 @@ class Snapshot:
     """
 
     engine: TorchEngine
-    ema: ExponentialMovingAverage
+    averages: WeightAverages
     adversary: nn.Module | None
     adversary_optimizer: torch.optim.Optimizer | None
     means: RunningMeans
@@ -48,7 +48,7 @@ class Snapshot:
         """Return all tensors on the main process, {} by name on the others; every process must call it."""
         groups: dict[str, Iterable[tuple[str, Tensor]]] = {
             "joint": self.engine.weights(),
-            "ema": self.engine.gathered(self.ema.state_dict()),
+            **{name: self.engine.gathered(a.state_dict()) for name, a in self.averages.by_file.items()},
             "optimizer": self.engine.optimizer_state(),
             "log_sums": self.means.sums(accelerator).items(),
         }
@@ -79,7 +79,8 @@ class Snapshot:
         """
         device, state = accelerator.device, checkpoint.state
         self.engine.restore_weights(checkpoint.tensors("joint"), checkpoint.path)
-        self.ema.load_state_dict(self.engine.scattered(checkpoint.tensors("ema")))
+        for name, average in self.averages.by_file.items():
+            average.load_state_dict(self.engine.scattered(checkpoint.tensors(name)))
         self.engine.restore_optimizer(checkpoint.tensors("optimizer"), checkpoint.path)
         if self.adversary is not None and self.adversary_optimizer is not None:
             if not checkpoint.has("adversary"):

@@ -135,7 +135,7 @@ def test_checkpoint_with_foreign_keys_is_named(tmp_path):
 
 def test_checkpoint_that_is_no_checkpoint_is_named(tmp_path):
     (tmp_path / "notes.pth").write_text("hello")
-    with pytest.raises(WeightsError, match=r"notes\.pth: holds more than tensors"):
+    with pytest.raises(WeightsError, match=r"notes\.pth: cannot be read, perhaps torn: KeyError"):
         build(checkpoint=str(tmp_path / "notes.pth"))
 
 

@@ -10,7 +10,7 @@ from simflow_plugin.errors import ConfigError, ShapeError, WeightsError
 from simflow_plugin.registry import AUTOENCODERS
 
 TINY = {"factor": 2, "widths": [8, 16], "latent_channels": 4, "layers_per_block": 1}
-KINDS = ["fixed", "learnable", "fixed_layernorm"]
+NAMES = ["fixed", "learnable", "fixed_layernorm"]
 
 
 def build(seed: int = 0, **options) -> KLAutoencoder:
@@ -26,9 +26,9 @@ def test_is_registered():
     assert AUTOENCODERS.get("kl") is KLAutoencoder
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_shapes_are_those_of_latent_shape(kind):
-    autoencoder = build(posterior={"kind": kind})
+@pytest.mark.parametrize("name", NAMES)
+def test_shapes_are_those_of_latent_shape(name):
+    autoencoder = build(posterior=name)
     latents = autoencoder.encode(images()).sample()
     assert (latents.shape[1:], autoencoder.decode(latents).shape) == (
         autoencoder.latent_shape(8),
@@ -42,10 +42,10 @@ def test_factor_follows_from_widths(widths):
     assert autoencoder.encode(images()).mean.shape[-1] * autoencoder.factor == 8
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("uses_quant_conv", [False, True])
-def test_every_parameter_has_a_gradient(kind, uses_quant_conv):
-    autoencoder = build(posterior={"kind": kind}, uses_quant_conv=uses_quant_conv, attention_levels=[1])
+def test_every_parameter_has_a_gradient(name, uses_quant_conv):
+    autoencoder = build(posterior=name, uses_quant_conv=uses_quant_conv, attention_levels=[1])
     posterior = autoencoder.encode(images())
     (autoencoder.decode(posterior.sample()).square().mean() + posterior.kl().mean()).backward()
     assert [name for name, p in autoencoder.named_parameters() if p.grad is None] == []
@@ -147,7 +147,7 @@ def test_latents_with_other_channels_are_refused():
         ({"scale": [1.0, 2.0]}, "one per latent channel"),
         ({"scale": -1.0}, "positive"),
         ({"subfolder": "vae"}, "no effect without `pretrained`"),
-        ({"posterior": {"std": [0.1, 0.2]}}, "2 numbers for 4"),
+        ({"posterior": {"name": "fixed", "std": [0.1, 0.2]}}, "2 numbers for 4"),
     ],
 )
 def test_clashing_options_are_refused(options, message):
@@ -160,11 +160,11 @@ def test_unknown_option_is_refused():
         KLOptions.model_validate({"latent_chanels": 4})
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_own_checkpoint_restores_every_tensor(kind, tmp_path):
-    trained = build(posterior={"kind": kind}, scale=2.0, shift=0.5)
+@pytest.mark.parametrize("name", NAMES)
+def test_own_checkpoint_restores_every_tensor(name, tmp_path):
+    trained = build(posterior=name, scale=2.0, shift=0.5)
     save_file({f"joint.{k}": v for k, v in trained.state_dict().items()}, tmp_path / "a.safetensors")
-    fresh = build(seed=1, posterior={"kind": kind}, pretrained=str(tmp_path / "a.safetensors"))
+    fresh = build(seed=1, posterior=name, pretrained=str(tmp_path / "a.safetensors"))
     assert all(torch.equal(value, fresh.state_dict()[name]) for name, value in trained.state_dict().items())
 
 
@@ -177,9 +177,9 @@ def test_own_checkpoint_builds_the_same_network(tmp_path):
 
 @pytest.mark.parametrize("uses_quant_conv", [False, True])
 def test_fixed_head_on_a_learnable_encoder_keeps_its_mean(uses_quant_conv, tmp_path):
-    learnable = build(posterior={"kind": "learnable"}, uses_quant_conv=uses_quant_conv)
+    learnable = build(posterior="learnable", uses_quant_conv=uses_quant_conv)
     save_file(learnable.state_dict(), tmp_path / "a.safetensors")
-    fixed = KLAutoencoder(KLOptions(pretrained=str(tmp_path / "a.safetensors"), posterior={"kind": "fixed"}))
+    fixed = KLAutoencoder(KLOptions(pretrained=str(tmp_path / "a.safetensors"), posterior="fixed"))
     torch.testing.assert_close(
         fixed.encode(images()).mean, learnable.encode(images()).mean, atol=1e-5, rtol=1e-4
     )
@@ -187,12 +187,14 @@ def test_fixed_head_on_a_learnable_encoder_keeps_its_mean(uses_quant_conv, tmp_p
 
 def test_learnable_head_on_a_fixed_encoder_is_refused(tmp_path):
     save_file(build().state_dict(), tmp_path / "a.safetensors")
-    with pytest.raises(WeightsError, match=r"a\.safetensors.*encoder\.conv_out\.weight"):
-        KLAutoencoder(KLOptions(pretrained=str(tmp_path / "a.safetensors"), posterior={"kind": "learnable"}))
+    with pytest.raises(
+        WeightsError, match=r"a\.safetensors: .*returns 4 channels, but LearnedVarianceHead reads 8"
+    ):
+        KLAutoencoder(KLOptions(pretrained=str(tmp_path / "a.safetensors"), posterior="learnable"))
 
 
 def test_self_contained_options_rebuild_the_network(tmp_path):
-    source = build(posterior={"kind": "learnable"}, uses_quant_conv=True, attention_levels=[1])
+    source = build(posterior="learnable", uses_quant_conv=True, attention_levels=[1])
     save_file(source.state_dict(), tmp_path / "a.safetensors")
     loaded = KLAutoencoder(KLOptions(pretrained=str(tmp_path / "a.safetensors"), trainable="decoder"))
     (tmp_path / "a.safetensors").unlink()

@@ -19,11 +19,11 @@ F16 = Sizes((8, 8, 16, 16, 32), latent_channels=6, num_layers=2, attention_level
 NUM_GROUPS = 4
 
 
-def load(path: Path, weights, kind: str = "learnable", **options) -> KLAutoencoder:
+def load(path: Path, weights, posterior: str = "learnable", **options) -> KLAutoencoder:
     torch.save(weights, path)
     return KLAutoencoder(
         KLOptions.model_validate(
-            {"pretrained": str(path), "norm_num_groups": NUM_GROUPS, "posterior": {"kind": kind}, **options}
+            {"pretrained": str(path), "norm_num_groups": NUM_GROUPS, "posterior": posterior, **options}
         )
     )
 
@@ -51,7 +51,7 @@ def test_decoder_matches_the_oracle(sizes, tmp_path):
 
 def test_fixed_head_keeps_the_mean_of_the_oracle(tmp_path):
     oracle = Oracle(random_weights(F8), F8, NUM_GROUPS)
-    posterior = load(tmp_path / "vae.pt", oracle.weights, kind="fixed").encode(images())
+    posterior = load(tmp_path / "vae.pt", oracle.weights, posterior="fixed").encode(images())
     torch.testing.assert_close(posterior.mean, oracle.moments(images())[:, :4], atol=1e-5, rtol=1e-4)
 
 
@@ -86,7 +86,7 @@ def test_latent_statistics_beside_the_checkpoint_are_taken(tmp_path):
     stats = {"latents_scale": torch.rand(1, 4, 1, 1) + 0.5, "latents_bias": torch.randn(1, 4, 1, 1)}
     torch.save(stats, tmp_path / "vae-latents-stats.pt")
     oracle = Oracle(random_weights(F8), F8, NUM_GROUPS)
-    posterior = load(tmp_path / "vae.pt", oracle.weights, kind="fixed").encode(images())
+    posterior = load(tmp_path / "vae.pt", oracle.weights, posterior="fixed").encode(images())
     expected = (oracle.moments(images())[:, :4] - stats["latents_bias"]) * stats["latents_scale"]
     torch.testing.assert_close(posterior.mean, expected, atol=1e-5, rtol=1e-4)
 

@@ -41,7 +41,7 @@ def images() -> torch.Tensor:
 
 def test_folder_gives_what_diffusers_gives(tmp_path):
     path, network = folder(tmp_path, scaling_factor=1.0)
-    posterior = load(path, posterior={"kind": "learnable"}).encode(images())
+    posterior = load(path, posterior="learnable").encode(images())
     expected = network.encode(images()).latent_dist
     torch.testing.assert_close(posterior.mean, expected.mean, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(posterior.std, expected.std, atol=1e-5, rtol=1e-4)

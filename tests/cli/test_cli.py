@@ -122,6 +122,13 @@ def test_sample_depends_on_its_index_and_not_on_the_batch(trained, tmp_path):
     assert difference.max() <= 1  # another batch size may round another way in the last bit
 
 
+def test_length_of_the_average_is_refused_where_a_run_keeps_one_only(trained, tmp_path):
+    status, output = simflow("sample", trained, "--num", 1, "--ema-length", 0.07, "--out", tmp_path / "s.npz")
+    assert status == 2
+    assert "keeps one exponential average" in output
+    assert "training.ema: {kind: power}" in output
+
+
 def test_samples_go_into_a_folder_as_png(trained, tmp_path):
     status, _ = simflow("sample", trained, "--num", 3, "--out", tmp_path / "pngs")
     assert status == 0
@@ -205,7 +212,7 @@ def test_mistake_within_any_command_is_one_message(words, monkeypatch):
         (["--data-option", "root=3"], "--data-option root: root: Input should be a valid string"),
         (["--data-option", "root=[1"], "--data-option root: not YAML"),
         (["--data", "image_folder"], "--data image_folder: root: required"),
-        (["--steps", 1, "--epochs", 1], "say the same thing"),
+        (["--steps", 1, "--epochs", 1], "both set the length"),
     ],
 )
 def test_mistake_in_pretraining_is_one_message(tmp_path, arguments, message):

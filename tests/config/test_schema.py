@@ -7,7 +7,7 @@ import torch
 
 from simflow_plugin import registry
 from simflow_plugin.config.checks import check_before_training
-from simflow_plugin.config.schema import load_config
+from simflow_plugin.config.loading import load_config
 from simflow_plugin.config.yaml_source import shipped_configs
 from simflow_plugin.contracts import GenerativeModel
 from simflow_plugin.errors import ConfigError
@@ -252,6 +252,26 @@ def test_guidance_without_label_dropout_is_refused(write):
         ("data=null", "data: expected a name or a mapping with a name; found null."),
         ("model={flow: {}}", "model: expected a name or a mapping with a name; found {'flow': {}}."),
         ("training=3", "training: Input should be a mapping; found 3."),
+        ("training.ema=0.99", "training.ema: Input should be a mapping; found 0.99."),
+        ("training.ema={decay: 1}", "training.ema.decay: Input should be less than 1; found 1."),
+        (
+            "training.ema={kind: power, decay: 0.9}",
+            "training.ema.decay: unknown key. Known: includes_autoencoder, kind, lengths, snapshot_every.",
+        ),
+        (
+            "training.ema={kind: power, lenghts: [0.05, 0.1]}",
+            "training.ema.lenghts: unknown key. Did you mean `lengths`? Known: includes_autoencoder, kind, lengths, "
+            "snapshot_every.",
+        ),
+        (
+            "training.ema={warmpu: false}",
+            "training.ema.warmpu: unknown key. Did you mean `warmup`? Known: decay, includes_autoencoder, kind, "
+            "warmup.",
+        ),
+        (
+            "training.ema={kind: power, lengths: [0.1, 0.1]}",
+            "training.ema: lengths must differ from each other; found {'kind': 'power', 'lengths': [0.1, 0.1]}.",
+        ),
         (
             "objective.reconstruction.l2=much",
             "objective.reconstruction.l2: expected a weight or a mapping with a weight; found 'much'.",
@@ -300,7 +320,7 @@ FROZEN = ["model=starflow", "autoencoder.trainable=none"]
             ["optimizer.schedule=constant", "optimizer.final_lr_ratio=0.1"],
             r"optimizer\.final_lr_ratio 0\.1 has no effect with optimizer\.schedule: constant",
         ),
-        (["objective.kl_weight=5"], r"kl_weight 5 has no effect with autoencoder\.posterior\.kind: fixed"),
+        (["objective.kl_weight=5"], r"kl_weight 5 has no effect with a posterior of constant variance"),
         (
             ["objective.reconstruction.l2={weight: 1, options: {nett: 2}}"],
             r"objective\.reconstruction\.l2\.options\.nett: unknown key",
@@ -437,3 +457,12 @@ def test_model_that_detaches_is_not_told_to_align_its_way_out():
 def test_model_on_pretrained_latents_is_checked_before_they_are_read():
     with pytest.raises(ConfigError, match="alignment.layer is 9"):
         load_config("studies/headline/sit_repa_e", ["alignment.layer=9"])
+
+
+def test_decay_of_the_average_under_its_earlier_name_is_read(write):
+    """Run directories of earlier versions hold it."""
+    config = load_config(write(MINIMAL), ["training.ema_decay=0.5"])
+    assert config.training.ema == load_config(write(MINIMAL), ["training.ema.decay=0.5"]).training.ema
+    assert "ema_decay" not in config.to_yaml()
+    with pytest.raises(ConfigError, match=r"ema_decay is the earlier name of ema\.decay: give one of them"):
+        load_config(write(MINIMAL), ["training.ema_decay=0.5", "training.ema.decay=0.5"])

@@ -3,7 +3,7 @@
 import pytest
 
 from simflow_plugin import registry
-from simflow_plugin.config.schema import config_from_source
+from simflow_plugin.config.loading import config_from_source
 from simflow_plugin.config.yaml_source import read_yaml_source, shipped_configs
 from simflow_plugin.contracts import Example
 from simflow_plugin.options import Options
@@ -86,6 +86,6 @@ def test_shipped_configuration_trains_a_step_at_reduced_width(tmp_path, name):
     trainer = make_trainer(reduced(name), tmp_path / "run")
     trainer.train()
     assert trainer.step == 1
-    assert trainer.bad_steps.read() == (0, 0)
+    assert set(trainer.bad_steps.read().values()) == {(0, 0)}  # no step skipped, none without gradients
     (row,) = trainer.run_directory.read_metrics()
     assert row["loss"] == row["loss"]

@@ -71,7 +71,7 @@ def some_images():
     return torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
-@pytest.mark.parametrize("posterior", [{"kind": "fixed", "std": [0.3, 0.5, 0.7, 0.9]}, {"kind": "learnable"}])
+@pytest.mark.parametrize("posterior", [{"name": "fixed", "std": [0.3, 0.5, 0.7, 0.9]}, "learnable"])
 def test_diffusers_has_the_same_posterior_and_decoder(posterior, tmp_path):
     """The posterior before normalisation, in mean and std; and the decoder, once latents are scaled as it says."""
     train_briefly(tmp_path / "run", {"posterior": posterior})
@@ -108,7 +108,7 @@ def test_groups_of_norms_are_in_the_options_where_weights_do_not_tell(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "posterior", [{"kind": "fixed_layernorm", "std": 0.5}, {"kind": "learnable", "noise_std": 0.5}]
+    "posterior", [{"name": "fixed_layernorm", "std": 0.5}, {"name": "learnable_noise", "noise_std": 0.5}]
 )
 def test_what_diffusers_cannot_express_is_refused_and_nothing_is_written(posterior, tmp_path):
     train_briefly(tmp_path / "run", {"posterior": posterior})

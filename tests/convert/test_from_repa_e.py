@@ -207,7 +207,8 @@ def test_samples_of_a_real_checkout_agree(
     host = randomize(host_class(path_type=interpolant, qk_norm=False, num_classes=1000, z_dims=[], **sizes))
     # Heun: the host lets the start of a step decide for both of its evaluations, so guide everywhere.
     low, high = (0.0, 1.0) if method == "heun" else (0.2, 0.75)
-    sampling = {"method": method, "num_steps": 9, "guidance_interval": (low, high)}
+    rule = {"name": "classifier_free", "interval": (low, high)}
+    sampling = {"method": method, "num_steps": 9, "guidance_rule": rule}
     options, context = describe_repa_e(host.state_dict(), num_heads=4, interpolant=interpolant)
     options = SiTOptions.model_validate({**options.model_dump(), "sampling": sampling})
     ours = from_repa_e(host.state_dict(), options, context)

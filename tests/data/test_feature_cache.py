@@ -88,6 +88,40 @@ def test_cut_off_values_are_detected(tmp_path, digits, facts):
         build_cache(tmp_path, facts, digits, columns)
 
 
+@pytest.mark.parametrize("row", [0, 3000, 9999])
+def test_flipped_bit_is_noticed_when_its_block_is_read(tmp_path, row):
+    class Many:
+        max_corrupt_share = 0.0
+
+        def __len__(self):
+            return 10_000
+
+        def read_batch(self, indices):
+            return torch.zeros(len(indices), 3, 2, 2, dtype=torch.uint8), torch.zeros(len(indices))
+
+    def wide(images):
+        return torch.arange(50.0).expand(len(images), 50)
+
+    build_cache(tmp_path, {"encoder": "wide"}, Many(), wide, batch_size=5000)
+    (file,) = tmp_path.glob("*/values.npy")
+    content = bytearray(file.read_bytes())
+    content[len(content) - 10_000 * 100 + row * 100 + 1] ^= 4
+    file.write_bytes(content)
+    cache = build_cache(tmp_path, {"encoder": "wide"}, Many(), wide)
+    away = torch.tensor([(row + 5000) % 10_000])
+    assert cache.read(away).shape == (1, 50)
+    with pytest.raises(DataError, match="not what was written.*Delete the folder"):
+        cache.read(torch.tensor([row]))
+
+
+def test_cache_without_checksums_is_refused(tmp_path, digits, facts):
+    build_cache(tmp_path, facts, digits, columns)
+    (file,) = tmp_path.glob("*/checksums.npy")
+    file.unlink()
+    with pytest.raises(DataError, match="damaged cache.*Delete the folder"):
+        build_cache(tmp_path, facts, digits, columns)
+
+
 def test_no_cache_is_none(tmp_path, facts):
     assert open_cache(tmp_path, facts) is None
 

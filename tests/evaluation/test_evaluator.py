@@ -10,7 +10,6 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from simflow_plugin.config.schema import Part
 from simflow_plugin.data.loader import evaluation_batches
 from simflow_plugin.data.order import sample_rows
 from simflow_plugin.errors import CheckpointError, ConfigError, EvaluationError, WeightsError
@@ -19,6 +18,7 @@ from simflow_plugin.evaluation.evaluator import RunEvaluator
 from simflow_plugin.evaluation.report.metric_names import metrics_table
 from simflow_plugin.evaluation.request import EvaluationRequest
 from simflow_plugin.evaluation.result import read_evaluation
+from simflow_plugin.registry import Part
 from simflow_plugin.runs.loaded_run import load_run
 from simflow_plugin.runs.parts import build_dataset
 from tests.data.makers import png

@@ -171,7 +171,7 @@ def test_guidance_doubles_the_samplers_flops_where_it_acts() -> None:
     free, guided, half = (
         sampling_flops(
             autoencoder,
-            build_sit(num_steps=4, guidance_interval=interval),
+            build_sit(num_steps=4, guidance_rule={"name": "classifier_free", "interval": interval}),
             ComputeSetting(IMAGE_SIZE, has_labels=True, guidance=weight),
         )
         - CODEC_FLOPS

@@ -13,6 +13,7 @@ from simflow_plugin.cli.app import app
 from simflow_plugin.evaluation.drawing import grid_indices
 from simflow_plugin.evaluation.report.grids import image_grid
 from simflow_plugin.evaluation.report.metric_names import format_value
+from simflow_plugin.evaluation.report.run_report import evaluate_after_training
 from simflow_plugin.evaluation.result import read_evaluation
 from simflow_plugin.evaluation.sample_shards import SampleShards
 from simflow_plugin.runs.run_directory import RunDirectory
@@ -20,7 +21,7 @@ from simflow_plugin.studies.definitions import Study, Variant
 from simflow_plugin.studies.stages import StudySettings, measure_variant
 from simflow_plugin.studies.table import to_markdown
 from tests.evaluation.judges import make_judge
-from tests.evaluation.runs import copy_run
+from tests.evaluation.runs import copy_run, make_run
 from tests.training.tiny_runs import tiny_config, tiny_values
 
 NUM_SAMPLES, NUM_HELD_OUT, SEED_OF_TRAINING = 20, 30, 7
@@ -168,3 +169,23 @@ def test_files_and_grids_show_the_samples_that_were_evaluated(trained, of_traini
 
 def test_samples_do_not_depend_on_the_seed_of_training(of_training):
     assert of_training.settings["seed"] == 0 != SEED_OF_TRAINING
+
+
+def test_judge_that_is_gone_costs_its_own_numbers_only(trained, values, tmp_path):
+    run = copy_run(trained, tmp_path / "run")
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("judge.safetensors", "gone.safetensors"))
+    (result,) = (run / "evaluations").glob("*/")
+    (result / "result.json").unlink()
+    found = evaluate_after_training(RunDirectory(run), "cpu")
+    assert found.metrics["psnr"].value == values["psnr"]
+    assert "class_agreement" not in found.metrics
+    assert "gone.safetensors" in (run / "report.html").read_text()
+
+
+def test_autoencoder_alone_gets_a_summary_of_its_reconstructions(tmp_path):
+    run = make_run(tmp_path / "run", None)
+    evaluate_after_training(RunDirectory(run), "cpu")
+    summary = json.loads((run / "summary.json").read_text())
+    assert {"psnr", "ssim", "train_seconds"} <= set(summary)
+    assert not {"num_samples", "class_agreement", "bits_per_dim"} & set(summary)

@@ -58,7 +58,7 @@ def largest_step_error(flow: TransformerFlow, noise: Tensor, **inversion_options
         )
         emitted = state.tokens.double()
         exact.tokens.copy_(emitted)
-        exact.prefill()
+        exact = exact.prefilled()
         if exact.num_steps == 0:  # a single token that passes unchanged
             continue
         error = (exact.solve(0, exact.num_steps) - emitted[:, exact.block.lag + 1 :]).abs().max()

@@ -101,7 +101,7 @@ def guided(options: dict[str, Any], dtype: torch.dtype, guidance: float) -> Any:
     if condition:
         condition["guidance"] = guidance
     if "condition" in condition:
-        condition["null_condition"] = torch.zeros(1, 2, 3, dtype=dtype)
+        condition["null_condition"] = torch.zeros_like(condition["condition"][:1])
     return flow, noise, condition
 
 

@@ -81,7 +81,7 @@ def test_first_tokens_of_every_segment_are_exact_after_as_many_iterations(
     for state, numbers in zip(states, statistics.blocks, strict=True):
         emitted = state.tokens[:, state.block.lag + 1 :].clone()
         passes = numbers.passes
-        state.prefill()
+        state = state.prefilled()
         error = (state.solve(0, state.num_steps) - emitted).abs().amax(dim=(0, 2))  # teacher forced: one pass
         place = torch.arange(state.num_steps) % segment
         assert error[place < iterations].max() < 1e-12

@@ -153,7 +153,7 @@ def test_bfloat16_network_leaves_losses_and_samples_in_float32(name: str) -> Non
 @every_model
 def test_guidance_outside_the_interval_has_no_effect(name: str) -> None:
     # The times of a four-step sampler avoid (0.01, 0.02).
-    model = build(name, {"guidance_interval": [0.01, 0.02]})
+    model = build(name, {"guidance_rule": {"name": "classifier_free", "interval": [0.01, 0.02]}})
     assert torch.equal(draw(model, (0, 1), guidance=3.0), draw(model, (0, 1)))
 
 
@@ -195,7 +195,7 @@ def test_guidance_without_label_dropout_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="no unconditional half"):
         draw(model, (0,), guidance=1.0)
     with pytest.raises(ConfigError, match=r"model.label_dropout is 0"):
-        model.check(model.options, ModelContext(SHAPE, 5), guidance=1.0)
+        model.options.check(ModelContext(SHAPE, 5, guidance=1.0))
 
 
 @every_model
@@ -213,8 +213,8 @@ def test_zero_steps_are_refused(name: str) -> None:
 @every_model
 @pytest.mark.parametrize("interval", [[-0.1, 0.5], [0.5, 1.5], [0.7, 0.3]])
 def test_interval_outside_zero_to_one_is_refused(name: str, interval: list[float]) -> None:
-    with pytest.raises(ValidationError, match=r"must lie in \[0, 1\] with low < high"):
-        build(name, {"guidance_interval": interval})
+    with pytest.raises(ConfigError, match=r"must lie in \[0, 1\] with low < high"):
+        build(name, {"guidance_rule": {"name": "classifier_free", "interval": interval}})
 
 
 @every_model

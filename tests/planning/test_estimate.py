@@ -7,7 +7,7 @@ import torch
 from typer.testing import CliRunner
 
 from simflow_plugin.cli.app import app
-from simflow_plugin.config.schema import load_config
+from simflow_plugin.config.loading import load_config
 from simflow_plugin.config.yaml_source import shipped_configs
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.planning.estimate import GPUS, Setting, make_plan

@@ -51,7 +51,7 @@ def test_torn_checkpoint_is_passed_over_for_the_one_before(tmp_path, damage, cap
 
 def test_only_torn_checkpoints_is_an_error(tmp_path):
     (save(tmp_path, 1) / "joint.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="none of the 1 checkpoints is whole"):
+    with pytest.raises(CheckpointError, match="none of the 1 checkpoints is intact"):
         latest_checkpoint(tmp_path)
 
 

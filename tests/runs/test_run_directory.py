@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from simflow_plugin.config.schema import load_config
+from simflow_plugin.config.loading import load_config
 from simflow_plugin.errors import RunDirectoryError, TrainingError
 from simflow_plugin.runs.run_directory import RunDirectory, differing_keys
 

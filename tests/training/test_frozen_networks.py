@@ -5,12 +5,14 @@ import torch
 from torch import nn
 
 from simflow_plugin.autoencoders.kl import KLAutoencoder
-from simflow_plugin.config.schema import Alignment, Part, load_config
+from simflow_plugin.config.loading import load_config
+from simflow_plugin.config.schema import Alignment
 from simflow_plugin.contracts import Autoencoder, DataContext
 from simflow_plugin.data.digits import Digits
 from simflow_plugin.data.image_folder import ImageFolder
 from simflow_plugin.data.loader import make_loader
 from simflow_plugin.errors import ConfigError
+from simflow_plugin.registry import Part
 from simflow_plugin.training.frozen_networks import AlignmentFeatures, build_feature_cache
 from simflow_plugin.training.interrupts import Interrupted
 from tests.data.makers import png
@@ -100,7 +102,7 @@ def test_same_relative_path_in_another_folder_has_its_own_cache(tmp_path, monkey
 def frozen_run(model, trainable="none", **training):
     values = tiny_values(model, log_every=1, **training)
     values["autoencoder"]["trainable"] = trainable
-    values["autoencoder"]["posterior"] = {"kind": "learnable", "std": None}
+    values["autoencoder"]["posterior"] = "learnable"
     return tiny_config(values=values)
 
 

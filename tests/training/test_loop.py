@@ -166,7 +166,7 @@ def test_running_statistics_stay_finite_after_a_batch_that_is_not(tmp_path):
     assert trainer.bad_steps.read()["skipped_steps"] == (1, 0)
     assert all(torch.isfinite(tensor).all() for tensor in (norm.running_mean, norm.running_var))
     assert not torch.equal(norm.running_mean, before)
-    averaged = [tensor for name, tensor in trainer.ema.average.items() if "running" in name]
+    averaged = [tensor for name, tensor in trainer.averages.main.average.items() if "running" in name]
     assert averaged
     assert all(torch.isfinite(tensor).all() for tensor in averaged)
 

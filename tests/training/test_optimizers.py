@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from simflow_plugin import registry
-from simflow_plugin.config.schema import Optimizer, Part
+from simflow_plugin.config.schema import Optimizer
 from simflow_plugin.contracts import ModelContext
 from simflow_plugin.errors import TrainingError
+from simflow_plugin.registry import Part
 from simflow_plugin.training.averages import RunningMeans
-from simflow_plugin.training.ema import ExponentialMovingAverage, averaged_tensors
 from simflow_plugin.training.optimizers import (
     Clipping,
     StepOutcome,
@@ -184,29 +184,6 @@ def test_counts_go_on_where_a_checkpoint_left_them():
         restored.check([], lambda: "step_1")
 
 
-def test_average_follows_its_recurrence_and_is_applied_only_within_the_block():
-    module = nn.Linear(1, 1, bias=False)
-    module.weight.data.fill_(1.0)
-    ema = ExponentialMovingAverage(averaged_tensors(module), decay=0.5)
-    module.weight.data.fill_(3.0)
-    ema.update(averaged_tensors(module), step=1000)
-    with ema.applied(module):
-        assert float(module.weight.detach()) == pytest.approx(2.0)
-        assert not module.training
-    assert float(module.weight.detach()) == 3.0
-    assert module.training
-
-
-def test_average_leaves_frozen_parts_in_eval_mode():
-    module = nn.Sequential(nn.Linear(1, 1), nn.Dropout())
-    module[1].eval()
-    ema = ExponentialMovingAverage(averaged_tensors(module), decay=0.5)
-    with ema.applied(module):
-        pass
-    assert module[0].training
-    assert not module[1].training
-
-
 def test_loss_that_is_not_finite_poisons_its_gradient():
     """An infinite loss can have a finite gradient; the step must be skipped all the same."""
     weight = torch.tensor(2.0, requires_grad=True)
@@ -226,19 +203,3 @@ def test_one_bad_step_does_not_hide_the_others_and_is_named():
     values, not_finite = means.take_means(accelerator)
     assert values == {"nll": 2.0, "never": None}
     assert not_finite == {"nll": 1.0, "never": 3.0}
-
-
-def test_running_statistics_of_a_batch_norm_are_averaged_with_the_weights():
-    module = torch.nn.Sequential(torch.nn.BatchNorm2d(2, affine=False), torch.nn.Conv2d(2, 1, 1))
-    ema = ExponentialMovingAverage(averaged_tensors(module), decay=0.5)
-    module(torch.full((4, 2, 3, 3), 10.0) + torch.randn(4, 2, 3, 3))
-    ema.update(averaged_tensors(module), step=1000)
-    live = module[0].running_mean.clone()
-    with ema.applied(module):
-        torch.testing.assert_close(module[0].running_mean, live / 2)
-    torch.testing.assert_close(module[0].running_mean, live)
-
-
-def test_frozen_batch_norm_is_not_averaged():
-    module = torch.nn.Sequential(torch.nn.BatchNorm2d(2).eval(), torch.nn.Conv2d(2, 1, 1))
-    assert not any("running" in name for name in averaged_tensors(module))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from simflow_plugin.errors import ConfigError
+from simflow_plugin.runs.run_precision import Precision
 from simflow_plugin.train import make_accelerator
 from simflow_plugin.training import loop as loop_module
 from tests.training.tiny_runs import ADVERSARIAL, losses_of, make_trainer, tiny_config, tiny_values
@@ -91,7 +92,10 @@ def test_compiling_a_run_without_layers_is_refused(tmp_path):
 
 @pytest.mark.parametrize("allowed", [True, False])
 def test_tf32_is_a_switch(monkeypatch, allowed):
+    """As on a GPU: elsewhere there is no TF32, and the switch stays off."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    on_gpu = Precision.of_training(tiny_config(tf32=allowed).training, "cuda")
+    monkeypatch.setattr(Precision, "of_training", lambda *of: on_gpu)
     try:
         make_accelerator(tiny_config(tf32=allowed))
         assert torch.backends.cuda.matmul.allow_tf32 is allowed

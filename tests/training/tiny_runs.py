@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from simflow_plugin import registry
-from simflow_plugin.config.schema import config_from_source
+from simflow_plugin.config.loading import config_from_source
 from simflow_plugin.config.yaml_source import YamlSource
 from simflow_plugin.options import Options
 from simflow_plugin.runs.checkpoints import latest_checkpoint
@@ -80,7 +80,7 @@ def tiny_values(model="simflow", **training):
         "training": {
             "steps": 6,
             "batch_size": 8,
-            "ema_decay": 0.9,
+            "ema": {"decay": 0.9},
             "precision": "float32",
             "log_every": 2,
             "sample_every": 6,

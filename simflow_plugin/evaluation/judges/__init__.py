@@ -1,4 +1,4 @@
-"""Judges of samples: independent classifiers that say how many samples are of the class that was asked for.
+"""Judges of samples: independent classifiers that count samples of the requested class.
 
 A judge is a part: registered by name, built as `factory(options, context)`, named by `evaluation.judge`.
 

@@ -126,6 +126,8 @@ def costs_table(runs: Sequence[ComparedRun]) -> Table:
         "training, FLOPs in all",
         "training, seconds",
         "sampling, FLOPs / image",
+        "sampler",
+        "sampling, sequential passes of a batch",
     )
     columns = [_cost_column(run) for run in runs]
     rows = tuple((title, *(column[index] for column in columns)) for index, title in enumerate(titles))
@@ -175,8 +177,11 @@ def _is_apart(one: Measured, other: Measured) -> bool:
 def _cost_column(run: ComparedRun) -> tuple[str, ...]:
     training, cost = run.config.training, run.cost
     seconds = f"{float(run.loaded.checkpoint.state['seconds']):,.0f}"
+    facts = None if run.loaded.model is None else run.loaded.model.sampler_facts()
+    sampler = "—" if facts is None else facts.name
+    passes = "—" if facts is None or facts.passes is None else f"{facts.passes:,}"
     if cost is None:
-        return "—", "—", "—", "—", seconds, "—"
+        return "—", "—", "—", "—", seconds, "—", sampler, passes
     images = run.loaded.checkpoint.step * training.batch_size
     return (
         f"{cost.model_parameters:,}",
@@ -185,6 +190,8 @@ def _cost_column(run: ComparedRun) -> tuple[str, ...]:
         f"{cost.training_flops * images:.3g}",
         seconds,
         f"{cost.sampling_flops:.3g}",
+        sampler,
+        passes,
     )
 
 

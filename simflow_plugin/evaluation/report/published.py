@@ -1,4 +1,4 @@
-"""Numbers that papers report, for a block of their own beside what was measured: never in one table with it."""
+"""Published numbers of papers, shown in a separate block beside the measured ones."""
 
 from __future__ import annotations
 

@@ -106,14 +106,15 @@ def provenance(evaluation: Evaluation) -> str:
 
 def terminal_lines(evaluation: Evaluation) -> list[str]:
     """Return the result as aligned lines."""
-    rows = [
-        (metric_name(key).heading, format_value(key, number), format_interval(key, number), number.warning)
-        for key, number in ((key, evaluation.metrics[key]) for key in in_order(evaluation.metrics))
-    ]
+    rows = []
+    for key in in_order(evaluation.metrics):
+        number = evaluation.metrics[key]
+        errors = "; ".join(filter(None, (format_interval(key, number), format_draws_error(number))))
+        rows.append((metric_name(key).heading, format_value(key, number), errors, number.warning))
     widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
     lines = [provenance(evaluation)]
-    for title, value, interval, warning in rows:
-        line = f"{title:<{widths[0]}}  {value:>{widths[1]}}  {interval:<{widths[2]}}"
+    for title, value, errors, warning in rows:
+        line = f"{title:<{widths[0]}}  {value:>{widths[1]}}  {errors:<{widths[2]}}"
         lines.append(f"{line}  ! {warning}" if warning else line.rstrip())
     return lines + list(evaluation.notes)
 
@@ -145,7 +146,10 @@ def _tiles(loaded: LoadedRun, evaluation: Evaluation) -> list[NumberTile]:
     for key in TILES:
         if key in evaluation.metrics:
             number = evaluation.metrics[key]
-            note = ", ".join(filter(None, (number.on.split(", ")[0], format_draws_error(number))))
+            notes = [number.on.split(", ")[0], format_draws_error(number)]
+            if key == "class_agreement" and "judgement" in evaluation.details:
+                notes += [f"real images {evaluation.details['judgement']['class_agreement_real']:.1%}"]
+            note = "; ".join(filter(None, notes))
             tiles.append(NumberTile(metric_name(key).title, format_value(key, number), note))
     cost = training_numbers(loaded)
     rate = f"{cost['images_per_second']:.0f} images per second"

@@ -37,7 +37,8 @@ def summary_numbers(loaded: LoadedRun, evaluation: Evaluation) -> dict[str, Any]
             "bits_per_dim_of": f"latent plus noise of std {noise_std:g}" if noise_std else "latent",
             "latent_dims": math.prod(loaded.autoencoder.latent_shape(loaded.config.image_size)),
         }
-    return {**numbers, **training_numbers(loaded), "notes": evaluation.notes}
+    measured_on = {name: number.on for name, number in evaluation.metrics.items()}
+    return {**numbers, **training_numbers(loaded), "measured_on": measured_on, "notes": evaluation.notes}
 
 
 def training_numbers(loaded: LoadedRun) -> dict[str, Any]:

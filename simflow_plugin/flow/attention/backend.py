@@ -1,4 +1,4 @@
-"""What an attention backend does: causal attention of the last n queries over S positions."""
+"""Contract of attention backends: causal attention of the last n queries over S positions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from simflow_plugin.registry import ATTENTION
 
 @dataclass(frozen=True)
 class AttentionContext:
-    """What a flow tells its attention backend: `head_dim`, channels of a head."""
+    """Context of an attention backend: `head_dim`, channels of a head."""
 
     head_dim: int
 

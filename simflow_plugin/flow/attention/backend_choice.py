@@ -1,4 +1,4 @@
-"""Picks the backend: xformers on CUDA when its build works, else sdpa; one log line says which and why."""
+"""Choice of the backend: xformers on CUDA where its build works, else sdpa; the choice and its reason are logged."""
 
 from __future__ import annotations
 

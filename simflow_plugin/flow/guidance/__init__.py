@@ -1,4 +1,4 @@
-"""Guidance rules by name: how conditional and unconditional affine parameters become guided ones."""
+"""Guidance rules by name: guided affine parameters from conditional and unconditional ones."""
 
 from simflow_plugin.flow.guidance.rule import (
     GuidanceContext,

@@ -1,4 +1,4 @@
-"""What a guidance rule is, and its weight at every token of every block: annealing and intervals."""
+"""Base of guidance rules, and their weight at every token of every block: annealing and intervals."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from simflow_plugin.registry import GUIDANCE
 
 
 class GuidanceOptions(Options):
-    """Where guidance applies; shared by all rules."""
+    """Tokens and blocks to which guidance applies; shared by all rules."""
 
     annealed: bool = Field(
         False, description="Grow the weight from 0 at the first generated token to w at the last."
@@ -48,7 +48,7 @@ class GuidanceOptions(Options):
 
 @dataclass(frozen=True)
 class GuidanceContext:
-    """What a flow tells a guidance rule: `num_blocks`, its number of blocks."""
+    """Context of a guidance rule: `num_blocks`, the flow's number of blocks."""
 
     num_blocks: int
 

@@ -1,4 +1,4 @@
-"""Compiles decode.cpp once for this machine, and calls it through ctypes: no build step at install, no ABI of torch.
+"""Compilation of decode.cpp at first use, and its functions through ctypes: no build step, no ABI of torch.
 
 The library lies in the user's cache folder under a name made of its source, compiler and processor, so that another
 version, or another machine on the same home directory, builds its own.

@@ -1,4 +1,4 @@
-"""One block being inverted: noise, condition rows, cache, guidance; and one evaluation of some steps."""
+"""State of a block's inversion: noise, condition rows, cache, guidance; and one evaluation of some steps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from simflow_plugin.flow.sampling.sampling_statistics import BlockStatistics
 
 @dataclass(frozen=True)
 class BlockState:
-    """What all methods share. Rows are B, or 2 B with guidance: the conditional ones first.
+    """State shared by all methods. Rows are B, or 2 B with guidance: the conditional ones first.
 
     The fields never change; `tokens`, `cache` and `statistics` are written in place. `packed` and `prefilled` return
     states with a faster block and with a cache.
@@ -130,6 +130,11 @@ class BlockState:
         """Write targets (B, n, D) of the steps from `first` on to `tokens`."""
         begin = first + self.block.lag + 1
         self.tokens[:, begin : begin + targets.shape[1]] = targets
+
+    def start_at(self, guess: Tensor) -> None:
+        """Take tokens (B, T, D) in raster order as the first guess of an iteration; no target is final by it."""
+        first = self.block.lag  # with an output shift the first token is no target: it stays as it is
+        self.tokens[:, first + 1 :] = self.block.reorder(guess)[:, first:].to(self.tokens.dtype)
 
     def result(self) -> Tensor:
         """Return the tokens (B, T, D) in raster order."""

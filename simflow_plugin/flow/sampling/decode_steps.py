@@ -1,4 +1,4 @@
-"""The ways to run one decode step of a block: torch as it is, fixed shapes, or the compiled kernel for the CPU.
+"""Decode steps of a block: eager torch, fixed shapes, or the compiled kernel for the CPU.
 
 All map the input of a step to its affine parameters and write the cache; which one runs changes no more than
 the last digits.

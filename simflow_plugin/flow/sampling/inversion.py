@@ -1,4 +1,4 @@
-"""Inverts all blocks, the deep one first, each by its method and with guidance where it is conditional."""
+"""Inversion of all blocks, the deep one first, each by its method, with guidance where it is conditional."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from simflow_plugin.flow.sampling.sampling_statistics import BlockStatistics, Sa
 
 @dataclass(frozen=True)
 class SamplingRequest:
-    """What to invert a flow with.
+    """Settings of an inversion.
 
     Args:
         condition: labels (B,) or features (B, L, F), or None.
@@ -30,6 +30,8 @@ class SamplingRequest:
         guidance: w >= 0.
         rule: how both halves combine.
         methods: one per block, in training order.
+        guess: (B, T, D) per block in training order, raster order: where the iteration on that block's input starts;
+            None starts at the noise.
     """
 
     condition: Tensor | None
@@ -37,6 +39,7 @@ class SamplingRequest:
     guidance: float
     rule: GuidanceRule
     methods: Sequence[Method]
+    guess: Sequence[Tensor] | None = None
 
 
 def invert(
@@ -48,6 +51,8 @@ def invert(
     for index in reversed(range(len(blocks))):
         statistics = BlockStatistics(index + 1, request.methods[index].name)
         state = _begin(blocks[index], index, tokens, rotation, request, statistics)
+        if request.guess is not None:
+            state.start_at(request.guess[index])
         _solve(state, request.methods[index])
         tokens = state.result()
         run.blocks.append(statistics)

@@ -1,4 +1,4 @@
-"""The sampling methods and their options, and how a user names them."""
+"""The sampling methods, their options and their names."""
 
 from __future__ import annotations
 

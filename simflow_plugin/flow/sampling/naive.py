@@ -1,4 +1,4 @@
-"""`naive`: the whole network again for every token, without a cache; slow, and hard to get wrong."""
+"""`naive`: the network over all tokens again for every token, without a cache: the slow reference."""
 
 from __future__ import annotations
 

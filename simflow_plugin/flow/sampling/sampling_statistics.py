@@ -1,4 +1,4 @@
-"""What a sampling run reports: per block, the method, the passes it took and the residual it ended with."""
+"""Statistics of a sampling run: per block, the method, the passes it took and the residual it ended with."""
 
 from __future__ import annotations
 

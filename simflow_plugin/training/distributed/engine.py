@@ -4,8 +4,8 @@
     for each micro-batch: with engine.micro_batch(is_last): ...; engine.backward(loss)
     outcome = engine.step()
 
-The loop knows these methods only. State goes in and out as whole named tensors, so that a run may go on with another
-engine and another number of processes.
+The loop knows these methods only. State goes in and out as unsharded named tensors, so that a run may go on with
+another engine and another number of processes.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class TorchEngine:
         return self.accelerator.distributed_type == DistributedType.FSDP
 
     def autocast(self) -> AbstractContextManager[None]:
-        """Mixed precision: parameters stay float32, and what must be computed in float32 says so itself."""
+        """Mixed precision: parameters stay float32, and operations that need float32 leave autocast themselves."""
         return self.accelerator.autocast()
 
     def loss_scale(self) -> Tensor | None:
@@ -76,7 +76,7 @@ class TorchEngine:
         return clip_and_step(self.optimizer, self._clipping, self.accelerator.scaler)
 
     def averaged(self) -> dict[str, Tensor]:
-        """Return what this process holds of each tensor that is averaged, whole or a shard, by name."""
+        """Return this process's part of each averaged tensor, by name: all of it, or a shard."""
         return averaged_tensors(self.joint)
 
     def gathered(self, state: dict[str, Tensor]) -> Iterable[tuple[str, Tensor]]:
@@ -84,8 +84,9 @@ class TorchEngine:
         return state.items()
 
     def scattered(self, whole: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return of whole tensors, by the names of `averaged`, what this process holds."""
-        return {name: place_like(held, whole[name]) for name, held in self.averaged().items()}
+        """Return of whole tensors, some of those of `averaged`, what this process holds."""
+        held = self.averaged()
+        return {name: place_like(held[name], tensor) for name, tensor in whole.items() if name in held}
 
     def weights(self) -> Iterable[tuple[str, Tensor]]:
         """Give parameters and buffers by name, likewise."""
@@ -96,7 +97,7 @@ class TorchEngine:
         return optimizer_state(self.joint, self.optimizer).items()
 
     def restore_weights(self, tensors: dict[str, Tensor], source: Path) -> None:
-        """Put back what `weights` gave, whole.
+        """Restore what `weights` gave, unsharded.
 
         Raises:
             CheckpointError: if they are of another architecture; `source` is named.
@@ -104,7 +105,7 @@ class TorchEngine:
         restore_module(self.joint, tensors, source)
 
     def restore_optimizer(self, tensors: dict[str, Tensor], source: Path) -> None:
-        """Put back what `optimizer_state` gave, whole.
+        """Restore what `optimizer_state` gave, unsharded.
 
         Raises:
             CheckpointError: if they are of another architecture, or of a kind that this engine cannot hold.

@@ -134,7 +134,7 @@ def _unsupported(engine: str) -> str:
 def configure_engine(accelerator: Accelerator) -> None:
     """Refuse engines that this loop does not run.
 
-    FSDP2 is told to leave precision to autocast, so that losses stay float32 and sharding changes no numbers.
+    FSDP2 leaves precision to autocast, so that losses stay float32 and sharding changes no numbers.
 
     Raises:
         ConfigError: naming the engine and what to use in its place.
@@ -169,7 +169,7 @@ def convert_batch_norms(joint: JointObjective) -> None:
 
 
 def keep_frozen_at_home(joint: JointObjective) -> None:
-    """Tell DDP to leave alone the frozen networks of perceptual losses, which are the same in all processes.
+    """Exclude from DDP the frozen networks of perceptual losses, which are the same in all processes.
 
     Their weights are buffers, and DDP would broadcast them before every forward pass.
     """

@@ -14,6 +14,7 @@ from simflow_plugin.errors import ConfigError
 from simflow_plugin.losses.perceptual import freeze
 from simflow_plugin.losses.reconstruction import ReconstructionLoss
 from simflow_plugin.objective import JointObjective, ObjectiveWeights
+from simflow_plugin.runs.checkpoints import read_checkpoint
 from simflow_plugin.runs.run_directory import RunDirectory
 from simflow_plugin.train import make_accelerator
 from simflow_plugin.training.distributed.processes import (
@@ -45,10 +46,22 @@ WITH_ALIGNMENT = {
     **PLAIN,
     "alignment": {"encoder": "toy", "projector_dim": 8, "autoencoder_weight": 1.5},
 }
+
+
+def with_repa_e():
+    """SiT whose alignment reaches the autoencoder by a pass of its own, with two averages and their snapshots."""
+    values = tiny_values("sit", log_every=1, ema={"kind": "power", "snapshot_every": 2})
+    values["autoencoder"]["trainable"] = "full"
+    return {**values, "alignment": WITH_ALIGNMENT["alignment"]}
+
+
+WITH_REPA_E = with_repa_e()
 RUNS = [
     {"name": "ddp", "values": WITH_ADVERSARY},
     {"name": "fsdp", "values": WITH_ADVERSARY, "fsdp": SHARDED},
     {"name": "fsdp_alignment", "values": WITH_ALIGNMENT, "fsdp": SHARDED},
+    {"name": "ddp_repa_e", "values": WITH_REPA_E},
+    {"name": "fsdp_repa_e", "values": WITH_REPA_E, "fsdp": SHARDED},
     {"name": "grown", "values": PLAIN},
     {"name": "grown_sharded", "values": PLAIN, "fsdp": SHARDED},
     {"name": "shrunk", "values": PLAIN, "stop_after": 3},
@@ -89,6 +102,7 @@ def runs(tmp_path_factory):
     """Folder of all runs: those on two processes, and the ones on one process to compare with."""
     out = tmp_path_factory.mktemp("runs")
     one = {"one": PLAIN, "one_with_adversary": WITH_ADVERSARY, "one_with_alignment": WITH_ALIGNMENT}
+    one["one_with_repa_e"] = WITH_REPA_E
     for name, values in one.items():
         make_trainer(tiny_config(values=values), out / name).train()
     for name in ("grown", "grown_sharded"):
@@ -100,8 +114,8 @@ def runs(tmp_path_factory):
     return out
 
 
-def assert_same_losses(one, other):
-    for key in ("loss", "l2", "nll", "grad_norm"):
+def assert_same_losses(one, other, keys=("loss", "l2", "nll", "grad_norm")):
+    for key in keys:
         reference = [row[key] for row in losses_of(one)]
         assert [row[key] for row in losses_of(other)] == pytest.approx(reference, rel=1e-4), key
 
@@ -118,6 +132,33 @@ def test_two_processes_give_the_losses_of_one(runs, name):
 def test_gradient_within_the_forward_pass_may_go_through_shards(runs):
     """An alignment that weighs more for the autoencoder than for the model goes back through the model twice."""
     assert_same_losses(runs / "one_with_alignment", runs / "fsdp_alignment")
+
+
+@pytest.mark.parametrize("name", ["ddp_repa_e", "fsdp_repa_e"])
+def test_pass_that_moves_the_autoencoder_alone_gives_the_losses_of_one_process(runs, name):
+    keys = (
+        "loss",
+        "denoising",
+        "alignment",
+        "alignment_autoencoder",
+        "grad_norm_autoencoder",
+        "grad_norm_model",
+    )
+    assert_same_losses(runs / "one_with_repa_e", runs / name, keys)
+
+
+@pytest.mark.parametrize("name", ["ddp_repa_e", "fsdp_repa_e"])
+def test_snapshots_of_averages_are_whole_whatever_the_sharding(runs, name):
+    """Up to what Adam makes of rounding."""
+    for step in (2, 4, 6):
+        whole, other = (
+            read_checkpoint(runs / run / "averages" / f"step_{step:08d}") for run in ("one_with_repa_e", name)
+        )
+        for file in ("ema", "ema_1"):
+            reference, found = whole.tensors(file), other.tensors(file)
+            assert reference.keys() == found.keys()
+            for key in reference:
+                torch.testing.assert_close(found[key], reference[key], rtol=1e-3, atol=1e-4, msg=key)
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp"])

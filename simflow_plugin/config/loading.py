@@ -1,0 +1,117 @@
+"""Loading of configurations: YAML -> validated, typed, resolved; errors name the file, the line and the key.
+
+Resolving looks every part up in its registry, validates its options, and writes out the defaults; then the values are
+checked against each other, before anything is built.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from simflow_plugin.config.checks import check_config
+from simflow_plugin.config.schema import Objective, RunConfig
+from simflow_plugin.config.validation import validate
+from simflow_plugin.config.yaml_source import KeyPath, YamlSource, read_yaml_source
+from simflow_plugin.errors import ConfigError, RegistryError
+from simflow_plugin.options import Options
+from simflow_plugin.registry import RECONSTRUCTION_LOSSES, Part, Registry
+
+
+def load_config(name: str, overrides: list[str] | None = None) -> RunConfig:
+    """Read, validate, resolve and check a configuration.
+
+    Args:
+        name: a path, or the name of a shipped configuration.
+        overrides: `key.sub=value` assignments, applied last.
+    Raises:
+        ConfigError: naming the file, the line, the key, what was expected and what to do.
+    """
+    source = read_yaml_source(name)
+    for assignment in overrides or []:
+        source.override(assignment)
+    return config_from_source(source)
+
+
+def config_from_source(source: YamlSource) -> RunConfig:
+    """Validate a raw mapping, resolve its parts and check that the values fit together."""
+    config = validate(RunConfig, source.values, source, ())
+    resolved = resolve_parts(config, source, ())
+    check_config(resolved, source)
+    return resolved
+
+
+def resolve_parts(options: Any, source: YamlSource, path: KeyPath) -> Any:
+    """Validate the options of all parts that `options` holds, at any depth, and write out their defaults.
+
+    Args:
+        options: a section, or options of a part; a field with a part has its registry beside the type.
+        source: where its keys came from.
+        path: of `options` in the source.
+    Raises:
+        ConfigError: see `resolve_part`.
+    """
+    update: dict[str, Any] = {}
+    for name, field in type(options).model_fields.items():
+        value = getattr(options, name)
+        registries = [entry for entry in field.metadata if isinstance(entry, Registry)]
+        if isinstance(value, Part):
+            if registries:
+                update[name] = resolve_part(value, registries[0], source, (*path, name))
+        elif isinstance(value, Options):
+            update[name] = resolve_parts(value, source, (*path, name))
+    resolved = options.model_copy(update=update)
+    return _resolve_losses(resolved, source, path) if isinstance(resolved, Objective) else resolved
+
+
+def _resolve_losses(objective: Objective, source: YamlSource, path: KeyPath) -> Objective:
+    """Resolve the reconstruction losses, whose names are keys, and the adversarial loss."""
+    losses = {}
+    for name, loss in objective.reconstruction.items():
+        place = (*path, "reconstruction", name, *(("options",) if loss.options else ()))
+        part = resolve_part(
+            Part.model_validate({"name": name, **loss.options}), RECONSTRUCTION_LOSSES, source, place
+        )
+        losses[name] = loss.model_copy(update={"options": part.options})
+    adversarial = objective.adversarial
+    if adversarial is not None:
+        from simflow_plugin.losses.adversarial import AdversarialLoss
+
+        options = validate(AdversarialLoss.Options, adversarial, source, (*path, "adversarial"))
+        adversarial = options.model_dump(mode="json")
+    return objective.model_copy(update={"reconstruction": losses, "adversarial": adversarial})
+
+
+def resolve_part(part: Part, parts: Registry, source: YamlSource, path: KeyPath) -> Part:
+    """Validate a part's options, and write out their defaults.
+
+    Args:
+        part: as written.
+        parts: its registry.
+        source: where its keys came from.
+        path: of the part in the source.
+    Raises:
+        ConfigError: if the part is unknown or does not load, or its options are wrong or clash.
+    """
+    key = f"{'.'.join(path)}: " if path else ""
+    try:
+        factory = parts.get(part.name)
+    except RegistryError as error:
+        raise ConfigError(f"{source.place((*path, 'name'))}: {key}{error}") from error
+    options = resolve_parts(validate(factory.Options, part.options, source, path), source, path)
+    try:
+        options = options.resolved()
+    except ConfigError as error:
+        raise ConfigError(f"{source.place(path)}: {key}{error}") from error
+    return part.model_copy(update={"options": options.model_dump(mode="json")})
+
+
+def read_run_config(path: Path) -> RunConfig:
+    """Read the resolved configuration that a run directory holds.
+
+    Raises:
+        ConfigError: if the file is missing or was edited into something invalid.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path}: no resolved configuration; is {path.parent} a run directory?")
+    return config_from_source(read_yaml_source(str(path)))

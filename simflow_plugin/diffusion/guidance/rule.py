@@ -1,0 +1,106 @@
+"""Guidance of a prediction within an interval of time: the contract of a rule, and its use at one step of a sampler.
+
+Outside [low, high], and at w = 0, the conditional model answers, in one pass. Reference: arXiv:2404.07724.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from simflow_plugin.contracts import NO_LABEL
+from simflow_plugin.errors import ConfigError
+from simflow_plugin.options import Options
+
+Prediction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""f(x_t (B, ...), t (B,), labels (B,) or None) -> (B, ...)."""
+
+
+class GuidanceOptions(Options):
+    """Times in which guidance acts; shared by all rules."""
+
+    interval: tuple[float, float] = Field(
+        default=(0.0, 1.0),
+        description="[low, high] in t, both included, in which guidance acts; 0 is data, 1 is noise",
+    )
+
+    @field_validator("interval")
+    @classmethod
+    def _interval_is_valid(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= value[0] < value[1] <= 1:
+            raise ValueError(
+                f"interval is {list(value)}, but it must lie in [0, 1] with low < high (t = 0 is data, t = 1 is "
+                "noise); [0, 1] guides everywhere"
+            )
+        return value
+
+
+class GuidanceRule(ABC):
+    """A combination of a conditional and an unconditional prediction; registered in `diffusion_guidance`.
+
+    Args:
+        options: times in which the rule acts, and its own.
+        context: unused.
+    """
+
+    Options: ClassVar[type[GuidanceOptions]] = GuidanceOptions
+
+    def __init__(self, options: GuidanceOptions, context: Any = None) -> None:
+        self.options = options
+
+    @abstractmethod
+    def combine(self, conditional: Tensor, unconditional: Tensor, weight: float, time: float) -> Tensor:
+        """Return the guided prediction (B, ...).
+
+        Args:
+            conditional: (B, ...), of the noise or the velocity, as the model predicts it.
+            unconditional: (B, ...).
+            weight: w > 0.
+            time: where the step began, in [0, 1].
+        """
+
+
+@dataclass(frozen=True)
+class GuidedPrediction:
+    """A rule with its weight.
+
+    Args:
+        rule: that combines the predictions.
+        weight: w >= 0.
+    Raises:
+        ConfigError: if the weight is out of range.
+    """
+
+    rule: GuidanceRule
+    weight: float
+
+    def __post_init__(self) -> None:
+        if not self.weight >= 0 or self.weight == float("inf"):
+            raise ConfigError(
+                f"guidance is {self.weight}, but the weight must be finite and >= 0; 0 switches it off."
+            )
+
+    def __call__(
+        self, predict: Prediction, x: Tensor, t: Tensor, time: float, labels: Tensor | None
+    ) -> Tensor:
+        """Return the guided prediction at x (B, ...).
+
+        Args:
+            predict: the model.
+            x: (B, ...), the state.
+            t: (B,), time as the model wants it.
+            time: where the step began, in [0, 1], which the interval refers to.
+            labels: (B,) int64.
+        """
+        low, high = self.rule.options.interval
+        if self.weight == 0 or labels is None or not low <= time <= high:
+            return predict(x, t, labels)
+        both = torch.cat([labels, torch.full_like(labels, NO_LABEL)])
+        conditional, unconditional = predict(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
+        return self.rule.combine(conditional, unconditional, self.weight, time)

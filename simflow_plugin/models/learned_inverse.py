@@ -1,0 +1,314 @@
+"""One-pass samples from a flow: a frozen teacher with an exact density, and a student that has learned its inverse.
+
+Training: the teacher's forward pass gives noise and all inner states of an image in parallel; the student goes back.
+Sampling: `learned` is one pass of the student; `hybrid` starts the exact Jacobi iteration from the student's guess;
+any other method is the teacher's own exact inverse. `log_prob` is always the teacher's.
+Reference: BiFlow, arXiv:2512.10953; FARMER, arXiv:2510.23588.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from simflow_plugin import options
+from simflow_plugin.contracts import NO_LABEL, DataContext, GenerativeModel, ModelContext, SamplerFacts
+from simflow_plugin.diffusion.transformer import BackboneOptions
+from simflow_plugin.errors import ConfigError
+from simflow_plugin.flow import TransformerFlow, drop_labels
+from simflow_plugin.flow.guidance import GuidanceContext, GuidanceRule
+from simflow_plugin.flow.sampling import parse_methods
+from simflow_plugin.learned_inverse.student import InverseStudent
+from simflow_plugin.learned_inverse.targets import Pairs, joined, relative_error, state_error
+from simflow_plugin.learned_inverse.teacher import TeacherOptions, build_teacher
+from simflow_plugin.randomness import Random
+from simflow_plugin.registry import GUIDANCE, MODELS, RECONSTRUCTION_LOSSES, Part
+
+
+class ImageLossOptions(options.Options):
+    """A loss between the decoded prediction and the decoded target."""
+
+    name: str = Field("lpips", description="of the registry of reconstruction losses: lpips, timm, l1, l2.")
+    weight: float = Field(1.0, gt=0)
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class LearnedSampling(options.Options):
+    """How samples are drawn."""
+
+    method: str | dict[str, Any] = Field(
+        "learned",
+        description="learned: one pass of the student; hybrid: exact, by Jacobi iteration from the student's guess; "
+        "or a method of the teacher's exact inverse: cached, jacobi, auto, naive",
+    )
+    guidance_rule: Annotated[Part, GUIDANCE] = Field(
+        Part(name="starflow"), description="of the exact inverse, and of the pairs that teach guidance"
+    )
+
+
+class LearnedInverseOptions(options.Options):
+    """Options of `model: learned_inverse`."""
+
+    teacher: TeacherOptions
+    student: BackboneOptions = Field(default_factory=lambda: BackboneOptions.model_validate({"size": "S"}))
+    sampling: LearnedSampling = Field(default_factory=lambda: LearnedSampling.model_validate({}))
+    initial: Literal["random", "teacher"] = Field(
+        "random", description="teacher: attention and MLP weights start as those of the teacher's layers."
+    )
+    guidance_max: float = Field(
+        0.0, ge=0, description="one pass serves any guidance weight in [0, guidance_max]."
+    )
+    guidance_targets: Literal["exact", "extrapolated"] = Field(
+        "exact",
+        description="exact: the teacher's guided inverse of random noise, as many rows as `exact_share` says; "
+        "extrapolated: z + w (z - G(u, none)), with the student's own unconditional answer, at no sequential cost.",
+    )
+    exact_share: float = Field(
+        0.25, ge=0, le=1, description="share of a batch that is random noise with its exact inverse."
+    )
+    class_dropout: float = Field(0.1, ge=0, lt=1, description="share of rows from data without their label.")
+    state_weight: float = Field(
+        1.0, ge=0, description="of the error of inner states against that of the latents."
+    )
+    input_noise: float = Field(
+        0.0, ge=0, description="std of noise that is added to the student's input in training (FARMER)."
+    )
+    image_loss: ImageLossOptions | None = Field(
+        None, description="compare decoded images too, by a perceptual loss say; null: latents only."
+    )
+
+    def resolved(self) -> LearnedInverseOptions:
+        """Return the options with the teacher's model and checksum written out."""
+        return self.model_copy(update={"teacher": self.teacher.resolved()})
+
+    @model_validator(mode="after")
+    def _guidance_has_targets(self) -> LearnedInverseOptions:
+        if self.guidance_max > 0 and self.guidance_targets == "exact" and self.exact_share == 0:
+            raise ValueError(
+                "guidance_max > 0 with guidance_targets: exact learns from pairs of the exact inverse: set exact_share "
+                "(0.25, say), or guidance_targets: extrapolated"
+            )
+        return self
+
+
+@MODELS.register("learned_inverse")
+class LearnedInverse(GenerativeModel):
+    """A student of a flow: samples in one pass, density of the teacher.
+
+    Args:
+        options: of the model.
+        context: shape of the latents, number of classes.
+    Raises:
+        ConfigError: if the teacher has no flow or other latents, or guidance is asked for without classes.
+        WeightsError: if the teacher's weights are missing or have changed.
+    """
+
+    Options = LearnedInverseOptions
+    teacher: Any
+    """A frozen model with a flow; never in training mode."""
+
+    def __init__(self, options: LearnedInverseOptions, context: ModelContext) -> None:
+        super().__init__()
+        self.options = options
+        self.latent_shape = context.latent_shape
+        if options.guidance_max > 0 and context.num_classes is None:
+            raise ConfigError(
+                f"model.guidance_max: {options.guidance_max}, but the data has no class labels to guide towards. "
+                "Set 0."
+            )
+        self.teacher = build_teacher(options.teacher, context)
+        if options.guidance_max > 0 and not self.teacher.supports_guidance:
+            raise ConfigError(
+                f"model.guidance_max: {options.guidance_max}, but the teacher {options.teacher.source} was trained "
+                "without label dropout and has no unconditional half to guide with. Set 0."
+            )
+        self.student = InverseStudent(options.student, context.latent_shape, self.teacher.flow.config)
+        if options.initial == "teacher":
+            self.student.start_from(self.teacher.flow)
+        self.noise_std = self.teacher.noise_std
+        blocks = GuidanceContext(self.teacher.flow.config.num_blocks)
+        self.guidance_rule: GuidanceRule = options.sampling.guidance_rule.build(GUIDANCE, blocks)
+        self.supports_guidance = options.guidance_max > 0 or not self._is_learned
+        self._image_loss: nn.Module | None = None
+        self._decode: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def _is_learned(self) -> bool:
+        return self._method_name in ("learned", "hybrid")
+
+    @property
+    def _method_name(self) -> str:
+        method = self.options.sampling.method
+        return method if isinstance(method, str) else str(method.get("name"))
+
+    def attach_decoder(self, decode: Callable[[Tensor], Tensor]) -> None:
+        """Take the decoder of the frozen autoencoder, for a loss on images."""
+        chosen = self.options.image_loss
+        if chosen is None:
+            return
+        factory = RECONSTRUCTION_LOSSES.get(chosen.name)
+        self._decode = decode
+        self._image_loss = factory(factory.Options.model_validate(chosen.options), DataContext(0, "train"))
+
+    def train(self, mode: bool = True) -> LearnedInverse:
+        """Set the student's mode; the teacher is always in evaluation mode."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def training_losses(
+        self, latents: Tensor, labels: Tensor | None, features: Tensor | None, random: Random
+    ) -> dict[str, Tensor]:
+        pairs = self.pairs(latents, labels, random)
+        noise = pairs.noise
+        if self.options.input_noise > 0:
+            noise = noise + self.options.input_noise * random.normal("input_noise", noise.shape, noise.device)
+        output = self.student.invert(noise, pairs.labels, pairs.guidance, with_states=True)
+        terms = {"latent": relative_error(output.latents, pairs.latents)}
+        if pairs.states and self.options.state_weight > 0:
+            terms["states"] = self.options.state_weight * state_error(output.states, pairs.states)
+        if self._image_loss is not None and self._decode is not None:
+            with torch.no_grad():
+                target = self._decode(pairs.latents)
+            distance = self._image_loss(self._decode(output.latents), target)
+            assert self.options.image_loss is not None
+            terms["image"] = self.options.image_loss.weight * distance
+        return terms
+
+    @torch.no_grad()
+    def pairs(self, latents: Tensor, labels: Tensor | None, random: Random) -> Pairs:
+        """Return what the student learns from in this step; no gradient reaches the teacher.
+
+        Args:
+            latents: (B, C, h, w), encoded images.
+            labels: (B,) int64, or None.
+            random: named draws.
+        """
+        num_data = len(latents) - round(self.options.exact_share * len(latents))
+        labels = self._known(labels)
+        if num_data == 0:
+            return self._exact_pairs(latents, labels, random, 0)
+        data = self._data_pairs(latents, labels, random, num_data)
+        if num_data == len(latents):
+            return data
+        return joined(data, self._exact_pairs(latents, labels, random, num_data))
+
+    def _data_pairs(self, latents: Tensor, labels: Tensor | None, random: Random, stop: int) -> Pairs:
+        """Return pairs for the rows before `stop`; draws are made for all rows, as every draw of a step is."""
+        rows, device = len(latents), latents.device
+        if labels is not None and self.options.class_dropout > 0:
+            uniform = random.uniform("label_dropout", (rows,), device)
+            labels = drop_labels(labels, uniform, self.options.class_dropout)
+        labels = None if labels is None else labels[:stop]
+        noisy = target = latents[:stop]
+        if self.teacher.noise_std > 0:
+            # The student answers what the exact sampler would, which removes the noise at the end.
+            noisy = self.teacher.add_noise(latents, random)[:stop]
+            target = self.teacher.remove_noise(noisy, labels)
+        states = self.teacher.flow.trajectory(self.teacher.tokens(noisy), labels)
+        noise, inner = self.teacher.latents(states[-1]), list(reversed(states[1:-1]))
+        guidance = torch.zeros(stop, device=device)
+        if self.options.guidance_max > 0 and self.options.guidance_targets == "extrapolated":
+            assert labels is not None
+            guidance = self.options.guidance_max * random.uniform("pair_guidance", (rows,), device)[:stop]
+            guidance = torch.where(labels == NO_LABEL, torch.zeros_like(guidance), guidance)
+            free = self.student.invert(noise, None, torch.zeros_like(guidance)).latents
+            target = target + guidance[:, None, None, None] * (target - free)
+        return Pairs(noise, target, labels, guidance, inner)
+
+    def _exact_pairs(self, like: Tensor, labels: Tensor | None, random: Random, first: int) -> Pairs:
+        """Return pairs for the rows from `first` on."""
+        noise = random.normal("pair_noise", like.shape, like.device)[first:]
+        labels = None if labels is None else labels[first:]
+        weight = 0.0
+        if self.options.guidance_max > 0 and self.options.guidance_targets == "exact" and labels is not None:
+            # One weight for all rows of this micro-batch: guidance is a number in the exact inverse.
+            uniform = random.uniform("pair_guidance", (len(like),))
+            weight = self.options.guidance_max * float(uniform[0])
+        target = self._exact(noise, labels, weight, "cached")
+        return Pairs(noise, target, labels, torch.full((len(noise),), weight, device=like.device), [])
+
+    def _exact(
+        self, noise: Tensor, labels: Tensor | None, guidance: float, method: Any, **options: Any
+    ) -> Tensor:
+        """Return the latents (B, C, h, w) of the teacher's exact inverse, its noise removed."""
+        tokens = self.teacher.flow.inverse(
+            self.teacher.tokens(noise),
+            labels,
+            guidance=guidance,
+            guidance_rule=self.guidance_rule,
+            method=method,
+            **options,
+        )
+        return self.teacher.remove_noise(self.teacher.latents(tokens), labels)
+
+    @torch.no_grad()
+    def sample(self, labels: Tensor | None, shape: Sequence[int], guidance: float, random: Random) -> Tensor:
+        noise = random.normal("latent", tuple(shape), self.device)
+        labels = self._known(labels)
+        if self._is_learned:
+            self.check_guidance(guidance)
+        if self._method_name == "learned":
+            return self.student.invert(noise, labels, self._weights(guidance, noise)).latents
+        if self._method_name == "hybrid":
+            return self._hybrid(noise, labels, guidance)
+        return self._exact(noise, labels, guidance, self.options.sampling.method)
+
+    def _hybrid(self, noise: Tensor, labels: Tensor | None, guidance: float) -> Tensor:
+        """Return the exact inverse by Jacobi iteration from the student's guess of every block."""
+        guess = self.student.invert(noise, labels, self._weights(guidance, noise)).latents
+        # The forward pass of the guess gives a guess of every inner state as well, all in parallel.
+        states = self.teacher.flow.trajectory(self.teacher.tokens(guess), labels)
+        method = self.options.sampling.method
+        jacobi = {**method, "name": "jacobi"} if isinstance(method, dict) else "jacobi"
+        return self._exact(noise, labels, guidance, jacobi, guess=states[:-1])
+
+    def sampler_facts(self) -> SamplerFacts:
+        if self._method_name == "learned":
+            return SamplerFacts("learned", 1)
+        if self._method_name == "hybrid":
+            return SamplerFacts("hybrid", None)
+        methods = parse_methods(self.options.sampling.method, self.teacher.flow.config.num_blocks)
+        name = f"teacher's {'/'.join(dict.fromkeys(method.name for method in methods))}"
+        return SamplerFacts(name, None)
+
+    def check_guidance(self, guidance: float) -> None:
+        """Refuse a weight that the student has not learned.
+
+        Raises:
+            ConfigError: naming the range.
+        """
+        if not 0 <= guidance <= self.options.guidance_max:
+            raise ConfigError(
+                f"guidance {guidance:g} is outside of [0, {self.options.guidance_max:g}], the weights that this "
+                "student learned. Use one within, train with a larger model.guidance_max, or sample by the teacher's "
+                "exact inverse (model.sampling.method: cached)."
+            )
+
+    def log_prob(self, latents: Tensor, labels: Tensor | None) -> Tensor:
+        """Return the teacher's log p(latents given labels), (B,), float32, nats; the student has no density."""
+        return self.teacher.log_prob(latents, labels)
+
+    def remove_noise(self, noisy_latents: Tensor, labels: Tensor | None) -> Tensor:
+        return self.teacher.remove_noise(noisy_latents, labels)
+
+    def token_flow(self) -> TransformerFlow:
+        return self.teacher.flow
+
+    def tokens(self, latents: Tensor) -> Tensor:
+        """Cut latents (B, C, h, w) into the teacher's tokens (B, T, D)."""
+        return self.teacher.tokens(latents)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.student.parameters()).device
+
+    def _weights(self, guidance: float, noise: Tensor) -> Tensor:
+        return torch.full((len(noise),), float(guidance), device=noise.device)
+
+    def _known(self, labels: Tensor | None) -> Tensor | None:
+        return labels if self.teacher.flow.config.num_classes is not None else None

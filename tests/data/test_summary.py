@@ -1,0 +1,216 @@
+"""The start-up summary, and what is refused or said when the data is not what it was."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from simflow_plugin.contracts import DataContext, Example
+from simflow_plugin.data.changes import data_changes
+from simflow_plugin.data.digits import Digits
+from simflow_plugin.data.image_folder import ImageFolder
+from simflow_plugin.data.memory import InMemoryDataset
+from simflow_plugin.data.summary import content_digests, split_notes, summarize
+from simflow_plugin.errors import DataError
+from tests.data.makers import CORRUPT, class_folders, png
+from tests.data.test_content_facts import SOURCES, every_source
+
+
+def load(root, split="train", **options) -> ImageFolder:
+    return ImageFolder(ImageFolder.Options(root=str(root), **options), DataContext(8, split))
+
+
+def state_of(dataset) -> dict:
+    """What a checkpoint keeps of the data."""
+    return {
+        "num_classes": dataset.num_classes,
+        "class_names": dataset.class_names,
+        "num_images": len(dataset),
+        "content_digests": content_digests(dataset),
+    }
+
+
+def summary_lines(root, batch_size=1, **options) -> list[str]:
+    train, test = (load(root, split, **options) for split in ("train", "test"))
+    return summarize("image_folder", train, test, batch_size).lines()
+
+
+@pytest.fixture
+def splits(tmp_path):
+    class_folders(tmp_path / "train", {"cat": 4, "dog": 4})
+    class_folders(tmp_path / "test", {"cat": 2, "dog": 2})
+    return tmp_path
+
+
+def test_lines_name_images_classes_splits_and_what_is_ignored(splits):
+    (splits / "train" / "cat" / "notes.txt").write_text("")
+    (splits / "test" / ".DS_Store").write_text("")
+    assert summary_lines(splits) == [
+        "data: image_folder, 2 classes: cat, dog",
+        "  train: 8 images, 4 of each class",
+        "  train: ignored 1 .txt",
+        "  test: 4 images, 2 of each class",
+        "  test: ignored 1 hidden or system files",
+    ]
+
+
+def test_uneven_classes_are_counted_by_name_and_said(tmp_path):
+    class_folders(tmp_path / "train", {"cat": 4, "dog": 1})
+    class_folders(tmp_path / "test", {"cat": 6, "dog": 2})
+    lines = summary_lines(tmp_path)
+    assert "  train: 5 images, cat 4, dog 1" in lines
+    assert any("the test split holds 2 to 6: distances such as FID" in line for line in lines)
+
+
+def test_unlabelled_test_folder_is_said(splits):
+    import shutil
+
+    shutil.rmtree(splits / "test")
+    (splits / "test").mkdir()
+    (splits / "test" / "1.png").write_bytes(png(1))
+    lines = summary_lines(splits)
+    assert "  test: 1 images, unlabelled" in lines
+    assert any("the test split is unlabelled" in line for line in lines)
+
+
+def test_corrupt_images_are_counted(splits):
+    (splits / "train" / "cat" / "000.png").write_bytes(CORRUPT)
+    assert any(
+        line.startswith("  train: 1 of 8 images tried cannot be read, such as")
+        for line in summary_lines(splits)
+    )
+
+
+def test_nothing_but_corrupt_images_is_refused(splits):
+    for path in (splits / "train").rglob("*.png"):
+        path.write_bytes(CORRUPT)
+    with pytest.raises(DataError, match="train: all 8 images tried are corrupt"):
+        summary_lines(splits)
+
+
+def test_twelve_bits_in_sixteen_are_said(tmp_path):
+    for number in range(10):
+        pixels = np.full((8, 8), 4095 - number, dtype=np.uint16)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    lines = summary_lines(tmp_path, test_share=0.3)
+    assert (
+        "  train: 7 of 7 images tried have 16 bits and use 12: they come out 16 times too dark." in lines[2]
+    )
+
+
+def test_batch_larger_than_the_data_is_said(splits):
+    assert any(
+        "batch_size 100 is more than the 8 training images" in line for line in summary_lines(splits, 100)
+    )
+
+
+def test_split_without_an_image_is_said():
+    train = Digits(Digits.Options(), DataContext(8, "train"))
+    assert any("no test image" in line for line in summarize("digits", train, None).lines())
+
+
+@every_source
+def test_every_kind_of_data_set_is_summarized(name, tmp_path, monkeypatch):
+    (tmp_path / "images").mkdir()
+    SOURCES[name][0](tmp_path / "images", 50)
+    dataset = SOURCES[name][1](tmp_path / "images")
+    summary = summarize(name, dataset, None)
+    assert summary.splits["train"].num_images == len(dataset)
+    assert "unreadable" not in summary.splits["train"].digests
+    assert summary.to_json()["name"] == name
+
+
+@every_source
+def test_changed_pixels_are_noticed(name, tmp_path):
+    digests = []
+    for first in (50, 51):
+        (tmp_path / f"{first}" / "images").mkdir(parents=True)
+        SOURCES[name][0](tmp_path / f"{first}" / "images", first)
+        digests.append(content_digests(SOURCES[name][1](tmp_path / f"{first}" / "images")))
+    assert digests[0] != digests[1]
+
+
+def test_unchanged_data_is_unchanged(splits):
+    assert data_changes(state_of(load(splits)), load(splits)) == []
+
+
+def test_changed_image_is_named(splits):
+    state = state_of(load(splits))
+    (splits / "train" / "dog" / "002.png").write_bytes(png(200))
+    (note,) = data_changes(state, load(splits))
+    assert "1 of 8 training images looked at have another content" in note
+    assert "dog/002.png" in note
+
+
+def test_added_image_is_said(splits):
+    state = state_of(load(splits))
+    (splits / "train" / "dog" / "new.png").write_bytes(png(200))
+    assert "9 images now and had 8" in data_changes(state, load(splits))[0]
+
+
+@pytest.mark.parametrize(
+    ("new", "said"),
+    [
+        (["cat", "dogs"], "classes of other names now.*Then: 2 classes: cat, dog. Now: 2 classes: cat, dogs"),
+        (["ant", "cat", "dog"], "another number of classes.*Now: 3 classes: ant, cat, dog.*new: ant"),
+        (["cat", "emu"], "Gone: dog; new: emu"),
+    ],
+)
+def test_other_classes_are_refused_with_both_lists(splits, tmp_path, new, said):
+    state = state_of(load(splits))
+    class_folders(tmp_path / "now" / "train", dict.fromkeys(new, 4))
+    with pytest.raises(DataError, match=said):
+        data_changes(state, load(tmp_path / "now"))
+
+
+def test_reordered_classes_are_refused(splits):
+    state = state_of(load(splits))
+    dataset = load(splits)
+    dataset.class_names = ["dog", "cat"]
+    with pytest.raises(
+        DataError, match="the same classes in another order.*cat, dog. Now: 2 classes: dog, cat"
+    ):
+        data_changes(state, dataset)
+
+
+def test_data_that_lost_its_labels_is_refused(splits):
+    with pytest.raises(DataError, match="another number of classes.*Now: unlabelled"):
+        data_changes(state_of(load(splits)), load(splits, labels=False))
+
+
+def test_run_of_an_earlier_version_is_compared_as_far_as_it_says(splits):
+    assert data_changes({"num_classes": 2}, load(splits)) == []
+    with pytest.raises(DataError, match="Then: 3 classes"):
+        data_changes({"num_classes": 3}, load(splits))
+
+
+class ThirdParty:
+    """Four images of classes that it says itself."""
+
+    def __init__(self, names):
+        self.class_names, self.num_classes = names, len(names)
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return Example(torch.full((3, 4, 4), index, dtype=torch.uint8), index % 2)
+
+
+def test_test_split_of_more_classes_is_refused_for_any_data_set():
+    with pytest.raises(DataError, match="3 classes: a, b, c there, 2 classes: a, b in training"):
+        split_notes(ThirdParty(["a", "b"]), ThirdParty(["a", "b", "c"]))
+
+
+def test_label_that_is_no_class_is_refused_for_any_data_set():
+    dataset = ThirdParty(["a", "b"])
+    dataset.labels = torch.tensor([0, 1, 2, 0])
+    with pytest.raises(DataError, match="train: a label is 2, but there are 2 classes"):
+        summarize("own", dataset, None)
+
+
+def test_label_in_memory_that_is_no_class_is_refused():
+    with pytest.raises(DataError, match="labels from 0 to 200, but there are 2 classes"):
+        InMemoryDataset(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.tensor([0, 200]), ["a", "b"], "own")

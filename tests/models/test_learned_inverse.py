@@ -1,0 +1,197 @@
+"""A student in the harness: targets, a frozen teacher, a run that needs nothing else, and bad input."""
+
+import shutil
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from simflow_plugin.cli.app import app
+from simflow_plugin.contracts import ModelContext
+from simflow_plugin.errors import ConfigError, WeightsError
+from simflow_plugin.evaluation.drawing import ImageSampler
+from simflow_plugin.models.learned_inverse import LearnedInverse
+from simflow_plugin.randomness import IndexedRandom
+from simflow_plugin.runs.loaded_run import load_run
+from tests.training.tiny_runs import assert_runs_equal, make_trainer, tiny_config
+
+CONTEXT = ModelContext((4, 4, 4), 10)
+RANDOM = IndexedRandom(0, tuple(range(8)))
+STUDENT = {"width": 16, "depth": 2, "num_heads": 2, "patch_size": 2}
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """Return the run directory of a flow trained for a few steps, its last layers moved away from zero."""
+    path = tmp_path_factory.mktemp("teacher") / "run"
+    make_trainer(tiny_config(steps=6), path).train()
+    return path
+
+
+def make_options(teacher, **options):
+    values = {"teacher": str(teacher), "student": STUDENT, **options}
+    return LearnedInverse.Options.model_validate(values).resolved()
+
+
+def make_model(teacher, context=CONTEXT, **options):
+    return LearnedInverse(make_options(teacher, **options), context)
+
+
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(8, 4, 4, 4, generator=generator), torch.arange(8)
+
+
+def test_data_pairs_are_the_teachers_forward_pass(teacher):
+    model = make_model(teacher, exact_share=0, class_dropout=0)
+    latents, labels = batch()
+    pairs = model.pairs(latents, labels, RANDOM)
+    noise = model.teacher.flow(model.teacher.tokens(latents), labels).noise
+    torch.testing.assert_close(model.teacher.tokens(pairs.noise), noise)
+    assert torch.equal(pairs.latents, latents)
+    assert torch.equal(pairs.guidance, torch.zeros(8))
+    assert len(pairs.states) == 1
+
+
+def test_exact_pairs_at_guidance_0_are_the_conditional_teachers_samples(teacher):
+    model = make_model(teacher, exact_share=1)
+    latents, labels = batch()
+    pairs = model.pairs(latents, labels, RANDOM)
+    expected = model.teacher.flow.inverse(model.teacher.tokens(pairs.noise), labels)
+    torch.testing.assert_close(model.teacher.tokens(pairs.latents), expected)
+
+
+def test_exact_pairs_are_guided_by_the_weight_that_the_student_sees(teacher):
+    model = make_model(teacher, exact_share=1, guidance_max=2.0)
+    latents, labels = batch()
+    pairs = model.pairs(latents, labels, RANDOM)
+    weight = float(pairs.guidance[0])
+    assert 0 < weight < 2
+    assert torch.equal(pairs.guidance, pairs.guidance[:1].expand(8))
+    expected = model.teacher.flow.inverse(model.teacher.tokens(pairs.noise), labels, guidance=weight)
+    torch.testing.assert_close(model.teacher.tokens(pairs.latents), expected)
+
+
+def test_extrapolated_targets_follow_their_formula_and_are_the_latents_at_guidance_0(teacher):
+    options = {"exact_share": 0, "class_dropout": 0.5, "guidance_targets": "extrapolated"}
+    model = make_model(teacher, guidance_max=2.0, **options)
+    latents, labels = batch()
+    pairs = model.pairs(latents, labels, RANDOM)
+    free = model.student.invert(pairs.noise, None, torch.zeros(8)).latents
+    w = pairs.guidance[:, None, None, None]
+    torch.testing.assert_close(pairs.latents, latents + w * (latents - free))
+    dropped = pairs.labels < 0
+    assert dropped.any()
+    assert torch.equal(pairs.guidance[dropped], torch.zeros(int(dropped.sum())))
+    assert torch.equal(pairs.latents[dropped], latents[dropped])
+
+
+def test_a_step_moves_the_student_and_never_the_teacher(teacher):
+    model = make_model(teacher, guidance_max=1.0).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    latents, labels = batch()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        sum(model.training_losses(latents, labels, None, RANDOM).values()).backward()
+        optimizer.step()
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert any(name.startswith("student.projections") for name in moved)
+    assert not any(name.startswith("teacher") for name in moved)
+    assert not model.teacher.training
+
+
+class InFloat64:
+    """The same draws in float64, so that only an error shows."""
+
+    def normal(self, *arguments):
+        return RANDOM.normal(*arguments).double()
+
+
+def test_hybrid_samples_are_the_exact_ones(teacher):
+    samples = []
+    for method in ("cached", {"name": "hybrid", "tolerance": 0.0}):
+        model = make_model(teacher, sampling={"method": method}, guidance_max=1.0).double()
+        samples.append(model.sample(torch.arange(8), (8, 4, 4, 4), 0.5, InFloat64()))
+    torch.testing.assert_close(*samples, atol=1e-8, rtol=1e-8)
+
+
+def test_density_is_the_teachers(teacher):
+    model = make_model(teacher)
+    latents, labels = batch()
+    expected = load_run(teacher).require_model().log_prob(latents, labels)
+    torch.testing.assert_close(model.log_prob(latents, labels), expected)
+
+
+def test_a_weight_outside_the_range_is_refused_with_the_range(teacher):
+    model = make_model(teacher, guidance_max=1.0)
+    with pytest.raises(ConfigError, match=r"guidance 1.5 is outside of \[0, 1\]"):
+        model.sample(torch.arange(8), (8, 4, 4, 4), 1.5, RANDOM)
+
+
+def test_a_teacher_that_changed_is_refused(teacher, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(teacher, copy)
+    options = make_options(copy)
+    changed = options.model_copy(update={"teacher": options.teacher.model_copy(update={"sha256": "0" * 64})})
+    with pytest.raises(WeightsError, match="the teacher has changed"):
+        LearnedInverse(changed, CONTEXT)
+    shutil.rmtree(copy)
+    with pytest.raises((WeightsError, ConfigError), match="copy"):
+        LearnedInverse(options, CONTEXT)
+
+
+@pytest.mark.parametrize(
+    ("context", "options", "message"),
+    [
+        (ModelContext((4, 8, 8), 10), {}, r"latents \(4, 4, 4\)"),
+        (ModelContext((4, 4, 4), None), {"guidance_max": 1.0}, "no class labels"),
+        (ModelContext((4, 4, 4), 7), {}, "10 classes"),
+    ],
+)
+def test_what_does_not_fit_the_teacher_is_refused(teacher, context, options, message):
+    with pytest.raises(ConfigError, match=message):
+        make_model(teacher, context, **options)
+
+
+def test_guidance_without_anything_to_learn_it_from_is_refused(teacher):
+    with pytest.raises(ValueError, match="exact_share"):
+        make_options(teacher, guidance_max=1.0, exact_share=0)
+
+
+def test_an_autoencoder_alone_is_no_teacher(tmp_path):
+    make_trainer(tiny_config(None, steps=2), tmp_path / "run").train()
+    with pytest.raises(ConfigError, match="autoencoder alone"):
+        make_options(tmp_path / "run")
+
+
+def test_distill_makes_a_run_that_resumes_and_outlives_its_teacher(teacher, tmp_path):
+    here, away = tmp_path / "teacher", tmp_path / "away"
+    shutil.copytree(teacher, here)
+    common = ["--no-report", "--set", "training.checkpoint_every=2", "--set", "model.student.width=16"]
+    common += ["--set", "model.student.num_heads=2", "--set", "model.guidance_max=1"]
+    common += ["--set", "optimizer.schedule=constant", "--set", "training.sample_every=2"]
+
+    def distill(out, steps, *more):
+        arguments = [
+            "distill",
+            str(here),
+            "--out",
+            str(out),
+            *common,
+            "--set",
+            f"training.steps={steps}",
+            *more,
+        ]
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, result.output
+
+    distill(tmp_path / "one", 4)
+    distill(tmp_path / "two", 2)
+    distill(tmp_path / "two", 4, "--allow-changed", "training.steps")
+    assert_runs_equal(tmp_path / "one", tmp_path / "two")
+    here.rename(away)
+    student = load_run(tmp_path / "two")
+    images = ImageSampler.of_run(student, 0.5).draw(range(4), torch.arange(4))
+    assert images.shape == (4, 3, 8, 8)
+    assert images.isfinite().all()
