@@ -447,11 +447,16 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True)
 class DataContext:
-    """The images of a run: `image_size` in pixels, `split` 'train' or 'test', and the run's `seed`."""
+    """The images of a run: `image_size` in pixels, `split` 'train' or 'test', and the run's `seed`.
+
+    `allows_pipes` is the consent of who started the command to run commands that the configuration names; it is never
+    part of a configuration.
+    """
 
     image_size: int
     split: str
     seed: int = 0
+    allows_pipes: bool = False
 
 
 class ImageDataset(Protocol):

@@ -73,7 +73,8 @@ class RunDirectory:
         try:
             # The configuration first: it is what makes the folder ours, should the process be killed right here.
             self.path.mkdir(parents=True, exist_ok=True)
-            write_text_atomically(self.config_file, config.to_yaml())
+            if not (self.config_file.exists() and self.config_file.read_text() == config.to_yaml()):
+                write_text_atomically(self.config_file, config.to_yaml())
             for folder in (self.samples, self.checkpoints):
                 folder.mkdir(exist_ok=True)
             self._name_run()
@@ -190,6 +191,18 @@ class RunDirectory:
             write_text_atomically(self.data_file, json.dumps(summary, indent=1))
         except OSError as error:
             raise self._not_writable(error) from error
+
+    def is_measured(self) -> bool:
+        """Return whether summary and report are of the newest checkpoint and of the configuration as it stands."""
+        folders = checkpoint_folders(self.checkpoints)
+        if not (folders and self.summary_file.exists() and self.report_file.exists()):
+            return False
+        try:
+            step = int(json.loads(self.summary_file.read_text())["step"])
+        except (ValueError, LookupError, TypeError):
+            return False  # not written by this package, or torn: it is measured anew
+        written = min(self.summary_file.stat().st_mtime_ns, self.report_file.stat().st_mtime_ns)
+        return folders[-1].name == f"step_{step:08d}" and written >= self.config_file.stat().st_mtime_ns
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Return the rows of metrics.jsonl. Lines that are none are left out, with a warning.

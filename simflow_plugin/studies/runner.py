@@ -40,6 +40,7 @@ class Steps:
 
     Args:
         pretrain: (path, config) -> None; makes the judge where it is missing.
+        require: (path, config) -> None; refuses to go on where it is missing.
         train: (config, run) -> None.
         export: (run, path) -> None; writes an autoencoder.
         measure: (run, settings, guidance) -> numbers of a variant.
@@ -55,6 +56,7 @@ class Steps:
     )
     measure_real: Callable[[RunConfig, StudySettings], dict[str, float]] = stages.measure_real
     cost: Callable[[RunDirectory, RunConfig], dict[str, Any]] = stages.autoencoder_cost
+    require: Callable[[Path, RunConfig], None] = stages.require_encoder
 
 
 class StudyRunner:
@@ -82,7 +84,8 @@ class StudyRunner:
         study, parts = self.study, [*self.study.autoencoders, *(v.name for v in self.study.variants)]
         # Every configuration is read before the first step is trained: a mistake shows now.
         plain = [stages.settle_config(study.config_name(part), self.settings, []) for part in parts]
-        self.steps.pretrain(self.settings.encoder, plain[0])
+        prepare = self.steps.pretrain if study.makes_encoder else self.steps.require
+        prepare(self.settings.encoder, plain[0])
         for number, name in enumerate(study.autoencoders, 1):
             self._say(f"[{number}/{len(parts)}] {name}")
             self._autoencoder(name)

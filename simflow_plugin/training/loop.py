@@ -164,7 +164,7 @@ class Trainer:
             self._restore()
             tracker = Tracker(self.run_directory, self.config) if self.accelerator.is_main_process else None
             progress = TrainingProgress(
-                self.config.training.steps, self.step, self.accelerator.is_main_process
+                self.config.training.steps, self.step, self.accelerator.is_main_process, self._synchronise
             )
             trace = self.run_directory.path / "trace.json"
             recorded = self.profile_steps if self.accelerator.is_main_process else 0
@@ -216,6 +216,10 @@ class Trainer:
                 raise Interrupted(
                     f"stopped by {self.stop.signal_name or 'another process'} after step {self.step}"
                 )
+
+    def _synchronise(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def _train_step(self, batches: Iterator[Batch]) -> None:
         config = self.config
