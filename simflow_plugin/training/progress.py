@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import TracebackType
 from typing import Any
 
@@ -15,10 +16,13 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from simflow_plugin.progress_bar import format_remaining
+
 SHOWN = (
     "l1",
     "l2",
     "lpips",
+    "timm",
     "nll",
     "denoising",
     "latent",
@@ -42,7 +46,8 @@ class TrainingProgress:
     def __init__(self, total: int, done: int, enabled: bool) -> None:
         self._console = Console(stderr=True)
         self._enabled = enabled
-        self._total = total
+        self._total, self._done = total, done
+        self._started = time.monotonic()
         self._progress = Progress(
             TextColumn("training"),
             BarColumn(bar_width=24),
@@ -73,6 +78,13 @@ class TrainingProgress:
         losses = "  ".join(f"{name} {row[name]:.3g}" for name in SHOWN if row.get(name) is not None)
         self._progress.update(self._task, losses=losses)
         if self._enabled and not self._console.is_terminal:
+            left = format_remaining(self._remaining(row["step"]))
             self._console.print(
-                f"step {row['step']:g}/{self._total}  {row['seconds']:.0f} s  {losses}", soft_wrap=True
+                f"step {row['step']:g}/{self._total}  {row['seconds']:.0f} s  {losses}  {left}",
+                soft_wrap=True,
             )
+
+    def _remaining(self, step: float) -> float:
+        """Return the seconds that are left at the mean rate since this process began."""
+        rate = (step - self._done) / max(time.monotonic() - self._started, 1e-9)
+        return (self._total - step) / rate if rate > 0 else float("inf")
