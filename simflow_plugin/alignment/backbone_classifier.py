@@ -31,7 +31,7 @@ class BackboneClassifier(nn.Module):
         model, self.input_size = architecture["model"], int(architecture["img_size"])
         on_meta = network_on_meta(model)
         config: Any = on_meta.pretrained_cfg
-        size = {"img_size": self.input_size} if config.get("fixed_input_size") else {}
+        size: dict[str, Any] = {"img_size": self.input_size} if config.get("fixed_input_size") else {}
         on_meta = network_on_meta(model, **size) if size else on_meta
         self.layer: FeatureLayer = find_layer(on_meta, model, self.input_size, None)
         try:

@@ -131,7 +131,8 @@ class PooledFeatures(FeatureExtractorBase):
         size = DINOV2_SIZE if size is None and "dinov2" in model else size
         config = timm.get_pretrained_cfg(model)
         is_fixed = size is not None and (config is None or config.fixed_input_size)
-        network = timm.create_model(model, pretrained=False, **({"img_size": size} if is_fixed else {}))
+        arguments: dict[str, Any] = {"img_size": size} if is_fixed else {}
+        network = timm.create_model(model, pretrained=False, **arguments)
         load_weights(network, path)
         settings = timm.data.resolve_model_data_config(network)
         return network, size or settings["input_size"][-1], settings["mean"], settings["std"]

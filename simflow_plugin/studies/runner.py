@@ -20,7 +20,7 @@ import typer
 from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.convert.autoencoder_export import export_autoencoder, std_before_scaling
 from simflow_plugin.errors import RunDirectoryError
-from simflow_plugin.files import write_text_atomically
+from simflow_plugin.files import read_json_object, write_text_atomically
 from simflow_plugin.runs.run_directory import RunDirectory
 from simflow_plugin.studies import stages
 from simflow_plugin.studies.definitions import Study, Variant
@@ -147,10 +147,10 @@ class StudyRunner:
         if not self.file.is_file():
             return {**expected, "autoencoders": {}, "variants": {}}
         try:
-            document = json.loads(self.file.read_text())
-        except ValueError as error:
+            document = read_json_object(self.file, RunDirectoryError)
+        except RunDirectoryError as error:
             raise RunDirectoryError(
-                f"{self.file}: not JSON ({error}). Delete it: the runs themselves are kept, and measured again."
+                f"{error}. Delete it: the runs themselves are kept, and measured again."
             ) from error
         found = {key: document.get(key) for key in expected}
         if found != expected:

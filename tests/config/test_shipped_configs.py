@@ -47,7 +47,7 @@ def reduced(name):
     autoencoder = values["autoencoder"]
     autoencoder |= {"factor": 2, "widths": [8, 8], "layers_per_block": 1, "norm_num_groups": 4}
     autoencoder |= {"pretrained": None, "uses_mid_attention": False}
-    for key in ("pretrained_format", "subfolder"):
+    for key in ("pretrained_format", "subfolder", "architecture"):
         autoencoder.pop(key, None)
     model, patch = values.get("model"), 1
     if model is not None:
