@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from simflow_plugin import options, registry
 from simflow_plugin.alignment.conv_stem import ConvStem
 from simflow_plugin.alignment.encoder import FrozenEncoder
+from simflow_plugin.alignment.timm_names import check_timm_name
 from simflow_plugin.contracts import DataContext
 from simflow_plugin.errors import ConfigError, RunDirectoryError, WeightsError
 from simflow_plugin.files import replacing
@@ -76,6 +77,7 @@ class TokenClassifier(nn.Module):
             "class_token": False,
             "embed_layer": ConvStem,
         }
+        check_timm_name(architecture["model"], "model of the classifier")
         try:
             trunk: Any = timm.create_model(architecture["model"], pretrained=False, **fixed, **sizes)
         except (RuntimeError, TypeError, AssertionError) as error:

@@ -11,6 +11,7 @@ from torch import nn
 from simflow_plugin import options, registry
 from simflow_plugin.alignment.encoder import FrozenEncoder, choose_input_size
 from simflow_plugin.alignment.encoder_weights import find_weights, load_weights
+from simflow_plugin.alignment.timm_names import check_timm_name
 from simflow_plugin.contracts import DataContext, NetworkOutline
 from simflow_plugin.errors import ConfigError
 
@@ -118,12 +119,8 @@ def patch_size_of(model: str) -> int:
     import timm
     import torch
 
+    check_timm_name(model, "alignment.encoder.model")
     architecture = model.split(".")[0]
-    if not timm.is_model(architecture):
-        hint = options.did_you_mean(architecture, timm.list_models("*vit*")).split(" Known:")[0]
-        raise ConfigError(
-            f"alignment.encoder.model: timm has no model `{model}`.{hint} See timm.list_models('*vit*')."
-        )
     with torch.device("meta"):
         network: nn.Module = timm.create_model(architecture, pretrained=False)
     patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)

@@ -7,17 +7,16 @@ checkpoint of the student holds the teacher's weights, so that its run directory
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, model_validator
-from torch import Tensor, nn
 
 from simflow_plugin.contracts import GenerativeModel, ModelContext
 from simflow_plugin.errors import ConfigError, WeightsError
 from simflow_plugin.files import file_digest
 from simflow_plugin.options import Options
+from simflow_plugin.weights import load_strictly
 
 
 class TeacherOptions(Options):
@@ -140,26 +139,20 @@ def _load_weights(model: GenerativeModel, options: TeacherOptions, context: Mode
                 "teacher's data, image_size and autoencoder (`simflow distill` does)."
             )
         own = {name: value for name, value in loaded.require_model().state_dict().items() if _is_kept(name)}
-        _load(model, own, options.source)
+        load_strictly(model, own, f"model.teacher: {options.source}")
         return
     from simflow_plugin.convert.saved import load_converted
 
     folder = Path(str(options.flow))
     _check_content(options, folder / "flow.safetensors")
     flow = load_converted(folder)
-    _load(model, {f"flow.{name}": value for name, value in flow.state_dict().items()}, options.source)
+    state = {f"flow.{name}": value for name, value in flow.state_dict().items()}
+    load_strictly(model, state, f"model.teacher: {options.source}")
 
 
 def _is_kept(name: str) -> bool:
     """Return whether a weight belongs to the flow: the projector of an alignment does not."""
     return not name.startswith("alignment.")
-
-
-def _load(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    try:
-        model.load_state_dict(dict(state), strict=True)
-    except RuntimeError as error:
-        raise WeightsError(f"model.teacher: {source}: its weights do not fit: {error}") from error
 
 
 def _check_content(options: TeacherOptions, file: Path) -> None:

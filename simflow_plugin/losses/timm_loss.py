@@ -7,7 +7,6 @@ distance is averaged over positions; the loss is the mean over layers.
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,11 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
+from simflow_plugin.alignment.timm_names import check_timm_name
 from simflow_plugin.contracts import DataContext
 from simflow_plugin.errors import ConfigError, WeightsError
 from simflow_plugin.losses.perceptual import PerceptualLoss, freeze
-from simflow_plugin.options import Options, did_you_mean
+from simflow_plugin.options import Options
 from simflow_plugin.registry import RECONSTRUCTION_LOSSES
 from simflow_plugin.weights import load_strictly, read_tensors
 
@@ -140,10 +140,7 @@ def load_backbone(options: TimmLossOptions) -> Backbone:
 def _load_by_name(name: str, path: Path, arguments: dict[str, Any]) -> Backbone:
     import timm  # imported here: it takes seconds
 
-    if not timm.is_model(name):
-        raise ConfigError(
-            f"timm loss: timm has no backbone `{name}`.{did_you_mean(name, _similar(timm, name))}"
-        )
+    check_timm_name(name, "timm loss: backbone")
     if not path.is_file():
         origin = getattr(timm.get_pretrained_cfg(name), "hf_hub_id", None)
         address = f" Weights are published at https://huggingface.co/{origin}." if origin else ""
@@ -164,8 +161,3 @@ def _load_by_name(name: str, path: Path, arguments: dict[str, Any]) -> Backbone:
     tensors = {key: value for key, value in read_tensors(path).items() if not key.startswith(dropped)}
     load_strictly(network, tensors, str(path))
     return Backbone(network, network.pretrained_cfg["mean"], network.pretrained_cfg["std"])
-
-
-def _similar(timm: Any, name: str) -> list[str]:
-    """Return the nearest names, so that an error does not list a thousand."""
-    return difflib.get_close_matches(name, timm.list_models(), n=8, cutoff=0.5)
