@@ -173,7 +173,8 @@ class GenerativeModel(nn.Module, ABC):
     def token_flow(self) -> TransformerFlow | None:
         """Return the invertible flow of tokens that is the model's density, for `simflow analyze`; None without one.
 
-        A model with a flow has `tokens(latents)` too, from (B, C, h, w) to the flow's (B, T, D).
+        A model with a flow has `tokens(latents)` too, from (B, C, h, w) to the flow's (B, T, D), and its inverse
+        `latents(tokens)`.
         """
         return None
 
