@@ -70,9 +70,11 @@ def as_labels(labels: Labels, names: Sequence[str] | None) -> Tensor:
     """
     if names is None:
         raise DataError(f"labels {labels!r}: the run was trained without classes. Leave the labels out.")
+    values: list[Any]
     if isinstance(labels, (int, str, np.integer)):
-        labels = [labels]  # type: ignore[list-item]
-    values = labels.tolist() if isinstance(labels, (Tensor, np.ndarray)) else list(labels)
+        values = [labels]
+    else:
+        values = labels.tolist() if isinstance(labels, (Tensor, np.ndarray)) else list(labels)
     return torch.tensor([_class_number(value, names) for value in values], dtype=torch.int64)
 
 

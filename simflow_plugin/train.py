@@ -83,6 +83,7 @@ def train(
     """
     from simflow_plugin.config.checks import check_before_training
     from simflow_plugin.data.order import GlobalBatches
+    from simflow_plugin.runs.environment import describe_environment
     from simflow_plugin.runs.parts import build_dataset, build_parts
     from simflow_plugin.training.distributed.processes import leaving_together
     from simflow_plugin.training.loop import Trainer
@@ -112,6 +113,7 @@ def train(
                     print(config.to_yaml(), end="", flush=True)
                 print("\n".join(summary.lines()), flush=True)
                 run.write_data_summary(summary.to_json())
+                run.add_environment(describe_environment(accelerator.device, accelerator.num_processes))
             accelerator.wait_for_everyone()
             trainer = Trainer(config, run, parts, dataset, accelerator, stop, profile_steps)
             trainer.train()
