@@ -26,7 +26,6 @@ from simflow_plugin.randomness import Random
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from simflow_plugin.flow import TransformerFlow
 
 NO_LABEL = -1
 """The label of an image without one, and of a row whose label was dropped for guidance."""
@@ -170,8 +169,10 @@ class GenerativeModel(nn.Module, ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} has no tractable density")
 
-    def token_flow(self) -> TransformerFlow | None:
-        """Return the invertible flow of tokens that is the model's density, for `simflow analyze`; None without one.
+    def token_flow(self) -> Any:
+        """Return the `TransformerFlow` that is the model's density, or None without one.
+
+        `simflow analyze` looks into it, and `simflow distill` learns its inverse.
 
         A model with a flow has `tokens(latents)` too, from (B, C, h, w) to the flow's (B, T, D), and its inverse
         `latents(tokens)`.
@@ -370,6 +371,18 @@ class Autoencoder(nn.Module, ABC):
 
 
 @runtime_checkable
+class GuidedByWeaker(Protocol):
+    """A generative model that a weaker one can guide in place of its unconditional half (autoguidance)."""
+
+    def guided_by(self, weaker: GenerativeModel) -> GenerativeModel:
+        """Return this model, its weights shared, guided by `weaker`.
+
+        Raises:
+            ConfigError: if the two do not fit.
+        """
+
+
+@runtime_checkable
 class ExportableAutoencoder(Protocol):
     """An autoencoder that `simflow export` can write: normalised latents, a file of its state, a diffusers folder."""
 
@@ -435,11 +448,16 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True)
 class DataContext:
-    """The images of a run: `image_size` in pixels, `split` 'train' or 'test', and the run's `seed`."""
+    """The images of a run: `image_size` in pixels, `split` 'train' or 'test', and the run's `seed`.
+
+    `allows_pipes` is the consent of who started the command to run commands that the configuration names; it is never
+    part of a configuration.
+    """
 
     image_size: int
     split: str
     seed: int = 0
+    allows_pipes: bool = False
 
 
 class ImageDataset(Protocol):
@@ -482,3 +500,27 @@ class HasLabels(Protocol):
 
     labels: Tensor
     """(N,) int64."""
+
+
+@runtime_checkable
+class ReadsContent(Protocol):
+    """A data set that tells one image from another by the bytes it is stored as."""
+
+    def read_content(self, index: int) -> bytes:
+        """Return the encoded file of one image, or its original pixels; raise `CorruptImage` if it is unreadable."""
+
+
+@runtime_checkable
+class CountsIgnored(Protocol):
+    """A data set that says what it left out of its source."""
+
+    ignored: dict[str, int]
+    """Number of files, folders or members that are no image, by kind."""
+
+
+@runtime_checkable
+class NamesImages(Protocol):
+    """A data set whose images have names."""
+
+    def describe(self, index: int) -> str:
+        """Return the name of one image for a message: its path, as a rule."""

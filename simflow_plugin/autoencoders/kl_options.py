@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PositiveInt
+from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
-from simflow_plugin.autoencoders.network import DEFAULT_WIDTHS, Architecture, default_norm_groups
+from simflow_plugin.autoencoders.network import (
+    DEFAULT_WIDTHS,
+    NAMED_ARCHITECTURES,
+    Architecture,
+    default_norm_groups,
+)
 from simflow_plugin.autoencoders.network_weights import AutoencoderWeights
 from simflow_plugin.autoencoders.pretrained import load_pretrained
 from simflow_plugin.contracts import DataContext, PosteriorContext
 from simflow_plugin.errors import ConfigError, WeightsError
-from simflow_plugin.options import Options
+from simflow_plugin.options import Options, did_you_mean
 from simflow_plugin.registry import POSTERIORS, Part
 
 Numbers = float | list[float]
@@ -50,6 +56,9 @@ class KLOptions(Options):
         description="q(z given x), a name or a mapping with a name: `fixed`, `fixed_layernorm`, `learnable`, "
         "`learnable_noise`, or another package's",
     )
+    architecture: str | None = Field(
+        None, description="a named one (f16d64): fills in the numbers of the network; what is written wins."
+    )
     factor: PositiveInt | None = Field(
         None, description="pixels per latent pixel, a power of two; default 8."
     )
@@ -85,6 +94,16 @@ class KLOptions(Options):
         "`pretrained`, else 1."
     )  # fmt: skip
     shift: Numbers | None = Field(None, description="see scale; default from `pretrained`, else 0.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Any) -> Any:
+        name = values.get("architecture") if isinstance(values, Mapping) else None
+        if name is None:
+            return values
+        if name not in NAMED_ARCHITECTURES:
+            raise ValueError(f"architecture: unknown `{name}`.{did_you_mean(str(name), NAMED_ARCHITECTURES)}")
+        return {**NAMED_ARCHITECTURES[name], **values}
 
     def resolved(self) -> KLOptions:
         """Return the options with the numbers of the network, which are not known here where weights decide them.

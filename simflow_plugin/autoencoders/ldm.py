@@ -27,6 +27,22 @@ RULES = (
     (r"(\.attentions\.\d+)\.(q|k|v)\.", r"\1.to_\2."),
     (r"(\.attentions\.\d+)\.proj_out\.", r"\1.to_out.0."),
 )
+INVERSE_RULES = (
+    (r"\.conv_norm_out\.", ".norm_out."),
+    (r"\.mid_block\.resnets\.0\.", ".mid.block_1."),
+    (r"\.mid_block\.resnets\.1\.", ".mid.block_2."),
+    (r"(\.attentions\.\d+)\.group_norm\.", r"\1.norm."),
+    (r"(\.attentions\.\d+)\.to_(q|k|v)\.", r"\1.\2."),
+    (r"(\.attentions\.\d+)\.to_out\.0\.", r"\1.proj_out."),
+    (r"\.mid_block\.attentions\.0\.", ".mid.attn_1."),
+    (r"\.down_blocks\.(\d+)\.", r".down.\1."),
+    (r"\.resnets\.(\d+)\.", r".block.\1."),
+    (r"\.attentions\.(\d+)\.", r".attn.\1."),
+    (r"\.conv_shortcut\.", ".nin_shortcut."),
+    (r"\.downsamplers\.0\.conv\.", ".downsample.conv."),
+    (r"\.upsamplers\.0\.conv\.", ".upsample.conv."),
+)
+UP_BLOCK = re.compile(r"^decoder\.up_blocks\.(\d+)\.")
 UP_LEVEL = re.compile(r"^decoder\.up\.(\d+)\.")
 PROJECTION = re.compile(r"\.attentions\.\d+\.to_(q|k|v|out\.0)\.weight$")
 
@@ -48,6 +64,19 @@ def ldm_to_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         name: value[:, :, 0, 0] if PROJECTION.search(name) and value.dim() == 4 else value
         for name, value in renamed.items()
     }
+
+
+def diffusers_to_ldm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of diffusers' AutoencoderKL under LDM's names and in its shapes: the inverse of the above."""
+    levels = [int(match[1]) for match in map(UP_BLOCK.match, state) if match]
+    num_levels = 1 + max(levels, default=0)
+    renamed = {}
+    for name, value in state.items():
+        shaped = value[:, :, None, None] if PROJECTION.search(name) else value
+        for pattern, replacement in INVERSE_RULES:
+            name = re.sub(pattern, replacement, name)
+        renamed[UP_BLOCK.sub(lambda match: f"decoder.up.{num_levels - 1 - int(match[1])}.", name)] = shaped
+    return renamed
 
 
 def diffusers_name(name: str, num_levels: int) -> str:

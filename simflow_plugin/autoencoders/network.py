@@ -27,6 +27,23 @@ DEFAULT_WIDTHS = {
 """Channels by level for each factor; f8 is that of SD-VAE, f16 that of VA-VAE and the REPA-E host."""
 
 
+NAMED_ARCHITECTURES: dict[str, dict[str, Any]] = {
+    # SimFlow's own, `vae_f16d64`: that of the REPA-E host's f16d32 with 64 channels (the name is read, the rest of it
+    # inferred). The host counts attention by resolution, 16 for images of 256: the coarsest level.
+    "f16d64": {
+        "factor": 16,
+        "latent_channels": 64,
+        "widths": [128, 128, 256, 256, 512],
+        "layers_per_block": 2,
+        "norm_num_groups": 32,
+        "uses_mid_attention": True,
+        "attention_levels": [4],
+        "uses_quant_conv": True,
+    },
+}
+"""What a name fills in. Its encoder has no log-variance where the posterior's variance is fixed."""
+
+
 @dataclass(frozen=True)
 class Architecture:
     """Sizes and options of the network.

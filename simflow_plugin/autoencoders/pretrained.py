@@ -119,7 +119,7 @@ def _read_diffusers(
         raise WeightsError(
             f"{source}: {len(absent)} tensors are missing from the weights, such as {absent[0]}"
         )
-    shift, scale = _config_statistics(config)
+    shift, scale = config_statistics(config)
     return architecture, AutoencoderWeights(source, "diffusers", dict(network.state_dict()), shift, scale)
 
 
@@ -134,7 +134,7 @@ def _check_folder(folder: Path) -> None:
     )
 
 
-def _config_statistics(config: dict[str, Any]) -> tuple[Tensor, Tensor]:
+def config_statistics(config: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """Return (shift, scale) such that diffusers' pipelines compute latents = (raw - shift) * scale.
 
     With `latents_mean` and `latents_std` that is (raw - mean) * scaling_factor / std, else

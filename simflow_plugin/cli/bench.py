@@ -20,7 +20,10 @@ class ComputeType(str, Enum):
 
 
 def bench(
-    size: Annotated[str, typer.Option(help="S, B, L, XL or XXL.")] = "S",
+    size: Annotated[
+        str,
+        typer.Option(help="A named size of the flow: S, B, L, XL, XXL (STARFlow), simflow-l or simflow-xxl."),
+    ] = "S",
     width: Annotated[int | None, typer.Option(min=1, help="Channels; in place of the size's.")] = None,
     layers: Annotated[
         str | None, typer.Option(help="Layers of each block, the deep one last: 2,2,2,8.")

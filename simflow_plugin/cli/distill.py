@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from simflow_plugin.exits import exit_on_user_error
 from simflow_plugin.train_options import (
     AllowChangedOption,
     DryRunOption,
@@ -33,13 +34,15 @@ def distill(
 
     The student is a run: `sample`, `evaluate`, `compare` take it, and the same command goes on where it was stopped.
     """
-    from simflow_plugin.learned_inverse.distillation_config import distillation_config
-    from simflow_plugin.runs.run_directory import RunDirectory
-    from simflow_plugin.train import train_or_stop
+    with exit_on_user_error():
+        from simflow_plugin.derived_runs.distillation import distillation_config
+        from simflow_plugin.derived_runs.parent import DerivedRun
+        from simflow_plugin.runs.run_directory import RunDirectory
+        from simflow_plugin.train import train_or_stop
 
-    directory = RunDirectory(out if out is not None else run.with_name(f"{run.resolve().name}-one-pass"))
-    resolved = distillation_config(run, directory, config, set_, step)
-    if dry_run:
-        print(resolved.to_yaml(), end="")
-        return
-    train_or_stop(resolved, directory, allow_changed or [], report=not no_report)
+        directory = RunDirectory(out if out is not None else run.with_name(f"{run.resolve().name}-one-pass"))
+        resolved = distillation_config(DerivedRun(run, directory, step, config, tuple(set_ or ())))
+        if dry_run:
+            print(resolved.to_yaml(), end="")
+            return
+        train_or_stop(resolved, directory, allow_changed or [], report=not no_report)

@@ -13,7 +13,10 @@ from simflow_plugin.exits import exit_on_user_error
 def export(
     run: Annotated[Path, typer.Argument(help="Run directory.")],
     out: Annotated[
-        Path, typer.Option(help="FILE.safetensors, or a new folder for a diffusers AutoencoderKL.")
+        Path,
+        typer.Option(
+            help="FILE.safetensors, FILE.pt (the REPA-E host's layout), or a new folder (diffusers)."
+        ),
     ],
     num_images: Annotated[
         int | None,

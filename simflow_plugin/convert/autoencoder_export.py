@@ -1,4 +1,4 @@
-"""Export of a run's autoencoder to a safetensors file or a diffusers folder.
+"""Export of a run's autoencoder to a safetensors file, a diffusers folder, or a file of the REPA-E host.
 
 Latents are brought to zero mean and unit variance by channel, by statistics of z ~ q(z|x) over the training
 split, unless the run's own normalisation is kept. Every model of a study thus sees latents of the same scale.
@@ -7,13 +7,14 @@ split, unless the run's own normalisation is kept. Every model of a study thus s
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from simflow_plugin.contracts import ExportableAutoencoder
+from simflow_plugin.convert.repa_e_export import write_repa_e
 from simflow_plugin.data.loader import evaluation_batches
 from simflow_plugin.data.order import sample_rows
 from simflow_plugin.errors import ConfigError, EvaluationError, RunDirectoryError
@@ -31,7 +32,8 @@ def export_autoencoder(loaded: LoadedRun, out: Path, num_images: int | None = NU
 
     Args:
         loaded: the run; its autoencoder's normalisation changes.
-        out: a name that ends in `.safetensors` (layout `simflow`), or a new folder (a diffusers AutoencoderKL).
+        out: a name that ends in `.safetensors` (layout `simflow`) or in `.pt` (layout of the REPA-E host, with
+            `NAME-latents-stats.pt` beside it), or a new folder (a diffusers AutoencoderKL).
         num_images: of the training split, drawn at random, for the statistics; None keeps the normalisation of the run.
     Returns:
         The options of an autoencoder that read it back, frozen.
@@ -47,35 +49,43 @@ def export_autoencoder(loaded: LoadedRun, out: Path, num_images: int | None = NU
             f"{loaded.directory.path}: the autoencoder `{loaded.config.autoencoder.name}` cannot be exported: it lacks "
             "fit_normalization, to_diffusers or options_to_load (ExportableAutoencoder in simflow_plugin.contracts)."
         )
-    is_file = _is_file_name(out)
-    if not is_file:
+    layout = _layout(out)
+    if layout == "diffusers":
         check_new_folder(out)
+    if layout != "simflow":
         autoencoder.to_diffusers()  # refuses now what it cannot express, before the images are encoded
     if num_images is not None:
         autoencoder.fit_normalization(*latent_mean_and_std(loaded, num_images))
-    if is_file:
+    if layout == "simflow":
         tensors = {
             name: tensor.cpu().contiguous() for name, tensor in loaded.autoencoder.state_dict().items()
         }
         with replacing(out, RunDirectoryError) as part:
             save_file(tensors, part)
+    elif layout == "repa-e":
+        write_repa_e(autoencoder.to_diffusers(), out)
     else:
         with filling(out) as part:
             autoencoder.to_diffusers().save_pretrained(part)
     return autoencoder.options_to_load(out)
 
 
-def _is_file_name(out: Path) -> bool:
-    if out.suffix == ".safetensors":
+def _layout(out: Path) -> Literal["simflow", "repa-e", "diffusers"]:
+    """Return the layout that a name asks for.
+
+    Raises:
+        ConfigError: if it asks for none, or a folder has a file's ending.
+    """
+    if out.suffix in (".safetensors", ".pt"):
         if out.is_dir():
             raise ConfigError(f"--out {out}: is a folder. Name a file, or a folder without that ending.")
-        return True
+        return "simflow" if out.suffix == ".safetensors" else "repa-e"
     if out.suffix or out.is_file():
         raise ConfigError(
-            f"--out {out}: expected a file name that ends in .safetensors, or the name of a folder, without a dot in "
-            "it, for diffusers' layout."
+            f"--out {out}: expected a file name that ends in .safetensors, or in .pt for the REPA-E host's layout, or "
+            "the name of a folder, without a dot in it, for diffusers' layout."
         )
-    return False
+    return "diffusers"
 
 
 @torch.no_grad()

@@ -1,11 +1,11 @@
-"""The data of a run then and now: other classes are refused, other images are said."""
+"""Comparison of a run's data then and now: other classes are refused, other images are said."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from simflow_plugin.contracts import ImageDataset
+from simflow_plugin.contracts import ImageDataset, NamesImages
 from simflow_plugin.data.labels import shortened
 from simflow_plugin.data.order import sample_rows
 from simflow_plugin.data.summary import NUM_HASHED, content_digest, describe_classes
@@ -39,8 +39,7 @@ def data_changes(state: Mapping[str, Any], train: ImageDataset) -> list[str]:
     changed = [row for row, digest in zip(rows, stored, strict=False) if content_digest(train, row) != digest]
     if not changed:
         return []
-    describe = getattr(train, "describe", None)
-    example = f", such as {describe(changed[0])}" if describe is not None else ""
+    example = f", such as {train.describe(changed[0])}" if isinstance(train, NamesImages) else ""
     return [
         f"{len(changed)} of {len(rows)} training images looked at have another content or label than when the run was "
         f"trained{example}"

@@ -171,7 +171,10 @@ def _leave_signals_to_parent(worker_id: int) -> None:
 
 
 def evaluation_batches(
-    dataset: ImageDataset, batch_size: int, indices: Sequence[int] | None = None
+    dataset: ImageDataset,
+    batch_size: int,
+    indices: Sequence[int] | None = None,
+    corrupt: set[int] | None = None,
 ) -> Iterator[Batch]:
     """Yield images in order, without augmentation; a corrupt one is left out, and counted.
 
@@ -179,16 +182,17 @@ def evaluation_batches(
         dataset: map-style.
         batch_size: the last batch can be smaller.
         indices: which images; None for all.
+        corrupt: images that could not be read, for whoever states how many were measured; grows.
     Returns:
         batches with `step` 0 and `offset` the number of images asked for before.
     Raises:
         DataError: if more images are corrupt than the data set allows.
     """
     wanted = range(len(dataset)) if indices is None else indices
-    known: set[int] = set()
+    known = set() if corrupt is None else corrupt
     for start in range(0, len(wanted), batch_size):
-        rows, corrupt = read_rows(dataset, wanted[start : start + batch_size], replace=False)
-        watch_corrupt(dataset, corrupt, known)
+        rows, found = read_rows(dataset, wanted[start : start + batch_size], replace=False)
+        watch_corrupt(dataset, found, known)
         if rows is not None and len(rows.indices):
             unflipped = torch.zeros(len(rows.indices), dtype=torch.bool)
             yield Batch(to_float(rows.images), rows.labels, rows.indices, 0, start, unflipped)

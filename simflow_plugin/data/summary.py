@@ -1,4 +1,4 @@
-"""What the loader understood of a data set: images, classes by name, split by split, what was left out.
+"""Summary of a data set as it was read: images, classes by name, split by split, entries left out.
 
 Printed when training starts, stored with the run, compared on resume and evaluation (`simflow_plugin.data.changes`).
 """
@@ -6,16 +6,15 @@ Printed when training starts, stored with the run, compared on resume and evalua
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from simflow_plugin.contracts import ImageDataset
+from simflow_plugin.contracts import NO_LABEL, CountsIgnored, HasLabels, ImageDataset, ReadsContent
 from simflow_plugin.data.decoding import CorruptImage, used_bits
 from simflow_plugin.data.folder_scan import describe_ignored
+from simflow_plugin.data.image_files import FileDataset
 from simflow_plugin.data.labels import shortened
 from simflow_plugin.data.order import sample_rows
 from simflow_plugin.errors import DataError
@@ -144,7 +143,14 @@ def summarize_split(dataset: ImageDataset, split: str) -> SplitSummary:
             f"{split}: all {len(tried)} images tried are corrupt: none can be read. The first: {corrupt[0]}"
         )
     notes = _notes_on_bits(dataset, tried)
-    return SplitSummary(len(dataset), counts, _ignored(dataset), content_digests(dataset), corrupt, notes)
+    return SplitSummary(
+        len(dataset),
+        counts,
+        dict(dataset.ignored) if isinstance(dataset, CountsIgnored) else {},
+        content_digests(dataset),
+        corrupt,
+        notes,
+    )
 
 
 def content_digests(dataset: ImageDataset) -> list[str]:
@@ -157,11 +163,10 @@ def content_digest(dataset: ImageDataset, index: int) -> str:
 
     The encoded file where there is one: decoders of another version may round a pixel otherwise.
     """
-    read_content = getattr(dataset, "read_content", None)
-    labels = getattr(dataset, "labels", None)
     try:
-        if read_content is not None:
-            content, label = read_content(index), int(labels[index]) if labels is not None else -1
+        if isinstance(dataset, ReadsContent):
+            content = dataset.read_content(index)
+            label = int(dataset.labels[index]) if isinstance(dataset, HasLabels) else NO_LABEL
         else:
             example = dataset[index]
             content, label = example.image.contiguous().numpy().tobytes(), example.label
@@ -180,9 +185,10 @@ def count_by_class(dataset: ImageDataset, split: str) -> list[int] | None:
     Raises:
         DataError: if a label is none of the classes.
     """
-    labels, num_classes = getattr(dataset, "labels", None), dataset.num_classes
-    if not isinstance(labels, Tensor) or num_classes is None or not len(labels):
+    num_classes = dataset.num_classes
+    if not isinstance(dataset, HasLabels) or num_classes is None or not len(dataset.labels):
         return None
+    labels = dataset.labels
     if int(labels.min()) < -1 or int(labels.max()) >= num_classes:
         wrong = int(labels.max()) if int(labels.max()) >= num_classes else int(labels.min())
         raise DataError(
@@ -211,7 +217,7 @@ def split_notes(train: ImageDataset, test: ImageDataset) -> list[str]:
     if train.num_classes is None:
         return []
     counts = count_by_class(test, "test")
-    if counts is None and (test.num_classes is None or isinstance(getattr(test, "labels", None), Tensor)):
+    if counts is None and (test.num_classes is None or isinstance(test, HasLabels)):
         return ["the test split is unlabelled: likelihoods of its images are unconditional"]
     if counts is None:
         return []
@@ -232,19 +238,13 @@ def describe_classes(names: list[str] | None) -> str:
     return "unlabelled" if names is None else f"{len(names)} classes: {shortened(names)}"
 
 
-def _ignored(dataset: ImageDataset) -> dict[str, int]:
-    ignored = getattr(dataset, "ignored", None)
-    return dict(ignored) if isinstance(ignored, Mapping) else {}
-
-
 def _notes_on_bits(dataset: ImageDataset, rows: list[int]) -> list[str]:
-    read_content = getattr(dataset, "read_content", None)
-    if read_content is None or not hasattr(dataset, "read_image"):
+    if not isinstance(dataset, FileDataset):
         return []
     found = []
     for row in rows:
         try:
-            bits = used_bits(read_content(row))
+            bits = used_bits(dataset.read_content(row))
         except CorruptImage:
             continue
         if bits is not None:

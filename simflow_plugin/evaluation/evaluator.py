@@ -54,6 +54,7 @@ from simflow_plugin.evaluation.request import (
 from simflow_plugin.evaluation.result import Evaluation, Measured, read_evaluation
 from simflow_plugin.evaluation.sample_shards import SampleShards
 from simflow_plugin.progress_bar import count_progress
+from simflow_plugin.runs.autoguidance import guide_name, with_autoguidance
 from simflow_plugin.runs.checkpoints import MANIFEST, checkpoint_folders
 from simflow_plugin.runs.loaded_run import LoadedRun
 from simflow_plugin.runs.parts import build_dataset
@@ -75,7 +76,7 @@ class RunEvaluator:
 
     def __init__(self, loaded: LoadedRun, request: EvaluationRequest, needs_judge: bool = True) -> None:
         self.parts = checked_parts(loaded, request)
-        self.loaded = with_sampling(loaded, request.sampling)
+        self.loaded = with_autoguidance(with_sampling(loaded, request.sampling), request.autoguidance)
         self.request = request
         self.config = loaded.config
         self.batch_size = request.batch_size or loaded.config.sampling.batch_size
@@ -89,10 +90,12 @@ class RunEvaluator:
         settings = evaluation_settings(self.loaded, request)
         name = f"step_{settings['step']:08d}_{fingerprint(settings)}"
         self.evaluation = Evaluation(loaded.directory.path / "evaluations" / name, settings)
+        self.evaluation.notes_by_part = {part: [] for part in ("data", *self.parts)}
         self.lpips, note = None, ""
         if "reconstruction" in self.parts:
             self.lpips, note = find_lpips(loaded, request.lpips_backbone)
-            self.evaluation.notes += [note] if note else []
+            if note:
+                self.evaluation.note("reconstruction", note)
         self.shards = SampleShards(self.evaluation.folder, request.num_samples)
         self.test = build_dataset(self.config, "test")
         self.other = other_data(loaded.config, request, self.batch_size)
@@ -112,6 +115,7 @@ class RunEvaluator:
         }
         newest = checkpoint_folders(self.loaded.directory.checkpoints)[-1]
         is_own = found == found | own and self.loaded.ema_length is None
+        is_own = is_own and self.request.autoguidance is None
         return is_own and self.loaded.checkpoint.path == newest
 
     @cached_property
@@ -142,8 +146,9 @@ class RunEvaluator:
 
     def measure(self) -> Evaluation:
         """Measure everything that was asked for, on the samples on disk; write and return the result."""
-        self.evaluation.notes += data_changes(self.loaded.checkpoint.state, self.train)
-        self.evaluation.notes += split_notes(self.train, self.test)
+        changes = data_changes(self.loaded.checkpoint.state, self.train)
+        for note in changes + split_notes(self.train, self.test):
+            self.evaluation.note("data", note)
         if "generation" in self.parts:
             self._generation()
         if "reconstruction" in self.parts:
@@ -170,7 +175,10 @@ class RunEvaluator:
             with count_progress("features of samples", count) as advance:
                 self._sample_features = extract(self.extractor, self._sample_batches(), advance)
             real = self._real_features(real_set, reference, len(real_set))
-            on = f"{samples_on} against {len(real_set):,} images, {self._name(reference)}, {self._extractor_name()}"
+            num_real = len(real.pooled)  # those that could be read
+            on = (
+                f"{samples_on} against {num_real:,} images, {self._name(reference)}, {self._extractor_name()}"
+            )
             warning = "compared with the training split" if reference == "train" else ""
             numbers = fidelity(self._sample_features, real, self.extractor, self.request.seed)
             found |= {name: number.with_notes(on, warning) for name, number in numbers.items()}
@@ -178,7 +186,7 @@ class RunEvaluator:
             try:
                 self._judge(self.judge, samples_on)
             except SimflowError as error:  # the other numbers, and the samples, are worth keeping
-                self.evaluation.notes.append(f"not judged: {error}")
+                self.evaluation.note("generation", f"not judged: {error}")
 
     def _sample_batches(self) -> Iterator[Tensor]:
         for images, _ in self.shards.read():
@@ -207,6 +215,7 @@ class RunEvaluator:
             "diversity_ratio": Measured(judgement.diversity_ratio, on=on),
         }
         self.evaluation.details["judgement"] = asdict(judgement)
+        self.evaluation.details["class_names"] = self.loaded.class_names
 
     def _build_judge(self, is_needed: bool) -> Judge | None:
         part = self.request.judge or self.config.evaluation.judge
@@ -223,14 +232,13 @@ class RunEvaluator:
         except SimflowError as error:
             if is_needed:
                 raise
-            self.evaluation.notes.append(f"not judged: {error}")
+            self.evaluation.note("generation", f"not judged: {error}")
             return None
 
     # ------------------------------------------------------------------ held-out images
 
     def _held_out(self) -> HeldOut:
         count = min(self.request.num_held_out or len(self.test), len(self.test))
-        self.evaluation.details["num_held_out"] = count
         return HeldOut(self.test, self._name("test"), count, self.batch_size)
 
     def _reconstruction(self) -> None:
@@ -244,11 +252,12 @@ class RunEvaluator:
                 decoded.append(extractor(reconstruction))
 
         found |= measure_reconstruction(self.loaded, held_out, self.lpips, keep)
-        if extractor is None or held_out.count < 2:
+        self.evaluation.details["num_held_out"] = held_out.num_measured
+        if extractor is None or held_out.num_measured < 2:
             return
         real, reconstructed = map(ImageFeatures.concatenate, (originals, decoded))
         is_inception, suffix = extractor.is_inception, extractor.suffix
-        on = f"{held_out.count:,} images, {held_out.name}, posterior mean, {self._extractor_name()}"
+        on = f"{held_out.counted}, posterior mean, {self._extractor_name()}"
         key = "rfid" if is_inception else f"rfd_{suffix}"
         found[key] = distance(reconstructed, real).with_notes(on)
         if self._sample_features is not None:
@@ -257,9 +266,9 @@ class RunEvaluator:
             found[key] = distance(self._sample_features, reconstructed).with_notes(on)
 
     def _likelihood(self) -> None:
-        model, notes = self.loaded.model, self.evaluation.notes
+        model = self.loaded.model
         if model is None or not has_density(self.loaded):
-            notes.append("likelihood: not measured, the model has no exact density")
+            self.evaluation.note("likelihood", "likelihood: not measured, the model has no exact density")
             return
         likelihood = fit_likelihood(self.loaded, self.train, self.request.likelihood, self.batch_size)
         scorer = Scorer(self.loaded.autoencoder, model, likelihood, self.request.posterior_samples)
@@ -267,13 +276,16 @@ class RunEvaluator:
         folder, held_out = self.evaluation.folder, self._held_out()
         folder.mkdir(parents=True, exist_ok=True)
         self.evaluation.metrics |= measure_likelihood(self.loaded, held_out, scorer, folder / "scores.csv")
+        self.evaluation.details["num_held_out"] = held_out.num_measured
         if model.noise_std:
-            notes.append(f"likelihood: of latents plus noise of std {model.noise_std:g}, the model's own")
-        notes.append(
+            noisy = f"likelihood: of latents plus noise of std {model.noise_std:g}, the model's own"
+            self.evaluation.note("likelihood", noisy)
+        self.evaluation.note(
+            "likelihood",
             f"image bits per dim: {likelihood.kind} reconstruction likelihood, scale {likelihood.scale:.4g} (pixels "
             f"in [-1, 1]) fitted on training images; mean of {scorer.num_samples} posterior sample(s), not importance "
             f"weighted; control variate log q(z|x) + H(q), coefficients {scorer.control.log_prob:.3g} (log p(z)) and "
-            f"{scorer.control.reconstruction:.3g} (reconstruction)"
+            f"{scorer.control.reconstruction:.3g} (reconstruction)",
         )
         if self.other is not None:
             csv = folder / "scores_ood.csv"
@@ -298,6 +310,7 @@ def evaluation_settings(loaded: LoadedRun, request: EvaluationRequest) -> dict[s
         "weights": "EMA" if loaded.averaged else "last",
         **({} if loaded.ema_length is None else {"ema_length": loaded.ema_length}),
         "guidance": guidance,
+        **({} if request.autoguidance is None else {"autoguidance": guide_name(request.autoguidance)}),
         "sampling": {**sampler_options(loaded.config), **dict(map(assignment, request.sampling))},
         "seed": request.seed,
         "precision": str(loaded.precision),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -50,16 +50,30 @@ class HeldOut:
         name: for the notes: `test split of digits, 16 x 16`.
         count: images of it to use, drawn at random if not all.
         batch_size: at a time.
+        corrupt: indices of images that turned out unreadable, and are in no number; grows.
     """
 
     dataset: ImageDataset
     name: str
     count: int
     batch_size: int
+    corrupt: set[int] = field(default_factory=set)
+
+    @property
+    def num_measured(self) -> int:
+        """Images read of those asked for, once `batches` has gone through them."""
+        return self.count - len(self.corrupt)
+
+    @property
+    def counted(self) -> str:
+        """The number of images measured, in words."""
+        left_out = f" of {self.count:,} ({len(self.corrupt)} corrupt)" if self.corrupt else ""
+        return f"{self.num_measured:,}{left_out} images, {self.name}"
 
     def batches(self) -> Iterator[Batch]:
         """Yield the images in batches."""
-        return evaluation_batches(self.dataset, self.batch_size, sample_rows(len(self.dataset), self.count))
+        rows = sample_rows(len(self.dataset), self.count)
+        return evaluation_batches(self.dataset, self.batch_size, rows, self.corrupt)
 
 
 def find_lpips(loaded: LoadedRun, backbone: str | None) -> tuple[LPIPSDistance | None, str]:
@@ -117,7 +131,7 @@ def measure_reconstruction(
             keep(*(to_uint8(part).permute(0, 3, 1, 2).cpu() for part in (images, decoded)))
             advance(len(images))
     found = {name: bootstrap_mean(torch.cat(parts).numpy()) for name, parts in values.items()}
-    on = f"{held_out.count:,} images, {held_out.name}, posterior mean"
+    on = f"{held_out.counted}, posterior mean"
     return {name: number.with_notes(on) for name, number in found.items()}
 
 
@@ -188,7 +202,7 @@ def measure_likelihood(
     scores, indices = score_images(loaded, held_out, scorer, has_labels=True)
     write_scores(csv, {"index": indices, **scores._asdict()})
     given = "given labels" if loaded.num_classes is not None else "unconditional"
-    on = f"{held_out.count:,} images, {held_out.name}, {given}"
+    on = f"{held_out.counted}, {given}"
     likelihood = scorer.likelihood
     return {
         "latent_bits_per_dim": _mean_of(scores.latent_bits_per_dim, scores.latent_bits_error, on),
@@ -219,7 +233,7 @@ def measure_outliers(
     inside, _ = score_images(loaded, held_out, scorer, has_labels=False)
     outside, indices = score_images(loaded, other, scorer, has_labels=False)
     write_scores(csv, {"index": indices, **outside._asdict()})
-    on = f"{held_out.count:,} images, {held_out.name}, against {other.count:,}, {other.name}; unconditional"
+    on = f"{held_out.counted}, against {other.counted}; unconditional"
     warning = ""
     if loaded.num_classes is not None and not (loaded.model is not None and loaded.model.supports_guidance):
         warning = "trained without label dropout: its unconditional density was never trained"

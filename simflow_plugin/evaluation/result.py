@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from simflow_plugin.errors import EvaluationError
-from simflow_plugin.files import write_text_atomically
+from simflow_plugin.files import read_json_object, write_text_atomically
 
 
 @dataclass(frozen=True)
@@ -58,27 +58,36 @@ class Evaluation:
         settings: what decides a sample, and where the weights are from.
         metrics: by name.
         details: counts of images, and the judge's own numbers by class.
-        notes: what was left out, and why.
+        notes_by_part: what was left out and why, and what a reader must know, by the part measured (`data` for all).
     """
 
     folder: Path
     settings: dict[str, Any]
     metrics: dict[str, Measured] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    notes_by_part: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> list[str]:
+        """All notes, each once."""
+        return list(dict.fromkeys(note for notes in self.notes_by_part.values() for note in notes))
+
+    def note(self, part: str, text: str) -> None:
+        """Add a note on one part."""
+        self.notes_by_part.setdefault(part, []).append(text)
 
     def save(self) -> None:
-        """Write result.json; numbers measured before stay where they were not measured again."""
+        """Write result.json; numbers of a part measured before stay, with its notes, unless it was measured again."""
         if (self.folder / "result.json").exists():
             before = read_evaluation(self.folder)
             self.metrics = before.metrics | self.metrics
             self.details = before.details | self.details
-            self.notes = list(dict.fromkeys(before.notes + self.notes))
+            self.notes_by_part = before.notes_by_part | self.notes_by_part
         document = {
             "settings": self.settings,
             "metrics": {name: number.to_json() for name, number in self.metrics.items()},
             "details": self.details,
-            "notes": self.notes,
+            "notes": self.notes_by_part,
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text_atomically(self.folder / "result.json", json.dumps(document, indent=1) + "\n")
@@ -91,12 +100,14 @@ def read_evaluation(folder: Path) -> Evaluation:
         EvaluationError: if it is missing or damaged.
     """
     try:
-        document = json.loads((folder / "result.json").read_text())
+        document = read_json_object(folder / "result.json", EvaluationError)
         metrics = {name: Measured.from_json(values) for name, values in document["metrics"].items()}
-        return Evaluation(
-            folder, document["settings"], metrics, document.get("details", {}), document["notes"]
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        notes = document["notes"]
+        by_part = (
+            dict(notes) if isinstance(notes, dict) else {"data": list(notes)}
+        )  # a list in earlier versions
+        return Evaluation(folder, document["settings"], metrics, document.get("details", {}), by_part)
+    except (EvaluationError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise EvaluationError(
             f"{folder / 'result.json'}: missing or damaged ({error}). Evaluate the run again."
         ) from error

@@ -66,6 +66,13 @@ class FlowArchitecture(Options):
         0.1, ge=0, le=1, description="Fraction of training rows whose label is dropped, for guidance."
     )
 
+    intermediate_weight: float = Field(
+        0.0,
+        ge=0,
+        description="Weight, beside the NLL per dimension, of the summed mean squares of what each block gets (tokens "
+        "and intermediate outputs); ml-starflow names 1e-4 a good value.",
+    )
+
     norm: Literal["layer", "rms"] = Field(
         "layer",
         description="Normalisation before attention and MLP; with adaLN a layer norm without affine parameters.",

@@ -21,9 +21,9 @@ from simflow_plugin.flow.attention import AttentionContext, build_attention
 from simflow_plugin.flow.block import FlowBlock
 from simflow_plugin.flow.guidance import GuidanceContext, GuidanceRule, build_guidance
 from simflow_plugin.flow.guidance.rule import check_guidance
-from simflow_plugin.flow.input_checks import check_condition, check_labels, check_tokens
+from simflow_plugin.flow.input_checks import check_condition, check_guide, check_labels, check_tokens
 from simflow_plugin.flow.rope import rotation_table
-from simflow_plugin.flow.sampling.inversion import SamplingRequest, invert
+from simflow_plugin.flow.sampling.inversion import Guide, SamplingRequest, invert
 from simflow_plugin.flow.sampling.methods import Jacobi, Method, parse_methods
 
 
@@ -31,13 +31,16 @@ class FlowOutput(NamedTuple):
     """Output of a forward pass.
 
     `noise` (B, T, D), in the dtype of the tokens; `logdet` (B,), nats, at least float32; `hidden` (B, T,
-    width) in raster order, or None; `block_logdets` (K, B), nats, the parts of `logdet` in training order.
+    width) in raster order, or None; `block_logdets` (K, B), nats, the parts of `logdet` in training order;
+    `regularization`, a scalar: `intermediate_weight` times the summed mean squares of what the K blocks get, the tokens
+    and the outputs of all blocks but the last; None where the weight is 0.
     """
 
     noise: Tensor
     logdet: Tensor
     hidden: Tensor | None
     block_logdets: Tensor
+    regularization: Tensor | None = None
 
 
 class TransformerFlow(nn.Module):
@@ -102,8 +105,11 @@ class TransformerFlow(nn.Module):
         rows = self._check(tokens, labels, condition, "tokens", checks_values)
         block_of_hidden = self._locate_hidden(hidden_layer, hidden_block)
         rotation = self._rotation(rows)
-        noise, hidden, logdets = tokens, None, []
+        noise, hidden, logdets, powers = tokens, None, [], []
+        weight = self.config.intermediate_weight
         for index, block in enumerate(self.blocks):
+            if weight > 0:
+                powers.append(noise.to(torch.promote_types(noise.dtype, torch.float32)).square().mean())
             output = block(noise, rows, rotation, hidden_layer if index == block_of_hidden else None)
             noise = output.noise
             logdets.append(output.logdet)
@@ -113,7 +119,8 @@ class TransformerFlow(nn.Module):
         if self.prior_log_std is not None:
             noise = noise * torch.exp(-self.prior_log_std.to(noise.dtype))
             logdet = logdet - self.prior_log_std.to(logdet.dtype).sum()
-        return FlowOutput(noise, logdet, hidden, block_logdets)
+        regularization = weight * torch.stack(powers).sum() if powers else None
+        return FlowOutput(noise, logdet, hidden, block_logdets, regularization)
 
     def trajectory(
         self, tokens: Tensor, labels: Tensor | None = None, *, condition: Tensor | None = None
@@ -158,6 +165,7 @@ class TransformerFlow(nn.Module):
         guidance_rule: str | Mapping[str, Any] | GuidanceRule = "starflow",
         method: Any = "cached",
         guess: Sequence[Tensor] | None = None,
+        guide: TransformerFlow | None = None,
         return_statistics: bool = False,
     ) -> Any:
         """Map noise to tokens: the exact inverse of `forward` at guidance 0.
@@ -173,6 +181,9 @@ class TransformerFlow(nn.Module):
                 these, one per block in training order.
             guess: one (B, T, D) per block in training order, where the iteration on its input starts: the first K
                 states of a `trajectory`. It changes the number of passes, not the answer; `jacobi` only.
+            guide: autoguidance (arXiv:2406.02507): a weaker flow on the same latents, with the same condition, in place
+                of the unconditional half. Only the first generated block is guided unless the rule's `block_interval`
+                names others, whose variables the two flows have to share: checkpoints of one run.
             return_statistics: also return a `SamplingStatistics`.
 
         Returns:
@@ -185,13 +196,16 @@ class TransformerFlow(nn.Module):
         check_guidance(guidance)
         rows = self._check(noise, labels, condition, "noise", reads_values=True)
         rule = build_guidance(guidance_rule, GuidanceContext(self.config.num_blocks))
-        null_rows = self._null_rows(rows, null_condition, guidance)
-        if guidance > 0:
+        null_rows = self._null_rows(rows, null_condition, guidance) if guide is None else None
+        if guide is not None:
+            check_guide(guide.config, self.config)
+        elif guidance > 0:
             self._check_reach(rule, guidance)
         methods = parse_methods(method, self.config.num_blocks)
         if guess is not None:
             self._check_guess(guess, noise, methods)
-        request = SamplingRequest(rows, null_rows, guidance, rule, methods, guess)
+        beside = None if guide is None else Guide(list(guide.blocks), guide._rotation(rows))  # type: ignore[arg-type]
+        request = SamplingRequest(rows, null_rows, guidance, rule, methods, guess, beside)
         noise = noise.to(torch.promote_types(noise.dtype, torch.float32))
         if self.prior_log_std is not None:
             noise = noise * torch.exp(self.prior_log_std.to(noise.dtype))

@@ -50,12 +50,12 @@ class FlowKind:
 
 
 def flow_kinds() -> list[FlowKind]:
-    """Return every model that a host gets: both families, all sizes that only set a shape, patch 1 and 2."""
+    """Return every model that a host gets: both families in every size that only sets a shape, SimFlow in its own."""
     return [
         FlowKind(family, size, patch_size)
         for family in ("SimFlow", "STARFlow")
         for size, values in SIZES.items()
-        if values.keys() <= SHAPE  # a published architecture has one family already
+        if values.keys() <= SHAPE or (family == "SimFlow" and size.startswith("simflow-"))
         for patch_size in PATCH_SIZES
     ]
 
@@ -82,8 +82,11 @@ class HostGeometry:
 
 
 class HostedLosses(NamedTuple):
-    """`nll` (B,), nats per latent dimension; `alignment`, a scalar in [-1, 1]; `projected`, one (B, T, F) for each
-    encoder; `noise` (B, C, h, w), the flow's output on the latent grid."""
+    """What a host's loop gets.
+
+    `nll` (B,), nats per latent dimension, with the flow's regularisation if it has one; `alignment`, a scalar in
+    [-1, 1]; `projected`, one (B, T, F) for each encoder; `noise` (B, C, h, w), the flow's output on the latent grid.
+    """
 
     nll: Tensor
     alignment: Tensor
@@ -164,7 +167,8 @@ class HostedFlow(nn.Module):
         output = self.core.likelihood(latents, self.known_labels(labels), draws, layer)
         projected = [projector(output.hidden) for projector in self.projectors] if features else []
         return HostedLosses(
-            nll=-output.log_prob / latents[0].numel(),
+            nll=-output.log_prob / latents[0].numel()
+            + (0.0 if output.regularization is None else output.regularization),
             alignment=self._alignment(projected, features, output.log_prob),
             projected=projected,
             noise=self.core.latents(output.noise),

@@ -8,6 +8,7 @@ the latents attached (`align_only`): what `proj_loss` carries reaches the encode
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,10 @@ from simflow_plugin.hosts.hosted_flow import FlowKind, HostedFlow, HostGeometry,
 
 LEARNED_VARIANCE = {"f8d4": (4, 8), "f16d32": (32, 16)}
 """The host's own autoencoders: (latent channels, factor)."""
+
+F16D64 = (64, 16)
+F16D64_WIDTHS = [1, 1, 2, 2, 4]
+"""SimFlow's autoencoder; the widths, in units of 128, are those of the host's f16d32 (inferred from its name)."""
 
 BATCH_NORM_EPS = 1e-6
 """The host has 1e-4, but undoes the normalisation without it; smaller, samples come back closer to the latents."""
@@ -202,12 +207,31 @@ def add_models(models: dict[str, Callable[..., nn.Module]]) -> None:
 
 
 def add_autoencoders(autoencoders: dict[str, Callable[..., nn.Module]]) -> None:
-    """Add `f8d4-fixedvar` and `f16d32-fixedvar` to the host's dictionary (`repa_e.autoencoders`)."""
+    """Add `f8d4-fixedvar`, `f16d32-fixedvar` and `f16d64-fixedvar` to the host's dictionary (`repa_e.autoencoders`)."""
     for name, (latent_channels, factor) in LEARNED_VARIANCE.items():
         if name in autoencoders:
             autoencoders.setdefault(
                 f"{name}-fixedvar", FixedVarianceFactory(autoencoders[name], latent_channels, factor)
             )
+    if "f16d32" in autoencoders:
+        channels, factor = F16D64
+        build_f16d64 = partial(_build_f16d64, autoencoders["f16d32"], channels)
+        autoencoders.setdefault("f16d64-fixedvar", FixedVarianceFactory(build_f16d64, channels, factor))
+
+
+def _build_f16d64(sibling: Callable[..., nn.Module], channels: int, **options: Any) -> nn.Module:
+    """Build the host's autoencoder as its f16d32 is built, with `channels` latent ones and no log-variance.
+
+    Raises:
+        HostError: if the module of that factory has no such class.
+    """
+    network = getattr(sys.modules.get(sibling.__module__), "AutoencoderKL", None)
+    if network is None:
+        raise HostError(
+            f"f16d64-fixedvar: found no class AutoencoderKL beside the host's f16d32 ({sibling.__module__}); expected "
+            "models/autoencoder.py of the pinned commit"
+        )
+    return network(embed_dim=channels, ch_mult=F16D64_WIDTHS, use_variational=False, **options)
 
 
 def add_samplers(samplers: dict[type, Callable[..., Tensor]]) -> None:

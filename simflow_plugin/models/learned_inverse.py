@@ -123,7 +123,7 @@ class LearnedInverse(GenerativeModel):
         self.teacher = build_teacher(options.teacher, context)
         if options.guidance_max > 0 and not self.teacher.supports_guidance:
             raise ConfigError(
-                f"model.guidance_max: {options.guidance_max}, but the teacher {options.teacher.source} was trained "
+                f"model.guidance_max: {options.guidance_max}, but the teacher was trained "
                 "without label dropout and has no unconditional half to guide with. Set 0."
             )
         self.student = InverseStudent(options.student, context.latent_shape, self.teacher.flow.config)

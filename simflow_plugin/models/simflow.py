@@ -6,6 +6,7 @@ fixed posterior variance keeps stable (arXiv:2512.04084).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, NamedTuple
 
@@ -27,6 +28,7 @@ from simflow_plugin.flow import (
     unpatchify,
 )
 from simflow_plugin.flow.guidance import GuidanceContext, GuidanceRule
+from simflow_plugin.flow.input_checks import check_guide
 from simflow_plugin.flow.sampling import Auto, Jacobi, parse_methods
 from simflow_plugin.randomness import Random
 from simflow_plugin.registry import GUIDANCE, MODELS, Part
@@ -64,11 +66,12 @@ class SimFlowOptions(options.Options):
 
 
 class LikelihoodOutput(NamedTuple):
-    """`log_prob` (B,), nats; `noise` (B, T, D); `hidden` (B, T, W), or None where none was asked for."""
+    """`log_prob` (B,), nats; `noise` (B, T, D); `hidden` and `regularization` as in `FlowOutput`, or None."""
 
     log_prob: Tensor
     noise: Tensor
     hidden: Tensor | None
+    regularization: Tensor | None = None
 
 
 @MODELS.register("simflow")
@@ -83,8 +86,10 @@ class SimFlow(GenerativeModel):
     """
 
     Options = SimFlowOptions
-    coupled_terms: ClassVar[frozenset[str]] = frozenset({"nll", "alignment"})
+    coupled_terms: ClassVar[frozenset[str]] = frozenset({"nll", "alignment", "intermediate"})
     supports_alignment = True
+    guide: SimFlow | None = None
+    """With autoguidance, a weaker model; see `guided_by`."""
 
     def __init__(self, options: SimFlowOptions, context: ModelContext) -> None:
         super().__init__()
@@ -108,6 +113,8 @@ class SimFlow(GenerativeModel):
         # A latent that is not finite is the loop's to count and skip, by the name of the term that it reaches.
         output = self.likelihood(latents, labels, random, layer, checks_values=False)
         terms = {"nll": -output.log_prob.mean() / latents[0].numel()}
+        if output.regularization is not None:
+            terms["intermediate"] = output.regularization
         if self.alignment is not None and features is not None:
             assert output.hidden is not None
             terms["alignment"] = self.alignment(output.hidden, self.grid_size, features)
@@ -134,7 +141,7 @@ class SimFlow(GenerativeModel):
         tokens = self.tokens(self.add_noise(latents, random))
         output = self.flow(tokens, labels, hidden_layer=hidden_layer, checks_values=checks_values)
         log_prob = standard_normal_log_prob(output.noise) + output.logdet
-        return LikelihoodOutput(log_prob, output.noise, output.hidden)
+        return LikelihoodOutput(log_prob, output.noise, output.hidden, output.regularization)
 
     def add_noise(self, latents: Tensor, random: Random) -> Tensor:
         """Return latents (B, C, h, w) plus noise of std `noise_std`, drawn as `latent_noise`."""
@@ -152,8 +159,23 @@ class SimFlow(GenerativeModel):
             guidance=guidance,
             guidance_rule=self.guidance_rule,
             method=self.options.sampling.method,
+            guide=None if self.guide is None else self.guide.flow,
         )
         return self.latents(tokens)
+
+    def guided_by(self, weaker: GenerativeModel) -> SimFlow:
+        """Return this model, its weights shared, with `weaker` in place of the unconditional half of its guidance.
+
+        Raises:
+            ConfigError: if that is no flow on the same tokens.
+        """
+        if not isinstance(weaker, SimFlow):
+            raise ConfigError(f"autoguidance: found a {type(weaker).__name__}, expected a flow like this one")
+        check_guide(weaker.flow.config, self.flow.config)
+        twin = copy.copy(self)
+        # No submodule: the state of this model stays its own.
+        twin.__dict__ |= {"guide": weaker, "supports_guidance": True}
+        return twin
 
     def log_prob(self, latents: Tensor, labels: Tensor | None) -> Tensor:
         return self.flow.log_prob(self.tokens(latents), self._known(labels))

@@ -114,7 +114,7 @@ class Trainer:
         )
         self.adversary = parts.adversary.to(self.device) if parts.adversary is not None else None
         self.joint.train()
-        self.sample_grids = SampleGrids(config, run, self.joint, dataset.num_classes, self.engine)
+        self.sample_grids = SampleGrids(config, run, self.joint, dataset, self.engine)
         if config.training.compile:
             compile_layers(self.joint.model)
         trained: dict[str, torch.nn.Module] = {"autoencoder": self.joint.autoencoder}
@@ -164,7 +164,7 @@ class Trainer:
             self._restore()
             tracker = Tracker(self.run_directory, self.config) if self.accelerator.is_main_process else None
             progress = TrainingProgress(
-                self.config.training.steps, self.step, self.accelerator.is_main_process
+                self.config.training.steps, self.step, self.accelerator.is_main_process, self._synchronise
             )
             trace = self.run_directory.path / "trace.json"
             recorded = self.profile_steps if self.accelerator.is_main_process else 0
@@ -216,6 +216,10 @@ class Trainer:
                 raise Interrupted(
                     f"stopped by {self.stop.signal_name or 'another process'} after step {self.step}"
                 )
+
+    def _synchronise(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def _train_step(self, batches: Iterator[Batch]) -> None:
         config = self.config
@@ -349,12 +353,18 @@ class Trainer:
         """Write a checkpoint; every process learns whether that went well."""
         snapshot = self._snapshot()
         tensors = snapshot.tensors(self.accelerator)
-        state = {"seconds": self.seconds, **snapshot.values(self.accelerator), **self._description}
+        state = {
+            "run_id": self.run_directory.run_id,
+            "seconds": self.seconds,
+            **snapshot.values(self.accelerator),
+            **self._description,
+        }
         state["corrupt_images"] = sorted(self.processes.union(self.corrupt))
         failure: Exception | None = None
         if self.accelerator.is_main_process:
             training, folder = self.config.training, self.run_directory.checkpoints
             try:
+                self.run_directory.check_lock()
                 save_checkpoint(folder, self.step, tensors, state)
                 prune_checkpoints(folder, self.step, training.keep_checkpoints, training.keep_every)
             except Exception as error:  # whatever it is, the other processes must not wait for ever
@@ -382,6 +392,8 @@ class Trainer:
         if self.accelerator.is_main_process:
             try:
                 checkpoint = latest_checkpoint(self.run_directory.checkpoints)
+                if checkpoint is not None:
+                    self.run_directory.check_own(checkpoint)
                 for change in data_changes(checkpoint.state, self.dataset) if checkpoint else ():
                     log.warning("%s: %s", self.run_directory.path, change)
                 self.run_directory.forget_metrics_after(checkpoint.step if checkpoint else 0)

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from simflow_plugin.config.schema import RunConfig
+from simflow_plugin.contracts import ImageDataset
 from simflow_plugin.evaluation.drawing import ImageSampler, class_labels, grid_indices, to_uint8
-from simflow_plugin.evaluation.report.grids import save_image_grid
+from simflow_plugin.evaluation.report.grids import save_image_grid, shortened_name
 from simflow_plugin.objective import JointObjective
 from simflow_plugin.runs.module_state import restore_module, whole_tensors
 from simflow_plugin.runs.run_directory import RunDirectory
@@ -27,7 +28,7 @@ class SampleGrids:
         config: of the run.
         run: its directory.
         joint: before it is sharded.
-        num_classes: of the data set, or None.
+        dataset: training images; its classes are the rows of a grid.
         engine: processes and precision.
     """
 
@@ -36,12 +37,12 @@ class SampleGrids:
         config: RunConfig,
         run: RunDirectory,
         joint: JointObjective,
-        num_classes: int | None,
+        dataset: ImageDataset,
         engine: TorchEngine,
     ) -> None:
         self._config, self._run = config, run
         self._engine, self._accelerator = engine, engine.accelerator
-        self._num_classes = num_classes
+        self._num_classes, self._class_names = dataset.num_classes, dataset.class_names or []
         # Sharded modules are gathered during `forward` only, and sampling calls other methods.
         self._twin = copy.deepcopy(joint).cpu() if engine.is_sharded else None
 
@@ -61,7 +62,9 @@ class SampleGrids:
             )
             images = sampler.draw(indices, class_labels(indices, classes))
         by_class = to_uint8(images).unflatten(0, (columns, -1)).transpose(0, 1).flatten(0, 1)
-        save_image_grid(by_class, self._run.samples / f"step_{step:08d}.png", num_columns=columns)
+        self._run.check_lock()
+        names = [shortened_name(name) for name in self._class_names[: len(by_class) // columns]] or None
+        save_image_grid(by_class, self._run.samples / f"step_{step:08d}.png", columns, names)
 
     def _maybe_eager(self) -> AbstractContextManager[None]:
         return eager() if self._config.training.compile else nullcontext()

@@ -241,9 +241,25 @@ def test_what_would_crash_or_have_no_effect_is_refused_before_anything_is_writte
 
 def test_finished_run_is_not_trained_again(trained):
     before = (trained / "metrics.jsonl").read_bytes()
-    status, _ = simflow("train", trained / "config.yaml", "--out", trained)
+    report = (trained / "report.html").stat().st_mtime_ns
+    status, output = simflow("train", trained / "config.yaml", "--out", trained)
     assert status == 0
     assert (trained / "metrics.jsonl").read_bytes() == before
+    assert "finished: all 4 steps were done before" in output
+    assert "measured before" in output
+    assert (trained / "report.html").stat().st_mtime_ns == report
+
+
+def test_start_is_a_short_header_and_the_end_says_where_to_look(tiny, tmp_path):
+    status, output = simflow("train", tiny, "--out", tmp_path / "run", "--no-report")
+    assert status == 0
+    header = output.split("start:")[0].splitlines()
+    assert len(header) <= 8
+    words = [line.split(":")[0].strip() for line in header]
+    assert words == ["run", "data", "train", "test", "parameters", "device", "training"]
+    assert "4 steps of 8 images" in header[-1]
+    assert f"samples: {tmp_path / 'run' / 'samples' / 'step_00000004.png'}" in output
+    assert "report:" not in output
 
 
 def test_run_with_another_configuration_is_refused_and_untouched(trained):

@@ -47,7 +47,7 @@ def reduced(name):
     autoencoder = values["autoencoder"]
     autoencoder |= {"factor": 2, "widths": [8, 8], "layers_per_block": 1, "norm_num_groups": 4}
     autoencoder |= {"pretrained": None, "uses_mid_attention": False}
-    for key in ("pretrained_format", "subfolder"):
+    for key in ("pretrained_format", "subfolder", "architecture"):
         autoencoder.pop(key, None)
     model, patch = values.get("model"), 1
     if model is not None:
@@ -61,7 +61,8 @@ def reduced(name):
     values["image_size"] = 8 * patch
     objective = values.get("objective", {})
     if objective.get("reconstruction"):
-        objective["reconstruction"].pop("lpips", None)
+        for perceptual in ("lpips", "timm"):  # their networks are files, or a package
+            objective["reconstruction"].pop(perceptual, None)
     if objective.get("adversarial") is not None:
         objective["adversarial"] |= {"width": 8, "num_layers": 1, "start_step": 0}
     if values.get("alignment"):

@@ -9,7 +9,7 @@ from torch import Tensor
 from simflow_plugin.contracts import NO_LABEL
 from simflow_plugin.convert import from_ml_starflow, label_features
 from simflow_plugin.errors import ConfigError, ShapeError, WeightsError
-from simflow_plugin.flow import TransformerFlow, patchify
+from simflow_plugin.flow import FlowConfig, TransformerFlow, patchify
 from tests.convert.fixtures import read_numbers
 from tests.convert.peers import TOLERANCE, largest
 
@@ -120,6 +120,18 @@ def test_adaln_has_two_names_and_needs_its_weights() -> None:
         from_ml_starflow(plain, config)
     with pytest.raises(WeightsError, match="unexpected"):
         from_ml_starflow(weights, {**config, "adaln": 0})
+
+
+def test_regularization_is_the_peers() -> None:
+    config, weights, numbers = read_numbers("ml_starflow_adaln")
+    ours = from_ml_starflow(weights, config)
+    flow = TransformerFlow(FlowConfig(**{**ours.config.model_dump(), "intermediate_weight": 1e-4}))
+    flow.load_state_dict(ours.state_dict())
+    tokens = cut(config, numbers["inputs.images"])
+    with torch.no_grad():
+        output = flow(tokens, condition=numbers["inputs.text"][:2])
+    torch.testing.assert_close(output.regularization, 1e-4 * numbers["outputs.regularization"][0])
+    assert ours(tokens, condition=numbers["inputs.text"][:2]).regularization is None
 
 
 def test_arguments_without_effect_are_ignored() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -9,7 +11,7 @@ from pydantic import ValidationError
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.flow import FAMILIES, SIZES, FlowArchitecture, FlowConfig, TransformerFlow
 
-MILLIONS = {"S": 25, "B": 129, "L": 278, "XL": 795, "XXL": 1413}
+MILLIONS = {"S": 25, "B": 129, "L": 278, "XL": 795, "XXL": 1413, "simflow-xxl": 1346, "simflow-l": 475}
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -20,7 +22,29 @@ def test_size_has_its_number_of_parameters(size: str) -> None:
     assert round(flow.num_parameters() / 1e6) == MILLIONS[size]
 
 
-def test_largest_size_has_the_published_layout() -> None:
+@pytest.mark.parametrize(
+    ("options", "millions"),
+    [
+        ({"class_conditioning": "token", "conditional_blocks": "deep"}, 895),
+        ({"adaln_gates": False}, 1198),
+        ({}, 1347),
+    ],
+)
+def test_conditioning_of_simflows_size_decides_its_parameters(options: dict[str, Any], millions: int) -> None:
+    """0.89 B without adaLN, 1.19 B with four vectors, 1.34 B with six: the paper says 1.4 B."""
+    config = FlowConfig(size="simflow-xxl", token_dim=64, grid_size=(16, 16), num_classes=1000, **options)
+    with torch.device("meta"):
+        flow = TransformerFlow(config)
+    assert round(flow.num_parameters() / 1e6) == millions
+
+
+def test_simflow_l_has_the_published_parameters_on_256_tokens() -> None:
+    config = FlowConfig(size="simflow-l", token_dim=64, grid_size=(16, 16), num_classes=1000)
+    with torch.device("meta"):
+        assert TransformerFlow(config).num_parameters() == pytest.approx(475e6, rel=0.003)
+
+
+def test_starflows_size_has_the_published_layout() -> None:
     architecture = FlowArchitecture(size="XXL")
     assert architecture.layers_per_block == (2, 2, 2, 2, 2, 18)
     assert (architecture.width, architecture.head_dim) == (2048, 64)

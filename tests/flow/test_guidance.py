@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from simflow_plugin.flow.guidance import GuidanceContext, GuidanceRule, build_gu
 from simflow_plugin.registry import GUIDANCE
 from tests.flow.builders import build_flow, inputs_for
 
-ALL_RULES = pytest.mark.parametrize("name", ["starflow", "linear"])
+ALL_RULES = pytest.mark.parametrize("name", ["starflow", "linear", "linear_sigma"])
 
 
 def rule_of(name: str, **options: object) -> GuidanceRule:
@@ -24,7 +26,7 @@ def random_affine(seed: int) -> Affine:
 
 
 def test_all_rules_are_tested() -> None:
-    assert {"starflow", "linear"} == set(GUIDANCE.names())
+    assert {"starflow", "linear", "linear_sigma"} == set(GUIDANCE.names())
 
 
 @ALL_RULES
@@ -61,6 +63,49 @@ def test_starflow_rule_is_the_published_formula() -> None:
     )
     torch.testing.assert_close(guided.shift, shift)
     torch.testing.assert_close(guided.log_scale.exp(), s_c / denominator.sqrt())
+
+
+@pytest.mark.parametrize("name", ["linear", "linear_sigma"])
+def test_linear_rules_are_the_published_formulas(name: str) -> None:
+    conditional, unconditional, weight = random_affine(0), random_affine(1), 0.3
+    guided = rule_of(name).combine(
+        conditional, unconditional, torch.full((4, 1), weight, dtype=torch.float64)
+    )
+    torch.testing.assert_close(
+        guided.shift, conditional.shift + weight * (conditional.shift - unconditional.shift)
+    )
+    if name == "linear":
+        expected = conditional.log_scale + weight * (conditional.log_scale - unconditional.log_scale)
+        torch.testing.assert_close(guided.log_scale, expected)
+    else:
+        s_c, s_u = conditional.log_scale.exp(), unconditional.log_scale.exp()
+        expected = s_c + weight * (s_c - s_u)
+        is_kept = expected > 1e-3 * s_c
+        assert bool(is_kept.any())
+        torch.testing.assert_close(guided.log_scale.exp()[is_kept], expected[is_kept])
+
+
+@pytest.mark.parametrize("weight", [0.0, 1e-6, 1.0, 1e3])
+def test_sigma_stays_positive_and_finite(weight: float) -> None:
+    spread = torch.linspace(-40, 40, 12).view(1, 4, 3)
+    conditional, unconditional = Affine(spread, spread), Affine(-spread, -3 * spread)
+    guided = rule_of("linear_sigma").combine(conditional, unconditional, torch.full((4, 1), weight))
+    assert bool(torch.isfinite(torch.stack(guided)).all())
+    assert bool((guided.log_scale >= conditional.log_scale + math.log(0.99e-3)).all())
+
+
+@pytest.mark.parametrize(
+    ("options", "guided"),
+    [
+        ({"name": "starflow"}, [True, True, True]),
+        ({"name": "starflow", "first_block_only": True}, [False, False, True]),
+        ({"name": "linear_sigma"}, [False, False, True]),  # iTARFlow's default
+        ({"name": "linear_sigma", "first_block_only": False}, [True, True, True]),
+    ],
+)
+def test_first_generated_block_is_the_deep_one(options: dict, guided: list[bool]) -> None:
+    rule = build_guidance(options, GuidanceContext(3))
+    assert [rule.weights(1.0, block, 4, torch.zeros(())) is not None for block in range(3)] == guided
 
 
 def test_annealed_weight_grows_from_zero_to_all() -> None:
@@ -128,6 +173,7 @@ def test_unknown_rule_lists_the_known_ones() -> None:
         ({"token_interval": (0.9, 0.1)}, "0 <= from <= to <= 1"),
         ({"block_interval": (1, 4)}, "the flow has 3 blocks"),
         ({"block_interval": (0, 2)}, "1 <= first <= last"),
+        ({"block_interval": (2, 3), "first_block_only": True}, "no effect with first_block_only"),
     ],
 )
 def test_bad_option_is_refused(options: dict, message: str) -> None:

@@ -91,7 +91,7 @@ def make_data(folder):
 def make_weights(folder, name):
     from models.autoencoder import vae_models
 
-    channels = 32 if "f16" in name else 4
+    channels = 64 if "f16d64" in name else 32 if "f16" in name else 4
     torch.manual_seed(0)
     torch.save(vae_models[name]().state_dict(), folder / "vae.pt")
     statistics = {
@@ -127,7 +127,8 @@ def replace_the_heavy(folder, sit_width):
     else:
         from simflow_plugin.flow import SIZES
 
-        SIZES["S"] = {"width": 64, "layers_per_block": (1, 3), "head_dim": 16}
+        small_shape = {"width": 64, "layers_per_block": (1, 3), "head_dim": 16}
+        SIZES["S"], SIZES["simflow-xxl"] = small_shape, {**SIZES["simflow-xxl"], **small_shape}
     tracker = Tracker(folder / "log.jsonl")
     accelerate.Accelerator.init_trackers = lambda self, *args, **options: None
     accelerate.Accelerator.log = lambda self, values, step=None, **options: tracker.log(values, step)

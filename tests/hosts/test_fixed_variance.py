@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
@@ -49,6 +51,29 @@ def test_the_factory_tells_its_latent_shape():
     add_autoencoders(factories)
     assert factories["f8d4-fixedvar"].latent_shape(256) == (4, 32, 32)
     assert factories["f16d32-fixedvar"].latent_shape(256) == (32, 16, 16)
+
+
+def test_f16d64_is_the_hosts_class_without_a_log_variance(monkeypatch):
+    built = {}
+
+    class AutoencoderKL(ConvVae):
+        def __init__(self, **options):
+            super().__init__()
+            built.update(options)
+
+    monkeypatch.setattr(sys.modules[ConvVae.__module__], "AutoencoderKL", AutoencoderKL, raising=False)
+    factories = {"f16d32": ConvVae}
+    add_autoencoders(factories)
+    assert factories["f16d64-fixedvar"].latent_shape(256) == (64, 16, 16)
+    assert isinstance(factories["f16d64-fixedvar"](), FixedVarianceAutoencoder)
+    assert built == {"embed_dim": 64, "ch_mult": [1, 1, 2, 2, 4], "use_variational": False}
+
+
+def test_f16d64_without_the_hosts_class_is_refused():
+    factories = {"f16d32": ConvVae}
+    add_autoencoders(factories)
+    with pytest.raises(HostError, match="no class AutoencoderKL"):
+        factories["f16d64-fixedvar"]()
 
 
 def test_a_resolution_that_the_factor_does_not_divide_is_refused():

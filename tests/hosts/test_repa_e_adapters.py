@@ -257,9 +257,9 @@ def test_sizes_that_do_not_fit_are_refused(changes, message):
 def test_every_named_model_fits_the_hosts_default_encoder_depth():
     models = {}
     repa_e.add_models(models)
-    assert set(models) == {
-        f"{f}-{s}/{p}" for f in FAMILIES for s in ("S", "B", "L", "XL", "XXL") for p in (1, 2)
-    }
+    sizes = {family: ("S", "B", "L", "XL", "XXL") for family in FAMILIES}
+    sizes["SimFlow"] += ("simflow-l", "simflow-xxl")
+    assert set(models) == {f"{f}-{s}/{p}" for f in FAMILIES for s in sizes[f] for p in (1, 2)}
     with torch.device("meta"):
         for factory in models.values():
             assert factory(**{**ARGUMENTS, "encoder_depth": 8}).in_channels == 4

@@ -1,13 +1,17 @@
 """A student in the harness: targets, a frozen teacher, a run that needs nothing else, and bad input."""
 
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from simflow_plugin.cli.app import app
 from simflow_plugin.contracts import ModelContext
+from simflow_plugin.convert.saved import save_converted
 from simflow_plugin.errors import ConfigError, WeightsError
 from simflow_plugin.evaluation.drawing import ImageSampler
 from simflow_plugin.models.learned_inverse import LearnedInverse
@@ -29,8 +33,16 @@ def teacher(tmp_path_factory):
 
 
 def make_options(teacher, **options):
-    values = {"teacher": str(teacher), "student": STUDENT, **options}
+    """Return the options of a student of a run, its weights copied as `simflow distill` does."""
+    values = {"teacher": copied_teacher(teacher), "student": STUDENT, **options}
     return LearnedInverse.Options.model_validate(values).resolved()
+
+
+def copied_teacher(run):
+    file = run.with_name("weights.safetensors")
+    loaded = load_run(run)
+    save_file(loaded.require_model().state_dict(), file)
+    return {"weights": str(file), "model": loaded.config.model_dump(mode="json")["model"]}
 
 
 def make_model(teacher, context=CONTEXT, **options):
@@ -130,23 +142,35 @@ def test_a_weight_outside_the_range_is_refused_with_the_range(teacher):
 
 
 def test_a_teacher_that_changed_is_refused(teacher, tmp_path):
-    copy = tmp_path / "copy"
-    shutil.copytree(teacher, copy)
-    options = make_options(copy)
-    changed = options.model_copy(update={"teacher": options.teacher.model_copy(update={"sha256": "0" * 64})})
+    shutil.copytree(teacher, tmp_path / "run")
+    options = make_options(tmp_path / "run")
+    weights = load_run(teacher, averaged=False).require_model().state_dict()
+    save_file(weights, options.teacher.weights)
     with pytest.raises(WeightsError, match="the teacher has changed"):
-        LearnedInverse(changed, CONTEXT)
-    shutil.rmtree(copy)
-    with pytest.raises((WeightsError, ConfigError), match="copy"):
         LearnedInverse(options, CONTEXT)
+    Path(options.teacher.weights).unlink()
+    with pytest.raises(WeightsError, match="no such file"):
+        LearnedInverse(options, CONTEXT)
+
+
+def test_converted_weights_need_no_model_beside_their_configuration(teacher, tmp_path):
+    flow = load_run(teacher).require_model().flow
+    save_converted(flow, tmp_path / "converted")
+    values = {"teacher": {"weights": str(tmp_path / "converted" / "flow.safetensors")}, "student": STUDENT}
+    options = LearnedInverse.Options.model_validate(values).resolved()
+    latents, labels = batch()
+    expected = load_run(teacher).require_model().log_prob(latents, labels)
+    torch.testing.assert_close(LearnedInverse(options, CONTEXT).log_prob(latents, labels), expected)
+    (tmp_path / "converted" / "flow.json").unlink()
+    with pytest.raises(ConfigError, match="Name the model"):
+        LearnedInverse.Options.model_validate(values).resolved()
 
 
 @pytest.mark.parametrize(
     ("context", "options", "message"),
     [
-        (ModelContext((4, 8, 8), 10), {}, r"latents \(4, 4, 4\)"),
+        (ModelContext((4, 4, 4), 10), {"student": {**STUDENT, "patch_size": 1}}, "Use 2"),
         (ModelContext((4, 4, 4), None), {"guidance_max": 1.0}, "no class labels"),
-        (ModelContext((4, 4, 4), 7), {}, "10 classes"),
     ],
 )
 def test_what_does_not_fit_the_teacher_is_refused(teacher, context, options, message):
@@ -154,15 +178,35 @@ def test_what_does_not_fit_the_teacher_is_refused(teacher, context, options, mes
         make_model(teacher, context, **options)
 
 
+@pytest.mark.parametrize("context", [ModelContext((8, 4, 4), 10), ModelContext((4, 4, 4), 7)])
+def test_other_latents_and_other_classes_are_refused_with_those_of_this_run(teacher, context):
+    shape, classes = context.latent_shape, context.num_classes
+    with pytest.raises(WeightsError, match=re.escape(f"latents {shape} of {classes} classes")):
+        make_model(teacher, context)
+
+
 def test_guidance_without_anything_to_learn_it_from_is_refused(teacher):
     with pytest.raises(ValueError, match="exact_share"):
         make_options(teacher, guidance_max=1.0, exact_share=0)
 
 
-def test_an_autoencoder_alone_is_no_teacher(tmp_path):
-    make_trainer(tiny_config(None, steps=2), tmp_path / "run").train()
-    with pytest.raises(ConfigError, match="autoencoder alone"):
-        make_options(tmp_path / "run")
+@pytest.mark.parametrize(("model", "message"), [(None, "autoencoder alone"), ("sit", "no flow to invert")])
+def test_a_run_without_a_flow_is_no_teacher(tmp_path, model, message):
+    make_trainer(tiny_config(model, steps=2), tmp_path / "run").train()
+    result = CliRunner().invoke(app, ["distill", str(tmp_path / "run"), "--out", str(tmp_path / "student")])
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_distilling_again_refuses_a_parent_that_changed(teacher, tmp_path):
+    shutil.copytree(teacher, tmp_path / "run")
+    arguments = ["distill", str(tmp_path / "run"), "--out", str(tmp_path / "student"), "--dry-run"]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    (manifest,) = (tmp_path / "run" / "checkpoints").glob("step_*/manifest.json")
+    manifest.write_text(manifest.read_text() + "\n")
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert "has changed since" in result.stderr
 
 
 def test_distill_makes_a_run_that_resumes_and_outlives_its_teacher(teacher, tmp_path):

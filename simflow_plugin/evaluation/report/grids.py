@@ -22,6 +22,7 @@ MIN_TILE = 48
 """Tiles below this many pixels are enlarged."""
 LABEL_COLOUR = (128, 128, 128, 255)
 FONT_SIZE = 13
+MAX_LABEL_LENGTH = 24
 
 
 def image_grid(
@@ -96,6 +97,11 @@ def save_image_grid(
 ) -> None:
     """Write `image_grid` to a PNG file, in place of an older one."""
     path.write_bytes(png_bytes(image_grid(images, num_columns, row_labels)))
+
+
+def shortened_name(name: str) -> str:
+    """Return a class's name as a label of a row or column: the first `MAX_LABEL_LENGTH` characters."""
+    return name if len(name) <= MAX_LABEL_LENGTH else f"{name[: MAX_LABEL_LENGTH - 3]}..."
 
 
 def reconstruction_grid(

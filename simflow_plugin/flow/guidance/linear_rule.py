@@ -1,5 +1,7 @@
 """TarFlow's guidance: extrapolate shift and log-scale, mu = mu_c + w (mu_c - mu_u), log s likewise.
 
+MIMFlow uses it in the first generated block only: `first_block_only: true`.
+
 Reference: TarFlow, arXiv:2412.06329.
 """
 

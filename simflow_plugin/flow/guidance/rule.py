@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from torch import Tensor
 
 from simflow_plugin.errors import ConfigError, ShapeError
@@ -30,6 +30,17 @@ class GuidanceOptions(Options):
         None,
         description="First and last guided block, from 1 in training order; all conditional blocks if None.",
     )
+
+    first_block_only: bool = Field(
+        False,
+        description="Guide the first generated block alone (the deep one), as iTARFlow and MIMFlow do.",
+    )
+
+    @model_validator(mode="after")
+    def _blocks_are_said_once(self) -> GuidanceOptions:
+        if self.first_block_only and self.block_interval is not None:
+            raise ValueError("block_interval has no effect with first_block_only: give one of the two")
+        return self
 
     @field_validator("token_interval")
     @classmethod
@@ -64,6 +75,7 @@ class GuidanceRule(ABC):
 
     def __init__(self, options: GuidanceOptions, context: GuidanceContext) -> None:
         self.options = options
+        self.num_blocks = context.num_blocks
         interval = options.block_interval
         if interval is not None and interval[1] > context.num_blocks:
             raise ConfigError(
@@ -90,8 +102,7 @@ class GuidanceRule(ABC):
             num_tokens: T.
             like: its device and dtype are the result's.
         """
-        interval = self.options.block_interval
-        if guidance == 0 or (interval is not None and not interval[0] <= block + 1 <= interval[1]):
+        if guidance == 0 or not self._reaches(block):
             return None
         position = torch.arange(num_tokens)
         weights = torch.full((num_tokens,), float(guidance))
@@ -102,6 +113,13 @@ class GuidanceRule(ABC):
         if not bool(weights.any()):
             return None
         return weights[:, None].to(device=like.device, dtype=like.dtype)
+
+    def _reaches(self, block: int) -> bool:
+        """Return whether a block, from 0 in training order, is guided."""
+        if self.options.first_block_only:
+            return block == self.num_blocks - 1
+        first, last = self.options.block_interval or (1, self.num_blocks)
+        return first <= block + 1 <= last
 
 
 @dataclass(frozen=True)
