@@ -19,6 +19,7 @@ from simflow_plugin.exits import exit_on_user_error
 from simflow_plugin.runs.run_directory import RunDirectory
 from simflow_plugin.train_options import (
     AllowChangedOption,
+    AllowPipesOption,
     DryRunOption,
     NoReportOption,
     OutOption,
@@ -43,6 +44,7 @@ def train_command(
     dry_run: DryRunOption = False,
     no_report: NoReportOption = False,
     profile: ProfileOption = 0,
+    allow_pipes: AllowPipesOption = False,
 ) -> None:
     """Train, from the start or from the run's last checkpoint; then measure, and write the report."""
     with exit_on_user_error():
@@ -51,7 +53,14 @@ def train_command(
             print(resolved.to_yaml(), end="")
             return
         run = RunDirectory(out if out is not None else Path("runs") / resolved.name)
-        train_or_stop(resolved, run, allow_changed or [], report=not no_report, profile_steps=profile)
+        train_or_stop(
+            resolved,
+            run,
+            allow_changed or [],
+            report=not no_report,
+            profile_steps=profile,
+            allows_pipes=allow_pipes,
+        )
 
 
 def train_or_stop(
@@ -60,10 +69,13 @@ def train_or_stop(
     allow_changed: list[str],
     report: bool = True,
     profile_steps: int = 0,
+    allows_pipes: bool = False,
 ) -> None:
     """Train as a command does: after a signal, say how to go on and leave with the status that asks for it."""
     try:
-        train(config, run, allow_changed, report=report, profile_steps=profile_steps)
+        train(
+            config, run, allow_changed, report=report, profile_steps=profile_steps, allows_pipes=allows_pipes
+        )
     except Interrupted as interruption:
         typer.echo(f"{interruption}. Saved: run the same command again to go on.", err=True)
         raise typer.Exit(RESUME_EXIT_STATUS) from interruption
@@ -75,9 +87,17 @@ def train(
     allow_changed: list[str],
     report: bool = True,
     profile_steps: int = 0,
+    allows_pipes: bool = False,
 ) -> None:
     """Train `config` in `run`, resuming if it was begun.
 
+    Args:
+        config: resolved.
+        run: its directory.
+        allow_changed: dotted keys that may differ from the run that is resumed.
+        report: measure it afterwards, and write its report.
+        profile_steps: record this many.
+        allows_pipes: run the commands that `data` names; no configuration may say so.
     Raises:
         SimflowError: before anything is written, if parts do not fit or the directory is another run's.
         Interrupted: after a signal, when the state was saved.
@@ -102,10 +122,10 @@ def train(
             stop_on_signals() as stop
         ):  # from here on, so that a large model may be stopped while it is built
             # Everything that can be refused is built before the directory is touched.
-            dataset = build_dataset(config, "train")
+            dataset = build_dataset(config, "train", allows_pipes)
             if report:
                 check_before_training(config, dataset.num_classes)
-            summary = describe_data(config, dataset, needs_test=report)
+            summary = describe_data(config, dataset, report, allows_pipes)
             parts = build_parts(config, dataset.num_classes)
             if accelerator.is_main_process:
                 stack.enter_context(run.locked())
@@ -135,20 +155,27 @@ def measure(run: RunDirectory, device: torch.device) -> None:
 def closing_lines(config: RunConfig, run: RunDirectory) -> list[str]:
     """Return where to look when a run has ended."""
     grids = sorted(run.samples.glob("step_*.png"))
-    found = [("report", run.report_file), ("numbers", run.summary_file), *(("samples", g) for g in grids[-1:])]
+    found = [
+        ("report", run.report_file),
+        ("numbers", run.summary_file),
+        *(("samples", g) for g in grids[-1:]),
+    ]
     lines = [f"{name}: {path}" for name, path in found if path.exists()]
     if config.model is not None:
         lines.append(f"more samples: simflow sample {run.path} --out samples.npz")
     return lines
 
 
-def describe_data(config: RunConfig, train: ImageDataset, needs_test: bool) -> DataSummary:
+def describe_data(
+    config: RunConfig, train: ImageDataset, needs_test: bool, allows_pipes: bool = False
+) -> DataSummary:
     """Return what was understood of the data set of `config`, both splits.
 
     Args:
         config: resolved.
         train: the training split.
         needs_test: refuse a data set that leaves no test image; else that is a note.
+        allows_pipes: run the commands that `data` names.
     Raises:
         DataError: if the splits do not fit together, or their images cannot be read.
     """
@@ -157,7 +184,7 @@ def describe_data(config: RunConfig, train: ImageDataset, needs_test: bool) -> D
 
     test: ImageDataset | None = None
     try:
-        test = build_dataset(config, "test")
+        test = build_dataset(config, "test", allows_pipes)
     except EmptySplit:
         if needs_test:
             raise

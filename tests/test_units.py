@@ -22,7 +22,14 @@ def test_prefix_leaves_three_digits(value, unit, expected):
 
 @pytest.mark.parametrize(
     ("seconds", "expected"),
-    [(42.2, "42 s"), (100, "2 min"), (5940, "99 min"), (12_000, "3 h 20 min"), (7200, "2 h"), (187_200, "2 days 4 h")],
+    [
+        (42.2, "42 s"),
+        (100, "2 min"),
+        (5940, "99 min"),
+        (12_000, "3 h 20 min"),
+        (7200, "2 h"),
+        (187_200, "2 days 4 h"),
+    ],
 )
 def test_duration_in_the_largest_units(seconds, expected):
     assert duration(seconds) == expected

@@ -18,6 +18,7 @@ from simflow_plugin.autoencoders.network import default_norm_groups, select_mome
 from simflow_plugin.autoencoders.network_weights import AutoencoderWeights
 from simflow_plugin.autoencoders.to_diffusers import to_diffusers
 from simflow_plugin.contracts import Autoencoder, Posterior, PosteriorContext, PosteriorHead
+from simflow_plugin.convolution_layout import convolution_layout
 from simflow_plugin.errors import ConfigError, ShapeError, WeightsError
 from simflow_plugin.registry import AUTOENCODERS, POSTERIORS
 from simflow_plugin.weights import load_strictly
@@ -84,7 +85,7 @@ class KLAutoencoder(Autoencoder):
                 f"images have shape {tuple(images.shape)}; expected (B, 3, H, W) with H and W multiples "
                 f"of the autoencoder's factor {self.factor}. Choose an image size that {self.factor} divides"
             )
-        moments = self.network.encoder(images)
+        moments = self.network.encoder(convolution_layout(images))
         if self.network.quant_conv is not None:
             moments = self.network.quant_conv(moments)
         return moments
@@ -105,7 +106,8 @@ class KLAutoencoder(Autoencoder):
             raise ShapeError(
                 f"latents have shape {tuple(latents.shape)}; expected (B, {self.latent_channels}, h, w)"
             )
-        return self.network.decode(latents / self.latent_scale + self.latent_shift).sample
+        raw = latents / self.latent_scale + self.latent_shift
+        return self.network.decode(convolution_layout(raw)).sample
 
     def last_layer(self) -> nn.Parameter:
         """Return the weight of the decoder's last convolution."""

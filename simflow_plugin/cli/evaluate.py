@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, cast
 
 import typer
 
-from simflow_plugin.cli.run_options import EmaLengthOption, LastWeightsOption, LpipsOption, PrecisionOption
+from simflow_plugin.cli.run_options import (
+    AutoguidanceOption,
+    EmaLengthOption,
+    LastWeightsOption,
+    LpipsOption,
+    PrecisionOption,
+)
 from simflow_plugin.exits import exit_on_user_error
 
 if TYPE_CHECKING:
@@ -36,6 +42,7 @@ def evaluate(
     step: Annotated[int | None, typer.Option(help="Of the checkpoint; default: the newest.")] = None,
     last_weights: LastWeightsOption = False,
     ema_length: EmaLengthOption = None,
+    autoguidance: AutoguidanceOption = None,
     reference: Annotated[
         str, typer.Option(help="Split to compare samples with: test (held out) or train.")
     ] = "test",
@@ -93,6 +100,7 @@ def evaluate(
             lpips_backbone=str(lpips_backbone) if lpips_backbone is not None else None,
             ood=ood,
             batch_size=batch_size,
+            autoguidance=autoguidance,
         )
         run_evaluation(run, request, Weights(not last_weights, step, precision, ema_length), npz, png)
 

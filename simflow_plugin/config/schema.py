@@ -6,14 +6,19 @@ A part (`data`, `autoencoder`, `model`, ...) is a name or a mapping with a name:
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from simflow_plugin.config.averages import Average, ExponentialAverage, from_earlier_keys
 from simflow_plugin.options import MomentDecay, Options
 from simflow_plugin.registry import AUTOENCODERS, DATASETS, ENCODERS, JUDGES, MODELS, Part
+
+MOST_IMAGES = 1 << 20
+"""Of a batch; a larger number is a mistake, not a setting."""
+FOLDER_NAME = re.compile(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]{0,99}")
 
 
 def _weighted(value: Any) -> Any:
@@ -64,7 +69,7 @@ class Alignment(Options):
     autoencoder_weight: float | None = Field(
         None, ge=0, description="for the autoencoder's; null: as `weight`"
     )
-    projector_dim: int = Field(2048, ge=1)
+    projector_dim: int = Field(2048, ge=1, le=1 << 20)
     cache: bool = Field(False, description="keep the features of all training images on disk, by data set")
 
 
@@ -89,9 +94,11 @@ class Optimizer(Options):
 class Training(Options):
     """How long, how large, how often."""
 
-    steps: int = Field(gt=0, description="optimizer steps")
-    batch_size: int = Field(64, gt=0, description="global: over all processes and accumulation steps")
-    accumulation: int = Field(1, ge=1, description="micro-batches per optimizer step")
+    steps: int = Field(gt=0, le=10**10, description="optimizer steps")
+    batch_size: int = Field(
+        64, gt=0, le=MOST_IMAGES, description="global: over all processes and accumulation steps"
+    )
+    accumulation: int = Field(1, ge=1, le=MOST_IMAGES, description="micro-batches per optimizer step")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: bfloat16 on a GPU that has it, float32 on CPU"
     )
@@ -101,7 +108,7 @@ class Training(Options):
     cache_latents: bool = Field(
         False, description="keep what a frozen encoder says of all training images on disk, by data set"
     )
-    num_workers: int = Field(0, ge=0)
+    num_workers: int = Field(0, ge=0, le=1024, description="per process")
     ema: Average = ExponentialAverage()
     log_every: int = Field(50, gt=0)
     sample_every: int = Field(1000, gt=0)
@@ -126,15 +133,17 @@ class Sampling(Options):
     """How samples are drawn, during training and after it."""
 
     guidance: float = Field(0.0, ge=0, description="weight w; 0 is the conditional model itself")
-    batch_size: int = Field(100, gt=0)
-    grid_per_class: int = Field(8, gt=0, description="samples per class in the grids")
+    batch_size: int = Field(100, gt=0, le=MOST_IMAGES)
+    grid_per_class: int = Field(8, gt=0, le=1000, description="samples per class in the grids")
 
 
 class Evaluation(Options):
     """What is measured when training ends."""
 
-    num_samples: int = Field(1000, ge=0)
-    num_likelihood: int = Field(1000, ge=0, description="held-out images for bits per dimension and PSNR")
+    num_samples: int = Field(1000, ge=0, le=10**8)
+    num_likelihood: int = Field(
+        1000, ge=0, le=10**8, description="held-out images for bits per dimension and PSNR"
+    )
     judge: Annotated[Part | None, JUDGES] = Field(
         None,
         description="of class agreement, a part: digits, scikit-learn's SVC on real digits; encoder, a classifier made "
@@ -161,12 +170,23 @@ class Evaluation(Options):
         return {**values, "judge": {**named, "checkpoint": checkpoint}}
 
 
+def _folder_name(name: str) -> str:
+    if not FOLDER_NAME.fullmatch(name):
+        raise ValueError(
+            "expected at most 100 characters without / and \\, and no dot in front: it becomes the folder runs/NAME"
+        )
+    return name
+
+
+FolderName = Annotated[str, AfterValidator(_folder_name)]
+
+
 class RunConfig(Options):
     """Everything that decides a run."""
 
-    name: str = "run"
+    name: FolderName = "run"
     seed: int = Field(0, ge=0)
-    image_size: int = Field(gt=0, description="pixels; images are square")
+    image_size: int = Field(gt=0, le=1 << 14, description="pixels; images are square")
     data: Annotated[Part, DATASETS]
     autoencoder: Annotated[Part, AUTOENCODERS]
     model: Annotated[Part | None, MODELS] = Field(None, description="null: train the autoencoder alone")

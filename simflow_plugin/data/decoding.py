@@ -22,6 +22,8 @@ from PIL import Image, ImageColor, UnidentifiedImageError
 from simflow_plugin.data.image_formats import readable_formats
 from simflow_plugin.errors import DataError
 
+VERSION = 2
+"""Of the rules above: it changes when some file gets other pixels. What is cached of images depends on it."""
 MAX_FILE_BYTES = 1 << 30
 """Of one encoded image. A larger file is no photograph; reading it would fill the memory of every worker."""
 DRAFT_PIXELS = 50_000_000

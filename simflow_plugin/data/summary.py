@@ -1,4 +1,4 @@
-"""What the loader understood of a data set: images, classes by name, split by split, what was left out.
+"""Summary of a data set as it was read: images, classes by name, split by split, entries left out.
 
 Printed when training starts, stored with the run, compared on resume and evaluation (`simflow_plugin.data.changes`).
 """

@@ -54,6 +54,7 @@ from simflow_plugin.evaluation.request import (
 from simflow_plugin.evaluation.result import Evaluation, Measured, read_evaluation
 from simflow_plugin.evaluation.sample_shards import SampleShards
 from simflow_plugin.progress_bar import count_progress
+from simflow_plugin.runs.autoguidance import guide_name, with_autoguidance
 from simflow_plugin.runs.checkpoints import MANIFEST, checkpoint_folders
 from simflow_plugin.runs.loaded_run import LoadedRun
 from simflow_plugin.runs.parts import build_dataset
@@ -75,7 +76,7 @@ class RunEvaluator:
 
     def __init__(self, loaded: LoadedRun, request: EvaluationRequest, needs_judge: bool = True) -> None:
         self.parts = checked_parts(loaded, request)
-        self.loaded = with_sampling(loaded, request.sampling)
+        self.loaded = with_autoguidance(with_sampling(loaded, request.sampling), request.autoguidance)
         self.request = request
         self.config = loaded.config
         self.batch_size = request.batch_size or loaded.config.sampling.batch_size
@@ -114,6 +115,7 @@ class RunEvaluator:
         }
         newest = checkpoint_folders(self.loaded.directory.checkpoints)[-1]
         is_own = found == found | own and self.loaded.ema_length is None
+        is_own = is_own and self.request.autoguidance is None
         return is_own and self.loaded.checkpoint.path == newest
 
     @cached_property
@@ -308,6 +310,7 @@ def evaluation_settings(loaded: LoadedRun, request: EvaluationRequest) -> dict[s
         "weights": "EMA" if loaded.averaged else "last",
         **({} if loaded.ema_length is None else {"ema_length": loaded.ema_length}),
         "guidance": guidance,
+        **({} if request.autoguidance is None else {"autoguidance": guide_name(request.autoguidance)}),
         "sampling": {**sampler_options(loaded.config), **dict(map(assignment, request.sampling))},
         "seed": request.seed,
         "precision": str(loaded.precision),

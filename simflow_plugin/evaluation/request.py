@@ -46,6 +46,7 @@ class EvaluationRequest:
         ood: a data set by name, or a YAML mapping, to tell apart by likelihood.
         batch_size: None is the run's own.
         judge: of the samples; None is the run's own.
+        autoguidance: `RUN[@step]` to guide by, or None for the unconditional half.
     """
 
     parts: tuple[str, ...] | None = None
@@ -63,6 +64,7 @@ class EvaluationRequest:
     ood: str | None = None
     batch_size: int | None = None
     judge: Part | None = None
+    autoguidance: str | None = None
 
     @classmethod
     def after_training(cls, config: RunConfig) -> EvaluationRequest:
@@ -113,6 +115,7 @@ def _check_effects(request: EvaluationRequest, parts: Sequence[str]) -> None:
         "lpips_backbone": "reconstruction",
         "likelihood": "likelihood",
         "posterior_samples": "likelihood",
+        "autoguidance": "generation",
     }
     for name, part in needed.items():
         value, default = getattr(request, name), getattr(EvaluationRequest, name)

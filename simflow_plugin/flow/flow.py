@@ -21,9 +21,9 @@ from simflow_plugin.flow.attention import AttentionContext, build_attention
 from simflow_plugin.flow.block import FlowBlock
 from simflow_plugin.flow.guidance import GuidanceContext, GuidanceRule, build_guidance
 from simflow_plugin.flow.guidance.rule import check_guidance
-from simflow_plugin.flow.input_checks import check_condition, check_labels, check_tokens
+from simflow_plugin.flow.input_checks import check_condition, check_guide, check_labels, check_tokens
 from simflow_plugin.flow.rope import rotation_table
-from simflow_plugin.flow.sampling.inversion import SamplingRequest, invert
+from simflow_plugin.flow.sampling.inversion import Guide, SamplingRequest, invert
 from simflow_plugin.flow.sampling.methods import Jacobi, Method, parse_methods
 
 
@@ -165,6 +165,7 @@ class TransformerFlow(nn.Module):
         guidance_rule: str | Mapping[str, Any] | GuidanceRule = "starflow",
         method: Any = "cached",
         guess: Sequence[Tensor] | None = None,
+        guide: TransformerFlow | None = None,
         return_statistics: bool = False,
     ) -> Any:
         """Map noise to tokens: the exact inverse of `forward` at guidance 0.
@@ -180,6 +181,9 @@ class TransformerFlow(nn.Module):
                 these, one per block in training order.
             guess: one (B, T, D) per block in training order, where the iteration on its input starts: the first K
                 states of a `trajectory`. It changes the number of passes, not the answer; `jacobi` only.
+            guide: autoguidance (arXiv:2406.02507): a weaker flow on the same latents, with the same condition, in place
+                of the unconditional half. Only the first generated block is guided unless the rule's `block_interval`
+                names others, whose variables the two flows have to share: checkpoints of one run.
             return_statistics: also return a `SamplingStatistics`.
 
         Returns:
@@ -192,13 +196,16 @@ class TransformerFlow(nn.Module):
         check_guidance(guidance)
         rows = self._check(noise, labels, condition, "noise", reads_values=True)
         rule = build_guidance(guidance_rule, GuidanceContext(self.config.num_blocks))
-        null_rows = self._null_rows(rows, null_condition, guidance)
-        if guidance > 0:
+        null_rows = self._null_rows(rows, null_condition, guidance) if guide is None else None
+        if guide is not None:
+            check_guide(guide.config, self.config)
+        elif guidance > 0:
             self._check_reach(rule, guidance)
         methods = parse_methods(method, self.config.num_blocks)
         if guess is not None:
             self._check_guess(guess, noise, methods)
-        request = SamplingRequest(rows, null_rows, guidance, rule, methods, guess)
+        beside = None if guide is None else Guide(list(guide.blocks), guide._rotation(rows))  # type: ignore[arg-type]
+        request = SamplingRequest(rows, null_rows, guidance, rule, methods, guess, beside)
         noise = noise.to(torch.promote_types(noise.dtype, torch.float32))
         if self.prior_log_std is not None:
             noise = noise * torch.exp(self.prior_log_std.to(noise.dtype))

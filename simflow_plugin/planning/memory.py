@@ -26,9 +26,7 @@ CGROUP_LIMITS = (
 GIB = 2**30
 
 
-def foretold_memory(
-    config: RunConfig, parts: Parts, device: torch.device, num_processes: int
-) -> str | None:
+def foretold_memory(config: RunConfig, parts: Parts, device: torch.device, num_processes: int) -> str | None:
     """Return one line on the memory of training, or None where it is far from scarce or nothing is known of it.
 
     Args:

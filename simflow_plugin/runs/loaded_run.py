@@ -193,13 +193,15 @@ def find_checkpoint(directory: RunDirectory, step: int | None) -> Checkpoint:
     if step is None:
         checkpoint = latest_checkpoint(directory.checkpoints)
         assert checkpoint is not None
-        return checkpoint
-    if step not in folders:
+    elif step not in folders:
         raise CheckpointError(
             f"{directory.path}: has no checkpoint of step {step}. There are: {', '.join(map(str, folders))}. More are "
             "kept with training.keep_checkpoints and training.keep_every."
         )
-    problem = verify_checkpoint(folders[step])
-    if problem is not None:
+    elif (problem := verify_checkpoint(folders[step])) is not None:
         raise CheckpointError(f"{folders[step]}: {problem}. Name another step.")
-    return read_checkpoint(folders[step])
+    else:
+        checkpoint = read_checkpoint(folders[step])
+    checkpoint.require("num_classes", "feature_dim")
+    directory.check_own(checkpoint)
+    return checkpoint

@@ -43,9 +43,16 @@ class Parts:
     adversary: AdversarialLoss | None
 
 
-def build_dataset(config: RunConfig, split: str) -> ImageDataset:
-    """Build the data set of `config` for 'train' or 'test'."""
-    return config.data.build(registry.DATASETS, DataContext(config.image_size, split, config.seed))
+def build_dataset(config: RunConfig, split: str, allows_pipes: bool = False) -> ImageDataset:
+    """Build the data set of `config` for 'train' or 'test'.
+
+    Args:
+        config: resolved.
+        split: of it.
+        allows_pipes: whether commands that `data` names (`pipe:`) may run; only the command line says so.
+    """
+    context = DataContext(config.image_size, split, config.seed, allows_pipes)
+    return config.data.build(registry.DATASETS, context)
 
 
 def build_autoencoder(config: RunConfig) -> Autoencoder:

@@ -356,12 +356,18 @@ class Trainer:
         """Write a checkpoint; every process learns whether that went well."""
         snapshot = self._snapshot()
         tensors = snapshot.tensors(self.accelerator)
-        state = {"seconds": self.seconds, **snapshot.values(self.accelerator), **self._description}
+        state = {
+            "run_id": self.run_directory.run_id,
+            "seconds": self.seconds,
+            **snapshot.values(self.accelerator),
+            **self._description,
+        }
         state["corrupt_images"] = sorted(self.processes.union(self.corrupt))
         failure: Exception | None = None
         if self.accelerator.is_main_process:
             training, folder = self.config.training, self.run_directory.checkpoints
             try:
+                self.run_directory.check_lock()
                 save_checkpoint(folder, self.step, tensors, state)
                 prune_checkpoints(folder, self.step, training.keep_checkpoints, training.keep_every)
             except Exception as error:  # whatever it is, the other processes must not wait for ever
@@ -389,6 +395,8 @@ class Trainer:
         if self.accelerator.is_main_process:
             try:
                 checkpoint = latest_checkpoint(self.run_directory.checkpoints)
+                if checkpoint is not None:
+                    self.run_directory.check_own(checkpoint)
                 for change in data_changes(checkpoint.state, self.dataset) if checkpoint else ():
                     log.warning("%s: %s", self.run_directory.path, change)
                 self.run_directory.forget_metrics_after(checkpoint.step if checkpoint else 0)

@@ -62,6 +62,7 @@ class SampleGrids:
             )
             images = sampler.draw(indices, class_labels(indices, classes))
         by_class = to_uint8(images).unflatten(0, (columns, -1)).transpose(0, 1).flatten(0, 1)
+        self._run.check_lock()
         names = [shortened_name(name) for name in self._class_names[: len(by_class) // columns]] or None
         save_image_grid(by_class, self._run.samples / f"step_{step:08d}.png", columns, names)
 

@@ -15,11 +15,17 @@ class Tracker:
     """Appends rows of scalars; one line of JSON a row, flushed, so that a killed run keeps what it logged."""
 
     def __init__(self, run: RunDirectory, config: RunConfig) -> None:
+        self._run = run
         self._file = run.metrics_file.open("a", encoding="utf-8")
         self._wandb = _start_wandb(run, config) if config.tracker == "wandb" else None
 
     def log(self, row: dict[str, Any]) -> None:
-        """Write one row; `row["step"]` counts optimizer steps done."""
+        """Write one row; `row["step"]` counts optimizer steps done.
+
+        Raises:
+            RunDirectoryError: if another process may be writing the run.
+        """
+        self._run.check_lock()
         self._file.write(json.dumps(row, allow_nan=False) + "\n")
         self._file.flush()
         if self._wandb is not None:

@@ -7,7 +7,15 @@ from rich.console import Console
 
 from simflow_plugin.training.progress import TrainingProgress
 
-ROW = {"step": 10, "seconds": 3.0, "l2": 14.4, "lpips": 0.25, "nll": 1.1, "kl": 3.0, "images_per_second": 57.31}
+ROW = {
+    "step": 10,
+    "seconds": 3.0,
+    "l2": 14.4,
+    "lpips": 0.25,
+    "nll": 1.1,
+    "kl": 3.0,
+    "images_per_second": 57.31,
+}
 
 
 def shown(total, done=0, steps=0, is_terminal=False, seconds_per_step=0.5, row=None):

@@ -37,7 +37,7 @@ from simflow_plugin.evaluation.report.metric_names import (
     metric_name,
     metrics_table,
 )
-from simflow_plugin.evaluation.report.plots import plot_terms
+from simflow_plugin.evaluation.report.plots import plot_latents, plot_terms
 from simflow_plugin.evaluation.report.summary import training_numbers, write_summary
 from simflow_plugin.evaluation.request import EvaluationRequest
 from simflow_plugin.evaluation.result import Evaluation
@@ -219,6 +219,12 @@ def _curves(loaded: LoadedRun) -> list[Part]:
     if plot is None:
         return [Text("The run logged no losses.")]
     caption = "Means over the steps between two log lines; reconstruction terms with their weights."
+    latents = plot_latents(loaded.directory.read_metrics())
+    healthy = (
+        "The spread is that of the posterior's mean over data and positions, averaged over channels. A healthy run's "
+        "spread over σ rises and levels off; its NLL stays above the floor and falls once the spread has settled."
+    )
     skipped = loaded.checkpoint.state["skipped_steps"]
     text = f"{skipped} steps were skipped because a loss or gradient was not finite."
-    return [Figure(plot, caption), *([Text(text, is_warning=True)] if skipped else [])]
+    figures = [Figure(plot, caption), *([Figure(latents, healthy)] if latents is not None else [])]
+    return [*figures, *([Text(text, is_warning=True)] if skipped else [])]

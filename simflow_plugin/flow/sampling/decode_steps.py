@@ -7,6 +7,7 @@ the last digits.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.flow.affine import Affine, affine_parameters
 from simflow_plugin.flow.kernels.decoder import Decoder, why_not_native
-from simflow_plugin.flow.sampling.decode_state import BlockState
+from simflow_plugin.flow.sampling.decode_state import BlockState, join_rows
 from simflow_plugin.flow.sampling.methods import Cached
 from simflow_plugin.flow.sampling.static_step import StaticStep
 
@@ -47,6 +48,12 @@ def make_step(state: BlockState, method: Cached) -> DecodeStep:
         state: its prefix is in the cache; its weights are not packed.
         method: how steps run.
     """
+    if state.guide is not None:
+        own, weaker = (
+            make_step(replace(state, guide=None, guidance=None), method),
+            make_step(state.guide, method),
+        )
+        return lambda step: join_rows(own(step), weaker(step))
     kind = step_kind(state, method)
     if kind == "native":  # packs weights its own way
         return NativeStep(state)
