@@ -18,6 +18,7 @@ from simflow_plugin.cli import (
     doctor,
     evaluate,
     export,
+    init,
     patch,
     plan,
     pretrain_encoder,
@@ -43,6 +44,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command("init")(init.init)
 app.command("train")(train.train)
 app.command("distill")(distill.distill)
 app.command("sample")(sample.sample)

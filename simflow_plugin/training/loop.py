@@ -88,6 +88,7 @@ class Trainer:
         accelerator: devices, processes and mixed precision.
         stop: set by SIGTERM or SIGINT.
         profile_steps: record this many steps to `trace.json` in the run directory.
+        shows_progress: on the main process.
     Raises:
         ConfigError: if accelerate was configured for an engine that this loop does not run.
     """
@@ -101,12 +102,14 @@ class Trainer:
         accelerator: Accelerator,
         stop: StopRequest,
         profile_steps: int = 0,
+        shows_progress: bool = True,
     ) -> None:
         self.engine = TorchEngine(accelerator, config)
         self.config, self.run_directory, self.dataset = config, run, dataset
         self.accelerator, self.stop = accelerator, stop
         self.device = accelerator.device
         self.profile_steps = profile_steps
+        self.shows_progress = shows_progress and accelerator.is_main_process
         self.processes = Processes(accelerator.num_processes)
         self.joint = synchronise_batch_norms(parts.joint.to(self.device), accelerator.num_processes)
         self.frozen = FrozenNetworks(
@@ -164,7 +167,7 @@ class Trainer:
             self._restore()
             tracker = Tracker(self.run_directory, self.config) if self.accelerator.is_main_process else None
             progress = TrainingProgress(
-                self.config.training.steps, self.step, self.accelerator.is_main_process, self._synchronise
+                self.config.training.steps, self.step, self.shows_progress, self._synchronise
             )
             trace = self.run_directory.path / "trace.json"
             recorded = self.profile_steps if self.accelerator.is_main_process else 0
