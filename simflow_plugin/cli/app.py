@@ -18,6 +18,7 @@ from simflow_plugin.cli import (
     doctor,
     evaluate,
     export,
+    finetune_decoder,
     patch,
     plan,
     pretrain_encoder,
@@ -45,6 +46,7 @@ app = typer.Typer(
 )
 app.command("train")(train.train)
 app.command("distill")(distill.distill)
+app.command("finetune-decoder")(finetune_decoder.finetune_decoder)
 app.command("sample")(sample.sample)
 app.command("evaluate")(evaluate.evaluate)
 app.command("analyze")(analyze.analyze)
