@@ -68,7 +68,8 @@ def _write_for_diffusers(loaded: LoadedRun, folder: Path) -> None:
         AUTOENCODER: [FILE, AutoencoderFolder.__name__],
         MODEL: [FILE, ModelFolder.__name__],
         "image_size": config.image_size,
-        "class_names": names,
+        # A mapping: diffusers takes every list of this file for a component.
+        "class_names": None if names is None else {str(number): name for number, name in enumerate(names)},
         "guidance": config.sampling.guidance,
         "precision": loaded.precision.name,
         "tf32": config.training.tf32,

@@ -28,14 +28,14 @@ class SimFlowPipeline(DiffusionPipeline):
         autoencoder: frozen.
         model: frozen; its options say how it samples.
         image_size: pixels.
-        class_names: of the K classes; None for a model without classes.
+        class_names: of the K classes by number, `{"0": "cat", ...}`; None for a model without classes.
         guidance: weight w >= 0 that the run draws its samples with; diffusers' `guidance_scale` is 1 + w.
         precision: `float32`, `bfloat16` or `float16`; float16 is read in float32 on a CPU.
         tf32: whether products of float32 may use TF32 on CUDA.
         batch_size: images at a time.
     """
 
-    model_cpu_offload_seq = "model->autoencoder"
+    model_cpu_offload_seq = "model->autoencoder"  # type: ignore[assignment]
     autoencoder: Autoencoder
     model: GenerativeModel
 
@@ -44,7 +44,7 @@ class SimFlowPipeline(DiffusionPipeline):
         autoencoder: Autoencoder,
         model: GenerativeModel,
         image_size: int = 256,
-        class_names: list[str] | None = None,
+        class_names: dict[str, str] | None = None,
         guidance: float = 0.0,
         precision: str = "float32",
         tf32: bool = True,
@@ -86,7 +86,7 @@ class SimFlowPipeline(DiffusionPipeline):
         """
         if output_type not in ("pil", "np", "pt"):
             raise ConfigError(f"output_type {output_type!r}: expected pil, np or pt")
-        names, size = self.config["class_names"], self.config["image_size"]
+        names, size = self._names(), self.config["image_size"]
         weight = self.config["guidance"] if guidance is None else guidance
         check_guidance(weight, self.model, None if names is None else len(names), "guidance")
         if generator is not None:
@@ -104,7 +104,7 @@ class SimFlowPipeline(DiffusionPipeline):
             images = to_uint8(drawn).numpy() / 255
         return ImagePipelineOutput(images) if return_dict else (images,)
 
-    def save_pretrained(self, save_directory: Any, **options: Any) -> None:
+    def save_pretrained(self, *arguments: Any, **options: Any) -> None:  # type: ignore[override]
         """Refuse: a pipeline lacks the run's configuration and record.
 
         Raises:
@@ -114,6 +114,10 @@ class SimFlowPipeline(DiffusionPipeline):
             "a SimFlowPipeline is saved from its run: simflow export RUN --out DIR, or "
             "simflow_plugin.load(RUN).save_pretrained(DIR). To copy an exported folder, copy its files."
         )
+
+    def _names(self) -> list[str] | None:
+        names = self.config["class_names"]
+        return None if names is None else [names[str(number)] for number in range(len(names))]
 
     def _precision(self) -> Precision:
         kind, name = self.autoencoder.last_layer().device.type, self.config["precision"]
