@@ -1,4 +1,4 @@
-"""Destinations of a run: metrics.jsonl always; Weights & Biases and TensorBoard, by accelerate's trackers, if asked for.
+"""Destinations of a run's log: metrics.jsonl; Weights & Biases and TensorBoard, by accelerate, if asked for.
 
 A resumed run continues its page: wandb knows it by the id in run.json, TensorBoard drops what a crash left behind the
 checkpoint. The horizontal axis is the number of optimizer steps.
@@ -57,12 +57,8 @@ class Pages:
         """Send what is a finite number in `values`."""
         numbers = {k: v for k, v in values.items() if isinstance(v, (int, float)) and math.isfinite(v)}
         for tracker in self._trackers:
-            if isinstance(
-                tracker, WandBTracker
-            ):  # its own count of steps refuses to go back, as after a crash
-                tracker.log({**numbers, "step": step})
-            else:
-                tracker.log({k: v for k, v in numbers.items() if k != "step"}, step=step)
+            # wandb refuses steps that it has: those that are run again after a crash, with the same numbers.
+            tracker.log({k: v for k, v in numbers.items() if k != "step"}, step=step)
 
     def log_picture(self, name: str, path: Path, step: int) -> None:
         """Send a PNG file."""
@@ -72,21 +68,22 @@ class Pages:
             if isinstance(tracker, WandBTracker):
                 import wandb
 
-                tracker.log({name: [wandb.Image(pixels[0])], "step": step})
+                tracker.log({name: [wandb.Image(pixels[0])]}, step=step)
             else:
                 tracker.log_images({name: pixels}, step=step, dataformats="NHWC")
 
     def log_final(self, numbers: Mapping[str, Any], step: int) -> None:
-        """Send the metrics of the finished run, as points and, to wandb, as its summary."""
+        """Send the metrics of the finished run: to wandb as its summary, to TensorBoard as points."""
         final = {
             f"{FINAL}/{key}": value
             for key, value in numbers.items()
             if isinstance(value, (int, float)) and math.isfinite(value) and key != "step"
         }
-        self.log(final, step)
         for tracker in self._trackers:
             if isinstance(tracker, WandBTracker):
                 tracker.tracker.summary.update(final)
+            else:
+                tracker.log(final, step=step)
 
     def close(self) -> None:
         """Flush and close."""
@@ -139,7 +136,8 @@ def log_final_metrics(run: RunDirectory, config: RunConfig) -> None:
     try:
         pages.log_final(numbers, step)
         if run.reconstructions_file.is_file():
-            pages.log_picture(f"{FINAL}/reconstructions", run.reconstructions_file, step)
+            # One step on: the last one's row is closed when wandb opens a page again.
+            pages.log_picture(f"{FINAL}/reconstructions", run.reconstructions_file, step + 1)
     finally:
         pages.close()
 
@@ -183,7 +181,6 @@ def _start_wandb(run: RunDirectory, config: RunConfig, options: TrackerOptions, 
         mode=wandb_mode(options),
     )
     _start(tracker)
-    tracker.tracker.define_metric("*", step_metric="step")
     tracker.store_init_configuration(config.model_dump(mode="json"))
     return tracker
 

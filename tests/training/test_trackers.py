@@ -1,5 +1,6 @@
 """Trackers against what they really write: TensorBoard's event files and wandb's offline store."""
 
+import json
 import struct
 
 import pytest
@@ -8,7 +9,7 @@ from simflow_plugin.errors import ConfigError
 from simflow_plugin.runs.run_directory import RunDirectory
 from simflow_plugin.train import train
 from simflow_plugin.training.interrupts import Interrupted
-from simflow_plugin.training.trackers import is_logged_in, wandb_mode
+from simflow_plugin.training.trackers import is_logged_in, log_final_metrics, wandb_mode
 from tests.training.tiny_runs import StopAfter, losses_of, make_trainer, tiny_config, tiny_values
 
 WANDB = {"name": "wandb", "project": "digits", "entity": "us", "tags": ["tiny", "test"], "mode": "offline"}
@@ -75,25 +76,39 @@ def test_resumed_run_goes_on_in_the_same_curves(tmp_path):
 
 
 def test_wandb_store_holds_one_page_for_a_run_that_was_resumed(tmp_path):
+    wandb = pytest.importorskip("wandb")
     config = tiny_config(values=values_with([WANDB, "tensorboard"]))
     with pytest.raises(Interrupted):
         make_trainer(config, tmp_path, StopAfter(2)).train()
     make_trainer(config, tmp_path).train()
+    run = RunDirectory(tmp_path)
+    run.summary_file.write_text(json.dumps({"step": 4, "psnr": 21.5, "split": "test"}))
+    run.reconstructions_file.write_bytes((run.samples / "step_00000004.png").read_bytes())
+    log_final_metrics(run, config)
+    wandb.teardown()  # closes the stores
     records = records_of(tmp_path)
     runs = [record.run for _, record in records if record.WhichOneof("record_type") == "run"]
     assert {run.run_id for run in runs} == {RunDirectory(tmp_path).run_id}
     assert {(run.project, run.entity, tuple(run.tags)) for run in runs} == {
         ("digits", "us", ("tiny", "test"))
     }
-    steps, pictures = set(), 0
+    steps, pictures = set(), set()
     for _, record in records:
         if record.WhichOneof("record_type") == "history":
             items = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
-            pictures += "samples" in items
-            if "nll" in items:
-                steps.add(int(items["step"]))
+            step = int(items["_step"])
+            steps |= {step} if "nll" in items else set()
+            pictures |= {step} if any(name.startswith("samples") for name in items) else set()
     assert steps == {1, 2, 3, 4}
-    assert pictures == 2
+    assert pictures == {2, 4}
+    summaries = [
+        record.summary.update for _, record in records if record.WhichOneof("record_type") == "summary"
+    ]
+    finals = {
+        item.key or "/".join(item.nested_key): item.value_json for update in summaries for item in update
+    }
+    assert finals["final/psnr"] == "21.5"
+    assert any(name.startswith("final/reconstructions") for name in finals)
     assert [point.step for point in events_of(tmp_path).Scalars("nll")] == [1, 2, 3, 4]
 
 
