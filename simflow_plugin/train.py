@@ -17,6 +17,7 @@ from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.errors import EmptySplit
 from simflow_plugin.exits import exit_on_user_error
 from simflow_plugin.runs.run_directory import RunDirectory
+from simflow_plugin.streams import surviving_readers
 from simflow_plugin.train_options import (
     AllowChangedOption,
     AllowPipesOption,
@@ -47,7 +48,7 @@ def train_command(
     allow_pipes: AllowPipesOption = False,
 ) -> None:
     """Train, from the start or from the run's last checkpoint; then measure, and write the report."""
-    with exit_on_user_error():
+    with surviving_readers(), exit_on_user_error():
         resolved = load_config(config, set_)
         if dry_run:
             print(resolved.to_yaml(), end="")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from simflow_plugin.cli.run_options import OverwriteOption
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.exits import exit_on_user_error
 
@@ -38,6 +39,7 @@ def export(
     last_weights: Annotated[
         bool, typer.Option("--last-weights", help="Not the averaged (EMA) weights.")
     ] = False,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Export a run to a folder: weights, configuration and card, which `simflow_plugin.load` and diffusers read.
 
@@ -45,6 +47,7 @@ def export(
     AutoencoderKL; its latents are brought to zero mean and unit variance by channel, unless --keep-scale is given.
     """
     with exit_on_user_error():
+        from simflow_plugin.evaluation.sample_files import check_not_there
         from simflow_plugin.files import check_new_folder
         from simflow_plugin.runs.sources import open_run
 
@@ -56,6 +59,8 @@ def export(
         _refuse({"--license": licence}, "with the autoencoder alone")
         if keep_scale:
             _refuse({"--num-images": num_images}, "with --keep-scale")
+        for file in (out, out.with_name(f"{out.stem}-latents-stats.pt")) if out.suffix == ".pt" else (out,):
+            check_not_there(file, overwrite)
         _export_autoencoder(open_run(run, averaged=not last_weights), out, num_images, keep_scale)
 
 

@@ -7,6 +7,7 @@ A part (`data`, `autoencoder`, `model`, ...) is a name or a mapping with a name:
 from __future__ import annotations
 
 import re
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -237,6 +238,14 @@ def _each_once(trackers: tuple[TrackerOptions, ...]) -> tuple[TrackerOptions, ..
 Trackers = Annotated[tuple[TrackerOptions, ...], BeforeValidator(_as_trackers), AfterValidator(_each_once)]
 
 
+class FrozenModel(Options):
+    """Weights of `model`, which then no step changes: the decoder alone is trained (`simflow finetune-decoder`)."""
+
+    weights: str = Field(description="file with all of the model's weights")
+    sha256: str = Field(description="of the file")
+    source: str = Field("", description="where the weights come from, for people")
+
+
 class RunConfig(Options):
     """Everything that decides a run."""
 
@@ -246,6 +255,9 @@ class RunConfig(Options):
     data: Annotated[Part, DATASETS]
     autoencoder: Annotated[Part, AUTOENCODERS]
     model: Annotated[Part | None, MODELS] = Field(None, description="null: train the autoencoder alone")
+    frozen_model: FrozenModel | None = Field(
+        None, description="weights that `model` keeps; null: it is trained"
+    )
     objective: Objective = Objective()
     alignment: Alignment | None = None
     optimizer: Optimizer = Optimizer()
@@ -256,6 +268,22 @@ class RunConfig(Options):
         (), description="none, wandb, tensorboard, a mapping with a name and options, or a list of these"
     )
 
-    def to_yaml(self) -> str:
-        """Return the configuration as YAML, every default written out; null is what pretrained weights decide."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+    def to_yaml(self, shortens_paths: bool = False) -> str:
+        """Return the configuration as YAML, every default written out; null is what pretrained weights decide.
+
+        Args:
+            shortens_paths: keep only the names of files and folders, for a page that is passed on: where data lies
+                on a machine, and under which user, concerns nobody else.
+        """
+        values = self.model_dump(mode="json")
+        return yaml.safe_dump(_with_short_paths(values) if shortens_paths else values, sort_keys=False)
+
+
+def _with_short_paths(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {key: _with_short_paths(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [_with_short_paths(value) for value in values]
+    if isinstance(values, str) and values.startswith(("/", "~", "file:/")):
+        return f".../{PurePosixPath(values).name}"
+    return values

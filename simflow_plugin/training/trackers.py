@@ -181,7 +181,7 @@ def _start_wandb(run: RunDirectory, config: RunConfig, options: TrackerOptions, 
         mode=wandb_mode(options),
     )
     _start(tracker)
-    tracker.store_init_configuration(config.model_dump(mode="json"))
+    tracker.store_init_configuration(yaml.safe_load(config.to_yaml(shortens_paths=True)))
     return tracker
 
 
@@ -192,8 +192,7 @@ def _start_tensorboard(
     purge = {"purge_step": step + 1} if step else {}
     tracker = TensorBoardTracker(FOLDER, logging_dir=run.path, **purge)
     _start(tracker)
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    tracker.log({"configuration": f"```yaml\n{text}```"}, step=step)
+    tracker.log({"configuration": f"```yaml\n{config.to_yaml(shortens_paths=True)}```"}, step=step)
     return tracker
 
 
