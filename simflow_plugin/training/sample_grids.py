@@ -55,7 +55,7 @@ class SampleGrids:
         """Write the grid after `step` steps; nothing for an autoencoder alone. Every process must call it.
 
         Returns:
-            the file; None for an autoencoder alone, and on all processes but the main one.
+            the file; None for an autoencoder alone, where sampling failed, and on all processes but the main one.
         """
         if joint.model is None:
             return None
@@ -74,7 +74,7 @@ class SampleGrids:
             except EvaluationError as error:
                 # The run may still find its way back; a black grid would say nothing.
                 log.warning("No grid of samples at step %d: %s", step, error)
-                return
+                return None
         by_class = to_uint8(images).unflatten(0, (columns, -1)).transpose(0, 1).flatten(0, 1)
         self._run.check_lock()
         names = [shortened_name(name) for name in self._class_names[: len(by_class) // columns]] or None
