@@ -174,7 +174,8 @@ class GenerativeModel(nn.Module, ABC):
 
         `simflow analyze` looks into it, and `simflow distill` learns its inverse.
 
-        A model with a flow has `tokens(latents)` too, from (B, C, h, w) to the flow's (B, T, D).
+        A model with a flow has `tokens(latents)` too, from (B, C, h, w) to the flow's (B, T, D), and its inverse
+        `latents(tokens)`.
         """
         return None
 
@@ -370,6 +371,18 @@ class Autoencoder(nn.Module, ABC):
 
 
 @runtime_checkable
+class GuidedByWeaker(Protocol):
+    """A generative model that a weaker one can guide in place of its unconditional half (autoguidance)."""
+
+    def guided_by(self, weaker: GenerativeModel) -> GenerativeModel:
+        """Return this model, its weights shared, guided by `weaker`.
+
+        Raises:
+            ConfigError: if the two do not fit.
+        """
+
+
+@runtime_checkable
 class ExportableAutoencoder(Protocol):
     """An autoencoder that `simflow export` can write: normalised latents, a file of its state, a diffusers folder."""
 
@@ -435,11 +448,16 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True)
 class DataContext:
-    """The images of a run: `image_size` in pixels, `split` 'train' or 'test', and the run's `seed`."""
+    """The images of a run: `image_size` in pixels, `split` 'train' or 'test', and the run's `seed`.
+
+    `allows_pipes` is the consent of who started the command to run commands that the configuration names; it is never
+    part of a configuration.
+    """
 
     image_size: int
     split: str
     seed: int = 0
+    allows_pipes: bool = False
 
 
 class ImageDataset(Protocol):

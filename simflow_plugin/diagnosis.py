@@ -14,8 +14,10 @@ from simflow_plugin.errors import SimflowError
 OPTIONAL_PACKAGES = {
     "xformers": "attention on GPUs; without it torch's scaled-dot-product attention serves",
     "wandb": "tracker: wandb; without it metrics.jsonl and report.html hold everything",
+    "tensorboard": "tracker: tensorboard",
     "webdataset": "tar shards as data",
     "datasets": "Hugging Face data sets as data",
+    "pillow_heif": "HEIC images in data sets of files",
 }
 
 
@@ -65,14 +67,20 @@ def _attention() -> Finding:
 
 
 def _decode_kernel() -> Finding:
-    from simflow_plugin.flow.kernels.library import find_library
+    from simflow_plugin.flow.kernels.library import KernelNotAvailable, load_library
 
-    if find_library() is None:
+    try:
+        library = load_library()
+    except KernelNotAvailable as reason:
         meaning = (
-            "sampling on the CPU takes two to three times as long; a C++ compiler (g++) on Linux changes that"
+            f"{reason}; without it sampling on the CPU takes two to three times as long. It needs Linux and a C++ "
+            "compiler (g++)"
         )
         return Finding("decode kernel", "not available", meaning)
-    return Finding("decode kernel", "compiled for this processor", "sampling a flow on the CPU is fast")
+    meaning = (
+        f"sampling a flow on the CPU is fast; {library.path}: SHA-256 verified, folder and file yours alone"
+    )
+    return Finding("decode kernel", "compiled for this processor", meaning)
 
 
 def _fashion_mnist() -> Finding:

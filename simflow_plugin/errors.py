@@ -40,6 +40,12 @@ class CheckpointError(SimflowError):
     """A run's checkpoint is missing, torn, or from another configuration."""
 
 
+class NotFiniteError(CheckpointError):
+    """Weights or state of a run hold NaN or infinity: it diverged, and nothing can be made of it."""
+
+    exit_status = 3
+
+
 class RunDirectoryError(SimflowError):
     """A run directory cannot be used: locked, not writable, or it holds another run."""
 

@@ -9,13 +9,16 @@ by a rename; where anything fails, it is removed and the old file stays.
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import json
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 from safetensors import SafetensorError
@@ -72,6 +75,34 @@ def write_text_atomically(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
+LARGEST_JSON = 1 << 26
+"""Bytes; our own files of JSON are far smaller."""
+
+
+def read_json_object(path: Path, error: type[SimflowError]) -> dict[str, Any]:
+    """Read a file that holds one JSON object, whatever it was replaced by.
+
+    Args:
+        path: of the file; a named pipe, which would never end, is not opened.
+        error: raised for everything that is none.
+    """
+    try:
+        if not path.is_file():
+            raise error(f"{path}: {'is no plain file' if path.exists() else 'is missing'}")
+        if (size := path.stat().st_size) > LARGEST_JSON:
+            raise error(f"{path}: has {size} bytes, at most {LARGEST_JSON} are read")
+        content = json.loads(path.read_bytes())
+    except OSError as problem:
+        raise error(f"{path}: cannot be read ({problem.strerror}). Check its permissions") from problem
+    except RecursionError:
+        raise error(f"{path}: is nested too deep to be one of ours") from None
+    except ValueError as problem:
+        raise error(f"{path}: is not JSON ({problem})") from problem
+    if not isinstance(content, dict):
+        raise error(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
 def check_new_folder(folder: Path) -> None:
     """Refuse a place for a folder before the work for it is done.
 
@@ -96,6 +127,14 @@ def give_usual_mode(path: Path) -> None:
     for inner in path.iterdir():
         inner.chmod(mode | _search_bits(mode) if inner.is_dir() else mode)
     path.chmod(mode | _search_bits(mode))
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Return whether an error says that the disk is full, or a quota or a limit on file sizes reached."""
+    messages = ("No space left", "Disk quota exceeded", "File too large")
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(
+        message in str(error) for message in messages
+    )
 
 
 def _flush(path: Path) -> None:

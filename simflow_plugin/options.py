@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
-from typing import Annotated, Any, ClassVar
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any, ClassVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 CONTRACT_VERSION = 1
 """Version of `simflow_plugin.contracts`: it grows when a part written for an earlier one would no longer work."""
+
+OF_FIELD = "of_field"
+"""Type of the errors of `Options` as a whole that are about one field, which their context names."""
+LARGEST_INTEGER = 2**63 - 1
 
 MomentDecay = Annotated[float, Field(ge=0, lt=1)]
 """A beta of Adam: the decay per step of a running mean."""
@@ -25,6 +30,24 @@ class Options(BaseModel):
 
     contract_version: ClassVar[int | None] = None
     """`CONTRACT_VERSION` that the part was written for; the registry refuses another. None: not stated."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_surprises(cls, values: Any) -> Any:
+        """Take no true for 1, as Python would, and no number that nothing counts to."""
+        for name, value in values.items() if isinstance(values, dict) else ():
+            field = cls.model_fields.get(name)
+            if field is None or _holds_options(field.annotation):
+                continue
+            numbers = list(_numbers(value))
+            problem = None
+            if any(isinstance(n, bool) for n in numbers) and not _takes_booleans(field.annotation):
+                problem = "expected no true or false (in YAML also yes, no, on, off)"
+            elif any(abs(number) > LARGEST_INTEGER for number in numbers):
+                problem = f"expected no integer beyond {LARGEST_INTEGER}"
+            if problem is not None:
+                raise PydanticCustomError(OF_FIELD, "{problem}", {"problem": problem, "field": name})
+        return values
 
     def resolved(self) -> Options:
         """Return the options with every default that depends on other options written out.
@@ -43,6 +66,32 @@ class Options(BaseModel):
         Raises:
             ConfigError: naming the option.
         """
+
+
+def _numbers(value: Any) -> Iterator[int]:
+    """Yield the booleans and integers in a value as it was written."""
+    if isinstance(value, int):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for element in value:
+            yield from _numbers(element)
+    elif isinstance(value, dict):
+        for element in value.values():
+            yield from _numbers(element)
+
+
+def _takes_booleans(annotation: Any) -> bool:
+    """Return whether a value of this type may hold booleans."""
+    if annotation in (bool, Any, object) or isinstance(annotation, bool):
+        return True
+    return any(_takes_booleans(part) for part in get_args(annotation))
+
+
+def _holds_options(annotation: Any) -> bool:
+    """Return whether a value of this type may hold nested options, which answer for themselves."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return True
+    return any(_holds_options(part) for part in get_args(annotation))
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -17,8 +17,10 @@ from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.errors import EmptySplit
 from simflow_plugin.exits import exit_on_user_error
 from simflow_plugin.runs.run_directory import RunDirectory
+from simflow_plugin.streams import surviving_readers
 from simflow_plugin.train_options import (
     AllowChangedOption,
+    AllowPipesOption,
     DryRunOption,
     NoReportOption,
     OutOption,
@@ -28,6 +30,7 @@ from simflow_plugin.train_options import (
 from simflow_plugin.training.interrupts import RESUME_EXIT_STATUS, Interrupted, stop_on_signals
 
 if TYPE_CHECKING:
+    import torch
     from accelerate import Accelerator
 
     from simflow_plugin.contracts import ImageDataset
@@ -42,15 +45,23 @@ def train_command(
     dry_run: DryRunOption = False,
     no_report: NoReportOption = False,
     profile: ProfileOption = 0,
+    allow_pipes: AllowPipesOption = False,
 ) -> None:
     """Train, from the start or from the run's last checkpoint; then measure, and write the report."""
-    with exit_on_user_error():
+    with surviving_readers(), exit_on_user_error():
         resolved = load_config(config, set_)
         if dry_run:
             print(resolved.to_yaml(), end="")
             return
         run = RunDirectory(out if out is not None else Path("runs") / resolved.name)
-        train_or_stop(resolved, run, allow_changed or [], report=not no_report, profile_steps=profile)
+        train_or_stop(
+            resolved,
+            run,
+            allow_changed or [],
+            report=not no_report,
+            profile_steps=profile,
+            allows_pipes=allow_pipes,
+        )
 
 
 def train_or_stop(
@@ -59,10 +70,13 @@ def train_or_stop(
     allow_changed: list[str],
     report: bool = True,
     profile_steps: int = 0,
+    allows_pipes: bool = False,
 ) -> None:
     """Train as a command does: after a signal, say how to go on and leave with the status that asks for it."""
     try:
-        train(config, run, allow_changed, report=report, profile_steps=profile_steps)
+        train(
+            config, run, allow_changed, report=report, profile_steps=profile_steps, allows_pipes=allows_pipes
+        )
     except Interrupted as interruption:
         typer.echo(f"{interruption}. Saved: run the same command again to go on.", err=True)
         raise typer.Exit(RESUME_EXIT_STATUS) from interruption
@@ -74,18 +88,30 @@ def train(
     allow_changed: list[str],
     report: bool = True,
     profile_steps: int = 0,
+    allows_pipes: bool = False,
 ) -> None:
     """Train `config` in `run`, resuming if it was begun.
 
+    Args:
+        config: resolved.
+        run: its directory.
+        allow_changed: dotted keys that may differ from the run that is resumed.
+        report: measure it afterwards, and write its report.
+        profile_steps: record this many.
+        allows_pipes: run the commands that `data` names; no configuration may say so.
     Raises:
         SimflowError: before anything is written, if parts do not fit or the directory is another run's.
         Interrupted: after a signal, when the state was saved.
     """
     from simflow_plugin.config.checks import check_before_training
     from simflow_plugin.data.order import GlobalBatches
+    from simflow_plugin.runs.checkpoints import checkpoint_folders
+    from simflow_plugin.runs.environment import describe_environment
+    from simflow_plugin.runs.initialisation import Classes, start_from
     from simflow_plugin.runs.parts import build_dataset, build_parts
     from simflow_plugin.training.distributed.processes import leaving_together
     from simflow_plugin.training.loop import Trainer
+    from simflow_plugin.training.run_header import header_lines
 
     accelerator = make_accelerator(config)
     logging.basicConfig(
@@ -100,37 +126,68 @@ def train(
             stop_on_signals() as stop
         ):  # from here on, so that a large model may be stopped while it is built
             # Everything that can be refused is built before the directory is touched.
-            dataset = build_dataset(config, "train")
+            dataset = build_dataset(config, "train", allows_pipes)
             if report:
                 check_before_training(config, dataset.num_classes)
-            summary = describe_data(config, dataset, needs_test=report)
+            summary = describe_data(config, dataset, report, allows_pipes)
             parts = build_parts(config, dataset.num_classes)
+            started = (
+                [] if checkpoint_folders(run.checkpoints) else start_from(parts, config, Classes.of(dataset))
+            )
             if accelerator.is_main_process:
                 stack.enter_context(run.locked())
                 run.prepare(config, allow_changed)
-                if not run.metrics_file.exists():
-                    print(config.to_yaml(), end="", flush=True)
-                print("\n".join(summary.lines()), flush=True)
+                print(
+                    "\n".join([*header_lines(config, run, summary, parts, accelerator), *started]), flush=True
+                )
                 run.write_data_summary(summary.to_json())
+                run.add_environment(describe_environment(accelerator.device, accelerator.num_processes))
             accelerator.wait_for_everyone()
             trainer = Trainer(config, run, parts, dataset, accelerator, stop, profile_steps)
             trainer.train()
+        is_main = accelerator.is_main_process
         if report:
-            from simflow_plugin.evaluation.report.run_report import evaluate_after_training
-
-            is_main = accelerator.is_main_process
-            trainer.processes.run_on_main(
-                (lambda: evaluate_after_training(run, trainer.device)) if is_main else None
-            )
+            trainer.processes.run_on_main((lambda: measure(config, run, trainer.device)) if is_main else None)
+        if is_main:
+            print("\n".join(closing_lines(config, run)), flush=True)
 
 
-def describe_data(config: RunConfig, train: ImageDataset, needs_test: bool) -> DataSummary:
+def measure(config: RunConfig, run: RunDirectory, device: torch.device) -> None:
+    """Measure the trained run, write its pages and tell its trackers, unless that was done."""
+    from simflow_plugin.evaluation.report.run_report import evaluate_after_training
+    from simflow_plugin.training.trackers import log_final_metrics
+
+    if run.is_measured():
+        print("measured before: to measure it anew, or otherwise, use `simflow evaluate`", flush=True)
+    else:
+        evaluate_after_training(run, device)
+        log_final_metrics(run, config)
+
+
+def closing_lines(config: RunConfig, run: RunDirectory) -> list[str]:
+    """Return where to look when a run has ended."""
+    grids = sorted(run.samples.glob("step_*.png"))
+    found = [
+        ("report", run.report_file),
+        ("numbers", run.summary_file),
+        *(("samples", g) for g in grids[-1:]),
+    ]
+    lines = [f"{name}: {path}" for name, path in found if path.exists()]
+    if config.model is not None:
+        lines.append(f"more samples: simflow sample {run.path} --out samples.npz")
+    return lines
+
+
+def describe_data(
+    config: RunConfig, train: ImageDataset, needs_test: bool, allows_pipes: bool = False
+) -> DataSummary:
     """Return what was understood of the data set of `config`, both splits.
 
     Args:
         config: resolved.
         train: the training split.
         needs_test: refuse a data set that leaves no test image; else that is a note.
+        allows_pipes: run the commands that `data` names.
     Raises:
         DataError: if the splits do not fit together, or their images cannot be read.
     """
@@ -139,7 +196,7 @@ def describe_data(config: RunConfig, train: ImageDataset, needs_test: bool) -> D
 
     test: ImageDataset | None = None
     try:
-        test = build_dataset(config, "test")
+        test = build_dataset(config, "test", allows_pipes)
     except EmptySplit:
         if needs_test:
             raise

@@ -14,6 +14,10 @@ AllowChangedOption = Annotated[
     typer.Option("--allow-changed", help="A key that may differ from the run that is resumed."),
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")]
+AllowPipesOption = Annotated[
+    bool,
+    typer.Option("--allow-pipes", help="Run the shell commands that data.shards names (pipe:...)."),
+]
 NoReportOption = Annotated[bool, typer.Option("--no-report", help="Train only: no summary, no report.")]
 ProfileOption = Annotated[
     int, typer.Option("--profile", min=0, help="Record N steps to trace.json, a Chrome trace.")

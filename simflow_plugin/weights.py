@@ -14,7 +14,7 @@ import difflib
 import pickle
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,15 @@ UNREADABLE = (
 )
 
 
-def read_tensors(path: Path, sections: Iterable[str] = ()) -> dict[str, Tensor]:
+def read_tensors(
+    path: Path, sections: Iterable[str] = (), numbers: Collection[str] = ()
+) -> dict[str, Tensor]:
     """Return all tensors of a `.safetensors`, `.pt`, `.pth`, `.ckpt` or `.bin` file, without wrappers in their names.
 
     Args:
         path: of the file. Nothing is unpickled but tensors and plain containers; nested names are joined by dots.
         sections: keys at the top of the file; of the first that is there, only what is below it is returned.
+        numbers: keys whose plain numbers are returned as well, as float32 scalars.
     Raises:
         WeightsError: if there is no such file, it is torn, or it holds objects other than tensors.
     """
@@ -59,7 +62,11 @@ def read_tensors(path: Path, sections: Iterable[str] = ()) -> dict[str, Tensor]:
         ) from error
     if isinstance(content, Mapping):
         content = next((content[key] for key in sections if content.get(key) is not None), content)
-    return without_wrappers(dict(_flatten("", content)), str(path))
+    try:
+        tensors = dict(_flatten("", content, numbers))
+    except RecursionError:
+        raise WeightsError(f"{path}: is nested too deep to be a state dict, or holds itself") from None
+    return without_wrappers(tensors, str(path))
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -129,7 +136,13 @@ def fitted_state(
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     """Return the names of tensors that hold NaN or infinity."""
-    return [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+    return [name for name, tensor in tensors.items() if not _is_finite(tensor)]
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if tensor.is_floating_point() and tensor.element_size() == 1:
+        tensor = tensor.float()  # torch does not ask float8 itself
+    return bool(tensor.isfinite().all())
 
 
 def load_strictly(
@@ -186,12 +199,14 @@ def _type(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _flatten(prefix: str, content: Any) -> Iterable[tuple[str, Tensor]]:
+def _flatten(prefix: str, content: Any, numbers: Collection[str]) -> Iterable[tuple[str, Tensor]]:
     if isinstance(content, Tensor):
         yield prefix, content
     elif isinstance(content, Mapping):
         for name, value in content.items():
-            yield from _flatten(f"{prefix}.{name}" if prefix else str(name), value)
+            yield from _flatten(f"{prefix}.{name}" if prefix else str(name), value, numbers)
+    elif isinstance(content, int | float) and prefix.rpartition(".")[2] in numbers:
+        yield prefix, torch.tensor(float(content))
 
 
 def _refused_class(error: Exception) -> str:

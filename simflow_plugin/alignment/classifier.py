@@ -1,4 +1,6 @@
-"""A small vision transformer trained here on labelled images: alignment target and judge, no download.
+"""A classifier trained here on labelled images: alignment target and judge, no download.
+
+A small vision transformer from scratch, or a published backbone that was fine-tuned (`backbone_classifier`).
 
 It is one safetensors file whose metadata hold how to build the network, how to normalise, what the
 classes are called and how often it is right on held-out images.
@@ -16,8 +18,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from simflow_plugin import options, registry
+from simflow_plugin.alignment.backbone_classifier import BackboneClassifier
 from simflow_plugin.alignment.conv_stem import ConvStem
 from simflow_plugin.alignment.encoder import FrozenEncoder
+from simflow_plugin.alignment.feature_layer import FeatureLayer
+from simflow_plugin.alignment.timm_names import check_timm_name
 from simflow_plugin.contracts import DataContext
 from simflow_plugin.errors import ConfigError, RunDirectoryError, WeightsError
 from simflow_plugin.files import replacing
@@ -31,7 +36,7 @@ class ClassifierCard:
     """Description in a classifier's file.
 
     Args:
-        architecture: arguments of `make_network`.
+        architecture: arguments of `make_network`; `kind` is `tokens` (also if it is missing) or `backbone`.
         mean, std: normalisation, per channel, for pixels in [0, 1].
         class_names: in the order of the logits.
         data: the data set it was trained on.
@@ -69,13 +74,15 @@ class TokenClassifier(nn.Module):
         import timm
 
         super().__init__()
-        sizes = {name: value for name, value in architecture.items() if name not in ("model", "num_classes")}
+        other = ("kind", "model", "num_classes")
+        sizes = {name: value for name, value in architecture.items() if name not in other}
         fixed: dict[str, Any] = {
             "num_classes": 0,
             "global_pool": "",
             "class_token": False,
             "embed_layer": ConvStem,
         }
+        check_timm_name(architecture["model"], "model of the classifier")
         try:
             trunk: Any = timm.create_model(architecture["model"], pretrained=False, **fixed, **sizes)
         except (RuntimeError, TypeError, AssertionError) as error:
@@ -86,6 +93,7 @@ class TokenClassifier(nn.Module):
         self.trunk = trunk
         self.num_features = int(trunk.num_features)
         self.head = nn.Linear(trunk.patch_embed.num_patches * self.num_features, architecture["num_classes"])
+        self.layer = FeatureLayer(None, trunk.patch_embed.grid_size, self.num_features)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Map normalised images (B, 3, H, W) to patch features (B, N, F) in raster order."""
@@ -104,9 +112,13 @@ class TokenClassifier(nn.Module):
         return self.trunk.forward_intermediates(images, **options)
 
 
-def make_network(architecture: dict[str, Any]) -> TokenClassifier:
+Classifier = TokenClassifier | BackboneClassifier
+
+
+def make_network(architecture: dict[str, Any]) -> Classifier:
     """Build the classifier that a card describes, with random weights."""
-    return TokenClassifier(architecture)
+    is_backbone = architecture.get("kind") == "backbone"
+    return BackboneClassifier(architecture) if is_backbone else TokenClassifier(architecture)
 
 
 def save_classifier(path: Path, network: nn.Module, card: ClassifierCard) -> None:
@@ -119,7 +131,7 @@ def save_classifier(path: Path, network: nn.Module, card: ClassifierCard) -> Non
         save_file(tensors, part, metadata)
 
 
-def load_classifier(path: Path) -> tuple[TokenClassifier, ClassifierCard]:
+def load_classifier(path: Path) -> tuple[Classifier, ClassifierCard]:
     """Read a file that `save_classifier` wrote.
 
     Raises:
@@ -136,15 +148,24 @@ def load_classifier(path: Path) -> tuple[TokenClassifier, ClassifierCard]:
             f"{path}: not made by `simflow pretrain-encoder` (format {metadata.get('format')!r}, expected "
             f"{FORMAT!r}). For published weights use an encoder such as `dinov2-b` or `timm`."
         )
-    card = ClassifierCard(**json.loads(metadata["card"]))
-    network = make_network(card.architecture)
+    try:
+        card = ClassifierCard(**json.loads(metadata["card"]))
+        network = make_network(card.architecture)
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RuntimeError,
+    ) as error:  # nested too deep, too
+        raise WeightsError(f"{path}: its description is no card of a classifier: {error!r:.200}") from error
     load_strictly(network, read_tensors(path), str(path), "Make the file again.")
     return network, card
 
 
 @registry.ENCODERS.register("pretrained")
 class ClassifierEncoder(FrozenEncoder):
-    """A classifier that `simflow pretrain-encoder` made: patch features, and class logits for an evaluation.
+    """A classifier that `simflow pretrain-encoder` made: features, and class logits for an evaluation.
 
     Args:
         options: the file.
@@ -160,8 +181,8 @@ class ClassifierEncoder(FrozenEncoder):
 
     def __init__(self, options: Options, context: DataContext) -> None:
         network, card = load_classifier(Path(options.checkpoint).expanduser())
-        size, patch = card.architecture["img_size"], card.architecture["patch_size"]
-        super().__init__(network, context.image_size, size, patch, card.mean, card.std)
+        size = card.architecture["img_size"]
+        super().__init__(network, context.image_size, size, network.layer, card.mean, card.std)
         self.card = card
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""A frozen encoder: images -> patch features in raster order, no gradients, never in training mode."""
+"""A frozen encoder: images -> features in raster order, no gradients, never in training mode."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from simflow_plugin.alignment.loss import Grid
+from simflow_plugin.alignment.feature_layer import FeatureLayer, Grid
 from simflow_plugin.errors import ConfigError, ShapeError
 
 
 class FrozenEncoder(nn.Module):
-    """A timm vision transformer whose patch features are alignment targets.
+    """A network of timm whose features are alignment targets.
 
     Args:
-        network: with `forward_features` (B, prefix + N, F), `num_prefix_tokens`, `num_features`, built for
-            square images of `input_size`.
+        network: timm's, built for square images of `input_size`.
         image_size: of the images it will be given, in pixels.
         input_size: of the images the network sees; images are resized to it.
-        patch_size: of the network, in pixels of its input.
+        layer: whose features are the targets.
         mean, std: of the network's training images, per channel, for pixels in [0, 1].
     Attributes:
         feature_dim: F.
@@ -34,14 +33,14 @@ class FrozenEncoder(nn.Module):
         network: nn.Module,
         image_size: int,
         input_size: int,
-        patch_size: int,
+        layer: FeatureLayer,
         mean: Sequence[float],
         std: Sequence[float],
     ) -> None:
         super().__init__()
         self.network = network.requires_grad_(False)
-        self.image_size, self.input_size, self.patch_size = image_size, input_size, patch_size
-        self.feature_dim = int(network.num_features)  # type: ignore[arg-type]
+        self.image_size, self.input_size, self.layer = image_size, input_size, layer
+        self.feature_dim = layer.num_channels
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
         self.train(False)
@@ -58,18 +57,16 @@ class FrozenEncoder(nn.Module):
         """
         if image_size != self.image_size:
             raise ConfigError(f"the encoder was built for image_size {self.image_size}, not {image_size}")
-        side = self.input_size // self.patch_size
-        return side, side
+        return self.layer.grid
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Return patch features (B, N, F) in raster order, of images (B, 3, H, W) in [-1, 1].
+        """Return features (B, N, F) in raster order, of images (B, 3, H, W) in [-1, 1].
 
         Raises:
             ShapeError: if the images are not of the size it was built for.
         """
-        tokens = self.network.forward_features(self.preprocess(images))  # type: ignore[operator]
-        return tokens[:, self.network.num_prefix_tokens :]  # (B, N, F)
+        return self.layer.read(self.network, self.preprocess(images))
 
     def preprocess(self, images: Tensor) -> Tensor:
         """Bring images (B, 3, H, W) in [-1, 1] to the network's size and normalisation."""
@@ -77,13 +74,23 @@ class FrozenEncoder(nn.Module):
             raise ShapeError(
                 f"images are {tuple(images.shape)}, expected (B, 3, {self.image_size}, {self.image_size})"
             )
-        pixels = (images + 1) / 2
-        if self.input_size != self.image_size:
-            # Bicubic and not antialiased, as the REPA hosts do: other pixels would be other targets.
-            pixels = F.interpolate(
-                pixels, (self.input_size, self.input_size), mode="bicubic", align_corners=False
-            )
-        return (pixels - self.mean) / self.std
+        return resize_and_normalize(images, self.input_size, self.mean, self.std)
+
+
+def resize_and_normalize(images: Tensor, size: int, mean: Tensor, std: Tensor) -> Tensor:
+    """Bring images (B, 3, H, W) in [-1, 1] to `size` pixels and a normalisation for pixels in [0, 1].
+
+    Args:
+        images: square.
+        size: in pixels.
+        mean: (1, 3, 1, 1).
+        std: (1, 3, 1, 1).
+    """
+    pixels = (images + 1) / 2
+    if size != images.shape[-1]:
+        # Bicubic and not antialiased, as the REPA hosts do: other pixels would be other targets.
+        pixels = F.interpolate(pixels, (size, size), mode="bicubic", align_corners=False)
+    return (pixels - mean) / std
 
 
 def choose_input_size(

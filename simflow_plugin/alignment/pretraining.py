@@ -1,8 +1,8 @@
-"""Train a small vision transformer to classify a labelled data set, in minutes on a CPU.
+"""Train a small vision transformer to classify a labelled data set, or fine-tune a published backbone to do so.
 
-Cross-entropy, AdamW, warm-up and cosine decay, random shifts of a pixel. What comes out is an alignment
-target that knows what the images show, and a judge of class agreement; it is no substitute for DINOv2 on
-photographs.
+Cross-entropy, AdamW, warm-up and cosine decay, random shifts of a pixel, mirrored images if asked for. What comes out
+is an alignment target that knows what the images show, and a judge of class agreement; a small transformer is no
+substitute for DINOv2 on photographs.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from simflow_plugin.alignment.backbone_classifier import BackboneClassifier
 from simflow_plugin.alignment.classifier import ClassifierCard, make_network
+from simflow_plugin.alignment.encoder import resize_and_normalize
 from simflow_plugin.contracts import ImageDataset
 from simflow_plugin.data.loader import Batch, evaluation_batches, make_loader
 from simflow_plugin.errors import ConfigError, DataError
+from simflow_plugin.progress_bar import count_progress
 from simflow_plugin.randomness import BatchRandom, derive_seed
 
 MAX_SHIFT = 1
@@ -26,6 +29,26 @@ WARMUP_SHARE = 0.1
 WEIGHT_DECAY = 0.05
 LOG_EVERY = 50
 MEAN = STD = (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Images in [-1, 1] -> what the classifier sees, as `FrozenEncoder.preprocess` does.
+
+    Args:
+        size: in pixels.
+        mean, std: by channel, for pixels in [0, 1].
+    """
+
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        mean, std = (
+            torch.tensor(numbers, device=images.device).view(1, -1, 1, 1) for numbers in (self.mean, self.std)
+        )
+        return resize_and_normalize(images, self.size, mean, std)
 
 
 @dataclass(frozen=True)
@@ -41,7 +64,11 @@ class PretrainingOptions:
         steps: optimizer steps.
         batch_size: images per step.
         learning_rate: the peak.
-        seed: of initial weights, order and shifts.
+        seed: of initial weights, order, shifts and mirroring.
+        fine_tuned: name in timm of the backbone to start from, in place of a transformer from scratch.
+        weights: file of its published weights; None for the local caches and packages.
+        input_size: pixels at which the backbone sees images; None for `image_size`.
+        horizontal_flip: mirror every other image.
     """
 
     data: str
@@ -55,6 +82,10 @@ class PretrainingOptions:
     batch_size: int = 128
     learning_rate: float = 1e-3
     seed: int = 0
+    fine_tuned: str | None = None
+    weights: str | None = None
+    input_size: int | None = None
+    horizontal_flip: bool = False
 
     def architecture(self, num_classes: int) -> dict[str, int | str]:
         """Return the arguments of `make_network`.
@@ -62,6 +93,14 @@ class PretrainingOptions:
         Raises:
             ConfigError: if the patch does not divide the image, or the heads the width.
         """
+        if self.fine_tuned is not None:
+            size = self.input_size or self.image_size
+            return {
+                "kind": "backbone",
+                "model": self.fine_tuned,
+                "img_size": size,
+                "num_classes": num_classes,
+            }
         if self.image_size % self.patch_size:
             raise ConfigError(
                 f"image size {self.image_size} is not divisible by the patch size {self.patch_size}."
@@ -104,14 +143,22 @@ def pretrain_classifier(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(options.seed, "initialisation"))
-        network = make_network(architecture).to(device)
-    batches = make_loader(train, options.batch_size, options.seed, 0, options.steps)
-    _train(network, iter(batches), options, device, report)
-    accuracy, num_test = measure_accuracy(network.eval(), test, options.batch_size, device)
+        network = make_network(architecture)
+    mean, std = MEAN, STD
+    if isinstance(network, BackboneClassifier):
+        network.load_published(options.weights)
+        mean, std = network.mean, network.std
+    preprocess = Preprocessing(int(architecture["img_size"]), mean, std)
+    network.to(device)
+    batches = make_loader(
+        train, options.batch_size, options.seed, 0, options.steps, horizontal_flip=options.horizontal_flip
+    )
+    _train(network, iter(batches), options, preprocess, report)
+    accuracy, num_test = measure_accuracy(network.eval(), test, options.batch_size, preprocess)
     card = ClassifierCard(
         architecture=architecture,
-        mean=MEAN,
-        std=STD,
+        mean=mean,
+        std=std,
         class_names=tuple(train.class_names),
         data=options.data,
         test_accuracy=accuracy,
@@ -125,19 +172,18 @@ def _train(
     network: nn.Module,
     batches: Iterator[Batch],
     options: PretrainingOptions,
-    device: torch.device,
+    preprocess: Preprocessing,
     report: Callable[[int, float], None] | None,
 ) -> None:
     network.train()
+    device = next(network.parameters()).device
     optimizer = torch.optim.AdamW(network.parameters(), lr=options.learning_rate, weight_decay=WEIGHT_DECAY)
     for batch in batches:
         for group in optimizer.param_groups:
             group["lr"] = options.learning_rate * learning_rate_ratio(batch.step, options.steps)
         random = BatchRandom(options.seed, batch.step, batch.offset, options.batch_size)
-        images = normalize(
-            shift_images(batch.images, random.uniform("shift", (len(batch.images), 2))).to(device)
-        )
-        loss = F.cross_entropy(network(images), batch.labels.to(device))
+        images = shift_images(batch.images, random.uniform("shift", (len(batch.images), 2))).to(device)
+        loss = F.cross_entropy(network(preprocess(images)), batch.labels.to(device))
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -152,11 +198,6 @@ def learning_rate_ratio(step: int, steps: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-
-def normalize(images: Tensor) -> Tensor:
-    """Bring images in [-1, 1] to the classifier's normalisation, as `FrozenEncoder.preprocess` does."""
-    return ((images + 1) / 2 - MEAN[0]) / STD[0]
 
 
 def shift_images(images: Tensor, uniform: Tensor) -> Tensor:
@@ -176,12 +217,15 @@ def shift_images(images: Tensor, uniform: Tensor) -> Tensor:
 
 @torch.no_grad()
 def measure_accuracy(
-    network: nn.Module, dataset: ImageDataset, batch_size: int, device: torch.device
+    network: nn.Module, dataset: ImageDataset, batch_size: int, preprocess: Preprocessing
 ) -> tuple[float, int]:
     """Return the share of images given the right class, [0, 1], and how many there were."""
     correct = total = 0
-    for batch in evaluation_batches(dataset, batch_size):
-        predicted = network(normalize(batch.images.to(device))).argmax(dim=-1).cpu()
-        correct += int((predicted == batch.labels).sum())
-        total += len(batch.labels)
+    device = next(network.parameters()).device
+    with count_progress("held-out images", len(dataset)) as advance:
+        for batch in evaluation_batches(dataset, batch_size):
+            predicted = network(preprocess(batch.images.to(device))).argmax(dim=-1).cpu()
+            correct += int((predicted == batch.labels).sum())
+            total += len(batch.labels)
+            advance(len(batch.labels))
     return correct / max(1, total), total

@@ -1,4 +1,4 @@
-"""Frozen encoders of timm as alignment targets: any vision transformer, the common ones by a short name."""
+"""Frozen encoders of timm as alignment targets: any network with intermediate features, common ones by a short name."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from torch import nn
 from simflow_plugin import options, registry
 from simflow_plugin.alignment.encoder import FrozenEncoder, choose_input_size
 from simflow_plugin.alignment.encoder_weights import find_weights, load_weights
+from simflow_plugin.alignment.feature_layer import FeatureLayer, find_layer, is_transformer
+from simflow_plugin.alignment.timm_names import check_timm_name
 from simflow_plugin.contracts import DataContext, NetworkOutline
 from simflow_plugin.errors import ConfigError
 
@@ -35,40 +37,48 @@ class WeightsOptions(options.Options):
     input_size: int | None = Field(
         None,
         gt=0,
-        description="pixels at which the encoder sees the image; null: 16 x 16 features for 256 pixels",
+        description="pixels at which the encoder sees the image; null: 16 x 16 features of a vision transformer for "
+        "256 pixels, the image as it is for a convolutional network",
+    )
+    stage: int | None = Field(
+        None,
+        ge=0,
+        description="block of a transformer or stage of a convolutional network, from 0, as in timm's "
+        "forward_intermediates; null: the last",
     )
 
 
 @registry.ENCODERS.register("timm")
 class TimmEncoder(FrozenEncoder):
-    """Any timm vision transformer that accepts `img_size`, with normalisation from timm's data configuration.
+    """Any timm network with `forward_intermediates`, with normalisation from timm's data configuration.
 
     Args:
-        options: model, weights, input size.
+        options: model, weights, input size, stage.
         context: the image size counts.
     Raises:
-        ConfigError: if timm has no such model, it is not a vision transformer, or the patch does not divide
-            the image.
+        ConfigError: if timm has no such model, it gives no such features, or a patch does not divide the image.
         WeightsError: if the weights are missing or of another architecture.
     """
 
     class Options(WeightsOptions):
-        model: str = Field(description="name in timm, with its tag: vit_base_patch14_dinov2.lvd142m")
+        model: str = Field(description="name in timm, with its tag if any: vit_base_patch14_dinov2.lvd142m")
 
     def __init__(self, options: Options, context: DataContext) -> None:
         import timm
 
-        patch_size, input_size = _sizes(options.model, options.input_size, context)
+        plan = plan_encoder(options.model, context.image_size, options.input_size, options.stage)
         path = find_weights(options.model, options.checkpoint)
-        network = timm.create_model(options.model, pretrained=False, num_classes=0, img_size=input_size)
+        network = timm.create_model(options.model, pretrained=False, num_classes=0, **plan.arguments)
         load_weights(network, path)
         config = timm.data.resolve_model_data_config(network)
-        super().__init__(network, context.image_size, input_size, patch_size, config["mean"], config["std"])
+        super().__init__(
+            network, context.image_size, plan.input_size, plan.layer, config["mean"], config["std"]
+        )
 
     @staticmethod
     def outline(options: Options, context: DataContext) -> NetworkOutline:
         """Return the network without weights, the pixels that it sees, and the shape of its features."""
-        return _outline(options.model, options.input_size, context)
+        return plan_encoder(options.model, context.image_size, options.input_size, options.stage).outline()
 
 
 @dataclass(frozen=True)
@@ -87,48 +97,75 @@ class Preset:
 
     def outline(self, options: Any, context: DataContext) -> NetworkOutline:
         """Return the network without weights; see `TimmEncoder.outline`."""
-        return _outline(self.model, options.input_size, context)
+        return plan_encoder(self.model, context.image_size, options.input_size, options.stage).outline()
 
 
 for _name, _model in MODEL_BY_PRESET.items():
     registry.ENCODERS.register(_name)(Preset(_model))
 
 
-def _sizes(model: str, input_size: int | None, context: DataContext) -> tuple[int, int]:
-    """Return the patch size of the network and the pixels that it sees."""
-    patch_size = patch_size_of(model)
-    per_feature = PIXELS_PER_FEATURE.get(patch_size, patch_size)
-    return patch_size, choose_input_size(context.image_size, patch_size, input_size, per_feature)
+@dataclass(frozen=True)
+class EncoderPlan:
+    """An encoder before its weights.
+
+    Args:
+        network: on the meta device.
+        input_size: in pixels.
+        layer: whose features are read.
+        arguments: of `timm.create_model` beside the name.
+    """
+
+    network: nn.Module
+    input_size: int
+    layer: FeatureLayer
+    arguments: dict[str, Any]
+
+    def outline(self) -> NetworkOutline:
+        """Return the network, the pixels that it sees, and the shape of its features, for `simflow plan`."""
+        rows, columns = self.layer.grid
+        return NetworkOutline(self.network, self.input_size, (rows * columns, self.layer.num_channels))
 
 
-def _outline(model: str, input_size: int | None, context: DataContext) -> NetworkOutline:
-    import timm
+def plan_encoder(model: str, image_size: int, input_size: int | None, stage: int | None) -> EncoderPlan:
+    """Settle the input size and the layer of a timm network, without making its weights.
 
-    patch_size, size = _sizes(model, input_size, context)
-    network: Any = timm.create_model(model.split(".")[0], pretrained=False, num_classes=0, img_size=size)
-    return NetworkOutline(network, size, ((size // patch_size) ** 2, int(network.num_features)))
+    Args:
+        model: name in timm.
+        image_size: of the images it will be given, in pixels.
+        input_size: as configured; None for the usual.
+        stage: see `FeatureLayer`.
+    Raises:
+        ConfigError: see `TimmEncoder`.
+    """
+    network = network_on_meta(model)
+    arguments: dict[str, Any] = {}
+    if is_transformer(network):
+        patch: Any = network.patch_embed.patch_size  # type: ignore[union-attr]
+        per_feature = PIXELS_PER_FEATURE.get(patch[0], patch[0])
+        input_size = choose_input_size(image_size, patch[0], input_size, per_feature)
+    input_size = input_size or image_size
+    if network.pretrained_cfg.get("fixed_input_size", is_transformer(network)):  # type: ignore[operator,union-attr]
+        arguments = {"img_size": input_size}
+        network = network_on_meta(model, **arguments)
+    return EncoderPlan(network, input_size, find_layer(network, model, input_size, stage), arguments)
 
 
-def patch_size_of(model: str) -> int:
-    """Return the patch size of a timm vision transformer, without making its weights.
+def network_on_meta(model: str, **arguments: Any) -> nn.Module:
+    """Return a timm network without numbers and without a classifier.
 
     Raises:
-        ConfigError: if timm has no such model, with the nearest names, or it has no square patches.
+        ConfigError: if timm has no such model, with the nearest names, or it does not accept the arguments.
     """
     import timm
     import torch
 
+    check_timm_name(model, "alignment.encoder.model")
     architecture = model.split(".")[0]
-    if not timm.is_model(architecture):
-        hint = options.did_you_mean(architecture, timm.list_models("*vit*")).split(" Known:")[0]
+    try:
+        with torch.device("meta"):
+            return timm.create_model(architecture, pretrained=False, num_classes=0, **arguments)
+    except (TypeError, AssertionError, ValueError) as error:
         raise ConfigError(
-            f"alignment.encoder.model: timm has no model `{model}`.{hint} See timm.list_models('*vit*')."
-        )
-    with torch.device("meta"):
-        network: nn.Module = timm.create_model(architecture, pretrained=False)
-    patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
-    if patch is None or patch[0] != patch[1] or not hasattr(network, "num_prefix_tokens"):
-        raise ConfigError(
-            f"alignment.encoder.model: `{model}` is not a vision transformer with square patches."
-        )
-    return int(patch[0])
+            f"alignment.encoder: timm cannot build `{model}` with {arguments}: {error}. Set "
+            "alignment.encoder.input_size to a size that it accepts."
+        ) from error

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from simflow_plugin.bench.flow_flops import forward_flops, training_flops
 from simflow_plugin.bench.peer import StarflowPeer, process_group
@@ -27,6 +28,7 @@ STEP = "training step"
 PEER_STEP = "ml-starflow: training step"
 PEER_CACHED = "ml-starflow: cached"
 PEER_JACOBI = "ml-starflow: jacobi"
+STUDENT = "learned: one pass of a student"
 
 
 def run_bench(setting: BenchSetting) -> BenchReport:
@@ -65,7 +67,17 @@ def _subjects(workload: Workload, peer: StarflowPeer | None) -> list[Subject]:
         subjects.append(Subject(PEER_STEP, peer.training_step, step_flops))
     for guidance in (0.0, setting.guidance):
         subjects += _samplers(workload, peer, guidance)
+        if setting.config.num_classes is not None:
+            subjects.append(_student(workload, guidance))
     return subjects
+
+
+def _student(workload: Workload, guidance: float) -> Subject:
+    """Return the one-pass sampler; its FLOPs are its own, and its samples are another model's."""
+    invert = workload.student()
+    with FlopCounterMode(display=False) as counter:
+        invert(guidance)
+    return Subject(STUDENT, partial(invert, guidance), counter.get_total_flops(), guidance, needs_warmup=True)
 
 
 def _samplers(workload: Workload, peer: StarflowPeer | None, guidance: float) -> list[Subject]:
@@ -129,6 +141,7 @@ def _memory(workload: Workload, peer: StarflowPeer | None) -> dict[str, int]:
 def _row(subject: Subject, subjects: Sequence[Subject], gemm_speed: float) -> Row:
     """Compare a subject with the others of its kind: training steps, or sampling runs of the same guidance."""
     is_step = subject.name in (STEP, PEER_STEP)
+    is_flow = not is_step and subject.name != STUDENT
     others = {other.name: other for other in subjects if other.guidance == subject.guidance}
     bases = (
         {"ours": STEP, "ml-starflow": PEER_STEP}
@@ -144,9 +157,9 @@ def _row(subject: Subject, subjects: Sequence[Subject], gemm_speed: float) -> Ro
         rounds=tuple(subject.seconds),
         speedup={key: others[name].median / subject.median for key, name in bases.items() if name in others},
         gemm_fraction=subject.flops / subject.median / gemm_speed,
-        difference=None if is_step else _difference(subject, oracle),
-        reference="" if is_step else oracle.name,
-        note="" if is_step else _note(subject.result[1]),
+        difference=None if not is_flow else _difference(subject, oracle),
+        reference="" if not is_flow else oracle.name,
+        note="" if not is_flow else _note(subject.result[1]),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -10,10 +11,12 @@ import torch
 from torch import Tensor
 
 from simflow_plugin.bench.setting import BenchSetting
-from simflow_plugin.flow import TransformerFlow, standard_normal_log_prob
+from simflow_plugin.diffusion.transformer import BackboneOptions
+from simflow_plugin.flow import TransformerFlow, standard_normal_log_prob, unpatchify
 from simflow_plugin.flow.affine import affine_parameters
 from simflow_plugin.flow.block import FlowBlock
 from simflow_plugin.flow.rope import rotation_table
+from simflow_plugin.learned_inverse.student import InverseStudent, default_sizes
 from simflow_plugin.randomness import named_generator
 
 
@@ -72,6 +75,21 @@ class Workload:
             return self.flow.inverse(
                 self.noise, **self.condition, **guided, method=method, return_statistics=True
             )
+
+    def student(self) -> Callable[[float], Tensor]:
+        """Return a student of default sizes with random weights: from a guidance weight to its latents, in one pass."""
+        config = self.flow.config
+        options = BackboneOptions.model_validate(default_sizes(config))
+        latents = unpatchify(self.noise, config.grid_size, config.patch_size)
+        _, channels, height, width = latents.shape
+        student = InverseStudent(options, (channels, height, width), config).to(self.setting.device).eval()
+
+        def invert(guidance: float) -> Tensor:
+            weights = torch.full((len(latents),), guidance, device=latents.device)
+            with torch.inference_mode(), self.autocast():
+                return student.invert(latents, self.condition["labels"], weights).latents
+
+        return invert
 
     def autocast(self) -> AbstractContextManager[Any]:
         dtype = self.setting.autocast

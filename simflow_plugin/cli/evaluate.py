@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, cast
 
 import typer
 
-from simflow_plugin.cli.run_options import EmaLengthOption, LastWeightsOption, LpipsOption, PrecisionOption
+from simflow_plugin.cli.run_options import (
+    AutoguidanceOption,
+    EmaLengthOption,
+    LastWeightsOption,
+    LpipsOption,
+    PrecisionOption,
+)
 from simflow_plugin.exits import exit_on_user_error
 
 if TYPE_CHECKING:
@@ -21,7 +27,10 @@ if TYPE_CHECKING:
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Run directory.")],
     only: Annotated[
-        list[str] | None, typer.Option(help="generation, reconstruction or likelihood; default: all.")
+        list[str] | None,
+        typer.Option(
+            help="generation, reconstruction, likelihood, classification; default: the first three."
+        ),
     ] = None,
     num_samples: Annotated[
         int, typer.Option(min=1, help="Samples to draw; published FIDs use 50,000.")
@@ -36,11 +45,15 @@ def evaluate(
     step: Annotated[int | None, typer.Option(help="Of the checkpoint; default: the newest.")] = None,
     last_weights: LastWeightsOption = False,
     ema_length: EmaLengthOption = None,
+    autoguidance: AutoguidanceOption = None,
     reference: Annotated[
         str, typer.Option(help="Split to compare samples with: test (held out) or train.")
     ] = "test",
     extractor: Annotated[
-        str, typer.Option(help="inception, dinov2-b, timm:MODEL, pretrained, or none for no feature metrics.")
+        str,
+        typer.Option(
+            help="inception, dinov2-b, timm:MODEL (at 96 pixels: timm:MODEL@96), pretrained, or none."
+        ),
     ] = "inception",
     weights: Annotated[Path | None, typer.Option(help="File of the extractor's weights.")] = None,
     lpips_backbone: LpipsOption = None,
@@ -51,6 +64,12 @@ def evaluate(
     posterior_samples: Annotated[
         int, typer.Option(min=1, help="Per image, in the likelihood; 1 leaves its Monte-Carlo error unknown.")
     ] = 2,
+    classify: Annotated[
+        bool,
+        typer.Option(
+            "--classify", help="Also the accuracy of argmax over y of log p(z | y); K passes an image."
+        ),
+    ] = False,
     ood: Annotated[
         str | None, typer.Option(help="Data set (name or YAML mapping) for the out-of-distribution AUROC.")
     ] = None,
@@ -91,8 +110,10 @@ def evaluate(
             likelihood=cast(Literal["gaussian", "laplace"], likelihood),
             posterior_samples=posterior_samples,
             lpips_backbone=str(lpips_backbone) if lpips_backbone is not None else None,
+            classify=classify,
             ood=ood,
             batch_size=batch_size,
+            autoguidance=autoguidance,
         )
         run_evaluation(run, request, Weights(not last_weights, step, precision, ema_length), npz, png)
 
@@ -147,7 +168,8 @@ def run_evaluation(
         return
     evaluation = evaluator.measure()
     for option, out in outputs:
-        save_samples(out, request.num_samples, evaluator.shards.read(), option)
+        names = evaluator.loaded.class_names
+        save_samples(out, request.num_samples, evaluator.shards.read(), option, names)
     page = write_evaluation_page(evaluator, evaluation)
     for line in terminal_lines(evaluation):
         typer.echo(line)

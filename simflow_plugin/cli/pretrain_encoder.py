@@ -26,11 +26,28 @@ def pretrain_encoder(
     steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps.")] = None,
     epochs: Annotated[float | None, typer.Option(min=0, help="Instead of --steps.")] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 128,
-    learning_rate: Annotated[float, typer.Option(min=0)] = 1e-3,
+    learning_rate: Annotated[
+        float | None, typer.Option(min=0, help="Default 1e-3, 5e-4 with --fine-tune.")
+    ] = None,
+    fine_tune: Annotated[
+        str | None, typer.Option(help="A backbone of timm to start from, such as tf_efficientnet_lite0.")
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Its published weights; default the local caches and packages.")
+    ] = None,
+    input_size: Annotated[
+        int | None, typer.Option(min=8, help="Pixels at which the backbone sees images; default as is.")
+    ] = None,
+    horizontal_flip: Annotated[
+        bool, typer.Option("--horizontal-flip", help="Mirror every other image.")
+    ] = False,
     seed: Annotated[int, typer.Option()] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
 ) -> None:
-    """Train a small vision transformer to classify a data set, and report its test accuracy."""
+    """Train a small vision transformer to classify a data set, or fine-tune a published backbone to do so.
+
+    Its accuracy on the test split is reported, and kept in the file.
+    """
     from dataclasses import replace
 
     from simflow_plugin.alignment.classifier import save_classifier
@@ -43,10 +60,25 @@ def pretrain_encoder(
         raise ConfigError(f"{out}: exists already. Choose another --out, or add --overwrite.")
     if steps is not None and epochs is not None:
         raise ConfigError("--steps and --epochs both set the length: give one of them.")
+    if fine_tune is None and (weights is not None or input_size is not None):
+        raise ConfigError("--weights and --input-size: have no effect without --fine-tune. Remove them.")
+    if fine_tune is not None and model is not None:
+        raise ConfigError(
+            "--model builds a network from scratch, --fine-tune starts from one: give one of them."
+        )
     part = parse_data(data, data_option or [])
     train, test = (part.build(DATASETS, DataContext(image_size, split, seed)) for split in ("train", "test"))
     options = PretrainingOptions(
-        data, image_size, patch_size=patch_size, batch_size=batch_size, learning_rate=learning_rate, seed=seed
+        data,
+        image_size,
+        patch_size=patch_size,
+        batch_size=batch_size,
+        learning_rate=learning_rate or (1e-3 if fine_tune is None else 5e-4),
+        seed=seed,
+        fine_tuned=fine_tune,
+        weights=None if weights is None else str(weights),
+        input_size=input_size,
+        horizontal_flip=horizontal_flip,
     )
     if model is not None:
         options = replace(options, model=model, width=None, depth=None, num_heads=None)

@@ -13,6 +13,13 @@ PrecisionOption = Annotated[
 ]
 LastWeightsOption = Annotated[bool, typer.Option("--last-weights", help="Not the averaged (EMA) weights.")]
 LpipsOption = Annotated[Path | None, typer.Option(help="File of torchvision's AlexNet, for LPIPS.")]
+AutoguidanceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--autoguidance",
+        help="RUN[@step]: guide by this weaker checkpoint or smaller run, not by the unconditional model.",
+    ),
+]
 EmaLengthOption = Annotated[
     float | None,
     typer.Option(
@@ -20,3 +27,4 @@ EmaLengthOption = Annotated[
         help="Relative length of the average, where training.ema is {kind: power}; made of what the run stored.",
     ),
 ]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace the file --out if it is there.")]

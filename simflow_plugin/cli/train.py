@@ -8,6 +8,7 @@ import typer
 
 from simflow_plugin.train_options import (
     AllowChangedOption,
+    AllowPipesOption,
     DryRunOption,
     NoReportOption,
     OutOption,
@@ -24,8 +25,9 @@ def train(
     dry_run: DryRunOption = False,
     no_report: NoReportOption = False,
     profile: ProfileOption = 0,
+    allow_pipes: AllowPipesOption = False,
 ) -> None:
     """Train a model, or go on with a run that was interrupted; then measure it and write its report."""
     from simflow_plugin.train import train_command
 
-    train_command(config, out, set_, allow_changed, dry_run, no_report, profile)
+    train_command(config, out, set_, allow_changed, dry_run, no_report, profile, allow_pipes)

@@ -22,11 +22,13 @@ def check_config(config: RunConfig, source: YamlSource | None = None) -> None:
     where = source or YamlSource({}, {}, config.name)
     factory: type[Autoencoder] = registry.AUTOENCODERS.get(config.autoencoder.name)
     options = config.autoencoder.options_of(factory)
-    trained = factory.trained_part(options)
+    with registry.AUTOENCODERS.blaming(config.autoencoder.name):
+        trained, learns_variance = factory.trained_part(options), factory.learns_variance(options)
     _check_training(config.training, config.optimizer, where)
-    _check_effects(config, factory.learns_variance(options), where)
+    _check_effects(config, learns_variance, where)
     _check_judge(config, where)
     _check_trainable(config, trained, where)
+    _check_frozen_model(config, trained, where)
     if config.alignment is not None:
         _check_alignment(config.alignment, config.model, trained, where)
     latent_shape = _check_geometry(config, factory, options, where)
@@ -45,15 +47,18 @@ def check_before_training(config: RunConfig, num_classes: int | None) -> None:
         ConfigError: if the tracker's package or the judge's file is missing, or the samples cannot be judged.
     """
     evaluation = config.evaluation
-    if config.tracker == "wandb" and find_spec("wandb") is None:
-        raise ConfigError(
-            "tracker: wandb needs the package: pip install 'simflow-plugin[wandb]', or set tracker: none."
-        )
+    for tracker in config.tracker:
+        if find_spec(tracker.name) is None:
+            raise ConfigError(
+                f"tracker: {tracker.name} needs the package: pip install 'simflow-plugin[{tracker.name}]', or set "
+                "tracker: none."
+            )
     judge = evaluation.judge
     if config.model is None or evaluation.num_samples == 0 or judge is None:
         return
     factory = registry.JUDGES.get(judge.name)
-    factory.check_files(factory.Options.model_validate(judge.options), config.data.name)
+    with registry.JUDGES.blaming(judge.name):
+        factory.check_files(factory.Options.model_validate(judge.options), config.data.name)
     if num_classes is None:
         raise ConfigError(
             f"evaluation.judge: {judge.name} needs labels, and the data set `{config.data.name}` has none. "
@@ -170,6 +175,21 @@ def _check_trainable(config: RunConfig, trainable: str, where: YamlSource) -> No
         )
 
 
+def _check_frozen_model(config: RunConfig, trainable: str, where: YamlSource) -> None:
+    """With a frozen model the decoder is left to train; an encoder that moved would leave its latents behind."""
+    if config.frozen_model is None:
+        return
+    if config.model is None or config.alignment is not None or trainable != "decoder":
+        found = f"model {config.model.name if config.model else 'null'}, autoencoder.trainable {trainable}"
+        raise _refused(
+            where,
+            ("frozen_model",),
+            f"frozen_model keeps the model as it is, and trains the decoder of its latents: it needs a model, "
+            f"autoencoder.trainable: decoder and alignment: null; found {found}, alignment "
+            f"{'null' if config.alignment is None else 'given'}. Set these, or frozen_model: null.",
+        )
+
+
 def _check_alignment(alignment: Alignment, model: Part | None, trainable: str, where: YamlSource) -> None:
     if model is None:
         raise _refused(
@@ -214,7 +234,8 @@ def _check_geometry(
 ) -> tuple[int, int, int] | None:
     """Return the latents' shape, None where only pretrained weights tell it."""
     try:
-        geometry = factory.geometry(options)
+        with registry.AUTOENCODERS.blaming(config.autoencoder.name):
+            geometry = factory.geometry(options)
     except ConfigError as error:
         raise _refused(where, ("autoencoder",), f"autoencoder: {error}") from error
     if geometry is None:
@@ -261,7 +282,8 @@ def _check_objective(objective: Objective, context: DataContext, where: YamlSour
 
 
 def _check_part(part: Part, parts: registry.Registry, context: Any, where: YamlSource, path: KeyPath) -> None:
-    _check_options(part.options_of(parts.get(part.name)), context, where, path)
+    with parts.blaming(part.name):
+        _check_options(part.options_of(parts.get(part.name)), context, where, path)
 
 
 def _check_options(options: Any, context: Any, where: YamlSource, path: KeyPath) -> None:

@@ -6,14 +6,20 @@ A part (`data`, `autoencoder`, `model`, ...) is a name or a mapping with a name:
 
 from __future__ import annotations
 
+import re
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from simflow_plugin.config.averages import Average, ExponentialAverage, from_earlier_keys
 from simflow_plugin.options import MomentDecay, Options
 from simflow_plugin.registry import AUTOENCODERS, DATASETS, ENCODERS, JUDGES, MODELS, Part
+
+MOST_IMAGES = 1 << 20
+"""Of a batch; a larger number is a mistake, not a setting."""
+FOLDER_NAME = re.compile(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]{0,99}")
 
 
 def _weighted(value: Any) -> Any:
@@ -64,7 +70,7 @@ class Alignment(Options):
     autoencoder_weight: float | None = Field(
         None, ge=0, description="for the autoencoder's; null: as `weight`"
     )
-    projector_dim: int = Field(2048, ge=1)
+    projector_dim: int = Field(2048, ge=1, le=1 << 20)
     cache: bool = Field(False, description="keep the features of all training images on disk, by data set")
 
 
@@ -86,12 +92,32 @@ class Optimizer(Options):
     final_lr_ratio: float = Field(0.0, ge=0, le=1, description="of the cosine schedule's end to `lr`")
 
 
+class InitialWeights(Options):
+    """Weights of another run to start from; written as its directory or Hub name, or as a mapping."""
+
+    source: str = Field(min_length=1, description="run directory, exported folder or Hub name (`owner/name`)")
+    weights: Literal["averaged", "last"] = Field(
+        "averaged", description="averaged (EMA), or the last training weights"
+    )
+    step: int | None = Field(None, ge=0, description="of the checkpoint; null: the newest")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"source": value} if isinstance(value, str) else value
+
+
 class Training(Options):
     """How long, how large, how often."""
 
-    steps: int = Field(gt=0, description="optimizer steps")
-    batch_size: int = Field(64, gt=0, description="global: over all processes and accumulation steps")
-    accumulation: int = Field(1, ge=1, description="micro-batches per optimizer step")
+    steps: int = Field(gt=0, le=10**10, description="optimizer steps")
+    init_from: InitialWeights | None = Field(
+        None, description="run whose weights training starts from; null: random weights, and pretrained ones"
+    )
+    batch_size: int = Field(
+        64, gt=0, le=MOST_IMAGES, description="global: over all processes and accumulation steps"
+    )
+    accumulation: int = Field(1, ge=1, le=MOST_IMAGES, description="micro-batches per optimizer step")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: bfloat16 on a GPU that has it, float32 on CPU"
     )
@@ -101,7 +127,7 @@ class Training(Options):
     cache_latents: bool = Field(
         False, description="keep what a frozen encoder says of all training images on disk, by data set"
     )
-    num_workers: int = Field(0, ge=0)
+    num_workers: int = Field(0, ge=0, le=1024, description="per process")
     ema: Average = ExponentialAverage()
     log_every: int = Field(50, gt=0)
     sample_every: int = Field(1000, gt=0)
@@ -126,15 +152,17 @@ class Sampling(Options):
     """How samples are drawn, during training and after it."""
 
     guidance: float = Field(0.0, ge=0, description="weight w; 0 is the conditional model itself")
-    batch_size: int = Field(100, gt=0)
-    grid_per_class: int = Field(8, gt=0, description="samples per class in the grids")
+    batch_size: int = Field(100, gt=0, le=MOST_IMAGES)
+    grid_per_class: int = Field(8, gt=0, le=1000, description="samples per class in the grids")
 
 
 class Evaluation(Options):
     """What is measured when training ends."""
 
-    num_samples: int = Field(1000, ge=0)
-    num_likelihood: int = Field(1000, ge=0, description="held-out images for bits per dimension and PSNR")
+    num_samples: int = Field(1000, ge=0, le=10**8)
+    num_likelihood: int = Field(
+        1000, ge=0, le=10**8, description="held-out images for bits per dimension and PSNR"
+    )
     judge: Annotated[Part | None, JUDGES] = Field(
         None,
         description="of class agreement, a part: digits, scikit-learn's SVC on real digits; encoder, a classifier made "
@@ -161,23 +189,101 @@ class Evaluation(Options):
         return {**values, "judge": {**named, "checkpoint": checkpoint}}
 
 
+def _folder_name(name: str) -> str:
+    if not FOLDER_NAME.fullmatch(name):
+        raise ValueError(
+            "expected at most 100 characters without / and \\, and no dot in front: it becomes the folder runs/NAME"
+        )
+    return name
+
+
+FolderName = Annotated[str, AfterValidator(_folder_name)]
+
+
+class TrackerOptions(Options):
+    """A place that losses, pictures and metrics are sent to beside the run directory."""
+
+    name: Literal["wandb", "tensorboard"]
+    project: str | None = Field(None, min_length=1, description="of wandb; null: simflow-plugin")
+    entity: str | None = Field(None, min_length=1, description="of wandb: user or team; null: your default")
+    tags: tuple[str, ...] = Field((), description="of wandb")
+    mode: Literal["auto", "online", "offline"] = Field(
+        "auto",
+        description="of wandb; auto: WANDB_MODE, else online where somebody is logged in, else offline",
+    )
+
+    @model_validator(mode="after")
+    def _options_have_effect(self) -> TrackerOptions:
+        unset = (None, (), "auto")
+        changed = [key for key in ("project", "entity", "tags", "mode") if getattr(self, key) not in unset]
+        if self.name == "tensorboard" and changed:
+            raise ValueError(
+                f"{changed[0]} has no effect with tensorboard, which writes to RUN/tensorboard; remove it"
+            )
+        return self
+
+
+def _as_trackers(value: Any) -> Any:
+    entries = value if isinstance(value, (list, tuple)) else [] if value in (None, "none") else [value]
+    return [{"name": entry} if isinstance(entry, str) else entry for entry in entries]
+
+
+def _each_once(trackers: tuple[TrackerOptions, ...]) -> tuple[TrackerOptions, ...]:
+    names = [tracker.name for tracker in trackers]
+    if len(set(names)) < len(names):
+        raise ValueError(f"a tracker is named twice ({', '.join(names)}); name each once")
+    return trackers
+
+
+Trackers = Annotated[tuple[TrackerOptions, ...], BeforeValidator(_as_trackers), AfterValidator(_each_once)]
+
+
+class FrozenModel(Options):
+    """Weights of `model`, which then no step changes: the decoder alone is trained (`simflow finetune-decoder`)."""
+
+    weights: str = Field(description="file with all of the model's weights")
+    sha256: str = Field(description="of the file")
+    source: str = Field("", description="where the weights come from, for people")
+
+
 class RunConfig(Options):
     """Everything that decides a run."""
 
-    name: str = "run"
+    name: FolderName = "run"
     seed: int = Field(0, ge=0)
-    image_size: int = Field(gt=0, description="pixels; images are square")
+    image_size: int = Field(gt=0, le=1 << 14, description="pixels; images are square")
     data: Annotated[Part, DATASETS]
     autoencoder: Annotated[Part, AUTOENCODERS]
     model: Annotated[Part | None, MODELS] = Field(None, description="null: train the autoencoder alone")
+    frozen_model: FrozenModel | None = Field(
+        None, description="weights that `model` keeps; null: it is trained"
+    )
     objective: Objective = Objective()
     alignment: Alignment | None = None
     optimizer: Optimizer = Optimizer()
     training: Training
     sampling: Sampling = Sampling()
     evaluation: Evaluation = Evaluation()
-    tracker: Literal["none", "wandb"] = "none"
+    tracker: Trackers = Field(
+        (), description="none, wandb, tensorboard, a mapping with a name and options, or a list of these"
+    )
 
-    def to_yaml(self) -> str:
-        """Return the configuration as YAML, every default written out; null is what pretrained weights decide."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+    def to_yaml(self, shortens_paths: bool = False) -> str:
+        """Return the configuration as YAML, every default written out; null is what pretrained weights decide.
+
+        Args:
+            shortens_paths: keep only the names of files and folders, for a page that is passed on: where data lies
+                on a machine, and under which user, concerns nobody else.
+        """
+        values = self.model_dump(mode="json")
+        return yaml.safe_dump(_with_short_paths(values) if shortens_paths else values, sort_keys=False)
+
+
+def _with_short_paths(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {key: _with_short_paths(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [_with_short_paths(value) for value in values]
+    if isinstance(values, str) and values.startswith(("/", "~", "file:/")):
+        return f".../{PurePosixPath(values).name}"
+    return values

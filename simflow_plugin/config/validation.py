@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from simflow_plugin.config.yaml_source import KeyPath, YamlSource
 from simflow_plugin.errors import ConfigError
-from simflow_plugin.options import did_you_mean
+from simflow_plugin.options import OF_FIELD, did_you_mean
 
 MAPPING_TYPES = ("model_type", "model_attributes_type", "dataclass_type", "dict_type", "mapping_type")
 OTHER_TYPE = ("_type", "_parsing")
@@ -73,12 +73,16 @@ def _read(item: Any, values: Any) -> Mistake:
             current = None if is_absent else current[key]
         elif union is None:
             union, member = len(path), str(key)
+    found = item["input"]
+    if item["type"] == OF_FIELD:
+        path.append(item["ctx"]["field"])
+        found = found[path[-1]]
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] in MAPPING_TYPES:
         message = "Input should be a mapping"
     elif item["type"].endswith("_parsing"):
         message = message.partition(", unable to parse")[0]
-    return Mistake(tuple(path), union, member, item["type"], message, item["input"])
+    return Mistake(tuple(path), union, member, item["type"], message, found)
 
 
 def _by_value(error: ValidationError, values: Any) -> list[list[Mistake]]:

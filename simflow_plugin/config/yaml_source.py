@@ -7,6 +7,7 @@ A file may name another one to start from (`extends: quickstart`); mappings are 
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,12 @@ from simflow_plugin.options import did_you_mean
 from simflow_plugin.resources import resource_dir
 
 KeyPath = tuple[str, ...]
+LARGEST_FILE = 1 << 20
+"""Bytes of a configuration."""
+MOST_NODES = 100_000
+"""Values of a configuration after every alias is written out: nine lines of aliases can stand for 10^9."""
+BASE_60_OR_OCTAL = re.compile(r"[-+]?(\d[\d_]*(:[0-5]?\d)+(\.\d*)?|0[0-7_]*[0-7])")
+"""What YAML 1.1 reads as another number than the one that is written: 1:30 as 90, 010 as 8."""
 PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 WITHOUT_TAG = "Write the value itself; to start from another file use `extends: FILE`."
 
@@ -164,6 +171,8 @@ def merge_over(base: YamlSource, over: YamlSource) -> YamlSource:
 
 def _read_text(path: Path) -> str:
     try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise ConfigError(f"{path}: more than {LARGEST_FILE} bytes: not a configuration.")
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not YAML: the file is not UTF-8 text.") from error
@@ -174,13 +183,28 @@ def _read_text(path: Path) -> str:
 def _compose(text: str, where: Where, expected: str) -> yaml.Node | None:
     """Return the tree of YAML nodes of `text`, None where it is empty."""
     try:
-        return yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
         raise ConfigError(f"{where(mark or Mark(0))}: not YAML: {problem}. Expected {expected}.") from error
     except RecursionError as error:
         raise ConfigError(f"{where(Mark(0))}: nested too deep to be a configuration.") from error
+    if node is not None and _num_values(node, {}) > MOST_NODES:
+        raise ConfigError(
+            f"{where(Mark(0))}: aliases (`*name`) stand for more than {MOST_NODES} values. Write out what is meant."
+        )
+    return node
+
+
+def _num_values(node: yaml.Node, known: dict[int, int]) -> int:
+    """Return how many values a node stands for, aliases written out; each node is looked at once."""
+    if id(node) not in known:
+        known[id(node)] = 1  # an alias within what it stands for has an error of its own
+        children = [] if isinstance(node, yaml.ScalarNode) else node.value
+        parts = [child for item in children for child in (item if isinstance(item, tuple) else (item,))]
+        known[id(node)] = 1 + sum(_num_values(child, known) for child in parts)
+    return known[id(node)]
 
 
 def _construct(
@@ -232,6 +256,10 @@ def _scalar(node: yaml.ScalarNode, place: str) -> Any:
         raise ConfigError(
             f"{place}: {node.value} looks like a date or number, but is none ({error}). Put it in quotes."
         ) from error
+    if not isinstance(value, str) and node.style is None and BASE_60_OR_OCTAL.fullmatch(node.value):
+        raise ConfigError(
+            f"{place}: {node.value} means {value} in YAML. Write {value} if that is meant, else put it in quotes."
+        )
     return _number(value) if isinstance(value, str) and node.style is None else value
 
 

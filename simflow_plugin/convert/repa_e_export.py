@@ -7,15 +7,16 @@ has a form without (`use_variational=False`), which f16d64 is built with: then t
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from simflow_plugin.autoencoders.diffusers_config import config_statistics
 from simflow_plugin.autoencoders.ldm import diffusers_to_ldm
 from simflow_plugin.autoencoders.network import NAMED_ARCHITECTURES
-from simflow_plugin.autoencoders.pretrained import config_statistics
 from simflow_plugin.errors import RunDirectoryError, WeightsError
 from simflow_plugin.files import replacing
 
@@ -50,13 +51,19 @@ def write_repa_e(network: Any, out: Path) -> None:
         state |= {name: state[name][:channels] for name in ("quant_conv.weight", "quant_conv.bias")}
     shift, scale = (
         (values.expand(channels) if values.numel() == 1 else values).reshape(1, -1, 1, 1).clone()
-        for values in config_statistics(dict(network.config))
+        for values in config_statistics(dict(network.config), "the exported autoencoder")
     )
-    with replacing(out, RunDirectoryError) as part:
-        torch.save(diffusers_to_ldm(state), part)
+    _save(diffusers_to_ldm(state), out)
     statistics = out.with_name(f"{out.stem}-latents-stats.pt")
-    with replacing(statistics, RunDirectoryError) as part:
-        torch.save({"latents_scale": scale, "latents_bias": shift}, part)
+    _save({"latents_scale": scale, "latents_bias": shift}, statistics)
+
+
+def _save(content: dict[str, Tensor], path: Path) -> None:
+    """Write a file of torch.save, whose own errors do not tell a full disk from anything else."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with replacing(path, RunDirectoryError) as part:
+        part.write_bytes(buffer.getbuffer())
 
 
 def _is_f16d64(network: Any) -> bool:

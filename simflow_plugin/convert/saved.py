@@ -18,7 +18,7 @@ from torch import nn
 from simflow_plugin.contracts import AlignmentContext, ModelContext
 from simflow_plugin.convert.arguments import describe
 from simflow_plugin.errors import ConfigError, WeightsError
-from simflow_plugin.files import filling
+from simflow_plugin.files import filling, read_json_object
 from simflow_plugin.flow import FlowConfig, TransformerFlow
 from simflow_plugin.models.sit import SiT, SiTOptions
 from simflow_plugin.weights import load_strictly, read_tensors
@@ -55,7 +55,7 @@ def load_converted(folder: Path | str) -> TransformerFlow | SiT:
     kind = kinds[0]
     weights = folder / f"{kind}.safetensors"
     try:
-        description = json.loads((folder / f"{kind}.json").read_text(encoding="utf-8"))
+        description = read_json_object(folder / f"{kind}.json", ConfigError)
         module = _build(kind, description)
     except ValidationError as error:
         raise ConfigError(f"{folder / f'{kind}.json'}: {describe(error)}") from error

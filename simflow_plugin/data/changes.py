@@ -1,4 +1,4 @@
-"""The data of a run then and now: other classes are refused, other images are said."""
+"""Comparison of a run's data then and now: other classes are refused, other images are said."""
 
 from __future__ import annotations
 

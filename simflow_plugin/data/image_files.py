@@ -14,6 +14,7 @@ from torch import Tensor
 
 from simflow_plugin import options
 from simflow_plugin.contracts import NO_LABEL, Example
+from simflow_plugin.data import decoding
 from simflow_plugin.data.decoding import CorruptImage, background_colour, check_background, decode_image
 from simflow_plugin.data.disk_cache import fingerprint
 from simflow_plugin.data.images import center_crop
@@ -128,7 +129,8 @@ class FileDataset(ABC):
 
     def content_facts(self) -> dict[str, Any]:
         """Return what tells these images, in this order, from others; what is cached of them depends on it."""
-        return {"images": fingerprint({"names": list(self.names), "labels": self.labels.tolist()})}
+        images = {"names": list(self.names), "labels": self.labels.tolist()}
+        return {"images": fingerprint(images), "decoding": decoding.VERSION}
 
     def describe(self, index: int) -> str:
         """Name one image for a message."""

@@ -36,7 +36,7 @@ OTHER_IMAGE_SUFFIXES = frozenset(
 )
 """Endings of images that are not read: a folder of them is told apart from a folder without images."""
 
-PACKAGE_BY_FORMAT = {"HEIF": "pip install pillow-heif", "AVIF": "a Pillow built with libavif"}
+PACKAGE_BY_FORMAT = {"HEIF": "pip install 'simflow-plugin[heic]'", "AVIF": "a Pillow built with libavif"}
 
 
 @lru_cache(maxsize=1)

@@ -17,7 +17,9 @@ from simflow_plugin.errors import DataError
 from simflow_plugin.files import replacing, text_digest
 
 ADDRESS = re.compile(r"^(https?|file|pipe):")
+PIPE = "pipe:"
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+MOST_SHARDS = 1_000_000
 TIMEOUT_SECONDS = 30
 ATTEMPTS = 3
 PARALLEL_DOWNLOADS = 8
@@ -29,6 +31,8 @@ def expand_range(pattern: str) -> list[str]:
     if match is None:
         return [pattern]
     first, last = match.group(1), match.group(2)
+    if max(len(first), len(last)) > 9 or int(last) - int(first) >= MOST_SHARDS:
+        raise DataError(f"{pattern}: a range of more than {MOST_SHARDS} shards. Write {{0000..0012}}, say.")
     names = []
     for number in range(int(first), int(last) + 1):
         name = pattern[: match.start()] + str(number).zfill(len(first)) + pattern[match.end() :]
@@ -36,18 +40,25 @@ def expand_range(pattern: str) -> list[str]:
     return names
 
 
-def local_shards(shards: Sequence[str], cache: Path) -> list[Path]:
+def local_shards(shards: Sequence[str], cache: Path, allows_pipes: bool = False) -> list[Path]:
     """Return the paths of all shards, in the order given; addresses are fetched to `cache` first.
 
     Args:
         shards: paths, globs, or addresses (http, https, file, `pipe:command` whose output is the shard).
         cache: folder for what is fetched.
+        allows_pipes: whether commands may run; their output is kept, and needs no command the next time.
     Raises:
-        DataError: if one is missing, or cannot be fetched in 3 attempts.
+        DataError: if one is missing, or cannot be fetched in 3 attempts, or a command would run that nobody allowed.
     """
     names = [name for pattern in shards for name in expand_range(pattern)]
     paths: list[Path] = []
     addresses = [name for name in names if ADDRESS.match(name)]
+    for address in addresses:
+        if address.startswith(PIPE) and not allows_pipes and not _copy_of(address, cache).is_file():
+            raise DataError(
+                f"{address}: runs a command in a shell. A configuration alone never does: read it, and if you trust "
+                "it, run `simflow train` with --allow-pipes. What it fetched is kept, and read without."
+            )
     with ThreadPoolExecutor(PARALLEL_DOWNLOADS) as pool:
         fetched = dict(
             zip(addresses, pool.map(lambda address: fetch(address, cache), addresses), strict=True)
@@ -64,13 +75,17 @@ def local_shards(shards: Sequence[str], cache: Path) -> list[Path]:
     return paths
 
 
+def _copy_of(address: str, cache: Path) -> Path:
+    return cache / "shards" / f"{text_digest(address)}.tar"
+
+
 def fetch(address: str, cache: Path) -> Path:
     """Return the local copy of `address`, fetching it if there is none.
 
     Raises:
         DataError: with the last failure.
     """
-    path = cache / "shards" / f"{text_digest(address)}.tar"
+    path = _copy_of(address, cache)
     if path.is_file():
         return path
     failure: Exception | None = None
@@ -90,9 +105,9 @@ def fetch(address: str, cache: Path) -> Path:
 
 
 def _download(address: str, target: Path) -> None:
-    if address.startswith("pipe:"):
+    if address.startswith(PIPE):
         with open(target, "wb") as file:
-            done = subprocess.run(address[len("pipe:") :], shell=True, stdout=file, stderr=subprocess.PIPE)
+            done = subprocess.run(address[len(PIPE) :], shell=True, stdout=file, stderr=subprocess.PIPE)
         if done.returncode:
             raise OSError(
                 f"exit status {done.returncode}: {done.stderr.decode(errors='replace').strip()[-300:]}"

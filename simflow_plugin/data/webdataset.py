@@ -36,7 +36,8 @@ class WebDataset(FileDataset):
 
     class Options(FileOptions):
         shards: str | list[str] = Field(
-            description="paths, globs, addresses (http, https, file, pipe:command); {0000..0012} is a range"
+            description="paths, globs, addresses (http, https, file; pipe:command with "
+            "--allow-pipes); {0000..0012} is a range"
         )
         test_shards: str | list[str] | None = Field(
             None, description="the same for testing; null: hold a share out"
@@ -54,9 +55,11 @@ class WebDataset(FileDataset):
         own = options.test_shards is not None
         is_test = own and check_split(context.split) == "test"
         wanted = options.test_shards if is_test and options.test_shards is not None else options.shards
-        self.shards, indices = _index_all(wanted, cache, options.image_member)
+        self.shards, indices = _index_all(wanted, cache, options.image_member, context.allows_pipes)
         if is_test:
-            _refuse_common_shards(shard_paths(options.shards, cache), shard_paths(wanted, cache))
+            _refuse_common_shards(
+                shard_paths(options.shards, cache, context.allows_pipes), shard_paths(wanted, cache)
+            )
         more = len(self.shards) - 1
         where = f"{self.shards[0]} and {more} more shards" if more else self.shards[0]
         keys = [key for index in indices for key in index.keys]
@@ -65,7 +68,7 @@ class WebDataset(FileDataset):
             found = raw_labels(indices)
             training = found
             if is_test:
-                _, trained_on = _index_all(options.shards, cache, options.image_member)
+                _, trained_on = _index_all(options.shards, cache, options.image_member, context.allows_pipes)
                 training = raw_labels(trained_on)
             labels, classes = number_labels(where, found, training, options.labels, keys)
         rows, targets = own_or_held_out(where, len(keys), labels, context.split, options, own)
@@ -95,16 +98,16 @@ class WebDataset(FileDataset):
         return f"{self.shards[self._shard[index]]}:{self.names[index]}"
 
 
-def shard_paths(shards: str | list[str], cache: Path) -> list[Path]:
+def shard_paths(shards: str | list[str], cache: Path, allows_pipes: bool = False) -> list[Path]:
     """Return the paths of shards, each once."""
-    listed = local_shards([shards] if isinstance(shards, str) else shards, cache)
+    listed = local_shards([shards] if isinstance(shards, str) else shards, cache, allows_pipes)
     return list({path.resolve(): path for path in reversed(listed)}.values())[::-1]
 
 
 def _index_all(
-    shards: str | list[str], cache: Path, image_member: str | None
+    shards: str | list[str], cache: Path, image_member: str | None, allows_pipes: bool
 ) -> tuple[PackedStrings, list[ShardIndex]]:
-    paths = shard_paths(shards, cache)
+    paths = shard_paths(shards, cache, allows_pipes)
     indices = [cached_index(path, cache, image_member) for path in paths]
     return PackedStrings([str(path) for path in paths]), indices
 

@@ -11,9 +11,7 @@ from typing import Any
 from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.derived_runs.parent import DerivedRun, ParentFiles, derived_config
 from simflow_plugin.errors import ConfigError
-from simflow_plugin.flow import FlowConfig
-
-CHANNELS_PER_HEAD = 32
+from simflow_plugin.learned_inverse.student import default_sizes
 
 
 def distillation_config(run: DerivedRun) -> RunConfig:
@@ -48,32 +46,11 @@ def _derive(files: ParentFiles) -> dict[str, Any]:
                 "model": config["model"],
                 "source": files.source,
             },
-            "student": student_sizes(flow.config),
+            "student": default_sizes(flow.config),
             "guidance_max": config["sampling"]["guidance"] if model.supports_guidance else 0.0,
         },
         "optimizer": {**config["optimizer"], "autoencoder_lr": None},
         "training": config["training"],
         "sampling": config["sampling"],
         "evaluation": config["evaluation"],
-    }
-
-
-def student_sizes(teacher: FlowConfig) -> dict[str, Any]:
-    """Return the default student: at most a third of the teacher's parameters, as far as whole heads go.
-
-    A layer of the student has 18 d^2 parameters (12, and 6 of its modulation), one of the teacher 12 D^2 about. The
-    student has two thirds of the teacher's layers, one per block at least, and gives up width for the rest.
-
-    Args:
-        teacher: configuration of the flow; its width is D.
-    """
-    layers = sum(teacher.layers_per_block)
-    depth = max(teacher.num_blocks, round(layers * 2 / 3))
-    widest = (12 * teacher.width**2 * layers / 3 / (18 * depth)) ** 0.5
-    width = max(1, min(int(widest), teacher.width) // CHANNELS_PER_HEAD) * CHANNELS_PER_HEAD
-    return {
-        "width": width,
-        "depth": depth,
-        "num_heads": width // CHANNELS_PER_HEAD,
-        "patch_size": teacher.patch_size,
     }

@@ -28,6 +28,7 @@ from simflow_plugin.data.feature_cache import dataset_facts
 from simflow_plugin.data.loader import evaluation_batches
 from simflow_plugin.data.summary import split_notes
 from simflow_plugin.errors import EvaluationError, SimflowError
+from simflow_plugin.evaluation.classification import check_classifies, classify, measure_classification
 from simflow_plugin.evaluation.drawing import SEED, ImageSampler, class_labels, to_uint8
 from simflow_plugin.evaluation.extractors import Extractor, ImageFeatures, build_extractor
 from simflow_plugin.evaluation.fidelity import cached_features, distance, extract, fidelity
@@ -54,6 +55,7 @@ from simflow_plugin.evaluation.request import (
 from simflow_plugin.evaluation.result import Evaluation, Measured, read_evaluation
 from simflow_plugin.evaluation.sample_shards import SampleShards
 from simflow_plugin.progress_bar import count_progress
+from simflow_plugin.runs.autoguidance import guide_name, with_autoguidance
 from simflow_plugin.runs.checkpoints import MANIFEST, checkpoint_folders
 from simflow_plugin.runs.loaded_run import LoadedRun
 from simflow_plugin.runs.parts import build_dataset
@@ -75,7 +77,9 @@ class RunEvaluator:
 
     def __init__(self, loaded: LoadedRun, request: EvaluationRequest, needs_judge: bool = True) -> None:
         self.parts = checked_parts(loaded, request)
-        self.loaded = with_sampling(loaded, request.sampling)
+        if "classification" in self.parts:
+            check_classifies(loaded)
+        self.loaded = with_autoguidance(with_sampling(loaded, request.sampling), request.autoguidance)
         self.request = request
         self.config = loaded.config
         self.batch_size = request.batch_size or loaded.config.sampling.batch_size
@@ -114,6 +118,7 @@ class RunEvaluator:
         }
         newest = checkpoint_folders(self.loaded.directory.checkpoints)[-1]
         is_own = found == found | own and self.loaded.ema_length is None
+        is_own = is_own and self.request.autoguidance is None
         return is_own and self.loaded.checkpoint.path == newest
 
     @cached_property
@@ -153,6 +158,8 @@ class RunEvaluator:
             self._reconstruction()
         if "likelihood" in self.parts:
             self._likelihood()
+        if "classification" in self.parts:
+            self._classification()
         self.evaluation.save()
         return read_evaluation(self.evaluation.folder)
 
@@ -213,6 +220,7 @@ class RunEvaluator:
             "diversity_ratio": Measured(judgement.diversity_ratio, on=on),
         }
         self.evaluation.details["judgement"] = asdict(judgement)
+        self.evaluation.details["class_names"] = self.loaded.class_names
 
     def _build_judge(self, is_needed: bool) -> Judge | None:
         part = self.request.judge or self.config.evaluation.judge
@@ -288,6 +296,13 @@ class RunEvaluator:
             csv = folder / "scores_ood.csv"
             self.evaluation.metrics |= measure_outliers(self.loaded, held_out, self.other, scorer, csv)
 
+    def _classification(self) -> None:
+        held_out, draws = self._held_out(), self.request.posterior_samples
+        found = classify(self.loaded, held_out, draws, self.batch_size)
+        on = f"{len(found.labels):,} labelled images, {self._name('test')}, {draws} posterior draw(s)"
+        csv = self.evaluation.folder / "classification.csv"
+        self.evaluation.metrics |= measure_classification(found, on, csv)
+
     # ------------------------------------------------------------------ names
 
     def _name(self, split: str) -> str:
@@ -307,6 +322,7 @@ def evaluation_settings(loaded: LoadedRun, request: EvaluationRequest) -> dict[s
         "weights": "EMA" if loaded.averaged else "last",
         **({} if loaded.ema_length is None else {"ema_length": loaded.ema_length}),
         "guidance": guidance,
+        **({} if request.autoguidance is None else {"autoguidance": guide_name(request.autoguidance)}),
         "sampling": {**sampler_options(loaded.config), **dict(map(assignment, request.sampling))},
         "seed": request.seed,
         "precision": str(loaded.precision),

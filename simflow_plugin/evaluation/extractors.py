@@ -3,11 +3,13 @@
 `inception` is torch-fidelity's port of the TensorFlow network that FID is defined on. `dinov2-s/b/l/g`,
 `timm:MODEL` and `pretrained` (a file that `simflow pretrain-encoder` made) span other feature spaces: a
 Fréchet distance there is called `fd_<extractor>`, never FID.
+
+`timm:MODEL@96` shows a network the images at 96 pixels. The size is part of the name, since it is part of what is
+measured: features at another size are other features.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +24,10 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_featur
 
 from simflow_plugin.alignment.classifier import load_classifier
 from simflow_plugin.alignment.encoder_weights import find_weights, load_weights
+from simflow_plugin.alignment.timm_names import check_timm_name
+from simflow_plugin.convolution_layout import convolution_layout
 from simflow_plugin.errors import EvaluationError, WeightsError
+from simflow_plugin.features_name import suffix_of
 from simflow_plugin.files import file_digest
 from simflow_plugin.options import did_you_mean
 from simflow_plugin.weights import listed, not_finite, read_tensors
@@ -77,7 +82,7 @@ class Extractor:
     @property
     def suffix(self) -> str:
         """Return the name as it stands in the names of metrics."""
-        return re.sub(r"[^a-z0-9]+", "_", self.name.lower().removeprefix("timm:")).strip("_")
+        return suffix_of(self.name)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> ImageFeatures:
@@ -123,19 +128,23 @@ class PooledFeatures(FeatureExtractorBase):
         """Return the network, its input size in pixels, and its normalisation for pixels in [0, 1]."""
         import timm
 
-        model = timm_model(name)
-        size: dict[str, Any] = {"img_size": DINOV2_SIZE} if "dinov2" in model else {}
-        network = timm.create_model(model, pretrained=False, **size)
+        model, size = timm_model(name), input_size_of(name)
+        size = DINOV2_SIZE if size is None and "dinov2" in model else size
+        config = timm.get_pretrained_cfg(model)
+        is_fixed = size is not None and (config is None or config.fixed_input_size)
+        arguments: dict[str, Any] = {"img_size": size} if is_fixed else {}
+        network = timm.create_model(model, pretrained=False, **arguments)
         load_weights(network, path)
-        config = timm.data.resolve_model_data_config(network)
-        return network, size.get("img_size", config["input_size"][-1]), config["mean"], config["std"]
+        settings = timm.data.resolve_model_data_config(network)
+        return network, size or settings["input_size"][-1], settings["mean"], settings["std"]
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         pixels = images.float() / 255
         if pixels.shape[-2:] != (self.input_size, self.input_size):
             size = (self.input_size, self.input_size)
             pixels = F.interpolate(pixels, size, mode="bicubic", align_corners=False, antialias=True)
-        hidden = self.network.forward_features((pixels - self.mean) / self.std)  # type: ignore[operator]
+        normalized = convolution_layout((pixels - self.mean) / self.std)
+        hidden = self.network.forward_features(normalized)  # type: ignore[operator]
         pooled = self.network.forward_head(hidden, pre_logits=True)  # type: ignore[operator]
         found = {"pooled": pooled}
         if "logits" in self.features_list:
@@ -168,7 +177,8 @@ def build_extractor(name: str, weights: Path | None, device: torch.device | str 
     """Load an extractor and register it with torch-fidelity.
 
     Args:
-        name: `inception`, `dinov2-s/b/l/g`, `timm:MODEL` or `pretrained`.
+        name: `inception`, `dinov2-s/b/l/g` or `timm:MODEL`, these two with `@SIZE` in pixels or without, or
+            `pretrained`.
         weights: file; None looks into the local caches, and never downloads.
         device: to run on.
     Raises:
@@ -186,7 +196,7 @@ def build_extractor(name: str, weights: Path | None, device: torch.device | str 
             raise WeightsError(f"{path}: {len(broken)} tensors are not finite: {listed(broken)}")
     try:
         network = part(registered, features, feature_extractor_weights_path=str(path))
-    except (RuntimeError, AttributeError, TypeError) as error:
+    except (RuntimeError, AttributeError, TypeError, AssertionError) as error:
         detail = str(error).splitlines()[0]
         raise WeightsError(
             f"{path}: not the weights of the extractor `{name}`: {detail} Name the right file with --weights. "
@@ -236,9 +246,23 @@ def published(name: str) -> str:
     return f"Published at {' and at '.join(places)}." if places else "timm knows no published weights for it."
 
 
+def input_size_of(name: str) -> int | None:
+    """Return the pixels at which an extractor sees the images, as its name says; None for its own size.
+
+    Raises:
+        EvaluationError: if what follows the `@` is not a size.
+    """
+    _, separator, size = name.partition("@")
+    if not separator:
+        return None
+    if not size.isdecimal() or int(size) < 1:
+        raise EvaluationError(f"--extractor {name}: `{size}` is not a size in pixels. Write timm:MODEL@96.")
+    return int(size)
+
+
 def timm_model(name: str) -> str:
     """Return timm's name of the network behind an extractor's name."""
-    name = name.removeprefix("simflow-")
+    name = name.removeprefix("simflow-").partition("@")[0]
     return TIMM_BY_NAME.get(name, name.removeprefix("timm:"))
 
 
@@ -248,21 +272,19 @@ def _registration(name: str) -> tuple[str, type[FeatureExtractorBase], list[str]
     Raises:
         EvaluationError: for an unknown name.
     """
+    plain, size = name.partition("@")[0], input_size_of(name)
+    if size is not None and plain in ("inception", "pretrained"):
+        raise EvaluationError(
+            f"--extractor {name}: `{plain}` sees images at its own size. Leave `@{size}` out."
+        )
     if name == "inception":
         return "inception-v3-compat", FeatureExtractorInceptionV3, ["2048", "logits_unbiased"]
     if name == "pretrained":
         return "simflow-pretrained", PretrainedFeatures, ["pooled", "logits"]
-    if name in TIMM_BY_NAME:
+    if plain in TIMM_BY_NAME:
         return f"simflow-{name}", PooledFeatures, ["pooled"]
     if name.startswith("timm:"):
-        import timm
-
-        model = timm_model(name)
-        if not timm.is_model(model.split(".")[0]):
-            hint = did_you_mean(model, timm.list_models()).split(" Known:")[0]
-            raise EvaluationError(
-                f"--extractor {name}: timm has no model `{model}`.{hint} See timm.list_models()."
-            )
+        check_timm_name(timm_model(name), f"--extractor {name}", EvaluationError)
         return f"simflow-{name}", PooledFeatures, ["pooled"]
-    known = ["inception", "pretrained", "timm:MODEL", *TIMM_BY_NAME]
+    known = ["inception", "pretrained", "timm:MODEL", "timm:MODEL@SIZE", *TIMM_BY_NAME]
     raise EvaluationError(f"--extractor: unknown `{name}`.{did_you_mean(name, known)}")

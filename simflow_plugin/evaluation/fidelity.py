@@ -14,20 +14,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
-from simflow_plugin.data.disk_cache import cache_folder, fingerprint
-from simflow_plugin.errors import DataError, EvaluationError
+from simflow_plugin.data.disk_cache import cache_folder, fingerprint, load_checked, save_checked
+from simflow_plugin.errors import EvaluationError
 from simflow_plugin.evaluation.extractors import Extractor, ImageFeatures
 from simflow_plugin.evaluation.intervals import t_quantile
 from simflow_plugin.evaluation.result import Measured
-from simflow_plugin.files import replacing
 from simflow_plugin.randomness import named_generator
 
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
@@ -89,14 +86,11 @@ def cached_features(
     key = fingerprint({**facts, **version})
     path = (folder or cache_folder() / "statistics") / f"{extractor.suffix}_{key}.safetensors"
     if path.is_file():
-        try:
-            return ImageFeatures(**load_file(path))
-        except (SafetensorError, TypeError):
-            path.unlink()  # torn by a crash of the disk: it is only a cache
+        tensors = load_checked(path)
+        if tensors is not None:
+            return ImageFeatures(**tensors)
     features = compute()
-    tensors = {name: part.contiguous() for name, part in features._asdict().items() if part is not None}
-    with replacing(path, DataError) as part:
-        save_file(tensors, part)
+    save_checked(path, {name: part for name, part in features._asdict().items() if part is not None})
     return features
 
 

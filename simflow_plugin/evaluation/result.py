@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from simflow_plugin.errors import EvaluationError
-from simflow_plugin.files import write_text_atomically
+from simflow_plugin.files import read_json_object, write_text_atomically
 
 
 @dataclass(frozen=True)
@@ -100,14 +100,14 @@ def read_evaluation(folder: Path) -> Evaluation:
         EvaluationError: if it is missing or damaged.
     """
     try:
-        document = json.loads((folder / "result.json").read_text())
+        document = read_json_object(folder / "result.json", EvaluationError)
         metrics = {name: Measured.from_json(values) for name, values in document["metrics"].items()}
         notes = document["notes"]
         by_part = (
             dict(notes) if isinstance(notes, dict) else {"data": list(notes)}
         )  # a list in earlier versions
         return Evaluation(folder, document["settings"], metrics, document.get("details", {}), by_part)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (EvaluationError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise EvaluationError(
             f"{folder / 'result.json'}: missing or damaged ({error}). Evaluate the run again."
         ) from error

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from simflow_plugin.errors import ConfigError
-from simflow_plugin.files import replacing
+from simflow_plugin.errors import ConfigError, RunDirectoryError
+from simflow_plugin.files import filling, replacing
 
 Samples = tuple[NDArray[np.uint8], NDArray[np.int64]]
 """Images (B, H, W, 3) and their labels (B,), `NO_LABEL` for none."""
+
+MAX_NAME_LENGTH = 60
+"""Characters of a class's name in the name of a file."""
 
 
 def check_out(out: Path, option: str = "--out") -> None:
@@ -46,7 +50,23 @@ def check_out(out: Path, option: str = "--out") -> None:
         )
 
 
-def save_samples(out: Path, num: int, batches: Iterable[Samples], option: str = "--out") -> None:
+def check_not_there(out: Path, overwrite: bool) -> None:
+    """Refuse a file that is there already, perhaps the work of an hour, unless it was said that it may go.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    if out.is_file() and not overwrite:
+        raise ConfigError(f"--out {out}: is there already. Name another file, or add --overwrite.")
+
+
+def save_samples(
+    out: Path,
+    num: int,
+    batches: Iterable[Samples],
+    option: str = "--out",
+    class_names: Sequence[str] | None = None,
+) -> None:
     """Write samples to `out`: one `.npz` file, which is replaced, or PNG files named by index and class in a folder.
 
     A batch at a time, so that 50,000 images need no memory.
@@ -56,6 +76,7 @@ def save_samples(out: Path, num: int, batches: Iterable[Samples], option: str = 
         num: of samples in all.
         batches: in order.
         option: as the user knows it.
+        class_names: by label; None names classes by their numbers.
     Raises:
         ConfigError: if `out` is neither a `.npz` name nor a folder that is new or empty, or cannot be written.
     """
@@ -65,9 +86,10 @@ def save_samples(out: Path, num: int, batches: Iterable[Samples], option: str = 
             with replacing(out) as part:
                 _write_npz(part, num, batches)
         else:
-            _write_png(out, batches)
-    except OSError as error:
-        reason = error.strerror or error
+            with filling(out) as folder:
+                _write_png(folder, batches, class_names)
+    except (OSError, RunDirectoryError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"{option} {out}: cannot be written ({reason}). Name another place.") from error
 
 
@@ -86,11 +108,18 @@ def _write_npz(path: Path, num: int, batches: Iterable[Samples]) -> None:
             np.lib.format.write_array(entry, np.concatenate(labels))
 
 
-def _write_png(folder: Path, batches: Iterable[Samples]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+def _write_png(folder: Path, batches: Iterable[Samples], class_names: Sequence[str] | None) -> None:
     index = 0
     for images, labels in batches:
         for image, label in zip(images, labels.tolist(), strict=True):
-            suffix = f"_class{label}" if label >= 0 else ""
+            suffix = f"_{file_name_of_class(label, class_names)}" if label >= 0 else ""
             Image.fromarray(image).save(folder / f"{index:06d}{suffix}.png")
             index += 1
+
+
+def file_name_of_class(label: int, class_names: Sequence[str] | None) -> str:
+    """Return a class's name as a part of a file name; `class3` where it has none but its number."""
+    name = class_names[label] if class_names is not None else str(label)
+    if name == str(label):
+        return f"class{label}"
+    return re.sub(r"[^\w.+-]+", "-", name).strip("-.")[:MAX_NAME_LENGTH] or f"class{label}"

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from simflow_plugin.errors import EvaluationError
-from simflow_plugin.files import file_digest, replacing, write_text_atomically
+from simflow_plugin.errors import DataError, EvaluationError
+from simflow_plugin.files import file_digest, read_json_object, replacing, write_text_atomically
 
 log = logging.getLogger(__name__)
 
@@ -92,10 +92,10 @@ class SampleShards:
         """Return what is wrong with a shard on disk, or None if it is whole and large enough."""
         path = self.path(shard)
         try:
-            card = json.loads(path.with_suffix(".json").read_text())
+            card = read_json_object(path.with_suffix(".json"), DataError)
             expected, count = card["sha256"], card["num_samples"]
             found = file_digest(path)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, DataError, KeyError) as error:
             return f"missing or unreadable ({error})"
         if found != expected:
             return "does not match its checksum"

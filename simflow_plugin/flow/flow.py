@@ -21,9 +21,9 @@ from simflow_plugin.flow.attention import AttentionContext, build_attention
 from simflow_plugin.flow.block import FlowBlock
 from simflow_plugin.flow.guidance import GuidanceContext, GuidanceRule, build_guidance
 from simflow_plugin.flow.guidance.rule import check_guidance
-from simflow_plugin.flow.input_checks import check_condition, check_labels, check_tokens
+from simflow_plugin.flow.input_checks import check_condition, check_guide, check_labels, check_tokens
 from simflow_plugin.flow.rope import rotation_table
-from simflow_plugin.flow.sampling.inversion import SamplingRequest, invert
+from simflow_plugin.flow.sampling.inversion import Guide, SamplingRequest, invert
 from simflow_plugin.flow.sampling.methods import Jacobi, Method, parse_methods
 
 
@@ -156,6 +156,43 @@ class TransformerFlow(nn.Module):
         return standard_normal_log_prob(output.noise) + output.logdet
 
     @torch.no_grad()
+    def log_prob_by_class(self, tokens: Tensor, rows_at_once: int | None = None) -> Tensor:
+        """Return log p(tokens | y) for every class y, (B, num_classes), nats, at least float32.
+
+        Blocks before the first that sees the label run once an image; the others take images and classes in one batch.
+
+        Args:
+            tokens: (B, T, D), raster order.
+            rows_at_once: most rows of such a batch, for memory; None is all B * num_classes.
+        Raises:
+            ShapeError: for wrong shapes, NaN, or a flow without classes.
+        """
+        num_classes = self.config.num_classes
+        if num_classes is None:
+            raise ShapeError("labels: this flow has no classes to compare")
+        self._check(tokens, None, None, "tokens", reads_values=True)
+        num_shared = next(i for i, block in enumerate(self.blocks) if block.is_conditional)
+        noise, logdet = self._through(0, num_shared, tokens, None)
+        pairs, found = torch.arange(len(tokens) * num_classes, device=tokens.device), []
+        for rows in pairs.split(rows_at_once or len(pairs)):
+            image, label = rows // num_classes, rows % num_classes
+            own, own_logdet = self._through(num_shared, len(self.blocks), noise[image], label)
+            found.append(standard_normal_log_prob(own) + own_logdet + logdet[image])
+        return torch.cat(found).view(len(tokens), num_classes)
+
+    def _through(self, start: int, stop: int, tokens: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return what blocks start : stop make of tokens (B, T, D), and their logdet (B,); the last adds the prior."""
+        rotation, noise = self._rotation(rows), tokens
+        logdet = torch.zeros(len(tokens), device=tokens.device)
+        for block in self.blocks[start:stop]:
+            output = block(noise, rows, rotation, None)
+            noise, logdet = output.noise, logdet + output.logdet
+        if stop == len(self.blocks) and self.prior_log_std is not None:
+            noise = noise * torch.exp(-self.prior_log_std.to(noise.dtype))
+            logdet = logdet - self.prior_log_std.to(logdet.dtype).sum()
+        return noise, logdet
+
+    @torch.no_grad()
     def inverse(
         self,
         noise: Tensor,
@@ -167,6 +204,7 @@ class TransformerFlow(nn.Module):
         guidance_rule: str | Mapping[str, Any] | GuidanceRule = "starflow",
         method: Any = "cached",
         guess: Sequence[Tensor] | None = None,
+        guide: TransformerFlow | None = None,
         return_statistics: bool = False,
     ) -> Any:
         """Map noise to tokens: the exact inverse of `forward` at guidance 0.
@@ -182,6 +220,9 @@ class TransformerFlow(nn.Module):
                 these, one per block in training order.
             guess: one (B, T, D) per block in training order, where the iteration on its input starts: the first K
                 states of a `trajectory`. It changes the number of passes, not the answer; `jacobi` only.
+            guide: autoguidance (arXiv:2406.02507): a weaker flow on the same latents, with the same condition, in place
+                of the unconditional half. Only the first generated block is guided unless the rule's `block_interval`
+                names others, whose variables the two flows have to share: checkpoints of one run.
             return_statistics: also return a `SamplingStatistics`.
 
         Returns:
@@ -194,13 +235,16 @@ class TransformerFlow(nn.Module):
         check_guidance(guidance)
         rows = self._check(noise, labels, condition, "noise", reads_values=True)
         rule = build_guidance(guidance_rule, GuidanceContext(self.config.num_blocks))
-        null_rows = self._null_rows(rows, null_condition, guidance)
-        if guidance > 0:
+        null_rows = self._null_rows(rows, null_condition, guidance) if guide is None else None
+        if guide is not None:
+            check_guide(guide.config, self.config)
+        elif guidance > 0:
             self._check_reach(rule, guidance)
         methods = parse_methods(method, self.config.num_blocks)
         if guess is not None:
             self._check_guess(guess, noise, methods)
-        request = SamplingRequest(rows, null_rows, guidance, rule, methods, guess)
+        beside = None if guide is None else Guide(list(guide.blocks), guide._rotation(rows))  # type: ignore[arg-type]
+        request = SamplingRequest(rows, null_rows, guidance, rule, methods, guess, beside)
         noise = noise.to(torch.promote_types(noise.dtype, torch.float32))
         if self.prior_log_std is not None:
             noise = noise * torch.exp(self.prior_log_std.to(noise.dtype))

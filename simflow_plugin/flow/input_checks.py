@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from simflow_plugin.contracts import NO_LABEL
-from simflow_plugin.errors import ShapeError
+from simflow_plugin.errors import ConfigError, ShapeError
 from simflow_plugin.flow.architecture import FlowConfig
 
 
@@ -80,3 +80,22 @@ def check_condition(
         )
     if reads_values and not features.is_meta and not bool(torch.isfinite(features).all()):
         raise ShapeError(f"{name}: NaN or infinite values; expected finite numbers")
+
+
+def check_guide(guide: FlowConfig, flow: FlowConfig) -> None:
+    """Raise ConfigError unless a flow can guide another: same tokens, condition, number and order of blocks."""
+    names = (
+        *("token_dim", "grid_size", "patch_size", "num_classes", "condition_dim"),
+        *("num_blocks", "first_order", "start_token", "scale"),
+    )
+    for name in names:
+        found, expected = getattr(guide, name), getattr(flow, name)
+        if found != expected:
+            raise ConfigError(
+                f"autoguidance: the guide's {name} is {found}, the flow's {expected}; take a checkpoint of the same "
+                "run, or a run that differs in width, layers or training only"
+            )
+    if flow.scale == "unit":
+        raise ConfigError(
+            "autoguidance: scale `unit` keeps its spread in the prior, where no rule reaches it"
+        )

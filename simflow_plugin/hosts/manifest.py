@@ -62,7 +62,7 @@ class HostPatch:
         expected, patch = known.before if is_revert else known.after, self.folder / known.patch
         with tempfile.TemporaryDirectory() as scratch:
             copy = Path(scratch, path)
-            copy.parent.mkdir(parents=True)
+            copy.parent.mkdir(parents=True, exist_ok=True)  # a file at the root lies in the folder itself
             copy.write_bytes(content)
             # No context: each patch is made for one blob, so that line numbers are enough.
             options = ["--unidiff-zero", "--whitespace=nowarn", *(["--reverse"] if is_revert else [])]

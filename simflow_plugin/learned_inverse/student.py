@@ -19,6 +19,8 @@ from simflow_plugin.diffusion.transformer import AdaLNTransformer, BackboneOptio
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.flow import FlowConfig, TransformerFlow
 
+CHANNELS_PER_HEAD = 32
+
 
 class StudentOutput(NamedTuple):
     """`latents` (B, C, h, w); `states`: (B, T, D) per inner state of the teacher, in generation order, or none."""
@@ -125,3 +127,26 @@ def state_layers(depth: int, layers_per_block: Sequence[int]) -> tuple[int, ...]
         lowest = (due[-1] if due else 0) + 1
         due.append(min(max(share, lowest), depth - (len(blocks) - 1 - index)))
     return tuple(due)
+
+
+def default_sizes(teacher: FlowConfig) -> dict[str, Any]:
+    """Return the default student: at most a third of the teacher's parameters, embeddings included.
+
+    A layer of the student has 18 d^2 parameters (12, and 6 of its modulation), one of the teacher 12 D^2 about. The
+    student has two thirds of the teacher's layers, one per block at least, and gives up width for the rest.
+
+    Args:
+        teacher: configuration of the flow; its width is D.
+    """
+    layers = sum(teacher.layers_per_block)
+    depth = max(teacher.num_blocks, round(layers * 2 / 3))
+    widest = (
+        12 * teacher.width**2 * layers / 3.5 / (18 * depth)
+    ) ** 0.5  # embeddings take the rest of the third
+    width = max(1, min(int(widest), teacher.width) // CHANNELS_PER_HEAD) * CHANNELS_PER_HEAD
+    return {
+        "width": width,
+        "depth": depth,
+        "num_heads": width // CHANNELS_PER_HEAD,
+        "patch_size": teacher.patch_size,
+    }

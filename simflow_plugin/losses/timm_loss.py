@@ -7,7 +7,6 @@ distance is averaged over positions; the loss is the mean over layers.
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,16 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
+from simflow_plugin.alignment.encoder_weights import find_weights, load_weights
+from simflow_plugin.alignment.timm_names import check_timm_name
 from simflow_plugin.contracts import DataContext
-from simflow_plugin.errors import ConfigError, WeightsError
+from simflow_plugin.convolution_layout import convolution_layout
+from simflow_plugin.errors import ConfigError
 from simflow_plugin.losses.perceptual import PerceptualLoss, freeze
-from simflow_plugin.options import Options, did_you_mean
+from simflow_plugin.options import Options
 from simflow_plugin.registry import RECONSTRUCTION_LOSSES
-from simflow_plugin.weights import load_strictly, read_tensors
 
+CHECKPOINT = "checkpoint of the timm loss"
 Colour = tuple[float, float, float]
 
 
@@ -34,7 +36,11 @@ class TimmLossOptions(Options):
         description="timm's name of the backbone; null: the checkpoint is one of `simflow pretrain-encoder`, "
         "and holds its architecture.",
     )
-    checkpoint: str = Field(description="its weights, in timm's own layout: .safetensors, .pt or .bin.")
+    checkpoint: str | None = Field(
+        None,
+        description="its weights, in a layout that timm reads: .safetensors, .pth or .bin; null: the local caches "
+        "and packages.",
+    )
     layers: list[int] | None = Field(None, description="stages (blocks of a ViT) to compare; default all.")
     arguments: dict[str, Any] = Field(
         default_factory=dict, description="more arguments of the backbone, such as `patch_size: 4`."
@@ -103,7 +109,10 @@ class TimmLoss(PerceptualLoss):
             images = nn.functional.interpolate(images, size, mode="bicubic", antialias=True)
         images = ((images + 1) / 2 - self.mean) / self.std
         layers = self.network.forward_intermediates(
-            images, indices=self.options.layers, intermediates_only=True
+            convolution_layout(images),
+            indices=self.options.layers,
+            intermediates_only=True,
+            stop_early=True,  # nothing is computed beyond the last layer that is compared
         )
         return [nn.functional.normalize(features, dim=1) for features in layers]
 
@@ -126,30 +135,25 @@ def load_backbone(options: TimmLossOptions) -> Backbone:
         ConfigError: if timm has no such backbone, or it gives no intermediate features.
         WeightsError: if the checkpoint is missing, torn or of another architecture.
     """
-    path = Path(options.checkpoint).expanduser()
     if options.backbone is not None:
-        return _load_by_name(options.backbone, path, options.arguments)
+        return _load_by_name(options.backbone, options.checkpoint, options.arguments)
+    if options.checkpoint is None:
+        raise ConfigError(
+            "timm loss: name a `backbone` of timm, or the `checkpoint` of `simflow pretrain-encoder`"
+        )
     if options.arguments:
         raise ConfigError("timm loss: arguments have no effect without `backbone`: remove them, or name one")
     from simflow_plugin.alignment.classifier import load_classifier
 
-    network, card = load_classifier(path)
+    network, card = load_classifier(Path(options.checkpoint).expanduser())
     return Backbone(network, card.mean, card.std, card.architecture["img_size"])
 
 
-def _load_by_name(name: str, path: Path, arguments: dict[str, Any]) -> Backbone:
+def _load_by_name(name: str, checkpoint: str | None, arguments: dict[str, Any]) -> Backbone:
     import timm  # imported here: it takes seconds
 
-    if not timm.is_model(name):
-        raise ConfigError(
-            f"timm loss: timm has no backbone `{name}`.{did_you_mean(name, _similar(timm, name))}"
-        )
-    if not path.is_file():
-        origin = getattr(timm.get_pretrained_cfg(name), "hf_hub_id", None)
-        address = f" Weights are published at https://huggingface.co/{origin}." if origin else ""
-        raise WeightsError(
-            f"timm loss: {path}: no such file; set `checkpoint` to the weights of `{name}`.{address}"
-        )
+    check_timm_name(name, "timm loss: backbone")
+    path = find_weights(name, checkpoint, CHECKPOINT)
     try:
         network: Any = timm.create_model(name, pretrained=False, num_classes=0, **arguments)
     except TypeError as error:
@@ -158,14 +162,5 @@ def _load_by_name(name: str, path: Path, arguments: dict[str, Any]) -> Backbone:
         raise ConfigError(
             f"timm loss: `{name}` gives no intermediate features; name a ViT, ResNet or ConvNeXt"
         )
-    classifier = network.pretrained_cfg.get("classifier") or ()
-    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    dropped = tuple(f"{head}." for head in heads)
-    tensors = {key: value for key, value in read_tensors(path).items() if not key.startswith(dropped)}
-    load_strictly(network, tensors, str(path))
+    load_weights(network, path, CHECKPOINT)
     return Backbone(network, network.pretrained_cfg["mean"], network.pretrained_cfg["std"])
-
-
-def _similar(timm: Any, name: str) -> list[str]:
-    """Return the nearest names, so that an error does not list a thousand."""
-    return difflib.get_close_matches(name, timm.list_models(), n=8, cutoff=0.5)

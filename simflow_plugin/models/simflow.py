@@ -6,6 +6,7 @@ fixed posterior variance keeps stable (arXiv:2512.04084).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, NamedTuple
 
@@ -27,6 +28,7 @@ from simflow_plugin.flow import (
     unpatchify,
 )
 from simflow_plugin.flow.guidance import GuidanceContext, GuidanceRule
+from simflow_plugin.flow.input_checks import check_guide
 from simflow_plugin.flow.sampling import Auto, Jacobi, parse_methods
 from simflow_plugin.randomness import Random
 from simflow_plugin.registry import GUIDANCE, MODELS, Part
@@ -91,6 +93,8 @@ class SimFlow(GenerativeModel):
     Options = SimFlowOptions
     coupled_terms: ClassVar[frozenset[str]] = frozenset({"nll", "alignment", "intermediate"})
     supports_alignment = True
+    guide: SimFlow | None = None
+    """With autoguidance, a weaker model; see `guided_by`."""
 
     def __init__(self, options: SimFlowOptions, context: ModelContext) -> None:
         super().__init__()
@@ -160,8 +164,23 @@ class SimFlow(GenerativeModel):
             guidance=guidance,
             guidance_rule=self.guidance_rule,
             method=self.options.sampling.method,
+            guide=None if self.guide is None else self.guide.flow,
         )
         return self.latents(tokens)
+
+    def guided_by(self, weaker: GenerativeModel) -> SimFlow:
+        """Return this model, its weights shared, with `weaker` in place of the unconditional half of its guidance.
+
+        Raises:
+            ConfigError: if that is no flow on the same tokens.
+        """
+        if not isinstance(weaker, SimFlow):
+            raise ConfigError(f"autoguidance: found a {type(weaker).__name__}, expected a flow like this one")
+        check_guide(weaker.flow.config, self.flow.config)
+        twin = copy.copy(self)
+        # No submodule: the state of this model stays its own.
+        twin.__dict__ |= {"guide": weaker, "supports_guidance": True}
+        return twin
 
     def log_prob(self, latents: Tensor, labels: Tensor | None) -> Tensor:
         return self.flow.log_prob(self.tokens(latents), self._known(labels))

@@ -1,13 +1,13 @@
 """Checkpoints: written beside their place, flushed, checksummed, renamed; verified when read.
 
-One folder a step: `step_00001000/` with `*.safetensors` for tensors, `state.json` for the rest and `manifest.json` with
-the size and SHA-256 of each file. Nothing is pickled. A folder that does not match its manifest is reported and
-passed over for the one before it.
+One folder a step: `step_00001000/` with `*.safetensors` for tensors, `state.json` for the rest and `manifest.json`
+with the size and SHA-256 of each file. `state.json` counts the tensors of each file, so that one that is left out is
+missed. Nothing is pickled. A folder that does not match its manifest is reported and passed over for the one before
+it.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import re
@@ -21,12 +21,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from simflow_plugin.errors import CheckpointError, TrainingError
-from simflow_plugin.files import file_digest, replacing
+from simflow_plugin.files import file_digest, is_disk_full, read_json_object, replacing
+from simflow_plugin.runs.checkpoint_state import check_state
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2: `state.json` has `num_tensors` by file and the run's id."""
 MANIFEST = "manifest.json"
 STATE = "state.json"
-FOLDER_NAME = re.compile(r"step_\d{8,}")
+FOLDER_NAME = re.compile(r"step_[0-9]{8,18}")
 """Folders of other names, copies for example, are left alone."""
 
 log = logging.getLogger(__name__)
@@ -47,8 +49,26 @@ class Checkpoint:
     state: dict[str, Any]
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """Read `<name>.safetensors`."""
-        return load_file(self.path / f"{name}.safetensors")
+        """Read `<name>.safetensors`.
+
+        Raises:
+            CheckpointError: if it is missing, or no safetensors file.
+        """
+        path = self.path / f"{name}.safetensors"
+        if not path.is_file():
+            raise CheckpointError(f"{path}: is missing. Name another checkpoint, or start a new run.")
+        try:
+            return load_file(path)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise CheckpointError(f"{path}: is no readable safetensors file: {error}.") from error
+
+    def require(self, *keys: str) -> None:
+        """Raise `CheckpointError` unless `state.json` has these keys."""
+        missing = [key for key in keys if key not in self.state]
+        if missing:
+            raise CheckpointError(
+                f"{self.path / STATE}: lacks {', '.join(missing)}. It is no checkpoint of a training run."
+            )
 
     def has(self, name: str) -> bool:
         """Return whether the checkpoint holds `<name>.safetensors`."""
@@ -69,7 +89,9 @@ def save_checkpoint(
             _remove(left_behind)
         with replacing(final) as part:
             part.mkdir()
-            _write(part, tensors_by_name, {"format_version": FORMAT_VERSION, "step": step, **state})
+            counts = {name: len(tensors) for name, tensors in tensors_by_name.items()}
+            head = {"format_version": FORMAT_VERSION, "step": step, "num_tensors": counts}
+            _write(part, tensors_by_name, {**head, **state})
             _remove(final)
     except (OSError, safetensors.SafetensorError) as error:
         if is_disk_full(error):
@@ -95,7 +117,7 @@ def _write(folder: Path, tensors_by_name: dict[str, dict[str, Tensor]], state: d
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Open a checkpoint that was verified before."""
-    state = json.loads((path / STATE).read_text())
+    state = read_json_object(path / STATE, CheckpointError)
     return Checkpoint(path, int(state["step"]), state)
 
 
@@ -119,37 +141,82 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
 
 
 def checkpoint_folders(folder: Path) -> list[Path]:
-    """Return the checkpoint folders, oldest first."""
-    return sorted(p for p in folder.glob("step_*") if p.is_dir() and FOLDER_NAME.fullmatch(p.name))
+    """Return the checkpoint folders, oldest first.
+
+    Raises:
+        CheckpointError: if the folder is there but cannot be read: a run would begin anew.
+    """
+    try:
+        found = list(folder.iterdir())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder}: cannot be read ({error.strerror}). Check its permissions."
+        ) from error
+    return sorted(
+        (p for p in found if FOLDER_NAME.fullmatch(p.name) and p.is_dir()),
+        key=lambda p: (len(p.name), p.name),
+    )
 
 
 def verify_checkpoint(path: Path) -> str | None:
-    """Return what is wrong with a checkpoint, or None if every file matches the manifest.
+    """Return what is wrong with a checkpoint, or None if every file is there and matches the manifest.
 
     Raises:
         CheckpointError: if it was written by a newer version of this package.
     """
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        promised = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest.items()}
-    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
-        return f"its manifest cannot be read ({error})"
-    if STATE not in promised:
-        return f"its manifest does not name {STATE}"
-    for name, (size, checksum) in promised.items():
-        file = path / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != size:
-            return f"{name} has {file.stat().st_size} bytes, the manifest says {size}"
-        if file_digest(file) != checksum:
-            return f"{name} does not match its checksum"
-    version = json.loads((path / STATE).read_text()).get("format_version", 0)
-    if version > FORMAT_VERSION:
+        problem = _problem_with_files(path)
+        if problem is not None:
+            return problem
+        state = read_json_object(path / STATE, CheckpointError)
+    except (CheckpointError, OSError) as error:
+        return str(error)
+    version = state.get("format_version", 0)
+    if isinstance(version, int) and version > FORMAT_VERSION:
         raise CheckpointError(
             f"{path}: written in format {version}, this version of simflow-plugin reads up to {FORMAT_VERSION}. "
             "Upgrade simflow-plugin."
         )
+    return check_state(state, int(path.name.removeprefix("step_"))) or _problem_with_contents(path, state)
+
+
+def _problem_with_files(path: Path) -> str | None:
+    manifest = read_json_object(path / MANIFEST, CheckpointError)
+    if STATE not in manifest:
+        return f"its manifest does not name {STATE}"
+    for name, entry in manifest.items():
+        file = path / name
+        if file.parent != path or not isinstance(entry, dict) or not {"bytes", "sha256"} <= entry.keys():
+            return f"its manifest cannot be read ({name!r}: expected a file with `bytes` and `sha256`)"
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != entry["bytes"]:
+            return f"{name} has {file.stat().st_size} bytes, the manifest says {entry['bytes']}"
+        if file_digest(file) != entry["sha256"]:
+            return f"{name} does not match its checksum"
+    return None
+
+
+def _problem_with_contents(path: Path, state: dict[str, Any]) -> str | None:
+    """Compare the tensor files with those that the checkpoint consisted of when it was written."""
+    if state.get("format_version", 0) < 2:
+        return None
+    manifest = read_json_object(path / MANIFEST, CheckpointError)
+    listed = {name.removesuffix(".safetensors") for name in manifest if name.endswith(".safetensors")}
+    counts = state["num_tensors"]
+    if listed != counts.keys():
+        differing = ", ".join(sorted(listed ^ counts.keys()))
+        return f"its manifest and {STATE} name different files ({differing})"
+    for name, count in counts.items():
+        try:
+            with safetensors.safe_open(path / f"{name}.safetensors", "pt") as file:
+                found = len(file.keys())
+        except (OSError, safetensors.SafetensorError) as error:
+            return f"{name}.safetensors cannot be read ({error})"
+        if found != count:
+            return f"{name}.safetensors holds {found} tensors of {count}"
     return None
 
 
@@ -176,14 +243,6 @@ def _remove(path: Path) -> None:
     if path.exists():
         (path / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(path)
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """Return whether an error says that the disk is full, or a quota or a limit on file sizes reached."""
-    messages = ("No space left", "Disk quota exceeded", "File too large")
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(
-        message in str(error) for message in messages
-    )
 
 
 def _last_name(folder: Path) -> str:

@@ -102,7 +102,7 @@ class LoadedRun:
         return weight
 
     def with_model_options(self, options: dict[str, Any]) -> LoadedRun:
-        """Return the run with other options of its model and the same weights.
+        """Return the run with other options of its model and the same weights, which both runs then share.
 
         Args:
             options: all of the model's, validated.
@@ -113,7 +113,7 @@ class LoadedRun:
         with torch.random.fork_rng(devices=[]):
             rebuilt = _build_model(config, self.autoencoder, self.checkpoint)
         assert rebuilt is not None
-        rebuilt.load_state_dict(model.state_dict())
+        rebuilt.load_state_dict(model.state_dict(), assign=True)
         return replace(self, model=_frozen(rebuilt, self.device), config=config)
 
 
@@ -193,13 +193,15 @@ def find_checkpoint(directory: RunDirectory, step: int | None) -> Checkpoint:
     if step is None:
         checkpoint = latest_checkpoint(directory.checkpoints)
         assert checkpoint is not None
-        return checkpoint
-    if step not in folders:
+    elif step not in folders:
         raise CheckpointError(
             f"{directory.path}: has no checkpoint of step {step}. There are: {', '.join(map(str, folders))}. More are "
             "kept with training.keep_checkpoints and training.keep_every."
         )
-    problem = verify_checkpoint(folders[step])
-    if problem is not None:
+    elif (problem := verify_checkpoint(folders[step])) is not None:
         raise CheckpointError(f"{folders[step]}: {problem}. Name another step.")
-    return read_checkpoint(folders[step])
+    else:
+        checkpoint = read_checkpoint(folders[step])
+    checkpoint.require("num_classes", "feature_dim")
+    directory.check_own(checkpoint)
+    return checkpoint

@@ -23,6 +23,7 @@ from simflow_plugin.losses.reconstruction import ReconstructionLoss
 from simflow_plugin.objective import JointObjective, ObjectiveWeights
 from simflow_plugin.randomness import derive_seed
 from simflow_plugin.registry import Part
+from simflow_plugin.runs.frozen_model import freeze_model
 
 if TYPE_CHECKING:
     from simflow_plugin.losses.adversarial import AdversarialLoss
@@ -43,9 +44,16 @@ class Parts:
     adversary: AdversarialLoss | None
 
 
-def build_dataset(config: RunConfig, split: str) -> ImageDataset:
-    """Build the data set of `config` for 'train' or 'test'."""
-    return config.data.build(registry.DATASETS, DataContext(config.image_size, split, config.seed))
+def build_dataset(config: RunConfig, split: str, allows_pipes: bool = False) -> ImageDataset:
+    """Build the data set of `config` for 'train' or 'test'.
+
+    Args:
+        config: resolved.
+        split: of it.
+        allows_pipes: whether commands that `data` names (`pipe:`) may run; only the command line says so.
+    """
+    context = DataContext(config.image_size, split, config.seed, allows_pipes)
+    return config.data.build(registry.DATASETS, context)
 
 
 def build_autoencoder(config: RunConfig) -> Autoencoder:
@@ -134,7 +142,15 @@ def build_parts(config: RunConfig, num_classes: int | None) -> Parts:
         model = build_model(config, latent_shape, num_classes, feature_dim)
         if model is not None:
             model.attach_decoder(autoencoder.decode)
-        joint = JointObjective(autoencoder, model, build_reconstruction(config), objective_weights(config))
+        if model is not None and config.frozen_model is not None:
+            freeze_model(model, config.frozen_model)
+        joint = JointObjective(
+            autoencoder,
+            model,
+            build_reconstruction(config),
+            objective_weights(config),
+            trains_model=config.frozen_model is None,
+        )
         adversary = None
         if config.objective.adversarial is not None:
             from simflow_plugin.losses.adversarial import AdversarialLoss

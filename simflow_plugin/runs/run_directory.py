@@ -1,28 +1,26 @@
 """The directory of a run: all of its files, and none outside it.
 
-config.yaml  data.json  metrics.jsonl  samples/step_*.png  checkpoints/step_*/  [averages/step_*/]  evaluations/<key>/
-report.html  summary.json
+config.yaml  run.json  data.json  environment.json  metrics.jsonl  samples/step_*.png  checkpoints/step_*/
+[averages/step_*/]  evaluations/<key>/  report.html  summary.json  reconstructions.png
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import logging
-import os
-import socket
-import time
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from simflow_plugin.config.loading import read_run_config
 from simflow_plugin.config.schema import RunConfig
-from simflow_plugin.errors import RunDirectoryError, SimflowError, TrainingError
-from simflow_plugin.files import write_text_atomically
-from simflow_plugin.runs.checkpoints import is_disk_full
+from simflow_plugin.errors import CheckpointError, RunDirectoryError, SimflowError, TrainingError
+from simflow_plugin.files import is_disk_full, read_json_object, write_text_atomically
+from simflow_plugin.runs.checkpoints import STATE, Checkpoint, checkpoint_folders
+from simflow_plugin.runs.environment import read_environments
+from simflow_plugin.runs.run_lock import RunLock
 
 log = logging.getLogger(__name__)
 
@@ -46,13 +44,6 @@ SAFE_TO_CHANGE = (
 except `training.steps`, which moves the end of a cosine schedule."""
 
 
-ORPHANS_LIVE = 15.0
-"""Seconds. Processes that read images inherit the lock; after their parent was killed torch ends them within 5."""
-
-NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)
-"""What `flock` fails with on a file system that has no locks."""
-
-
 class RunDirectory:
     """Paths of a run directory, and what may be done with it."""
 
@@ -62,9 +53,13 @@ class RunDirectory:
         self.metrics_file = self.path / "metrics.jsonl"
         self.summary_file = self.path / "summary.json"
         self.data_file = self.path / "data.json"
+        self.environment_file = self.path / "environment.json"
         self.report_file = self.path / "report.html"
+        self.reconstructions_file = self.path / "reconstructions.png"
         self.samples = self.path / "samples"
         self.checkpoints = self.path / "checkpoints"
+        self.id_file = self.path / "run.json"
+        self._lock: RunLock | None = None
 
     def prepare(self, config: RunConfig, allow_changed: list[str]) -> None:
         """Create the directory, or check that the one that is there belongs to `config`.
@@ -81,9 +76,11 @@ class RunDirectory:
         try:
             # The configuration first: it is what makes the folder ours, should the process be killed right here.
             self.path.mkdir(parents=True, exist_ok=True)
-            write_text_atomically(self.config_file, config.to_yaml())
+            if not (self.config_file.exists() and self.config_file.read_text() == config.to_yaml()):
+                write_text_atomically(self.config_file, config.to_yaml())
             for folder in (self.samples, self.checkpoints):
                 folder.mkdir(exist_ok=True)
+            self._name_run()
         except OSError as error:
             raise self._not_writable(error) from error
 
@@ -136,33 +133,60 @@ class RunDirectory:
         self._refuse_foreign_folder()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+            self._lock = RunLock(self.path)
         except OSError as error:
             raise self._not_writable(error) from error
         try:
-            self._lock(descriptor)
             yield
         finally:
-            os.close(descriptor)
+            self._lock.release()
+            self._lock = None
 
-    def _lock(self, descriptor: int) -> None:
-        try:
-            _take_lock(descriptor)
-        except BlockingIOError as error:
-            owner = _owner(descriptor) or "unknown"
-            raise RunDirectoryError(
-                f"{self.path}: another process is writing it ({owner}). "
-                "Wait for it, stop it, or name another directory with --out."
-            ) from error
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise self._not_writable(error) from error
-            log.warning("%s: this file system has no locks; nothing refuses a second writer.", self.path)
-        try:
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{_this_process(os.getpid())}\n".encode(), 0)
-        except OSError as error:
-            raise self._not_writable(error) from error
+    def check_lock(self) -> None:
+        """Refuse to write if the lock was lost; to be called before each write of a process that holds it.
+
+        Raises:
+            RunDirectoryError: if its file was removed, or taken by another process.
+        """
+        if self._lock is not None:
+            self._lock.check()
+
+    @property
+    def run_id(self) -> str | None:
+        """The name that the run's checkpoints bear too; None for a run of an earlier version.
+
+        Raises:
+            RunDirectoryError: if its file holds none.
+        """
+        if not self.id_file.exists():
+            return None
+        found = read_json_object(self.id_file, RunDirectoryError).get("run_id")
+        if not isinstance(found, str):
+            raise RunDirectoryError(f"{self.id_file}: expected a text `run_id`, found {found!r}.")
+        return found
+
+    def check_own(self, checkpoint: Checkpoint) -> None:
+        """Refuse a checkpoint of another run, whose tensors may well have the same shapes.
+
+        Raises:
+            CheckpointError: naming both runs.
+        """
+        own, found = self.run_id, checkpoint.state.get("run_id")
+        if None not in (own, found) and own != found:
+            raise CheckpointError(
+                f"{checkpoint.path}: is of run {found}, and {self.path} holds run {own}. Remove it, or put back the "
+                "run's own."
+            )
+
+    def _name_run(self) -> None:
+        """Give the run an id, or the one that its newest checkpoint has."""
+        if self.id_file.exists():
+            return
+        known = None
+        for folder in checkpoint_folders(self.checkpoints)[-1:]:
+            with suppress(CheckpointError):  # a torn one is dealt with when it is read
+                known = read_json_object(folder / STATE, CheckpointError).get("run_id")
+        write_text_atomically(self.id_file, json.dumps({"run_id": known or secrets.token_hex(8)}) + "\n")
 
     def write_data_summary(self, summary: dict[str, Any]) -> None:
         """Write what was understood of the data when the run was last started, to `data.json`."""
@@ -171,16 +195,49 @@ class RunDirectory:
         except OSError as error:
             raise self._not_writable(error) from error
 
+    def add_environment(self, environment: dict[str, Any]) -> None:
+        """Add a record to `environment.json`: what the run was started, or resumed, with."""
+        records = [*read_environments(self.environment_file), environment]
+        try:
+            write_text_atomically(self.environment_file, json.dumps(records, indent=1) + "\n")
+        except OSError as error:
+            raise self._not_writable(error) from error
+
+    def is_measured(self) -> bool:
+        """Return whether summary and report are of the newest checkpoint and of the configuration as it stands."""
+        folders = checkpoint_folders(self.checkpoints)
+        if not (folders and self.summary_file.exists() and self.report_file.exists()):
+            return False
+        try:
+            step = int(json.loads(self.summary_file.read_text())["step"])
+        except (ValueError, LookupError, TypeError):
+            return False  # not written by this package, or torn: it is measured anew
+        written = min(self.summary_file.stat().st_mtime_ns, self.report_file.stat().st_mtime_ns)
+        return folders[-1].name == f"step_{step:08d}" and written >= self.config_file.stat().st_mtime_ns
+
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Return the rows of metrics.jsonl; a line torn by a crash is left out."""
-        rows = []
-        if self.metrics_file.exists():
-            for line in self.metrics_file.read_text().splitlines():
-                try:
-                    rows.append(json.loads(line))
-                except ValueError:
-                    continue  # only a line that a killed process was writing can be torn; its step is run again
-        return rows
+        """Return the rows of metrics.jsonl. Lines that are none are left out, with a warning.
+
+        The last line may be torn by a crash, which needs no warning: its step is run again.
+
+        Raises:
+            RunDirectoryError: if it is no plain file, or cannot be read.
+        """
+        if not self.metrics_file.exists():
+            return []
+        if not self.metrics_file.is_file():
+            raise RunDirectoryError(f"{self.metrics_file}: is no plain file. Remove it.")
+        try:
+            lines = self.metrics_file.read_bytes().split(b"\n")
+        except OSError as error:
+            raise RunDirectoryError(
+                f"{self.metrics_file}: cannot be read ({error.strerror}). Check its permissions."
+            ) from error
+        found = [_row(line) for line in lines]
+        bad = [str(n) for n, row in enumerate(found[:-1], start=1) if row is None]
+        if bad:
+            log.warning("%s: not a row of a log, skipped: line %s", self.metrics_file, ", ".join(bad[:20]))
+        return [row for row in found if row is not None]
 
     def forget_metrics_after(self, step: int) -> None:
         """Drop rows of steps that will be run again."""
@@ -202,37 +259,11 @@ def _is_below(key: str, allowed: Any) -> bool:
     return any(key == root or key.startswith(root + ".") for root in allowed)
 
 
-def _this_process(number: int) -> str:
-    return f"process {number} on {socket.gethostname()}"
-
-
-def _owner(descriptor: int) -> str:
-    return os.pread(descriptor, 200, 0).decode(errors="replace").strip()
-
-
-def _take_lock(descriptor: int) -> None:
-    """Take the lock at once, or wait while its holders are children of a process of this machine that has died.
-
-    Raises:
-        BlockingIOError: if a process that lives holds it.
-    """
-    deadline = time.monotonic() + ORPHANS_LIVE
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if not _is_dead(_owner(descriptor)) or time.monotonic() > deadline:
-                raise
-        time.sleep(0.1)
-
-
-def _is_dead(owner: str) -> bool:
-    words = owner.split()
-    if len(words) < 2 or not words[1].isdigit() or owner != _this_process(int(words[1])):
-        return False  # of another machine, or not written yet
+def _row(line: bytes) -> dict[str, Any] | None:
+    """Return a row of the log, None for a line that is none."""
     try:
-        os.kill(int(words[1]), 0)
-    except OSError as error:
-        return error.errno == errno.ESRCH
-    return False
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    is_row = isinstance(row, dict) and type(row.get("step")) is int
+    return row if is_row else None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from simflow_plugin.errors import ConfigError
+from simflow_plugin.features_name import suffix_of
 from simflow_plugin.options import did_you_mean
 
 
@@ -38,6 +39,9 @@ class Study:
         variants: in the order of the table.
         guidance: weights w at which every variant is evaluated.
         published_as: what `Variant.published` is, for the table.
+        encoder: file of the classifier that judges, by default.
+        extractor: of the features of the distances; `pretrained` is the judge itself.
+        makes_encoder: whether the study trains the judge where its file is missing.
     """
 
     name: str
@@ -46,6 +50,14 @@ class Study:
     variants: tuple[Variant, ...]
     guidance: tuple[float, ...] = (0.0,)
     published_as: str = ""
+    encoder: str = "runs/encoders/fashion-mnist.safetensors"
+    extractor: str = "pretrained"
+    makes_encoder: bool = True
+
+    @property
+    def suffix(self) -> str:
+        """The extractor's name as it stands in the names of metrics."""
+        return suffix_of(self.extractor)
 
     def config_name(self, part: str) -> str:
         """Return the name of the shipped configuration of an autoencoder or a variant."""
@@ -95,7 +107,82 @@ HEADLINE = Study(
     guidance=(0.0, 0.5),
 )
 
-STUDIES = {study.name: study for study in (FIXED_VARIANCE, HEADLINE)}
+SIGMA = Study(
+    "sigma",
+    "SimFlow's sigma: the standard deviation of the fixed posterior",
+    (),
+    tuple(
+        Variant(f"std_{std:.1f}".replace(".", "_"), f"sigma {std:.1f}", published=published)
+        for std, published in (
+            *((0.1, None), (0.2, 14.30), (0.3, 12.82), (0.4, None)),
+            *((0.5, 17.69), (0.7, None), (1.0, None)),
+        )
+    ),
+    published_as="gFID of MIMFlow on ImageNet 256 x 256 without guidance, on its own latents, arXiv:2606.26016",
+)
+
+LATENT_WIDTH = Study(
+    "latent_width",
+    "SimFlow's latent channels",
+    (),
+    tuple(Variant(f"channels_{count}", f"{count} channels") for count in (2, 4, 8, 16, 32)),
+)
+
+CIFAR = {
+    "encoder": "runs/encoders/cifar10.safetensors",
+    "extractor": "timm:tf_efficientnet_lite0@96",
+    "makes_encoder": False,  # a backbone is fine-tuned, with options of its own: docs/results.md
+}
+CIFAR_FIXED_VARIANCE = replace(
+    FIXED_VARIANCE,
+    name="cifar/fixed_variance",
+    title=f"{FIXED_VARIANCE.title}: CIFAR-10 (JPEG)",
+    **CIFAR,  # type: ignore[arg-type]
+)
+CIFAR_HEADLINE = replace(
+    HEADLINE,
+    name="cifar/headline",
+    title=f"{HEADLINE.title}: CIFAR-10 (JPEG)",
+    **CIFAR,  # type: ignore[arg-type]
+)
+
+CIFAR_ALIGNMENT = Study(
+    "cifar/alignment",
+    "SimFlow with and without alignment to a pretrained backbone: CIFAR-10 (JPEG)",
+    (),
+    (
+        Variant("none", "no alignment"),
+        Variant("layer_2", "REPA-E, layer 2, weight 0.5"),
+        Variant("layer_4", "REPA-E, layer 4, weight 0.5"),
+        Variant("layer_2_weight_2", "REPA-E, layer 2, weight 2"),
+    ),
+    encoder=str(CIFAR["encoder"]),
+    makes_encoder=False,  # the features are the judge's: those of the target would measure the loss itself
+)
+CIFAR_CONDITIONS = Study(
+    "cifar/conditions",
+    "One condition of SimFlow at a time: CIFAR-10 (JPEG)",
+    ("autoencoder_long",),
+    (
+        Variant("simflow", "SimFlow"),
+        Variant("weight_15", "a quarter of the reconstruction weights"),
+        Variant("weight_240", "four times the reconstruction weights"),
+        Variant("sigma_2", "sigma 2 in place of 0.5"),
+        Variant("layernorm", "layer norm on the mean"),
+        Variant("wide_tokens", "tokens of 64 dimensions"),
+        Variant("adversarial", "adversarial loss"),
+        Variant("frozen_long", "frozen VAE, trained 4 times as long", "autoencoder_long"),
+    ),
+    **CIFAR,  # type: ignore[arg-type]
+)
+
+STUDIES = {
+    study.name: study
+    for study in (
+        *(FIXED_VARIANCE, HEADLINE, SIGMA, LATENT_WIDTH),
+        *(CIFAR_FIXED_VARIANCE, CIFAR_HEADLINE, CIFAR_ALIGNMENT, CIFAR_CONDITIONS),
+    )
+}
 
 
 def find_study(name: str) -> Study:

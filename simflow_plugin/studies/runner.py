@@ -20,7 +20,7 @@ import typer
 from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.convert.autoencoder_export import export_autoencoder, std_before_scaling
 from simflow_plugin.errors import RunDirectoryError
-from simflow_plugin.files import write_text_atomically
+from simflow_plugin.files import read_json_object, write_text_atomically
 from simflow_plugin.runs.run_directory import RunDirectory
 from simflow_plugin.studies import stages
 from simflow_plugin.studies.definitions import Study, Variant
@@ -40,6 +40,7 @@ class Steps:
 
     Args:
         pretrain: (path, config) -> None; makes the judge where it is missing.
+        require: (path, config) -> None; refuses to go on where it is missing.
         train: (config, run) -> None.
         export: (run, path) -> None; writes an autoencoder.
         measure: (run, settings, guidance) -> numbers of a variant.
@@ -55,6 +56,7 @@ class Steps:
     )
     measure_real: Callable[[RunConfig, StudySettings], dict[str, float]] = stages.measure_real
     cost: Callable[[RunDirectory, RunConfig], dict[str, Any]] = stages.autoencoder_cost
+    require: Callable[[Path, RunConfig], None] = stages.require_encoder
 
 
 class StudyRunner:
@@ -82,7 +84,8 @@ class StudyRunner:
         study, parts = self.study, [*self.study.autoencoders, *(v.name for v in self.study.variants)]
         # Every configuration is read before the first step is trained: a mistake shows now.
         plain = [stages.settle_config(study.config_name(part), self.settings, []) for part in parts]
-        self.steps.pretrain(self.settings.encoder, plain[0])
+        prepare = self.steps.pretrain if study.makes_encoder else self.steps.require
+        prepare(self.settings.encoder, plain[0])
         for number, name in enumerate(study.autoencoders, 1):
             self._say(f"[{number}/{len(parts)}] {name}")
             self._autoencoder(name)
@@ -144,10 +147,10 @@ class StudyRunner:
         if not self.file.is_file():
             return {**expected, "autoencoders": {}, "variants": {}}
         try:
-            document = json.loads(self.file.read_text())
-        except ValueError as error:
+            document = read_json_object(self.file, RunDirectoryError)
+        except RunDirectoryError as error:
             raise RunDirectoryError(
-                f"{self.file}: not JSON ({error}). Delete it: the runs themselves are kept, and measured again."
+                f"{error}. Delete it: the runs themselves are kept, and measured again."
             ) from error
         found = {key: document.get(key) for key in expected}
         if found != expected:

@@ -27,6 +27,9 @@ class StudySettings:
         budget: factor on the steps (and warm-up) of every run alike.
         num_samples: drawn of each variant, for each guidance.
         num_held_out: images for reconstruction and likelihood.
+        overrides: `key.sub=value`, set in every run alike, such as `data.root=FOLDER`.
+        seed: of every run; None for the configurations' own.
+        extractor: of the features of the distances; `pretrained` is the judge itself.
     Raises:
         ConfigError: for a budget that is not positive.
     """
@@ -36,6 +39,14 @@ class StudySettings:
     budget: float = 1.0
     num_samples: int = 2000
     num_held_out: int = 1000
+    overrides: tuple[str, ...] = ()
+    seed: int | None = None
+    extractor: str = "pretrained"
+
+    @property
+    def weights(self) -> Path | None:
+        """The file of the extractor's weights; None for the local caches and packages."""
+        return self.encoder if self.extractor == "pretrained" else None
 
     def __post_init__(self) -> None:
         if not 0 < self.budget < float("inf"):
@@ -43,12 +54,16 @@ class StudySettings:
 
     def what_decides(self) -> dict[str, Any]:
         """Return what may not change while a study goes on."""
-        return {
+        facts: dict[str, Any] = {
             "budget": self.budget,
             "num_samples": self.num_samples,
             "num_held_out": self.num_held_out,
             "encoder": str(self.encoder),
         }
+        # What is as usual stays unsaid, so that a study of an earlier version goes on.
+        facts |= {"overrides": list(self.overrides)} if self.overrides else {}
+        facts |= {"seed": self.seed} if self.seed is not None else {}
+        return facts | ({"extractor": self.extractor} if self.extractor != "pretrained" else {})
 
 
 def settle_config(name: str, settings: StudySettings, overrides: list[str]) -> RunConfig:
@@ -59,6 +74,8 @@ def settle_config(name: str, settings: StudySettings, overrides: list[str]) -> R
         settings: of the study.
         overrides: `key.sub=value`, before the budget.
     """
+    shared = [*settings.overrides, *([] if settings.seed is None else [f"seed={settings.seed}"])]
+    overrides = [*shared, *overrides]
     config = load_config(name, overrides)
     scaled: dict[str, object] = {
         "training.steps": max(1, round(config.training.steps * settings.budget)),
@@ -115,8 +132,8 @@ def measure_variant(
             parts=parts,
             num_samples=settings.num_samples,
             guidance=weight,
-            extractor="pretrained",
-            weights=settings.encoder,
+            extractor=settings.extractor,
+            weights=settings.weights,
             num_held_out=settings.num_held_out,
             judge=Part.model_validate({"name": "encoder", "checkpoint": str(settings.encoder)}),
         )
@@ -150,16 +167,22 @@ def autoencoder_cost(run: RunDirectory, config: RunConfig) -> dict[str, Any]:
 def measure_real(config: RunConfig, settings: StudySettings) -> dict[str, float]:
     """Return what real images reach: the distance of as many training images from the test split, the judge's
     own share of right answers on the test split."""
+    from simflow_plugin.alignment.classifier import ClassifierEncoder
+    from simflow_plugin.contracts import DataContext
     from simflow_plugin.data.loader import evaluation_batches
     from simflow_plugin.data.order import sample_rows
     from simflow_plugin.evaluation.drawing import to_uint8
     from simflow_plugin.evaluation.extractors import build_extractor
     from simflow_plugin.evaluation.fidelity import extract, frechet
+    from simflow_plugin.progress_bar import count_progress
     from simflow_plugin.runs.parts import build_dataset
 
-    extractor = build_extractor("pretrained", settings.encoder)
+    extractor = build_extractor(settings.extractor, settings.weights)
     test, train = build_dataset(config, "test"), build_dataset(config, "train")
-    features, right, total = {}, 0, 0
+    judge = ClassifierEncoder(
+        ClassifierEncoder.Options(checkpoint=str(settings.encoder)), DataContext(config.image_size, "test")
+    )
+    features, right = {}, 0
     for name, dataset, count in (
         ("test", test, len(test)),
         ("train", train, min(settings.num_samples, len(train))),
@@ -167,16 +190,26 @@ def measure_real(config: RunConfig, settings: StudySettings) -> dict[str, float]
         batches = list(
             evaluation_batches(dataset, config.sampling.batch_size, sample_rows(len(dataset), count))
         )
-        found = extract(extractor, (to_uint8(batch.images).permute(0, 3, 1, 2) for batch in batches))
-        features[name] = found.pooled
-        if name == "test" and found.logits is not None:
-            labels = [label for batch in batches for label in batch.labels.tolist()]
-            right = sum(int(p) == label for p, label in zip(found.logits.argmax(1), labels, strict=True))
-            total = len(labels)
+        with count_progress(f"real images, {name}", count) as advance:
+            images = (to_uint8(batch.images).permute(0, 3, 1, 2) for batch in batches)
+            features[name] = extract(extractor, images, advance).pooled
+        if name == "test":
+            right = sum(int((judge.logits(b.images).argmax(1) == b.labels).sum()) for b in batches)
     return {
-        "fd_pretrained": frechet(features["train"], features["test"]),
-        "class_agreement": right / max(1, total),
+        f"fd_{extractor.suffix}": frechet(features["train"], features["test"]),
+        "class_agreement": right / max(1, len(test)),
     }
+
+
+def require_encoder(path: Path, config: RunConfig) -> None:
+    """Check that the classifier that judges is there, where a study does not know how to train it.
+
+    Raises:
+        WeightsError: if its file is missing, damaged, or something else.
+    """
+    from simflow_plugin.alignment.classifier import load_classifier
+
+    load_classifier(path)
 
 
 def ensure_encoder(path: Path, config: RunConfig) -> None:

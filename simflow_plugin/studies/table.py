@@ -9,10 +9,18 @@ from typing import Any
 from simflow_plugin.files import write_text_atomically
 from simflow_plugin.studies.definitions import Study
 
-DISTANCE = "fd_pretrained"
-TO_RECONSTRUCTIONS = "fd_to_reconstructions_pretrained"
 AGREEMENT = "class_agreement"
 LATENT_BITS = "latent_bits_per_dim"
+
+
+def distance_name(study: Study) -> str:
+    """Return the metric of the distance to real images, in the study's features."""
+    return f"fd_{study.suffix}"
+
+
+def to_reconstructions_name(study: Study) -> str:
+    """Return the metric of the distance to reconstructions of real images."""
+    return f"fd_to_reconstructions_{study.suffix}"
 
 
 def write_table(path: Path, study: Study, document: dict[str, Any]) -> None:
@@ -32,9 +40,10 @@ def to_markdown(study: Study, document: dict[str, Any]) -> str:
     head = [
         "variant",
         "guidance",
-        "FD (pretrained)",
+        f"FD ({study.extractor})",
         "class agreement (95 %)",
         "diversity",
+        "precision / recall",
         "rFD",
         "FD to reconstructions",
         "PSNR, dB",
@@ -51,16 +60,17 @@ def to_markdown(study: Study, document: dict[str, Any]) -> str:
 
 
 def same_order_pairs(
-    study: Study, variants: dict[str, Any], metric: str = DISTANCE, sign: int = 1
+    study: Study, variants: dict[str, Any], metric: str | None = None, sign: int = 1
 ) -> tuple[int, int]:
     """Return how many pairs of variants are ordered as published, and how many pairs there are.
 
     Args:
         study: its plan.
         variants: measured so far, by name; those without the metric are left out.
-        metric: that orders them.
+        metric: that orders them; None for the distance to real images.
         sign: 1 if lower is better, as for the published figure; -1 if higher is.
     """
+    metric = metric or distance_name(study)
     known = [
         (v.published, sign * _at(variants[v.name], study)[metric])
         for v in study.variants
@@ -78,7 +88,7 @@ def _at(measured: dict[str, Any] | None, study: Study) -> dict[str, float]:
 def _rows(study: Study, document: dict[str, Any]) -> list[list[str]]:
     variants = document["variants"]
     done = [v for v in study.variants if v.name in variants]
-    here = _ranks({v.name: _at(variants[v.name], study)[DISTANCE] for v in done})
+    here = _ranks({v.name: _at(variants[v.name], study)[distance_name(study)] for v in done})
     published = _ranks({v.name: v.published for v in done if v.published is not None})
     rows = []
     for variant in done:
@@ -89,11 +99,12 @@ def _rows(study: Study, document: dict[str, Any]) -> list[list[str]]:
             row = [
                 variant.label,
                 guidance,
-                _number(metrics.get(DISTANCE), ".3f"),
+                _number(metrics.get(distance_name(study)), ".3f"),
                 _with_interval(metrics.get(AGREEMENT), measured["intervals"][guidance].get(AGREEMENT)),
                 _number(metrics.get("diversity_ratio"), ".2f"),
-                _number(without_guidance.get(f"r{DISTANCE}"), ".3f"),
-                _number(metrics.get(TO_RECONSTRUCTIONS), ".3f"),
+                _precision_recall(metrics, study),
+                _number(without_guidance.get(f"r{distance_name(study)}"), ".3f"),
+                _number(metrics.get(to_reconstructions_name(study)), ".3f"),
                 _number(without_guidance.get("psnr"), ".2f"),
                 _latent_bits(measured, study),
                 f"{cost['model_parameters'] / 1e6:.2f} M / {cost['autoencoder_parameters'] / 1e6:.2f} M",
@@ -135,11 +146,11 @@ def _notes(study: Study, document: dict[str, Any]) -> list[str]:
     notes = [
         f"Budget {settings['budget']:g}; {settings['num_samples']} samples a row against the test split; "
         f"{settings['num_held_out']} held-out images for PSNR and likelihood; averaged (EMA) weights.",
-        "FD (pretrained): Fréchet distance in the features of the classifier of `simflow pretrain-encoder`; it is no "
-        "FID. rFD: of reconstructions of the held-out images to these images. FD to reconstructions: of samples to "
-        "those reconstructions, so that the autoencoder's own error is left out.",
-        "Class agreement: share of samples that this classifier gives the class that was asked for. Diversity: mean "
-        "pairwise pixel distance within a class, samples over real images.",
+        f"FD ({study.extractor}): Fréchet distance in {_space(study)}; it is no FID. Precision and recall: in the same "
+        "features. rFD: of reconstructions of the held-out images to these images. FD to reconstructions: of samples "
+        "to those reconstructions, so that the autoencoder's own error is left out.",
+        "Class agreement: share of samples that the judge, a classifier of `simflow pretrain-encoder`, gives the class "
+        "that was asked for. Diversity: mean pairwise pixel distance within a class, samples over real images.",
         "Bits per dimension are of the latent: they compare rows with the same autoencoder only; ± is the standard "
         "error that the posterior draws leave, for the same images.",
         "Training FLOPs are those of one image, forward and backward, without the frozen alignment encoder.",
@@ -147,21 +158,34 @@ def _notes(study: Study, document: dict[str, Any]) -> list[str]:
     if "real" in document:
         real = document["real"]
         notes.append(
-            f"Real training images, as many, against the test split: FD {real[DISTANCE]:.3f}; the classifier is right "
-            f"on {real[AGREEMENT]:.1%} of the test split."
+            f"Real training images, as many, against the test split: FD {real[distance_name(study)]:.3f}; the judge is "
+            f"right on {real[AGREEMENT]:.1%} of the test split."
         )
     if study.published_as:
-        by = [("FD", DISTANCE, 1), ("FD to reconstructions", TO_RECONSTRUCTIONS, 1)]
-        counts = [
-            (title, *same_order_pairs(study, variants, metric, sign))
-            for title, metric, sign in [*by, ("class agreement", AGREEMENT, -1)]
+        by = [
+            ("FD", distance_name(study), 1),
+            ("FD to reconstructions", to_reconstructions_name(study), 1),
+            ("class agreement", AGREEMENT, -1),
         ]
+        counts = [(title, *same_order_pairs(study, variants, metric, sign)) for title, metric, sign in by]
         pairs = ", ".join(f"{same} of {total} by {title}" for title, same, total in counts)
         notes.append(f"Published: {study.published_as}. Pairs of variants ordered as published: {pairs}.")
     missing = [v.label for v in study.variants if v.name not in variants]
     if missing:
         notes.append(f"Not measured yet: {', '.join(missing)}.")
     return [f"- {note}" for note in notes]
+
+
+def _space(study: Study) -> str:
+    """Return the feature space of the distances in words."""
+    if study.extractor == "pretrained":
+        return "the features of the judge"
+    return "the pooled features of that network of timm, which sees images enlarged to the pixels after the @"
+
+
+def _precision_recall(metrics: dict[str, Any], study: Study) -> str:
+    values = (metrics.get(f"{name}_{study.suffix}") for name in ("precision", "recall"))
+    return " / ".join(_number(value, ".3f") for value in values)
 
 
 def _ranks(values: dict[str, Any]) -> dict[str, int]:

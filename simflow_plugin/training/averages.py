@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+
+from simflow_plugin.errors import CheckpointError
 
 
 class Means(NamedTuple):
@@ -63,6 +66,19 @@ class RunningMeans:
                 not_finite[name] = bad
         self._sums, self.num_steps = {}, 0
         return Means(values, not_finite)
+
+    @staticmethod
+    def check(sums: Mapping[str, Tensor], source: str) -> None:
+        """Refuse what `sums` cannot have returned.
+
+        Raises:
+            CheckpointError: naming the sum of another shape or type, or one that is not finite.
+        """
+        for name, value in sums.items():
+            if value.shape not in ((2,), (3,)) or value.dtype != torch.float32 or not value.isfinite().all():
+                raise CheckpointError(
+                    f"{source}: {name}: expected 3 finite float32 numbers, found {tuple(value.shape)} {value.dtype}."
+                )
 
     def restore(self, sums: dict[str, Tensor], num_steps: int, device: torch.device) -> None:
         """Go on from sums that a checkpoint held."""

@@ -26,11 +26,11 @@ from simflow_plugin.data.changes import data_changes
 from simflow_plugin.data.loader import Batch, check_corrupt, make_loader
 from simflow_plugin.data.summary import content_digests
 from simflow_plugin.errors import TrainingError
+from simflow_plugin.files import is_disk_full
 from simflow_plugin.objective import JointInputs
 from simflow_plugin.randomness import BatchRandom
 from simflow_plugin.runs.checkpoints import (
     Checkpoint,
-    is_disk_full,
     latest_checkpoint,
     prune_checkpoints,
     read_checkpoint,
@@ -88,6 +88,7 @@ class Trainer:
         accelerator: devices, processes and mixed precision.
         stop: set by SIGTERM or SIGINT.
         profile_steps: record this many steps to `trace.json` in the run directory.
+        shows_progress: on the main process.
     Raises:
         ConfigError: if accelerate was configured for an engine that this loop does not run.
     """
@@ -101,12 +102,14 @@ class Trainer:
         accelerator: Accelerator,
         stop: StopRequest,
         profile_steps: int = 0,
+        shows_progress: bool = True,
     ) -> None:
         self.engine = TorchEngine(accelerator, config)
         self.config, self.run_directory, self.dataset = config, run, dataset
         self.accelerator, self.stop = accelerator, stop
         self.device = accelerator.device
         self.profile_steps = profile_steps
+        self.shows_progress = shows_progress and accelerator.is_main_process
         self.processes = Processes(accelerator.num_processes)
         self.joint = synchronise_batch_norms(parts.joint.to(self.device), accelerator.num_processes)
         self.frozen = FrozenNetworks(
@@ -114,7 +117,7 @@ class Trainer:
         )
         self.adversary = parts.adversary.to(self.device) if parts.adversary is not None else None
         self.joint.train()
-        self.sample_grids = SampleGrids(config, run, self.joint, dataset.num_classes, self.engine)
+        self.sample_grids = SampleGrids(config, run, self.joint, dataset, self.engine)
         if config.training.compile:
             compile_layers(self.joint.model)
         trained: dict[str, torch.nn.Module] = {"autoencoder": self.joint.autoencoder}
@@ -158,13 +161,16 @@ class Trainer:
 
         Raises:
             Interrupted: after a signal, when the state was saved.
-            TrainingError: if steps stay non-finite or without any gradient, or the disk is full.
+            TrainingError: if steps stay non-finite or without any gradient, or none was taken, or the disk is
+                full.
         """
         try:
             self._restore()
-            tracker = Tracker(self.run_directory, self.config) if self.accelerator.is_main_process else None
+            tracker = None
+            if self.accelerator.is_main_process:
+                tracker = Tracker(self.run_directory, self.config, self.step)
             progress = TrainingProgress(
-                self.config.training.steps, self.step, self.accelerator.is_main_process
+                self.config.training.steps, self.step, self.shows_progress, self._synchronise
             )
             trace = self.run_directory.path / "trace.json"
             recorded = self.profile_steps if self.accelerator.is_main_process else 0
@@ -206,7 +212,9 @@ class Trainer:
             if isinstance(training.ema, PowerAverage) and self.step % training.ema.snapshot_every == 0:
                 self._save_averages()
             if self.step % training.sample_every == 0 or self.step == training.steps:
-                self.sample_grids.save(self.step, self.joint, self.averages.main)
+                grid = self.sample_grids.save(self.step, self.joint, self.averages.main)
+                if tracker is not None and grid is not None:
+                    tracker.log_picture("samples", grid, self.step)
             stopping = self.processes.any(self.stop.requested)
             if self.step % training.checkpoint_every == 0 or self.step == training.steps or stopping:
                 now = time.monotonic()
@@ -216,6 +224,12 @@ class Trainer:
                 raise Interrupted(
                     f"stopped by {self.stop.signal_name or 'another process'} after step {self.step}"
                 )
+
+        self.bad_steps.check_any_taken(self.step, self._last_checkpoint_name)
+
+    def _synchronise(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def _train_step(self, batches: Iterator[Batch]) -> None:
         config = self.config
@@ -349,12 +363,18 @@ class Trainer:
         """Write a checkpoint; every process learns whether that went well."""
         snapshot = self._snapshot()
         tensors = snapshot.tensors(self.accelerator)
-        state = {"seconds": self.seconds, **snapshot.values(self.accelerator), **self._description}
+        state = {
+            "run_id": self.run_directory.run_id,
+            "seconds": self.seconds,
+            **snapshot.values(self.accelerator),
+            **self._description,
+        }
         state["corrupt_images"] = sorted(self.processes.union(self.corrupt))
         failure: Exception | None = None
         if self.accelerator.is_main_process:
             training, folder = self.config.training, self.run_directory.checkpoints
             try:
+                self.run_directory.check_lock()
                 save_checkpoint(folder, self.step, tensors, state)
                 prune_checkpoints(folder, self.step, training.keep_checkpoints, training.keep_every)
             except Exception as error:  # whatever it is, the other processes must not wait for ever
@@ -382,6 +402,8 @@ class Trainer:
         if self.accelerator.is_main_process:
             try:
                 checkpoint = latest_checkpoint(self.run_directory.checkpoints)
+                if checkpoint is not None:
+                    self.run_directory.check_own(checkpoint)
                 for change in data_changes(checkpoint.state, self.dataset) if checkpoint else ():
                     log.warning("%s: %s", self.run_directory.path, change)
                 self.run_directory.forget_metrics_after(checkpoint.step if checkpoint else 0)

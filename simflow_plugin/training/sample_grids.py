@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 
 from simflow_plugin.config.schema import RunConfig
+from simflow_plugin.contracts import ImageDataset
+from simflow_plugin.errors import EvaluationError
 from simflow_plugin.evaluation.drawing import ImageSampler, class_labels, grid_indices, to_uint8
-from simflow_plugin.evaluation.report.grids import save_image_grid
+from simflow_plugin.evaluation.report.grids import save_image_grid, shortened_name
 from simflow_plugin.flow.sampling import release_graphs
 from simflow_plugin.objective import JointObjective
 from simflow_plugin.runs.module_state import restore_module, whole_tensors
@@ -17,6 +21,8 @@ from simflow_plugin.runs.run_precision import Precision
 from simflow_plugin.training.compilation import eager
 from simflow_plugin.training.distributed.engine import TorchEngine
 from simflow_plugin.training.ema import MovingAverage
+
+log = logging.getLogger(__name__)
 
 MAX_ROWS, ROWS_WITHOUT_CLASSES = 10, 4
 
@@ -28,7 +34,7 @@ class SampleGrids:
         config: of the run.
         run: its directory.
         joint: before it is sharded.
-        num_classes: of the data set, or None.
+        dataset: training images; its classes are the rows of a grid.
         engine: processes and precision.
     """
 
@@ -37,33 +43,47 @@ class SampleGrids:
         config: RunConfig,
         run: RunDirectory,
         joint: JointObjective,
-        num_classes: int | None,
+        dataset: ImageDataset,
         engine: TorchEngine,
     ) -> None:
         self._config, self._run = config, run
         self._engine, self._accelerator = engine, engine.accelerator
-        self._num_classes = num_classes
+        self._num_classes, self._class_names = dataset.num_classes, dataset.class_names or []
         # Sharded modules are gathered during `forward` only, and sampling calls other methods.
         self._twin = copy.deepcopy(joint).cpu() if engine.is_sharded else None
 
-    def save(self, step: int, joint: JointObjective, ema: MovingAverage) -> None:
-        """Write the grid after `step` steps; nothing for an autoencoder alone. Every process must call it."""
+    def save(self, step: int, joint: JointObjective, ema: MovingAverage) -> Path | None:
+        """Write the grid after `step` steps; nothing for an autoencoder alone. Every process must call it.
+
+        Returns:
+            the file; None for an autoencoder alone, where sampling failed, and on all processes but the main one.
+        """
         if joint.model is None:
-            return
+            return None
         config, classes = self._config, self._num_classes
         columns = config.sampling.grid_per_class
         indices = grid_indices(classes, columns, MAX_ROWS if classes else ROWS_WITHOUT_CLASSES)
         precision = Precision.of_training(config.training, self._accelerator.device.type)
         with self._averaged(joint, ema) as averaged, self._maybe_eager():
             if averaged is None or averaged.model is None:
-                return
+                return None
             sampler = ImageSampler(
                 averaged.autoencoder, averaged.model, config.image_size, precision, config.sampling.guidance
             )
-            images = sampler.draw(indices, class_labels(indices, classes))
-        release_graphs()  # training has a use for the memory of their caches
+            try:
+                images = sampler.draw(indices, class_labels(indices, classes))
+            except EvaluationError as error:
+                # The run may still find its way back; a black grid would say nothing.
+                log.warning("No grid of samples at step %d: %s", step, error)
+                return None
+            finally:
+                release_graphs()  # training has a use for the memory of their caches
         by_class = to_uint8(images).unflatten(0, (columns, -1)).transpose(0, 1).flatten(0, 1)
-        save_image_grid(by_class, self._run.samples / f"step_{step:08d}.png", num_columns=columns)
+        self._run.check_lock()
+        names = [shortened_name(name) for name in self._class_names[: len(by_class) // columns]] or None
+        path = self._run.samples / f"step_{step:08d}.png"
+        save_image_grid(by_class, path, columns, names)
+        return path
 
     def _maybe_eager(self) -> AbstractContextManager[None]:
         return eager() if self._config.training.compile else nullcontext()

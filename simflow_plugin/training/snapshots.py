@@ -17,11 +17,19 @@ from torch import Tensor, nn
 
 from simflow_plugin.errors import CheckpointError
 from simflow_plugin.runs.checkpoints import Checkpoint
-from simflow_plugin.runs.module_state import optimizer_state, restore_module, restore_optimizer, whole_tensors
+from simflow_plugin.runs.module_state import (
+    check_optimizer,
+    fitting_tensors,
+    optimizer_state,
+    restore_module,
+    restore_optimizer,
+    whole_tensors,
+)
 from simflow_plugin.training.averages import RunningMeans
 from simflow_plugin.training.distributed.engine import TorchEngine
 from simflow_plugin.training.ema import WeightAverages
 from simflow_plugin.training.stability import BadSteps
+from simflow_plugin.weights import fitted_state
 
 
 @dataclass(frozen=True)
@@ -71,22 +79,45 @@ class Snapshot:
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
 
-    def restore(self, checkpoint: Checkpoint, accelerator: Accelerator) -> None:
-        """Put back what `tensors` and `values` returned.
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Compare every tensor with what this run holds, and miss no value.
 
         Raises:
-            CheckpointError: if the weights are of another architecture, or a file is missing.
+            NotFiniteError: naming the tensors that hold NaN or infinity.
+            CheckpointError: if a file or value is missing, or a name, shape or type differs.
         """
-        device, state = accelerator.device, checkpoint.state
-        self.engine.restore_weights(checkpoint.tensors("joint"), checkpoint.path)
+        path = checkpoint.path
+        checkpoint.require("seconds", "skipped_steps", "skipped_in_a_row", "steps_since_log", "scaler")
+        fitting_tensors(dict(self.engine.weights()), checkpoint.tensors("joint"), str(path))
         for name, average in self.averages.by_file.items():
-            average.load_state_dict(self.engine.scattered(checkpoint.tensors(name)))
-        self.engine.restore_optimizer(checkpoint.tensors("optimizer"), checkpoint.path)
+            fitting_tensors(average.state_dict(), checkpoint.tensors(name), f"{path}/{name}")
+        self.engine.check_optimizer(checkpoint.tensors("optimizer"), f"{path}/optimizer")
+        self.means.check(checkpoint.tensors("log_sums"), f"{path}/log_sums")
         if self.adversary is not None and self.adversary_optimizer is not None:
             if not checkpoint.has("adversary"):
                 raise CheckpointError(
-                    f"{checkpoint.path}: holds no discriminator. Start a new run in another directory."
+                    f"{path}: holds no discriminator. Start a new run in another directory."
                 )
+            fitting_tensors(self.adversary.state_dict(), checkpoint.tensors("adversary"), f"{path}/adversary")
+            tensors = checkpoint.tensors("adversary_optimizer")
+            check_optimizer(self.adversary, self.adversary_optimizer, tensors, f"{path}/adversary_optimizer")
+
+    def restore(self, checkpoint: Checkpoint, accelerator: Accelerator) -> None:
+        """Put back what `tensors` and `values` returned; nothing, unless all of it fits.
+
+        Raises:
+            CheckpointError: see `check`.
+        """
+        self.check(checkpoint)
+        device, state = accelerator.device, checkpoint.state
+        self.engine.restore_weights(checkpoint.tensors("joint"), checkpoint.path)
+        for name, average in self.averages.by_file.items():
+            held = checkpoint.tensors(name)
+            known = {key: tensor for key, tensor in held.items() if key in average.state_dict()}
+            fitted_state(average.state_dict(), known, f"{checkpoint.path}/{name}", error=CheckpointError)
+            average.load_state_dict(self.engine.scattered(known))
+        self.engine.restore_optimizer(checkpoint.tensors("optimizer"), checkpoint.path)
+        if self.adversary is not None and self.adversary_optimizer is not None:
             restore_module(self.adversary, checkpoint.tensors("adversary"), checkpoint.path)
             tensors = checkpoint.tensors("adversary_optimizer")
             restore_optimizer(self.adversary, self.adversary_optimizer, tensors, checkpoint.path)

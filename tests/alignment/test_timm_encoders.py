@@ -188,11 +188,6 @@ def test_unknown_model_names_the_nearest():
         build(model="vit_bas_patch16_224")
 
 
-def test_convolutional_network_is_refused():
-    with pytest.raises(ConfigError, match="not a vision transformer"):
-        build(model="resnet18")
-
-
 @pytest.mark.parametrize("preset", sorted(MODEL_BY_PRESET))
 def test_presets_name_published_weights(preset):
     config = timm.get_pretrained_cfg(MODEL_BY_PRESET[preset])

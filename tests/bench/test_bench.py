@@ -9,7 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from simflow_plugin.bench import BenchSetting, run_bench
-from simflow_plugin.bench.benchmark import PEER_CACHED, PEER_JACOBI, PEER_STEP, STEP
+from simflow_plugin.bench.benchmark import PEER_CACHED, PEER_JACOBI, PEER_STEP, STEP, STUDENT
 from simflow_plugin.bench.choose import Choice, make_setting
 from simflow_plugin.bench.flow_flops import forward_flops, training_flops
 from simflow_plugin.bench.peer import constructor_arguments
@@ -47,7 +47,7 @@ def test_command_measures_everything_and_writes_json(report_file: Path) -> None:
     assert result.exit_code == 0, result.output
     report = json.loads(report_file.read_text())
     rows = {(row["name"], row["guidance"]) for row in report["rows"]}
-    samplers = {(name, w) for name in ("naive", "cached", "jacobi", "auto") for w in (0.0, 1.5)}
+    samplers = {(name, w) for name in ("naive", "cached", "jacobi", "auto", STUDENT) for w in (0.0, 1.5)}
     assert rows == {(STEP, 0.0), *samplers}
     assert min(report["gemm_flops"].values()) > 0
     assert all(size > 0 for size in report["memory"].values())

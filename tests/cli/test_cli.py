@@ -163,10 +163,18 @@ def test_samples_that_cannot_be_written_are_one_message(trained, tmp_path, name)
     assert f"{name}: cannot be written" in output.replace("\n", " ")
 
 
-def test_npz_of_samples_may_be_replaced(trained, tmp_path):
-    for seed in (0, 1):
-        assert simflow("sample", trained, "--num", 1, "--seed", seed, "--out", tmp_path / "s.npz")[0] == 0
-    assert [p.name for p in tmp_path.iterdir()] == ["s.npz"]
+@pytest.mark.parametrize(
+    "command", [("sample", "s.npz", "--num", 1), ("export", "a.safetensors", "--keep-scale")]
+)
+def test_file_that_is_there_is_replaced_only_when_asked_to(trained, tmp_path, command):
+    name, file, *options = command
+    (tmp_path / file).write_text("mine")
+    status, output = simflow(name, trained, *options, "--out", tmp_path / file)
+    assert (status, (tmp_path / file).read_text()) == (2, "mine")
+    assert "add --overwrite" in output.replace("\n", " ")
+    assert simflow(name, trained, *options, "--out", tmp_path / file, "--overwrite")[0] == 0
+    assert (tmp_path / file).read_bytes() != b"mine"
+    assert [p.name for p in tmp_path.iterdir()] == [file]
 
 
 def every_command():
@@ -179,7 +187,10 @@ def every_command():
 
 
 REQUIRED = {
+    "init": ["x"],
     "train": ["x"],
+    "distill": ["x"],
+    "finetune-decoder": ["x"],
     "sample": ["x", "--out", "y"],
     "evaluate": ["x"],
     "analyze": ["x"],
@@ -241,9 +252,25 @@ def test_what_would_crash_or_have_no_effect_is_refused_before_anything_is_writte
 
 def test_finished_run_is_not_trained_again(trained):
     before = (trained / "metrics.jsonl").read_bytes()
-    status, _ = simflow("train", trained / "config.yaml", "--out", trained)
+    report = (trained / "report.html").stat().st_mtime_ns
+    status, output = simflow("train", trained / "config.yaml", "--out", trained)
     assert status == 0
     assert (trained / "metrics.jsonl").read_bytes() == before
+    assert "finished: all 4 steps were done before" in output
+    assert "measured before" in output
+    assert (trained / "report.html").stat().st_mtime_ns == report
+
+
+def test_start_is_a_short_header_and_the_end_says_where_to_look(tiny, tmp_path):
+    status, output = simflow("train", tiny, "--out", tmp_path / "run", "--no-report")
+    assert status == 0
+    header = output.split("start:")[0].splitlines()
+    assert len(header) <= 8
+    words = [line.split(":")[0].strip() for line in header]
+    assert words == ["run", "data", "train", "test", "parameters", "device", "training"]
+    assert "4 steps of 8 images" in header[-1]
+    assert f"samples: {tmp_path / 'run' / 'samples' / 'step_00000004.png'}" in output
+    assert "report:" not in output
 
 
 def test_run_with_another_configuration_is_refused_and_untouched(trained):

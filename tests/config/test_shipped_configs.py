@@ -61,7 +61,8 @@ def reduced(name):
     values["image_size"] = 8 * patch
     objective = values.get("objective", {})
     if objective.get("reconstruction"):
-        objective["reconstruction"].pop("lpips", None)
+        for perceptual in ("lpips", "timm"):  # their networks are files, or a package
+            objective["reconstruction"].pop(perceptual, None)
     if objective.get("adversarial") is not None:
         objective["adversarial"] |= {"width": 8, "num_layers": 1, "start_step": 0}
     if values.get("alignment"):

@@ -258,3 +258,9 @@ def test_file_of_too_many_bytes_is_refused_unread(tmp_path):
 def test_background_that_is_no_colour_is_refused(value):
     with pytest.raises(ValueError, match="olo|transparent"):
         check_background(value)
+
+
+def test_heic_is_read_where_its_package_is_installed():
+    pytest.importorskip("pillow_heif", reason="needs the `heic` extra")
+    pixels = decoded(encoded(Image.new("RGB", (64, 64), (200, 100, 50)), "HEIF"))
+    assert np.abs(pixels.reshape(-1, 3).astype(int) - [200, 100, 50]).max() <= 4

@@ -152,3 +152,34 @@ def test_unknown_names_show_the_nearest(name):
 def test_missing_dinov2_weights_name_option_and_address():
     with pytest.raises(WeightsError, match=r"--weights.*https://"):
         find_extractor_weights("dinov2-b", None)
+
+
+def test_size_in_the_name_decides_what_the_network_sees(tmp_path):
+    torch.manual_seed(0)
+    path = tmp_path / "resnet.safetensors"
+    save_file(timm.create_model("test_resnet", pretrained=False).state_dict(), path)
+    extractor = build_extractor("timm:test_resnet@64", path)
+    assert (extractor.network.input_size, extractor.suffix) == (64, "test_resnet_64")
+    batch = images(2, size=64)
+    pixels = (batch / 255 - extractor.network.mean) / extractor.network.std
+    network = extractor.network.network
+    expected = network.forward_head(network.forward_features(pixels), pre_logits=True)
+    torch.testing.assert_close(extractor(batch).pooled, expected, atol=1e-4, rtol=1e-4)
+    assert extractor(images(2, size=32)).pooled.shape == expected.shape
+
+
+def test_size_in_the_name_resamples_position_embeddings(small_file):
+    extractor = build_extractor(f"timm:{SMALL}@96", small_file)
+    assert extractor(images(2)).pooled.shape == (2, 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("timm:test_vit@big", "`big` is not a size in pixels"),
+        ("pretrained@96", "sees images at its own size"),
+    ],
+)
+def test_size_that_cannot_be_is_refused(name, message):
+    with pytest.raises(EvaluationError, match=message):
+        find_extractor_weights(name, None)

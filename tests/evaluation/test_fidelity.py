@@ -150,3 +150,14 @@ def test_torn_cache_is_made_again(tmp_path):
         found = cached_features({}, toy(), lambda: ImageFeatures(normal(3)), tmp_path)
         torch.testing.assert_close(found.pooled, normal(3))
         next(tmp_path.iterdir()).write_bytes(b"torn")
+
+
+def test_flipped_bit_in_cached_features_is_noticed(tmp_path, caplog):
+    cached_features({}, toy(), lambda: ImageFeatures(normal(3)), tmp_path)
+    (file,) = tmp_path.iterdir()
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+    found = cached_features({}, toy(), lambda: ImageFeatures(normal(3)), tmp_path)
+    assert torch.equal(found.pooled, normal(3))
+    assert "its content does not match its checksum" in caplog.text

@@ -112,3 +112,11 @@ def test_png_files_are_named_by_index_and_class(tmp_path):
     save_samples(tmp_path / "png", 4, shards.read())
     names = [f"00000{index}_class{index % 3}.png" for index in range(4)]
     assert sorted(p.name for p in (tmp_path / "png").iterdir()) == names
+
+
+def test_png_files_are_called_by_the_names_of_classes(tmp_path):
+    shards = SampleShards(tmp_path / "shards", 4, 10)
+    shards.make_missing(Drawer(), 10)
+    save_samples(tmp_path / "png", 4, shards.read(), class_names=["T-shirt/top", "größe", "../x"])
+    names = ["000000_T-shirt-top.png", "000001_größe.png", "000002_x.png", "000003_T-shirt-top.png"]
+    assert sorted(p.name for p in (tmp_path / "png").iterdir()) == names

@@ -186,3 +186,13 @@ def test_missing_operator_is_a_configuration_error(monkeypatch: pytest.MonkeyPat
 def test_unknown_backend_lists_the_known_ones() -> None:
     with pytest.raises(RegistryError, match=r"Did you mean `sdpa`\? Known: auto, sdpa, xformers"):
         build_attention("sdp", CONTEXT)
+
+
+def test_half_types_on_a_cpu_are_attended_in_float32():
+    torch.manual_seed(0)
+    backend = build_attention("sdpa", CONTEXT)
+    queries, keys, values = (torch.randn(2, 3, 5, 4).bfloat16() for _ in range(3))
+    attended = backend(queries, keys, values)
+    assert attended.dtype == torch.bfloat16
+    expected = backend(queries.float(), keys.float(), values.float()).bfloat16()
+    assert torch.equal(attended, expected)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simflow_plugin.errors import ConfigError
+from simflow_plugin.flow.kernels import compiler as compilers
 from simflow_plugin.flow.kernels import decoder, library
 from simflow_plugin.flow.sampling import decode_steps
 from tests.flow.builders import build_flow, inputs_for
@@ -119,8 +120,8 @@ def test_processors_with_shorter_vectors_get_the_same(
     instructions: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    flags = tuple(f"-march={instructions}" if flag.startswith("-march") else flag for flag in library.FLAGS)
-    monkeypatch.setattr(library, "FLAGS", flags)
+    flags = tuple(f"-march={instructions}" if flag.startswith("-march") else flag for flag in compilers.FLAGS)
+    monkeypatch.setattr(compilers, "FLAGS", flags)
     built = library.find_library.__wrapped__()
     assert built is not None
     assert built.panel < 16
@@ -213,7 +214,7 @@ def test_without_a_compiler_torch_samples(
     compiler: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(library, "_compiler", lambda: None if compiler == "missing" else ["false"])
+    monkeypatch.setattr(library, "find_compiler", lambda: None if compiler == "missing" else ["false"])
     with caplog.at_level("INFO"):
         missing = library.find_library.__wrapped__()
     assert missing is None
@@ -223,18 +224,6 @@ def test_without_a_compiler_torch_samples(
     assert torch.equal(sample("cached"), sample(EAGER))
     with pytest.raises(ConfigError, match="use `auto` or `eager`"):
         sample(NATIVE)
-
-
-@needs_compiler
-def test_library_is_built_once(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    builds: list[Any] = []
-    build = library._build
-    monkeypatch.setattr(library, "_build", lambda *of: (builds.append(of), build(*of)))
-    assert library.find_library.__wrapped__() is not None
-    assert library.find_library.__wrapped__() is not None
-    assert len(builds) == 1
-    assert len(list(tmp_path.rglob("*"))) == 2  # the folder and the library: no temporary file is left
 
 
 @needs_compiler

@@ -1,6 +1,6 @@
 """Feed damaged image files to the decoder by hand: python -m tests.fuzz.decoders --count 500000.
 
-The suite runs a few thousand of them (`test_decoders.py`). This prints how many were decoded, how many refused as
+The suite runs some 4,000 of them (`test_decoders.py`). This prints how many were decoded, how many refused as
 corrupt, by which error, and names the first file (written to --keep) for which anything else came out.
 """
 

@@ -9,7 +9,7 @@ from tests.fuzz.decoders import outcome
 from tests.fuzz.mutations import mutants, seed_files
 
 SEEDS = seed_files()
-MUTANTS = 60
+MUTANTS = 150
 
 
 @pytest.mark.parametrize("name", SEEDS)

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from simflow_plugin.diffusion.transformer import BackboneOptions
 from simflow_plugin.errors import ConfigError
-from simflow_plugin.flow import patchify, unpatchify
-from simflow_plugin.learned_inverse.student import InverseStudent, state_layers
+from simflow_plugin.flow import FlowArchitecture, FlowConfig, TransformerFlow, patchify, unpatchify
+from simflow_plugin.learned_inverse.student import InverseStudent, default_sizes, state_layers
 from simflow_plugin.learned_inverse.targets import relative_error
 from tests.flow.builders import build_flow
 
@@ -49,6 +50,32 @@ def test_a_new_student_is_the_identity_whatever_label_and_weight():
     output = make_student(flow).invert(noise, torch.tensor([0, 4, -1]), torch.tensor([0.0, 1.0, 2.0]), True)
     assert torch.equal(output.latents, noise)
     assert [tuple(state.shape) for state in output.states] == [(3, 6, 3)] * 2
+
+
+@pytest.mark.parametrize("size", ["S", "simflow-xxl"])
+def test_the_default_student_has_a_third_of_the_parameters_and_one_pass_of_few_operations(size):
+    """A CUDA kernel a launch: the exact inverse takes hundreds of operations for each of 256 tokens and every block."""
+    architecture = FlowArchitecture(size=size, patch_size=1)
+    config = FlowConfig.for_latents(architecture, (64, 16, 16), num_classes=1000)
+    with torch.device("meta"):
+        teacher = TransformerFlow(config)
+        student = InverseStudent(BackboneOptions.model_validate(default_sizes(config)), (64, 16, 16), config)
+        inputs = torch.empty(8, 64, 16, 16), torch.empty(8, dtype=torch.int64), torch.empty(8)
+        with torch.inference_mode(), CountedOperations() as counted:
+            student.invert(*inputs)
+    own = sum(p.numel() for name, p in student.named_parameters() if not name.startswith("projections"))
+    assert own <= teacher.num_parameters() / 3
+    assert counted.number < 1000
+
+
+class CountedOperations(TorchDispatchMode):
+    """Counts what torch dispatches, views included."""
+
+    number = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.number += 1
+        return func(*args, **(kwargs or {}))
 
 
 def test_it_starts_from_the_layers_of_the_teacher():

@@ -66,6 +66,15 @@ def test_timm_loss_is_the_mean_squared_distance_of_unit_features(vit_checkpoint)
     torch.testing.assert_close(loss(a, b), torch.stack(distances).mean(), atol=1e-6, rtol=1e-4)
 
 
+def test_timm_loss_runs_no_layer_beyond_the_last_that_it_compares(vit_checkpoint):
+    loss = timm_loss(vit_checkpoint, layers=[0])
+    blocks, ran = loss.network.blocks, []
+    for number, block in enumerate(blocks):
+        block.register_forward_hook(lambda *_, number=number: ran.append(number))
+    loss(images(16), images(16, seed=1))
+    assert set(ran) == {0}
+
+
 def test_timm_loss_has_neither_parameters_nor_state(vit_checkpoint):
     loss = timm_loss(vit_checkpoint)
     assert (list(loss.parameters()), dict(loss.state_dict())) == ([], {})

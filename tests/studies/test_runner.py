@@ -1,13 +1,14 @@
 """A study runs every part once, at one budget, and goes on where it stopped; with fake stages."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from simflow_plugin.errors import ConfigError, RunDirectoryError
+from simflow_plugin.errors import ConfigError, RunDirectoryError, WeightsError
 from simflow_plugin.runs.checkpoints import save_checkpoint
 from simflow_plugin.studies import runner as runner_module
-from simflow_plugin.studies.definitions import FIXED_VARIANCE, STUDIES, find_study
+from simflow_plugin.studies.definitions import CIFAR_HEADLINE, FIXED_VARIANCE, STUDIES, find_study
 from simflow_plugin.studies.runner import Steps, StudyRunner
 from simflow_plugin.studies.stages import StudySettings, settle_config
 
@@ -15,12 +16,14 @@ from simflow_plugin.studies.stages import StudySettings, settle_config
 class FakeStages:
     """Stages that write what the real ones leave behind, and note what was asked of them."""
 
-    def __init__(self):
+    def __init__(self, suffix="pretrained"):
+        self.suffix = suffix
         self.trained, self.measured, self.exported, self.configs = [], [], [], {}
         self.stop_before = None
 
     def steps(self):
-        return Steps(self.pretrain, self.train, self.export, self.measure, self.measure_real, self.cost)
+        work = (self.train, self.export, self.measure, self.measure_real, self.cost)
+        return Steps(self.pretrain, *work, require=self.pretrain)
 
     def pretrain(self, path, config):
         pass
@@ -42,7 +45,7 @@ class FakeStages:
     def measure(self, run, settings, guidance):
         self.measured.append(run.path.name)
         cost = {"model_parameters": 1, "autoencoder_parameters": 1, "training_flops": 1, "sampling_flops": 1}
-        numbers = {"fd_pretrained": float(len(self.measured)), "class_agreement": 0.5}
+        numbers = {f"fd_{self.suffix}": float(len(self.measured)), "class_agreement": 0.5}
         return {
             "metrics": {f"{w:g}": numbers for w in guidance},
             "intervals": {f"{w:g}": {} for w in guidance},
@@ -53,7 +56,7 @@ class FakeStages:
         return {"training_flops": 1, "steps": config.training.steps, "train_seconds": 2.0}
 
     def measure_real(self, config, settings):
-        return {"fd_pretrained": 0.1, "class_agreement": 0.9}
+        return {f"fd_{self.suffix}": 0.1, "class_agreement": 0.9}
 
 
 @pytest.fixture
@@ -102,7 +105,9 @@ def test_budget_scales_steps_and_warmup_of_all_alike(fake, tmp_path):
 
 @pytest.mark.parametrize("study", STUDIES.values(), ids=list(STUDIES))
 def test_all_runs_differ_in_parts_only(study, fake, tmp_path):
+    fake.suffix = study.suffix
     make_runner(fake, tmp_path, study).run()
+    fake.configs.pop("autoencoder_long", None)  # its length is the condition that it stands for
     shared = [
         config.model_dump(
             include={"seed", "image_size", "data", "optimizer", "training", "sampling", "evaluation"}
@@ -138,3 +143,30 @@ def test_budget_must_be_positive(tmp_path):
 def test_unknown_study_lists_choices():
     with pytest.raises(ConfigError, match="Did you mean `headline`"):
         find_study("headlines")
+
+
+def test_seed_and_shared_values_reach_every_run(fake, tmp_path):
+    runner = make_runner(fake, tmp_path, seed=3, overrides=("training.batch_size=8",))
+    runner.run()
+    assert {(config.seed, config.training.batch_size) for config in fake.configs.values()} == {(3, 8)}
+    assert runner.document["settings"]["seed"] == 3
+
+
+def test_study_of_another_seed_is_refused_in_the_same_directory(fake, tmp_path):
+    make_runner(fake, tmp_path, seed=0).run()
+    with pytest.raises(RunDirectoryError, match="'seed': 1"):
+        make_runner(FakeStages(), tmp_path, seed=1)
+
+
+def test_usual_settings_are_those_of_earlier_versions(tmp_path):
+    known = {"budget", "num_samples", "num_held_out", "encoder"}
+    assert set(StudySettings(tmp_path, tmp_path).what_decides()) == known
+
+
+def test_study_that_cannot_make_its_judge_asks_for_it(fake, tmp_path):
+    fake.suffix = CIFAR_HEADLINE.suffix
+    settings = StudySettings(tmp_path / "out", tmp_path / "none.safetensors")
+    steps = replace(fake.steps(), require=Steps().require)
+    with pytest.raises(WeightsError, match=r"none\.safetensors: no such file"):
+        StudyRunner(CIFAR_HEADLINE, settings, steps).run()
+    assert fake.trained == []

@@ -74,7 +74,7 @@ def test_cost_of_training_includes_the_autoencoder_that_was_trained_before():
     for autoencoder in content["autoencoders"].values():
         autoencoder["training_flops"] = 1_000_000_000
     rows = [line.split(" | ") for line in to_markdown(FIXED_VARIANCE, content).splitlines()]
-    cells = {row[0].strip("| "): row[12:15] for row in rows if len(row) > 14}
+    cells = {row[0].strip("| "): row[13:16] for row in rows if len(row) > 15}
     assert cells["frozen VAE, fixed variance"] == ["10 + 20", "1.3", "7 + 3"]
     assert cells["end to end with noise"] == ["10", "0.6", "7"]
 

@@ -1,15 +1,22 @@
 """Runs of a few steps on digits at 8 x 8: small enough for a test, whole enough to be the real loop."""
 
+import atexit
+import functools
 import json
 import socket
+import tempfile
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from safetensors.torch import save_file
 from torch import nn
 
 from simflow_plugin import registry
 from simflow_plugin.config.loading import config_from_source
 from simflow_plugin.config.yaml_source import YamlSource
+from simflow_plugin.contracts import ModelContext
+from simflow_plugin.models.simflow import SimFlow
 from simflow_plugin.options import Options
 from simflow_plugin.runs.checkpoints import latest_checkpoint
 from simflow_plugin.runs.parts import build_dataset, build_parts
@@ -51,6 +58,26 @@ class ToyEncoder(nn.Module):
 registry.ENCODERS.register("toy")(ToyEncoder)
 
 
+@functools.cache
+def tiny_teacher():
+    """Return the teacher of a student: a flow with random weights, in a file that lives as long as the tests."""
+    folder = tempfile.TemporaryDirectory(prefix="tiny_teacher")
+    atexit.register(folder.cleanup)
+    file = Path(folder.name) / "model.safetensors"
+    options = SimFlow.Options.model_validate(TINY_OPTIONS["simflow"])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        save_file(SimFlow(options, ModelContext((4, 4, 4), 10)).state_dict(), file)
+    return {"weights": str(file), "model": {"name": "simflow", **TINY_OPTIONS["simflow"]}}
+
+
+def options_of(model):
+    """Return the options of a tiny model by its name."""
+    if model == "learned_inverse":
+        return {"teacher": tiny_teacher(), "student": BACKBONE}
+    return TINY_OPTIONS.get(model, {})
+
+
 def tiny_values(model="simflow", **training):
     """Return the raw mapping of a tiny configuration; `training` overrides single keys of that section."""
     trainable = "full" if model is None or model in COUPLED else "none"
@@ -67,7 +94,7 @@ def tiny_values(model="simflow", **training):
             "uses_mid_attention": False,
             "trainable": trainable,
         },
-        "model": None if model is None else {"name": model, **TINY_OPTIONS.get(model, {})},
+        "model": None if model is None else {"name": model, **options_of(model)},
         # Adam turns a gradient of pure rounding into a step of lr / (1 + eps / |g|); with this eps, into none, so that
         # runs whose sums are in another order stay as near as their gradients.
         "optimizer": {

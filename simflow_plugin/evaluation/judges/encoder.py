@@ -16,6 +16,7 @@ from torch import Tensor
 from simflow_plugin import options, registry
 from simflow_plugin.alignment.classifier import ClassifierEncoder
 from simflow_plugin.contracts import NO_LABEL, DataContext, ImageDataset
+from simflow_plugin.data.labels import shortened
 from simflow_plugin.data.loader import evaluation_batches, to_float
 from simflow_plugin.data.order import sample_rows
 from simflow_plugin.errors import ConfigError, EvaluationError
@@ -68,6 +69,11 @@ class EncoderJudge:
             raise EvaluationError(
                 f"{self.options.checkpoint}: knows {len(card.class_names)} classes ({card.data}), but the data set "
                 f"has {test.num_classes}. Train a judge on the same data: simflow pretrain-encoder."
+            )
+        if test.class_names is not None and list(test.class_names) != list(card.class_names):
+            raise EvaluationError(
+                f"{self.options.checkpoint}: knows the classes {shortened(card.class_names)}, but those of the data "
+                f"are {shortened(test.class_names)}. Train a judge on the same data: simflow pretrain-encoder."
             )
         real = list(evaluation_batches(test, BATCH_SIZE, sample_rows(len(test), self.options.num_real)))
         real_images, real_labels = torch.cat([b.images for b in real]), torch.cat([b.labels for b in real])

@@ -12,7 +12,7 @@ import numpy as np
 
 from simflow_plugin.evaluation.comparison import ComparedRun, seconds_at
 from simflow_plugin.evaluation.drawing import class_labels
-from simflow_plugin.evaluation.report.grids import image_grid, png_bytes
+from simflow_plugin.evaluation.report.grids import image_grid, png_bytes, shortened_name
 from simflow_plugin.evaluation.report.html import (
     Cell,
     Collapsible,
@@ -56,7 +56,10 @@ def write_comparison(
         Section("Curves", tuple(_curves(runs))),
         Section("Samples", tuple(_grids(runs, per_class))),
         Section("Published elsewhere", tuple(published_tables())),
-        Section("Configurations", tuple(Collapsible(run.name, run.config.to_yaml()) for run in runs)),
+        Section(
+            "Configurations",
+            tuple(Collapsible(run.name, run.config.to_yaml(shortens_paths=True)) for run in runs),
+        ),
     ]
     config = runs[0].config
     page = folder / "comparison.html"
@@ -243,6 +246,13 @@ def _points(run: ComparedRun, key: str, x: str) -> dict[float, float]:
     return {at: sum(values) / len(values) for at, values in found.items()}
 
 
+def _class_name(runs: Sequence[ComparedRun], label: int) -> str:
+    """Return what all runs call a class, or its number where they differ."""
+    known = [run.loaded.class_names or [] for run in runs]
+    names = {names[label] if label < len(names) else str(label) for names in known}
+    return shortened_name(names.pop()) if len(names) == 1 else str(label)
+
+
 def _grids(runs: Sequence[ComparedRun], per_class: int) -> list[Part]:
     """Lay out one figure a noise block: a row is a run, a column is one class and noise index."""
     drawn = [run for run in runs if run.samples is not None]
@@ -259,7 +269,7 @@ def _grids(runs: Sequence[ComparedRun], per_class: int) -> list[Part]:
             return [Text("Samples of different resolutions are not shown side by side.", is_warning=True)]
         indices = drawn[0].indices[rows]
         classes = class_labels(indices, drawn[0].loaded.num_classes).tolist()
-        columns = list(map(str, classes)) if labelled else None
+        columns = [_class_name(drawn, label) for label in classes] if labelled else None
         picture = image_grid(np.concatenate(images), width, [run.name for run in drawn], columns)
         what = "class on top, same" if labelled else "same"
         caption = f"Noise indices {indices[0]} to {indices[-1]}: {what} noise index in a column, not chosen."

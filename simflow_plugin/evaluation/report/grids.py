@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from simflow_plugin.errors import ShapeError
+from simflow_plugin.files import replacing
 
 GAP = 2
 MIN_TILE = 48
 """Tiles below this many pixels are enlarged."""
 LABEL_COLOUR = (128, 128, 128, 255)
 FONT_SIZE = 13
+MAX_LABEL_LENGTH = 24
 
 
 def image_grid(
@@ -95,7 +97,13 @@ def save_image_grid(
     images: NDArray[np.uint8], path: Path, num_columns: int, row_labels: Sequence[str] | None = None
 ) -> None:
     """Write `image_grid` to a PNG file, in place of an older one."""
-    path.write_bytes(png_bytes(image_grid(images, num_columns, row_labels)))
+    with replacing(path) as part:
+        part.write_bytes(png_bytes(image_grid(images, num_columns, row_labels)))
+
+
+def shortened_name(name: str) -> str:
+    """Return a class's name as a label of a row or column: the first `MAX_LABEL_LENGTH` characters."""
+    return name if len(name) <= MAX_LABEL_LENGTH else f"{name[: MAX_LABEL_LENGTH - 3]}..."
 
 
 def reconstruction_grid(

@@ -72,6 +72,29 @@ def plot_terms(
     return plot_panels(panels, X_LABELS.get(x, x)) if panels else None
 
 
+def plot_latents(rows: Sequence[Mapping[str, Any]]) -> bytes | None:
+    """Draw how the latents of one run developed: their spread, the spread over sigma, and the NLL above its floor.
+
+    Args:
+        rows: of metrics.jsonl.
+    Returns:
+        PNG, or None if the run logged none of it.
+    """
+    panels = {
+        "spread of the latents' mean": {"spread": "latent_std"},
+        "signal to noise (spread / σ)": {"spread / σ": "signal_to_noise"},
+        "NLL and its floor (nats / latent dim)": {"NLL": "nll", "floor: entropy of the noise": "nll_floor"},
+    }
+    drawn = {
+        title: {
+            name: curve for name, key in lines.items() for curve in _curves({"": rows}, "step", key).values()
+        }
+        for title, lines in panels.items()
+    }
+    drawn = {title: curves for title, curves in drawn.items() if curves}
+    return plot_panels(drawn, X_LABELS["step"], num_columns=3) if drawn else None
+
+
 def plot_panels(
     panels: Mapping[str, Mapping[str, Curve]],
     x_label: str,

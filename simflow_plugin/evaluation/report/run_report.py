@@ -17,7 +17,7 @@ from simflow_plugin.errors import EvaluationError
 from simflow_plugin.evaluation.drawing import grid_indices, to_uint8
 from simflow_plugin.evaluation.evaluator import RunEvaluator
 from simflow_plugin.evaluation.held_out import HeldOut, reconstruct
-from simflow_plugin.evaluation.report.grids import image_grid, png_bytes, reconstruction_grid
+from simflow_plugin.evaluation.report.grids import image_grid, png_bytes, reconstruction_grid, shortened_name
 from simflow_plugin.evaluation.report.html import (
     Collapsible,
     Figure,
@@ -37,11 +37,12 @@ from simflow_plugin.evaluation.report.metric_names import (
     metric_name,
     metrics_table,
 )
-from simflow_plugin.evaluation.report.plots import plot_terms
+from simflow_plugin.evaluation.report.plots import plot_latents, plot_terms
 from simflow_plugin.evaluation.report.summary import training_numbers, write_summary
 from simflow_plugin.evaluation.request import EvaluationRequest
 from simflow_plugin.evaluation.result import Evaluation
 from simflow_plugin.evaluation.sample_shards import SampleShards
+from simflow_plugin.files import replacing
 from simflow_plugin.runs.loaded_run import LoadedRun, load_run
 from simflow_plugin.runs.run_directory import RunDirectory
 
@@ -131,7 +132,9 @@ def _write(path: Path, title: str, sections: list[Section], loaded: LoadedRun) -
 
 
 def _configuration(config: RunConfig) -> Section:
-    return Section("Configuration", (Collapsible("Resolved configuration", config.to_yaml()),))
+    return Section(
+        "Configuration", (Collapsible("Resolved configuration", config.to_yaml(shortens_paths=True)),)
+    )
 
 
 def _measured(loaded: LoadedRun, evaluation: Evaluation) -> list[Section]:
@@ -162,10 +165,14 @@ def _metrics(evaluation: Evaluation) -> list[Part]:
         parts.append(metrics_table(evaluation.metrics))
     parts += [Text(note, is_warning=note.startswith("not judged")) for note in evaluation.notes]
     judgement = evaluation.details.get("judgement")
-    return parts if judgement is None else [*parts, _judge_table(judgement)]
+    return (
+        parts
+        if judgement is None
+        else [*parts, _judge_table(judgement, evaluation.details.get("class_names"))]
+    )
 
 
-def _judge_table(judgement: dict[str, Any]) -> Table:
+def _judge_table(judgement: dict[str, Any], class_names: list[str] | None) -> Table:
     agreement, diversity = judgement["agreement_by_class"], judgement["diversity_by_class"]
     classes = sorted(agreement, key=int)
     rows = (
@@ -178,7 +185,8 @@ def _judge_table(judgement: dict[str, Any]) -> Table:
         "Diversity ratio: mean pairwise pixel distance within a class, samples to real images. "
         "1 is as diverse as the data; guidance that collapses a class shows as a ratio near 0.",
     )
-    return Table(("class", *classes), rows, "By class", notes)
+    names = [class_names[int(c)] for c in classes] if class_names is not None else classes
+    return Table(("class", *names), rows, "By class", notes)
 
 
 def _samples(loaded: LoadedRun, evaluation: Evaluation) -> Part:
@@ -189,7 +197,8 @@ def _samples(loaded: LoadedRun, evaluation: Evaluation) -> Part:
     caption = "Samples 0, 1, 2, ...: the first ones, not chosen."
     if classes is not None and per_class > 0:
         by_class = np.array(grid_indices(classes, per_class)).reshape(per_class, -1).T
-        names = (loaded.class_names or list(map(str, range(classes))))[: len(by_class)]
+        known = loaded.class_names or list(map(str, range(classes)))
+        names = [shortened_name(name) for name in known[: len(by_class)]]
         indices = by_class.ravel().tolist()
         caption = "A row is a class. The first samples of each class, not chosen."
     try:
@@ -205,7 +214,10 @@ def _reconstructions(evaluator: RunEvaluator) -> Figure:
     decoded = reconstruct(evaluator.loaded, batch.images.to(evaluator.loaded.device))
     originals, reconstructions = (to_uint8(images).cpu().numpy() for images in (batch.images, decoded))
     caption = "Held-out images above, their reconstructions from the posterior mean below."
-    return Figure(png_bytes(reconstruction_grid(originals, reconstructions)), caption, "pixels")
+    png = png_bytes(reconstruction_grid(originals, reconstructions))
+    with replacing(evaluator.loaded.directory.reconstructions_file) as part:
+        part.write_bytes(png)
+    return Figure(png, caption, "pixels")
 
 
 def _curves(loaded: LoadedRun) -> list[Part]:
@@ -213,6 +225,12 @@ def _curves(loaded: LoadedRun) -> list[Part]:
     if plot is None:
         return [Text("The run logged no losses.")]
     caption = "Means over the steps between two log lines; reconstruction terms with their weights."
+    latents = plot_latents(loaded.directory.read_metrics())
+    healthy = (
+        "The spread is that of the posterior's mean over data and positions, averaged over channels. A healthy run's "
+        "spread over σ rises and levels off; its NLL stays above the floor and falls once the spread has settled."
+    )
     skipped = loaded.checkpoint.state["skipped_steps"]
     text = f"{skipped} steps were skipped because a loss or gradient was not finite."
-    return [Figure(plot, caption), *([Text(text, is_warning=True)] if skipped else [])]
+    figures = [Figure(plot, caption), *([Figure(latents, healthy)] if latents is not None else [])]
+    return [*figures, *([Text(text, is_warning=True)] if skipped else [])]

@@ -47,4 +47,4 @@ def build_attention(name: str, context: AttentionContext) -> AttentionBackend:
     Raises:
         RegistryError: for an unknown name, listing the known ones.
     """
-    return ATTENTION.get(name)(context)
+    return ATTENTION.build(name, context)

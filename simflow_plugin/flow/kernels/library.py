@@ -1,7 +1,8 @@
 """Compilation of decode.cpp at first use, and its functions through ctypes: no build step, no ABI of torch.
 
-The library lies in the user's cache folder under a name made of its source, compiler and processor, so that another
-version, or another machine on the same home directory, builds its own.
+The library lies in a folder of the user's cache that only the user writes, under a name made of its source, compiler
+and processor, so that another version, or another machine on the same home directory, builds its own. It is loaded
+only where it matches the SHA-256 beside it, and built again where it does not.
 """
 
 from __future__ import annotations
@@ -9,21 +10,18 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
-import os
-import platform
-import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from simflow_plugin.files import replacing, text_digest
-
-SOURCE = Path(__file__).with_name("decode.cpp")
-HEADERS = ("parts.h", "vectors.h", "kernels.h")
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
-BUILD_SECONDS = 300
-"""A compiler that takes longer is stuck."""
+from simflow_plugin.flow.kernels.compiler import BUILD_SECONDS, build, build_key, find_compiler
+from simflow_plugin.flow.kernels.verified_cache import (
+    private_folder,
+    remove_leftovers,
+    user_cache_folder,
+    why_not_verified,
+    writing_alone,
+)
 
 Pointer = ctypes.c_void_p
 Int = ctypes.c_int64
@@ -94,50 +92,77 @@ class DecodeLibrary:
     Args:
         path: of the shared object.
     Raises:
-        OSError: if it cannot be loaded.
+        OSError: if it cannot be loaded, lacks a function, or has other structures.
     """
 
     def __init__(self, path: Path) -> None:
         library = ctypes.CDLL(str(path))
         sizes = ctypes.sizeof(BlockParts) * 1_000_000 + ctypes.sizeof(LayerParts)
-        if _function(library.simflow_sizes_of_parts, Int)() != sizes:
-            raise OSError(f"{path}: its structures are not those of library.py")
-        self.panel = _function(library.simflow_panel, Int)()
-        self.row_unit = _function(library.simflow_row_unit, Int)()
         block = ctypes.POINTER(BlockParts)
-        self.scratch_size = _function(library.simflow_scratch_size, Int, block)
-        self.decode = _function(library.simflow_decode, None, block, Pointer, Int, Int, Pointer)
+        self.path = path
+        try:
+            found = _function(library.simflow_sizes_of_parts, Int)()
+            self.panel = _function(library.simflow_panel, Int)()
+            self.row_unit = _function(library.simflow_row_unit, Int)()
+            self.scratch_size = _function(library.simflow_scratch_size, Int, block)
+            self.decode = _function(library.simflow_decode, None, block, Pointer, Int, Int, Pointer)
+        except AttributeError as error:
+            raise OSError(f"{path}: lacks a function: {error}") from error
+        if found != sizes:
+            raise OSError(f"{path}: its structures are not those of library.py")
+
+
+class KernelNotAvailable(Exception):
+    """Why the compiled library cannot be used, in one line."""
 
 
 @functools.cache
 def find_library() -> DecodeLibrary | None:
-    """Return the library, built now if it has to be; None without a compiler, with one line that says why."""
-    if sys.platform != "linux":
-        logger.info("decode kernel: built on Linux only; sampling on the CPU uses torch alone")
-        return None
+    """Return the library, built now if it has to be; None where it cannot be used, with one line that says why."""
     try:
-        compiler = _compiler()
+        return load_library()
+    except KernelNotAvailable as reason:
+        logger.warning("decode kernel: sampling on the CPU uses torch alone: %s", reason)
+        return None
+
+
+def load_library() -> DecodeLibrary:
+    """Load the library after verifying it, or build it first.
+
+    Raises:
+        KernelNotAvailable: without Linux, a compiler, a folder that is the user's alone, or a library that loads.
+    """
+    if sys.platform != "linux":
+        raise KernelNotAvailable("it is built on Linux only")
+    try:
+        compiler = find_compiler()
         if compiler is None:
-            logger.info(
-                "decode kernel: no C++ compiler found (CXX, c++, g++); sampling on the CPU uses torch alone"
-            )
-            return None
-        path = _cache_folder() / f"decode-{_key(compiler)}.so"
-        if not path.is_file():
-            logger.info("decode kernel: compiling once into %s", path)
-            _build(compiler, path)
+            raise KernelNotAvailable("no C++ compiler found (CXX, c++, g++)")
+        folder = private_folder(user_cache_folder("simflow_plugin"))
+        path = folder / f"decode-{build_key(compiler)}.so"
+        if why_not_verified(path) is not None:
+            with writing_alone(folder, BUILD_SECONDS):
+                _build_unless_verified(compiler, path)
         return DecodeLibrary(path)
     except (
         OSError,
-        RuntimeError,
         ValueError,
         subprocess.SubprocessError,
-    ) as error:  # no home, a malformed CXX, ...
-        reason = getattr(error, "stderr", None) or str(error)
-        logger.warning(
-            "decode kernel: not available, sampling on the CPU uses torch alone: %s", reason.strip()
-        )
-        return None
+    ) as error:  # a read-only home, a malformed CXX, ...
+        said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+        raise KernelNotAvailable((said or [type(error).__name__])[0][:300]) from error
+
+
+def _build_unless_verified(compiler: list[str], path: Path) -> None:
+    problem = why_not_verified(path)
+    if problem is None:
+        return  # another process built it meanwhile
+    if path.exists():
+        logger.warning("decode kernel: %s in %s; compiling again", problem, path.parent)
+    else:
+        logger.info("decode kernel: compiling once into %s", path)
+    remove_leftovers(path.parent, BUILD_SECONDS)
+    build(compiler, path)
 
 
 def _function(
@@ -145,36 +170,3 @@ def _function(
 ) -> ctypes._NamedFuncPointer:
     function.restype, function.argtypes = result, arguments
     return function
-
-
-def _compiler() -> list[str] | None:
-    """Return the command that compiles C++, or None."""
-    candidates = [shlex.split(os.environ.get("CXX", "")), ["c++"], ["g++"]]
-    return next((command for command in candidates if command and shutil.which(command[0])), None)
-
-
-def _cache_folder() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "simflow_plugin"
-
-
-def _key(compiler: list[str]) -> str:
-    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    source = "".join(SOURCE.with_name(name).read_text() for name in (SOURCE.name, *HEADERS))
-    parts = (source, " ".join(FLAGS), " ".join(compiler), version, _processor())
-    return text_digest("\0".join(parts))
-
-
-def _processor() -> str:
-    """Return what `-march=native` depends on."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    features = [line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))]
-    return "\n".join([platform.machine(), platform.processor(), *dict.fromkeys(features)])
-
-
-def _build(compiler: list[str], path: Path) -> None:
-    """Compile; processes that build at the same time do not see half a file."""
-    with replacing(path) as part:
-        command = [*compiler, *FLAGS, str(SOURCE), "-o", str(part)]
-        subprocess.run(command, capture_output=True, text=True, check=True, timeout=BUILD_SECONDS)

@@ -39,7 +39,9 @@ _KEPT: WeakKeyDictionary[FlowBlock, OrderedDict[Hashable, DecodeGraph]] = WeakKe
 
 def can_capture(state: BlockState) -> bool:
     """Return whether the steps of this block can be captured: plain tensors on CUDA, and no capture around them."""
-    is_plain = all(type(parameter) is nn.Parameter for parameter in state.block.parameters())
+    is_plain = all(
+        type(parameter) is nn.Parameter for one in _networks(state) for parameter in one.block.parameters()
+    )
     return state.noise.is_cuda and is_plain and not torch.cuda.is_current_stream_capturing()
 
 
@@ -75,24 +77,12 @@ class DecodeGraph:
     """
 
     def __init__(self, state: BlockState) -> None:
-        device, weight = state.noise.device, state.block.proj_in.weight
-        guidance, dtype = state.guidance, product_dtype(weight)
-        own = replace(
-            state,
-            # A copy also where nothing is cast: what is kept for a block must not keep the block alive.
-            block=copy.copy(state.block) if dtype == weight.dtype else cast_copy(state.block, dtype),
-            noise=state.noise.clone(),
-            tokens=state.tokens.clone(),
-            embedding=tree_map(lambda part: part if part is None else part.clone(), state.embedding),
-            rotation=None if state.rotation is None else state.rotation.clone(),
-            guidance=None if guidance is None else GuidanceWeights(guidance.rule, guidance.weights.clone()),
-            statistics=BlockStatistics(0, "capture"),
-        )
-        self._state = own.prefilled()
+        self._state = _on_own_buffers(state).with_cache()
         self._step = StaticStep(self._state)
-        self._casts = [module for module in own.block.modules() if isinstance(module, CastLinear)]
-        with torch.cuda.device(device):
-            self._graph = self._capture(*_place(device))
+        modules = [module for one in _networks(self._state) for module in one.block.modules()]
+        self._casts = [module for module in modules if isinstance(module, CastLinear)]
+        with torch.cuda.device(state.noise.device):
+            self._graph = self._capture(*_place(state.noise.device))
 
     def begin(self, state: BlockState) -> tuple[BlockState, Callable[[int], None]]:
         """Copy a run into the buffers; return its state on them and its step."""
@@ -125,10 +115,36 @@ class DecodeGraph:
         return graph
 
 
+def _networks(state: BlockState) -> list[BlockState]:
+    """Return the state, and its guide's where it has one."""
+    return [state] if state.guide is None else [state, state.guide]
+
+
+def _on_own_buffers(state: BlockState) -> BlockState:
+    """Return a state with copies of all that a step reads or writes, on weights in the type of their products."""
+    weight, guidance = state.block.proj_in.weight, state.guidance
+    dtype = product_dtype(weight)
+    return replace(
+        state,
+        # A copy also where nothing is cast: what is kept for a block must not keep the block alive.
+        block=copy.copy(state.block) if dtype == weight.dtype else cast_copy(state.block, dtype),
+        noise=state.noise.clone(),
+        tokens=state.tokens.clone(),
+        embedding=tree_map(lambda part: part if part is None else part.clone(), state.embedding),
+        rotation=None if state.rotation is None else state.rotation.clone(),
+        guidance=None if guidance is None else GuidanceWeights(guidance.rule, guidance.weights.clone()),
+        statistics=BlockStatistics(0, "capture"),
+        guide=None if state.guide is None else _on_own_buffers(state.guide),
+    )
+
+
 def _contents(state: BlockState) -> list[Tensor]:
     """Return what differs from run to run."""
+    parts = [
+        part for one in _networks(state) for part in (one.noise, one.tokens, *tree_leaves(one.embedding))
+    ]
     weights = None if state.guidance is None else state.guidance.weights
-    return [t for t in (state.noise, state.tokens, *tree_leaves(state.embedding), weights) if t is not None]
+    return [part for part in (*parts, weights) if part is not None]
 
 
 def _key(state: BlockState) -> Hashable:
@@ -136,7 +152,7 @@ def _key(state: BlockState) -> Hashable:
     rule = None if state.guidance is None else state.guidance.rule
     return (
         tuple((tensor.shape, tensor.dtype) for tensor in _contents(state)),
-        tuple(parameter.data_ptr() for parameter in state.block.parameters()),
+        tuple(p.data_ptr() for one in _networks(state) for p in one.block.parameters()),
         product_dtype(state.block.proj_in.weight),
         torch.backends.cuda.matmul.allow_tf32,
         None if rule is None else (type(rule), rule.options.model_dump_json()),

@@ -33,6 +33,8 @@ class BlockState:
         guidance: None without.
         statistics: filled in by the method.
         cache: of the layers, for methods that need one; see `prefilled`.
+        guide: with autoguidance, the same block of a weaker flow, in place of the unconditional rows. It follows the
+            same tokens, in a buffer of its own.
     """
 
     block: FlowBlock
@@ -43,6 +45,7 @@ class BlockState:
     guidance: GuidanceWeights | None
     statistics: BlockStatistics
     cache: tuple[LayerCache, ...] = ()
+    guide: BlockState | None = None
 
     @classmethod
     def begin(
@@ -74,35 +77,48 @@ class BlockState:
 
     @property
     def num_rows(self) -> int:
-        return len(self.noise) * (1 if self.guidance is None else 2)
+        return len(self.noise) * (2 if self.has_null_rows else 1)
+
+    @property
+    def has_null_rows(self) -> bool:
+        """Whether unconditional rows follow the conditional ones."""
+        return self.guidance is not None and self.guide is None
 
     def prefilled(self) -> BlockState:
         """Return this state with a new cache, through which the prefix has run."""
+        state = self.with_cache()
+        state.run_prefix()
+        return state
+
+    def with_cache(self) -> BlockState:
+        """Return this state with a new and empty cache."""
         length, weight = self.num_prefix + self.num_steps, self.block.proj_in.weight
         cache = tuple(
             allocate_cache(self.block.config, len(self.block.layers), self.num_rows, length, weight)
         )
-        state = replace(self, cache=cache)
-        state.run_prefix()
-        return state
+        return replace(self, cache=cache, guide=None if self.guide is None else self.guide.with_cache())
 
     def run_prefix(self) -> None:
         """Write the prefix's keys and values to the cache."""
         if self.embedding.prefix is not None:
             turn = None if self.rotation is None else self.rotation[: self.num_prefix]
             self.block.run_layers(self.embedding.prefix, turn, self.embedding, self.cache, 0)
+        if self.guide is not None:
+            self.guide.run_prefix()
 
     def packed(self) -> BlockState:
         """Return this state with the block's weights prepared for products of a few rows, where that helps."""
         if not can_pack(self.block.proj_in.weight):
             return self.cast()
-        return replace(self, block=packed_copy(self.block, self.num_rows))
+        guide = None if self.guide is None else self.guide.packed()
+        return replace(self, block=packed_copy(self.block, self.num_rows), guide=guide)
 
     def cast(self) -> BlockState:
         """Return this state with the block's weights in the type of their products, where autocast has another."""
         weight = self.block.proj_in.weight
         dtype = product_dtype(weight)
-        return self if dtype == weight.dtype else replace(self, block=cast_copy(self.block, dtype))
+        block = self.block if dtype == weight.dtype else cast_copy(self.block, dtype)
+        return replace(self, block=block, guide=None if self.guide is None else self.guide.cast())
 
     def solve(self, first: int, stop: int) -> Tensor:
         """Return the targets (B, n, D) of steps first : stop from the inputs in `tokens`; write the cache."""
@@ -118,12 +134,13 @@ class BlockState:
         turn = None if self.rotation is None else self.rotation[position : self.num_prefix + stop]
         hidden = block.run_layers(hidden, turn, self.embedding, self.cache, position)
         self.count(stop - first)
-        return block.head(hidden)
+        affine = block.head(hidden)
+        return affine if self.guide is None else join_rows(affine, self.guide.evaluate(first, stop))
 
     def inputs(self, first: int, stop: int) -> Tensor:
         """Return the inputs (rows, n, D) of steps first : stop, the same for both halves with guidance."""
         inputs = self.tokens[:, first + self.block.lag : stop + self.block.lag]
-        return inputs if self.guidance is None else torch.cat([inputs, inputs])
+        return torch.cat([inputs, inputs]) if self.has_null_rows else inputs
 
     def count(self, num_steps: int) -> None:
         """Note a network evaluation of `num_steps` positions."""
@@ -141,12 +158,21 @@ class BlockState:
         """Write targets (B, n, D) of the steps from `first` on to `tokens`."""
         begin = first + self.block.lag + 1
         self.tokens[:, begin : begin + targets.shape[1]] = targets
+        if self.guide is not None:
+            self.guide.store(targets, first)
 
     def start_at(self, guess: Tensor) -> None:
         """Take tokens (B, T, D) in raster order as the first guess of an iteration; no target is final by it."""
         first = self.block.lag  # with an output shift the first token is no target: it stays as it is
         self.tokens[:, first + 1 :] = self.block.reorder(guess)[:, first:].to(self.tokens.dtype)
+        if self.guide is not None:
+            self.guide.start_at(guess)
 
     def result(self) -> Tensor:
         """Return the tokens (B, T, D) in raster order."""
         return self.block.reorder(self.tokens[:, 1:])
+
+
+def join_rows(first: Affine, second: Affine) -> Affine:
+    """Return the parameters of both, the rows of the first in front."""
+    return Affine(*(torch.cat(parts) for parts in zip(first, second, strict=True)))

@@ -6,15 +6,16 @@ All fill in the target of a step and write the cache; which one runs changes no 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 from torch import Tensor
 
 from simflow_plugin.errors import ConfigError
-from simflow_plugin.flow.affine import affine_parameters
+from simflow_plugin.flow.affine import Affine, affine_parameters
 from simflow_plugin.flow.kernels.decoder import Decoder, why_not_native
 from simflow_plugin.flow.sampling.decode_graph import begin_captured, can_capture
-from simflow_plugin.flow.sampling.decode_state import BlockState
+from simflow_plugin.flow.sampling.decode_state import BlockState, join_rows
 from simflow_plugin.flow.sampling.methods import Cached
 from simflow_plugin.flow.sampling.static_step import StaticStep
 
@@ -51,14 +52,29 @@ def begin_cached(state: BlockState, method: Cached) -> tuple[BlockState, DecodeS
     if kind == "cuda_graph":
         return begin_captured(state)
     state = state.prefilled()
+    if kind in ("static", "compiled"):  # a compiler has to see plain weights
+        is_compiled = kind == "compiled"
+        return state, StaticStep(
+            state.cast() if is_compiled else state.packed(), method.compile_backend if is_compiled else None
+        )
+    evaluate = _evaluation(state, kind, method)
+
+    def decode(step: int) -> None:
+        state.store(state.targets(evaluate(step), step, step + 1), step)
+
+    return state, decode
+
+
+def _evaluation(state: BlockState, kind: StepKind, method: Cached) -> Callable[[int], Affine]:
+    """Return step -> parameters (rows, 1, D) of a state with a cache; a guide's block runs its own way."""
+    if state.guide is not None:
+        own = _evaluation(replace(state, guide=None, guidance=None), kind, method)
+        weaker = _evaluation(state.guide, step_kind(state.guide, method), method)
+        return lambda step: join_rows(own(step), weaker(step))
     if kind == "native":  # packs weights its own way
-        return state, NativeStep(state)
-    if kind == "eager":
-        packed = state.packed()
-        return state, lambda step: packed.store(packed.solve(step, step + 1), step)
-    if kind == "static":
-        return state, StaticStep(state.packed())
-    return state, StaticStep(state.cast(), method.compile_backend)  # a compiler has to see plain weights
+        return NativeStep(state)
+    packed = state.packed()
+    return lambda step: packed.evaluate(step, step + 1)
 
 
 class NativeStep:
@@ -72,8 +88,8 @@ class NativeStep:
         self._state = state
         self._decoder = Decoder(state.block, state.cache, state.rotation, state.embedding)
 
-    def __call__(self, step: int) -> None:
+    def __call__(self, step: int) -> Affine:
         state = self._state
         raw: Tensor = self._decoder(state.inputs(step, step + 1), step, state.num_prefix + step)
         state.count(1)
-        state.store(state.targets(affine_parameters(raw, state.block.config), step, step + 1), step)
+        return affine_parameters(raw, state.block.config)

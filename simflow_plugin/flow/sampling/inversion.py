@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,6 +21,14 @@ from simflow_plugin.flow.sampling.sampling_statistics import BlockStatistics, Sa
 
 
 @dataclass(frozen=True)
+class Guide:
+    """A weaker flow: its `blocks` in training order, and its own `rotation` of prefix and tokens."""
+
+    blocks: Sequence[FlowBlock]
+    rotation: Tensor | None
+
+
+@dataclass(frozen=True)
 class SamplingRequest:
     """Settings of an inversion.
 
@@ -32,6 +40,7 @@ class SamplingRequest:
         methods: one per block, in training order.
         guess: (B, T, D) per block in training order, raster order: where the iteration on that block's input starts;
             None starts at the noise.
+        guide: a weaker flow that stands for the unconditional half (autoguidance), or None.
     """
 
     condition: Tensor | None
@@ -40,6 +49,7 @@ class SamplingRequest:
     rule: GuidanceRule
     methods: Sequence[Method]
     guess: Sequence[Tensor] | None = None
+    guide: Guide | None = None
 
 
 def invert(
@@ -66,6 +76,8 @@ def _begin(
     request: SamplingRequest,
     statistics: BlockStatistics,
 ) -> BlockState:
+    if request.guide is not None:
+        return _begin_autoguided(block, index, noise, rotation, request, statistics)
     guidance, condition = None, request.condition if block.is_conditional else None
     if block.is_conditional and condition is not None:
         weights = request.rule.weights(request.guidance, index, noise.shape[1], noise)
@@ -73,6 +85,33 @@ def _begin(
             guidance = GuidanceWeights(request.rule, weights)
             condition = torch.cat([condition, request.null_condition])
     return BlockState.begin(block, noise, condition, rotation, guidance, statistics)
+
+
+def _begin_autoguided(
+    block: FlowBlock,
+    index: int,
+    noise: Tensor,
+    rotation: Tensor | None,
+    request: SamplingRequest,
+    statistics: BlockStatistics,
+) -> BlockState:
+    """Set up a block with the same block of the guide beside it, where the rule guides it.
+
+    Two flows share the noise, but each has its own variables between blocks: unless `block_interval` names others, only
+    the block that reads the noise is guided.
+    """
+    assert request.guide is not None
+    condition = request.condition if block.is_conditional else None
+    state = BlockState.begin(block, noise, condition, rotation, None, statistics)
+    weights = request.rule.weights(request.guidance, index, noise.shape[1], noise)
+    is_first = index == len(request.guide.blocks) - 1
+    if weights is None or not (is_first or request.rule.options.block_interval is not None):
+        return state
+    weaker = request.guide.blocks[index]
+    condition = request.condition if weaker.is_conditional else None
+    own_count = BlockStatistics(statistics.block, statistics.method)  # a step of both is one step
+    guide = BlockState.begin(weaker, noise, condition, request.guide.rotation, None, own_count)
+    return replace(state, guidance=GuidanceWeights(request.rule, weights), guide=guide)
 
 
 def _solve(state: BlockState, method: Method) -> BlockState:

@@ -21,7 +21,13 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from simflow_plugin.config.schema import RunConfig
-from simflow_plugin.runs.module_state import optimizer_state, place_like, restore_module, restore_optimizer
+from simflow_plugin.runs.module_state import (
+    check_optimizer,
+    optimizer_state,
+    place_like,
+    restore_module,
+    restore_optimizer,
+)
 from simflow_plugin.training.distributed.processes import configure_engine
 from simflow_plugin.training.ema import averaged_tensors
 from simflow_plugin.training.optimizers import Clipping, StepOutcome, clip_and_step, scale_loss
@@ -95,6 +101,14 @@ class TorchEngine:
     def optimizer_state(self) -> Iterable[tuple[str, Tensor]]:
         """Give the optimizer's state as `<parameter name>/<key>`, likewise."""
         return optimizer_state(self.joint, self.optimizer).items()
+
+    def check_optimizer(self, tensors: dict[str, Tensor], source: str) -> None:
+        """Compare what `optimizer_state` gave with what this run optimizes.
+
+        Raises:
+            CheckpointError: naming the tensors that differ.
+        """
+        check_optimizer(self.joint, self.optimizer, tensors, source)
 
     def restore_weights(self, tensors: dict[str, Tensor], source: Path) -> None:
         """Restore what `weights` gave, unsharded.

@@ -6,7 +6,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from simflow_plugin.evaluation.report.plots import COLOURS, plot_panels, plot_terms
+from simflow_plugin.evaluation.report.plots import COLOURS, plot_latents, plot_panels, plot_terms
 
 ROWS = [{"step": s, "seconds": s / 2, "nll": 2.0 - s / 10, "lr_model": 1e-3} for s in range(1, 6)]
 
@@ -44,3 +44,18 @@ def test_a_gap_is_left_for_values_that_are_not_finite():
 
 def test_plots_do_not_change_from_call_to_call():
     assert plot_terms({"a": ROWS}) == plot_terms({"a": ROWS})
+
+
+def test_latents_are_drawn_with_the_floor_beside_the_nll():
+    rows = [{**row, "latent_std": 1.0, "signal_to_noise": 2.0, "nll_floor": 0.726} for row in ROWS]
+    assert all(has_colour(plot_latents(rows), colour) for colour in COLOURS[:4])
+
+
+def test_learnable_variance_has_no_floor_to_draw():
+    rows = [{**row, "latent_std": 1.0, "signal_to_noise": 2.0} for row in ROWS]
+    assert has_colour(plot_latents(rows), COLOURS[2])
+    assert not has_colour(plot_latents(rows), COLOURS[3])
+
+
+def test_latents_of_a_log_without_them_are_not_drawn():
+    assert plot_latents([{"step": 1, "seconds": 1.0}]) is None

@@ -89,6 +89,17 @@ def test_capture_is_whole_on_the_device_of_the_flow(options, index):
     assert torch.cuda.current_device() == 0
 
 
+def test_guide_of_another_flow_is_in_the_graph():
+    flow, guide = flow_on(), flow_on(width=32)
+    noise, labels = inputs_of(flow)
+    flow.inverse(noise, labels, guidance=1.0, guide=guide)
+    with counted() as counts:
+        flow.inverse(noise, labels, guidance=1.0, guide=guide)
+    assert counts.outside_capture == 0
+    assert counts.graph_launches == steps_of(flow)
+    assert counts.operations < 200 * len(flow.blocks)
+
+
 def test_memory_does_not_grow_over_calls():
     flow = flow_on()
     allocated = []
