@@ -23,6 +23,7 @@ from simflow_plugin.cli import (
     plan,
     pretrain_encoder,
     sample,
+    statistics,
     study,
     train,
 )
@@ -50,6 +51,7 @@ app.command("train")(train.train)
 app.command("distill")(distill.distill)
 app.command("sample")(sample.sample)
 app.command("evaluate")(evaluate.evaluate)
+app.command("statistics")(statistics.statistics)
 app.command("analyze")(analyze.analyze)
 app.command("compare")(compare.compare)
 app.command("export")(export.export)
