@@ -2,11 +2,12 @@
 
     python tools/soak.py --minutes 30
 
-Faults: SIGKILL, SIGTERM, a full disk, a flipped bit in the newest checkpoint, tensors left out of it under a checksum that
-holds, lines in the log that are none, a lock file that is removed under the writer, a reader of the output that dies, and
-images that are corrupt from the start. After each the same command is run again. At the end a run of the same configuration without faults goes up to
-the last common checkpoint, and is compared bit for bit: weights, averages, optimizer state, and every row of the log.
-A full disk is a small tmpfs where the user may mount one, else a limit on file sizes (RLIMIT_FSIZE).
+Faults: SIGKILL, SIGTERM, a full disk, a flipped bit in the newest checkpoint, tensors left out of it under a checksum
+that holds, lines in the log that are none, a lock file that is removed under the writer, a reader of the output that
+dies, and images that are corrupt from the start. After each the same command is run again. At the end a run of the
+same configuration without faults goes up to the last common checkpoint, and is compared bit for bit: weights,
+averages, optimizer state, and every row of the log. A full disk is a small tmpfs where the user may mount one, else a
+limit on file sizes (RLIMIT_FSIZE).
 """
 
 from __future__ import annotations

@@ -125,7 +125,8 @@ class BadSteps:
         if skipped >= steps > 0:
             raise TrainingError(
                 f"all {steps} steps had a loss or gradient that is not finite: the run learned nothing. Its "
-                f"weights are the initial ones ({last_checkpoint()}). Try a lower optimizer.lr, a longer warm-up, or float32."
+                f"weights are the initial ones ({last_checkpoint()}). Try a lower optimizer.lr, a longer warm-up, or "
+                "float32."
             )
 
     def _counters(self) -> dict[str, BadStepCounter]:
