@@ -5,6 +5,7 @@ The same under `accelerate launch -m simflow_plugin.train ...`, and behind `simf
 
 from __future__ import annotations
 
+import json
 import logging
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,6 +21,7 @@ from simflow_plugin.runs.run_directory import RunDirectory
 from simflow_plugin.train_options import (
     AllowChangedOption,
     AllowPipesOption,
+    DataRootOption,
     DryRunOption,
     NoReportOption,
     OutOption,
@@ -45,10 +47,12 @@ def train_command(
     no_report: NoReportOption = False,
     profile: ProfileOption = 0,
     allow_pipes: AllowPipesOption = False,
+    data_root: DataRootOption = None,
 ) -> None:
     """Train, from the start or from the run's last checkpoint; then measure, and write the report."""
     with exit_on_user_error():
-        resolved = load_config(config, set_)
+        moved = [] if data_root is None else [f"data.root={json.dumps(str(data_root))}"]
+        resolved = load_config(config, [*(set_ or []), *moved])
         if dry_run:
             print(resolved.to_yaml(), end="")
             return
@@ -56,7 +60,7 @@ def train_command(
         train_or_stop(
             resolved,
             run,
-            allow_changed or [],
+            [*(allow_changed or []), *(["data.root"] if moved else [])],
             report=not no_report,
             profile_steps=profile,
             allows_pipes=allow_pipes,

@@ -13,6 +13,7 @@ import typer
 
 from simflow_plugin.cli.run_options import (
     AutoguidanceOption,
+    DataRootOption,
     EmaLengthOption,
     LastWeightsOption,
     LpipsOption,
@@ -69,6 +70,7 @@ def evaluate(
     ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Does not change the samples.")] = None,
     precision: PrecisionOption = None,
+    data_root: DataRootOption = None,
 ) -> None:
     """Measure a run on held-out data with its averaged weights; an interrupted evaluation goes on.
 
@@ -102,7 +104,9 @@ def evaluate(
             batch_size=batch_size,
             autoguidance=autoguidance,
         )
-        run_evaluation(run, request, Weights(not last_weights, step, precision, ema_length), npz, png)
+        run_evaluation(
+            run, request, Weights(not last_weights, step, precision, ema_length), npz, png, data_root
+        )
 
 
 class Weights(NamedTuple):
@@ -120,6 +124,7 @@ def run_evaluation(
     weights: Weights = Weights(),  # noqa: B008 (immutable)
     npz: Path | None = None,
     png: Path | None = None,
+    data_root: Path | None = None,
 ) -> None:
     """Evaluate, on as many processes as accelerate started; the main one measures, writes and prints."""
     import torch
@@ -144,7 +149,7 @@ def run_evaluation(
             )
         check_out(out, option)
     state = PartialState(cpu=not torch.cuda.is_available())
-    evaluator = RunEvaluator(load_run(run, state.device, *weights), request)
+    evaluator = RunEvaluator(load_run(run, state.device, *weights).with_data_root(data_root), request)
     if outputs and "generation" not in evaluator.parts:
         raise ConfigError(
             f"{outputs[0][0]} {outputs[0][1]}: there are samples only with the part `generation`."

@@ -26,12 +26,14 @@ def init(
     """Look at a folder of images, time a few steps, and write a configuration to train with here."""
     with exit_on_user_error():
         from simflow_plugin.errors import ConfigError
-        from simflow_plugin.starter.folder_facts import look_at
         from simflow_plugin.starter.first_configuration import first_configuration
+        from simflow_plugin.starter.folder_facts import look_at
 
         path = out if out is not None else Path(f"{_name(folder)}.yaml")
         if path.exists() and not force:
-            raise ConfigError(f"{path}: is there already. Name another with --out, or replace it with --force.")
+            raise ConfigError(
+                f"{path}: is there already. Name another with --out, or replace it with --force."
+            )
         facts = look_at(folder)
         typer.echo("\n".join(facts.lines()))
         typer.echo("timing a few steps ...", err=True)
@@ -39,7 +41,9 @@ def init(
         try:
             path.write_text(text, encoding="utf-8")
         except OSError as error:
-            raise ConfigError(f"{path}: cannot be written ({error.strerror}). Name another with --out.") from error
+            raise ConfigError(
+                f"{path}: cannot be written ({error.strerror}). Name another with --out."
+            ) from error
         typer.echo(f"{summary}\nwrote {path}; now: simflow train {path}")
 
 

@@ -27,3 +27,6 @@ EmaLengthOption = Annotated[
         help="Relative length of the average, where training.ema is {kind: power}; made of what the run stored.",
     ),
 ]
+DataRootOption = Annotated[
+    Path | None, typer.Option("--data-root", help="Where the run's images are now, if they moved.")
+]

@@ -31,9 +31,7 @@ def first_configuration(
     """
     device_type = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.cuda.get_device_name() if device_type == "cuda" else _cpu()
-    sizes = choose_sizes(
-        image_size or choose_image_size(facts, device_type), facts.num_train, device_type
-    )
+    sizes = choose_sizes(image_size or choose_image_size(facts, device_type), facts.num_train, device_type)
     trial = configuration_text(name, facts, sizes, Schedule(FEWEST_STEPS, None), device)
     schedule = fit_steps(time_here(config_from_source(YamlSource(_mapping(trial), {}, name))), minutes)
     options = f" {facts.root} --minutes {minutes:g}" + (f" --image-size {image_size}" if image_size else "")

@@ -106,7 +106,5 @@ def _splits(root: Path, labels: bool | str) -> tuple[ImageFolder, ImageFolder, f
 
 
 def _open(root: Path, split: str, labels: bool | str, share: float) -> ImageFolder:
-    options = ImageFolder.Options.model_validate(
-        {"root": str(root), "labels": labels, "test_share": share}
-    )
+    options = ImageFolder.Options.model_validate({"root": str(root), "labels": labels, "test_share": share})
     return ImageFolder(options, DataContext(LOOK_SIZE, split, 0))

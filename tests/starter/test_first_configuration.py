@@ -39,7 +39,9 @@ def initialise(folder, tmp_path, *options):
     return result.exit_code, result.output, out
 
 
-@pytest.mark.parametrize("classes", [("cat", "dog"), ("",), ("only",), ("train/cat", "train/dog", "val/cat", "val/dog")])
+@pytest.mark.parametrize(
+    "classes", [("cat", "dog"), ("",), ("only",), ("train/cat", "train/dog", "val/cat", "val/dog")]
+)
 @pytest.mark.parametrize("image_size", [None, 64])
 def test_configuration_of_any_layout_loads_and_opens_its_images(tmp_path, classes, image_size):
     root = make_images(tmp_path / "my: pictures #1", classes)
@@ -98,7 +100,10 @@ def test_folder_without_images_is_refused(tmp_path):
         look_at(tmp_path)
 
 
-@pytest.mark.parametrize(("side", "device", "expected"), [(10, "cpu", 16), (40, "cpu", 32), (500, "cpu", 32), (500, "cuda", 128)])
+@pytest.mark.parametrize(
+    ("side", "device", "expected"),
+    [(10, "cpu", 16), (40, "cpu", 32), (500, "cpu", 32), (500, "cuda", 128)],
+)
 def test_image_size_is_what_images_fill_and_the_device_trains(tmp_path, side, device, expected):
     facts = look_at(make_images(tmp_path / "pictures", count=11, side=side))
     assert choose_image_size(facts, device) == expected
@@ -124,7 +129,9 @@ def test_trial_times_real_steps_and_leaves_nothing_behind(tmp_path, monkeypatch)
     root = make_images(tmp_path / "pictures", count=12, side=16)
     facts = look_at(root)
     values = yaml.safe_load(
-        configuration_text("c", facts, choose_sizes(16, facts.num_train, "cpu"), fit_steps(Timing(1, 1, 16), 1), "")
+        configuration_text(
+            "c", facts, choose_sizes(16, facts.num_train, "cpu"), fit_steps(Timing(1, 1, 16), 1), ""
+        )
     )
     values["autoencoder"] |= {"widths": [8, 8], "norm_num_groups": 4}
     values["model"]["flow"] |= {"width": 16, "layers_per_block": [1, 1], "head_dim": 8}
@@ -136,6 +143,8 @@ def test_trial_times_real_steps_and_leaves_nothing_behind(tmp_path, monkeypatch)
     assert {path.name for path in tmp_path.iterdir()} == {"pictures", "c.yaml"}
 
 
-@pytest.mark.parametrize(("value", "expected"), [(1234.5, 1200), (99.9, 99), (100, 100), (7, 7), (20_900, 20_000)])
+@pytest.mark.parametrize(
+    ("value", "expected"), [(1234.5, 1200), (99.9, 99), (100, 100), (7, 7), (20_900, 20_000)]
+)
 def test_rounding_keeps_two_digits_and_never_exceeds(value, expected):
     assert rounded_down(value) == expected
