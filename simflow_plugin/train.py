@@ -108,6 +108,9 @@ def train(
     """
     from simflow_plugin.config.checks import check_before_training
     from simflow_plugin.data.order import GlobalBatches
+    from simflow_plugin.runs.checkpoints import checkpoint_folders
+    from simflow_plugin.runs.environment import describe_environment
+    from simflow_plugin.runs.initialisation import Classes, start_from
     from simflow_plugin.runs.parts import build_dataset, build_parts
     from simflow_plugin.training.distributed.processes import leaving_together
     from simflow_plugin.training.loop import Trainer
@@ -131,11 +134,17 @@ def train(
                 check_before_training(config, dataset.num_classes)
             summary = describe_data(config, dataset, report, allows_pipes)
             parts = build_parts(config, dataset.num_classes)
+            started = (
+                [] if checkpoint_folders(run.checkpoints) else start_from(parts, config, Classes.of(dataset))
+            )
             if accelerator.is_main_process:
                 stack.enter_context(run.locked())
                 run.prepare(config, allow_changed)
-                print("\n".join(header_lines(config, run, summary, parts, accelerator)), flush=True)
+                print(
+                    "\n".join([*header_lines(config, run, summary, parts, accelerator), *started]), flush=True
+                )
                 run.write_data_summary(summary.to_json())
+                run.add_environment(describe_environment(accelerator.device, accelerator.num_processes))
             accelerator.wait_for_everyone()
             trainer = Trainer(config, run, parts, dataset, accelerator, stop, profile_steps)
             trainer.train()

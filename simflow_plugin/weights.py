@@ -14,7 +14,7 @@ import difflib
 import pickle
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,15 @@ UNREADABLE = (
 )
 
 
-def read_tensors(path: Path, sections: Iterable[str] = ()) -> dict[str, Tensor]:
+def read_tensors(
+    path: Path, sections: Iterable[str] = (), numbers: Collection[str] = ()
+) -> dict[str, Tensor]:
     """Return all tensors of a `.safetensors`, `.pt`, `.pth`, `.ckpt` or `.bin` file, without wrappers in their names.
 
     Args:
         path: of the file. Nothing is unpickled but tensors and plain containers; nested names are joined by dots.
         sections: keys at the top of the file; of the first that is there, only what is below it is returned.
+        numbers: keys whose plain numbers are returned as well, as float32 scalars.
     Raises:
         WeightsError: if there is no such file, it is torn, or it holds objects other than tensors.
     """
@@ -59,7 +62,7 @@ def read_tensors(path: Path, sections: Iterable[str] = ()) -> dict[str, Tensor]:
         ) from error
     if isinstance(content, Mapping):
         content = next((content[key] for key in sections if content.get(key) is not None), content)
-    return without_wrappers(dict(_flatten("", content)), str(path))
+    return without_wrappers(dict(_flatten("", content, numbers)), str(path))
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -186,12 +189,14 @@ def _type(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _flatten(prefix: str, content: Any) -> Iterable[tuple[str, Tensor]]:
+def _flatten(prefix: str, content: Any, numbers: Collection[str]) -> Iterable[tuple[str, Tensor]]:
     if isinstance(content, Tensor):
         yield prefix, content
     elif isinstance(content, Mapping):
         for name, value in content.items():
-            yield from _flatten(f"{prefix}.{name}" if prefix else str(name), value)
+            yield from _flatten(f"{prefix}.{name}" if prefix else str(name), value, numbers)
+    elif isinstance(content, int | float) and prefix.rpartition(".")[2] in numbers:
+        yield prefix, torch.tensor(float(content))
 
 
 def _refused_class(error: Exception) -> str:

@@ -22,6 +22,7 @@ from simflow_plugin.alignment.backbone_classifier import BackboneClassifier
 from simflow_plugin.alignment.conv_stem import ConvStem
 from simflow_plugin.alignment.encoder import FrozenEncoder
 from simflow_plugin.alignment.feature_layer import FeatureLayer
+from simflow_plugin.alignment.timm_names import check_timm_name
 from simflow_plugin.contracts import DataContext
 from simflow_plugin.errors import ConfigError, RunDirectoryError, WeightsError
 from simflow_plugin.files import replacing
@@ -82,6 +83,7 @@ class TokenClassifier(nn.Module):
             "class_token": False,
             "embed_layer": ConvStem,
         }
+        check_timm_name(architecture["model"], "model of the classifier")
         try:
             trunk: Any = timm.create_model(architecture["model"], pretrained=False, **fixed, **sizes)
         except (RuntimeError, TypeError, AssertionError) as error:

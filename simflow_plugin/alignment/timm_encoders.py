@@ -12,6 +12,7 @@ from simflow_plugin import options, registry
 from simflow_plugin.alignment.encoder import FrozenEncoder, choose_input_size
 from simflow_plugin.alignment.encoder_weights import find_weights, load_weights
 from simflow_plugin.alignment.feature_layer import FeatureLayer, find_layer, is_transformer
+from simflow_plugin.alignment.timm_names import check_timm_name
 from simflow_plugin.contracts import DataContext, NetworkOutline
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.local_paths import LocalPath
@@ -159,12 +160,8 @@ def network_on_meta(model: str, **arguments: Any) -> nn.Module:
     import timm
     import torch
 
+    check_timm_name(model, "alignment.encoder.model")
     architecture = model.split(".")[0]
-    if not timm.is_model(architecture):
-        hint = options.did_you_mean(architecture, timm.list_models()).split(" Known:")[0]
-        raise ConfigError(
-            f"alignment.encoder.model: timm has no model `{model}`.{hint} See timm.list_models()."
-        )
     try:
         with torch.device("meta"):
             return timm.create_model(architecture, pretrained=False, num_classes=0, **arguments)

@@ -6,6 +6,7 @@ latents / scale + shift -> decoder                                        = reco
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from simflow_plugin.convolution_layout import convolution_layout
 from simflow_plugin.errors import ConfigError, ShapeError, WeightsError
 from simflow_plugin.registry import AUTOENCODERS, POSTERIORS
 from simflow_plugin.weights import load_strictly
+
+log = logging.getLogger(__name__)
 
 FROM_FILES = ("pretrained", "pretrained_format", "subfolder", "scale", "shift")
 """Options that need a file, or values to check; none of them changes a shape."""
@@ -229,16 +232,32 @@ class KLAutoencoder(Autoencoder):
                     f"{weights.source}: {name} has {values.numel()} numbers for {self.latent_channels} "
                     "latent channels"
                 )
+            if not _is_usable(name, values):
+                raise WeightsError(
+                    f"{weights.source}: {name} of its latents is {values.flatten().tolist()}; expected finite numbers"
+                    f"{' above 0' if name == 'scale' else ''}. Set the option `{name}`"
+                )
             buffer.copy_(values.reshape(-1, 1, 1))
+        if weights.scale is None and self.options.scale is None:
+            log.warning(
+                "%s: the scale of its latents is not known (no config.json or NAME-latents-stats.pt beside it, no "
+                "scale_factor in it); they are used as the encoder returns them. Set autoencoder.scale: 0.18215 for "
+                "the SD-VAE and its fine-tuned versions, 1.0 if that is meant.",
+                weights.source,
+            )
 
     def _set_normalization(self, key: str, buffer: Tensor, numbers: Numbers | None) -> None:
         if numbers is None:
             return
         values = torch.as_tensor(numbers, dtype=torch.float32).reshape(-1, 1, 1)
-        is_valid = values.isfinite().all() and (key == "shift" or (values > 0).all())
-        if values.numel() not in (1, self.latent_channels) or not bool(is_valid):
+        if values.numel() not in (1, self.latent_channels) or not _is_usable(key, values):
             raise ConfigError(
                 f"{key}: {numbers}; expected one finite {'positive ' if key == 'scale' else ''}number, or "
                 f"one per latent channel ({self.latent_channels})"
             )
         buffer.copy_(values)
+
+
+def _is_usable(key: str, values: Tensor) -> bool:
+    """Return whether these are finite numbers, and of a scale above 0."""
+    return bool(values.isfinite().all()) and (key == "shift" or bool((values > 0).all()))

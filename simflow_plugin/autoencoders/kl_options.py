@@ -94,7 +94,7 @@ class KLOptions(Options):
     )
     scale: Numbers | None = Field(
         None, description="latents = (raw - shift) * scale, > 0, one number or one per channel; default from "
-        "`pretrained`, else 1."
+        "`pretrained` (its config.json, latents-stats or scale_factor), else 1, with a warning."
     )  # fmt: skip
     shift: Numbers | None = Field(None, description="see scale; default from `pretrained`, else 0.")
 

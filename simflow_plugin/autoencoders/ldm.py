@@ -2,7 +2,7 @@
 
 SD-VAE's own checkpoints and those of the REPA-E host (f8d4, f16d32) have this layout. LDM counts the
 decoder's levels from the finest, diffusers in the order of computation; LDM writes the projections of
-attention as 1x1 convolutions, diffusers as linear layers.
+attention as 1x1 convolutions, diffusers as linear layers, under other names in its earlier versions.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ RULES = (
     (r"(\.attentions\.\d+)\.(q|k|v)\.", r"\1.to_\2."),
     (r"(\.attentions\.\d+)\.proj_out\.", r"\1.to_out.0."),
 )
+CURRENT_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+"""Names of attention in diffusers before version 0.15, under which the fine-tuned SD-VAEs are published, and now."""
+EARLIER_ATTENTION = re.compile(rf"(\.attentions\.\d+)\.({'|'.join(CURRENT_ATTENTION)})\.")
 INVERSE_RULES = (
     (r"\.conv_norm_out\.", ".norm_out."),
     (r"\.mid_block\.resnets\.0\.", ".mid.block_1."),
@@ -59,9 +62,17 @@ def ldm_to_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     levels = [int(match[1]) for match in map(UP_LEVEL.match, state) if match]
     num_levels = 1 + max(levels, default=0)
-    renamed = {diffusers_name(name, num_levels): value for name, value in state.items()}
+    return with_current_attention({diffusers_name(name, num_levels): value for name, value in state.items()})
+
+
+def with_current_attention(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors of any version of diffusers with the attention of the current one: its names, linear layers."""
+    renamed = {
+        EARLIER_ATTENTION.sub(lambda match: f"{match[1]}.{CURRENT_ATTENTION[match[2]]}.", name): value
+        for name, value in state.items()
+    }
     return {
-        name: value[:, :, 0, 0] if PROJECTION.search(name) and value.dim() == 4 else value
+        name: value[:, :, 0, 0] if PROJECTION.search(name) and value.shape[2:] == (1, 1) else value
         for name, value in renamed.items()
     }
 

@@ -6,9 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
+from simflow_plugin.autoencoders.diffusers_config import config_statistics
 from simflow_plugin.autoencoders.network import (
     Architecture,
     architecture_from_config,
@@ -19,6 +17,7 @@ from simflow_plugin.errors import WeightsError
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 FILE_SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".safetensors"}
+DIFFUSERS_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 HUB_TIMEOUT = 5.0
 """Seconds until a hub that does not answer counts as unreachable."""
 
@@ -39,8 +38,10 @@ def load_pretrained(
     path = Path(name).expanduser()
     if path.is_file():
         weights = read_autoencoder(path)
-        # The groups of a norm leave no trace in its weights; LDM and diffusers always have 32.
-        groups = 32 if norm_num_groups is None and weights.layout != "simflow" else norm_num_groups
+        groups = norm_num_groups
+        # The groups of a norm leave no trace in its weights; LDM and diffusers have 32 unless a config.json says more.
+        if groups is None and weights.layout != "simflow":
+            groups = int((weights.config or {}).get("norm_num_groups", 32))
         architecture = architecture_from_state(weights.state, weights.source, groups)
     elif path.is_dir():
         architecture, weights = _read_diffusers(str(path), subfolder, is_local=True)
@@ -103,6 +104,12 @@ def _read_diffusers(
     try:
         config: dict[str, Any] = dict(AutoencoderKL.load_config(name, **where))
         architecture = architecture_from_config(config, source)
+        shift, scale = config_statistics(config, f"{source}/config.json")
+        file = _single_file(Path(source))
+        if file is not None:
+            return architecture, AutoencoderWeights(
+                source, "diffusers", read_autoencoder(file).state, shift, scale
+            )
         # Copied into memory, not onto the meta device: a tensor that the file lacks must be seen, not
         # filled in.
         network, info = AutoencoderKL.from_pretrained(
@@ -119,8 +126,13 @@ def _read_diffusers(
         raise WeightsError(
             f"{source}: {len(absent)} tensors are missing from the weights, such as {absent[0]}"
         )
-    shift, scale = config_statistics(config)
     return architecture, AutoencoderWeights(source, "diffusers", dict(network.state_dict()), shift, scale)
+
+
+def _single_file(folder: Path) -> Path | None:
+    """Return the weights in a folder that is here, or None where diffusers must find them: shards, or on the hub."""
+    files = (folder / name for name in DIFFUSERS_FILES)
+    return next((file for file in files if file.is_file()), None)
 
 
 def _check_folder(folder: Path) -> None:
@@ -132,16 +144,3 @@ def _check_folder(folder: Path) -> None:
     raise WeightsError(
         f"{folder}: expected a diffusers folder with config.json and weights, found none{hint}"
     )
-
-
-def config_statistics(config: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Return (shift, scale) such that diffusers' pipelines compute latents = (raw - shift) * scale.
-
-    With `latents_mean` and `latents_std` that is (raw - mean) * scaling_factor / std, else
-    (raw - shift_factor) * scaling_factor.
-    """
-    scale = torch.tensor(float(config.get("scaling_factor") or 1.0))
-    mean, std = config.get("latents_mean"), config.get("latents_std")
-    if mean is not None and std is not None:
-        return torch.tensor(mean).flatten(), scale / torch.tensor(std).flatten()
-    return torch.tensor(float(config.get("shift_factor") or 0.0)), scale

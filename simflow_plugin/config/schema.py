@@ -91,10 +91,28 @@ class Optimizer(Options):
     final_lr_ratio: float = Field(0.0, ge=0, le=1, description="of the cosine schedule's end to `lr`")
 
 
+class InitialWeights(Options):
+    """Weights of another run to start from; written as its directory or Hub name, or as a mapping."""
+
+    source: str = Field(min_length=1, description="run directory, exported folder or Hub name (`owner/name`)")
+    weights: Literal["averaged", "last"] = Field(
+        "averaged", description="averaged (EMA), or the last training weights"
+    )
+    step: int | None = Field(None, ge=0, description="of the checkpoint; null: the newest")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"source": value} if isinstance(value, str) else value
+
+
 class Training(Options):
     """How long, how large, how often."""
 
     steps: int = Field(gt=0, le=10**10, description="optimizer steps")
+    init_from: InitialWeights | None = Field(
+        None, description="run whose weights training starts from; null: random weights, and pretrained ones"
+    )
     batch_size: int = Field(
         64, gt=0, le=MOST_IMAGES, description="global: over all processes and accumulation steps"
     )

@@ -100,9 +100,6 @@ def convert_checkpoint(source: str, checkpoint: Path, config: Path | None, out: 
             return f"{out}: a flow of {flow.num_parameters():,} parameters from {source}"
         host = REPA_E.parse(arguments)
         found = find_module(tensors, source, anchor="x_embedder.proj.weight")
-        found = {
-            name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in found.items()
-        }
         options, context = describe_repa_e(
             found, host.num_heads, host.path_type, host.encoder_depth, host.num_classes
         )

@@ -34,7 +34,7 @@ from simflow_plugin.contracts import AlignmentContext, ModelContext
 from simflow_plugin.diffusion.transformer import PUBLISHED_SIZES, BackboneOptions
 from simflow_plugin.errors import WeightsError
 from simflow_plugin.models.sit import SiT, SiTOptions
-from simflow_plugin.weights import load_strictly
+from simflow_plugin.weights import load_strictly, without_wrappers
 
 RENAMED = (
     (r"x_embedder\.proj\.", "backbone.patch_embed."),
@@ -53,13 +53,15 @@ RENAMED = (
 )
 POSITIONS_KEY = "pos_embed"
 POSITIONS_TOLERANCE = 1e-5
+"""Of float32; a table in half precision is compared to the rounding error of its type."""
 
 
 def from_repa_e(state_dict: Mapping[str, Tensor], options: SiTOptions, context: ModelContext) -> SiT:
     """Build our SiT with the weights of the host's.
 
     Args:
-        state_dict: of the host's `SiT` (in a checkpoint: `ema` or `model`); a leading `module.` is cut.
+        state_dict: of the host's `SiT` (in a checkpoint: `ema` or `model`), of any floating type; what wrappers add to
+            names is cut.
         options: of the same size, patch and interpolant; `normalizes_latents` and `context.alignment` decide
             whether the host's batch norm and projector are taken over or left out.
         context: the host's latent shape, its number of classes, and its projector's size.
@@ -73,8 +75,7 @@ def from_repa_e(state_dict: Mapping[str, Tensor], options: SiTOptions, context: 
     model = SiT(options, context)
     expected = model.state_dict()
     converted: dict[str, Tensor] = {}
-    for host_key, tensor in state_dict.items():
-        host_key = host_key.removeprefix("module.")
+    for host_key, tensor in without_wrappers(state_dict, "repa-e").items():
         if host_key == POSITIONS_KEY:
             _check_positions(tensor, model.backbone.positions)
             continue
@@ -114,7 +115,7 @@ def describe_repa_e(
     Raises:
         WeightsError: if a tensor is missing, or `num_heads` is needed.
     """
-    host = {key.removeprefix("module."): tensor for key, tensor in state_dict.items()}
+    host = without_wrappers(state_dict, "repa-e")
     needed = (
         "x_embedder.proj.weight",
         POSITIONS_KEY,
@@ -186,7 +187,8 @@ def _with_null_label(key: str, tensor: Tensor, expected: Tensor) -> Tensor:
 
 
 def _check_positions(host: Tensor, ours: Tensor) -> None:
-    if host.shape != ours.shape or (host - ours).abs().max() > POSITIONS_TOLERANCE:
+    tolerance = max(POSITIONS_TOLERANCE, torch.finfo(host.dtype).eps) if host.is_floating_point() else 0.0
+    if host.shape != ours.shape or not bool((host.float() - ours).abs().max() <= tolerance):
         raise WeightsError(
             f"repa-e: `{POSITIONS_KEY}` {tuple(host.shape)} is not the sine-cosine table {tuple(ours.shape)} "
             "of this grid. Check the latent shape and patch_size; other positions are not supported."

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from simflow_plugin.autoencoders.diffusers_config import config_statistics
 from simflow_plugin.autoencoders.ldm import diffusers_to_ldm
 from simflow_plugin.autoencoders.network import NAMED_ARCHITECTURES
-from simflow_plugin.autoencoders.pretrained import config_statistics
 from simflow_plugin.errors import RunDirectoryError, WeightsError
 from simflow_plugin.files import replacing
 
@@ -50,7 +50,7 @@ def write_repa_e(network: Any, out: Path) -> None:
         state |= {name: state[name][:channels] for name in ("quant_conv.weight", "quant_conv.bias")}
     shift, scale = (
         (values.expand(channels) if values.numel() == 1 else values).reshape(1, -1, 1, 1).clone()
-        for values in config_statistics(dict(network.config))
+        for values in config_statistics(dict(network.config), "the exported autoencoder")
     )
     with replacing(out, RunDirectoryError) as part:
         torch.save(diffusers_to_ldm(state), part)

@@ -7,13 +7,14 @@ with: sample 7 of two runs comes from one noise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from simflow_plugin.contracts import NO_LABEL, Autoencoder, GenerativeModel
+from simflow_plugin.errors import EvaluationError
 from simflow_plugin.randomness import IndexedRandom
 from simflow_plugin.runs.loaded_run import LoadedRun
 from simflow_plugin.runs.run_precision import Precision
@@ -62,6 +63,8 @@ class ImageSampler:
             labels: (len(indices),) int64, `NO_LABEL` without classes.
         Returns:
             (len(indices), 3, H, W) float32 in [-1, 1], on the CPU.
+        Raises:
+            EvaluationError: if a sample is not finite, naming its index.
         """
         device = next(self.autoencoder.parameters()).device
         shape = (len(indices), *self.autoencoder.latent_shape(self.image_size))
@@ -69,21 +72,38 @@ class ImageSampler:
         with self.precision.active():
             random = IndexedRandom(self.seed, tuple(indices))
             latents = self.model.sample(known, shape, self.guidance, random)
-            return self.autoencoder.decode(latents).float().clamp(-1, 1).cpu()
+            images = self.autoencoder.decode(latents).float().cpu()
+        broken = not_finite_rows(images) or not_finite_rows(latents)
+        if broken:
+            raise EvaluationError(
+                f"{len(broken)} of {len(indices)} samples are not finite (NaN or infinite), the first is sample "
+                f"{indices[broken[0]]}: neither written nor scored. Has training diverged, or is the guidance weight "
+                f"{self.guidance:g} too large, or the precision {self.precision} too low? Take an earlier checkpoint "
+                "(--step), or change these."
+            )
+        return images.clamp(-1, 1)
+
+    def batches(
+        self, labels: Tensor, batch_size: int, advance: Callable[[int], None] = lambda count: None
+    ) -> Iterator[Tensor]:
+        """Draw samples 0 .. len(labels) - 1, a batch at a time; `advance` is told how many each batch added.
+
+        Yields:
+            (B, 3, H, W) float32 in [-1, 1], on the CPU.
+        """
+        for rows in torch.arange(len(labels)).split(batch_size):
+            yield self.draw(rows.tolist(), labels[rows])
+            advance(len(rows))
 
     def draw_in_batches(
         self, labels: Tensor, batch_size: int, advance: Callable[[int], None] = lambda count: None
     ) -> Tensor:
-        """Draw samples 0 .. len(labels) - 1; `advance` is told how many each batch added.
+        """Draw samples 0 .. len(labels) - 1 as `batches` does.
 
         Returns:
             uint8 (N, H, W, 3), [0, 255].
         """
-        done = []
-        for rows in torch.arange(len(labels)).split(batch_size):
-            done.append(to_uint8(self.draw(rows.tolist(), labels[rows])))
-            advance(len(rows))
-        return torch.cat(done)
+        return torch.cat([to_uint8(images) for images in self.batches(labels, batch_size, advance)])
 
 
 def class_labels(indices: Sequence[int], num_classes: int | None) -> Tensor:
@@ -102,6 +122,22 @@ def grid_indices(num_classes: int | None, per_class: int, max_classes: int = 10)
     return [c + n * (num_classes or columns) for n in range(per_class) for c in range(columns)]
 
 
+def not_finite_rows(tensor: Tensor) -> list[int]:
+    """Return the rows of a batch that hold NaN or infinity."""
+    is_broken = ~tensor.isfinite().flatten(1).all(1)
+    return [int(row) for row in is_broken.nonzero()[:, 0]]
+
+
 def to_uint8(images: Tensor) -> Tensor:
-    """Turn images (B, 3, H, W) in [-1, 1] into uint8 (B, H, W, 3) in [0, 255]."""
+    """Turn images (B, 3, H, W) in [-1, 1] into uint8 (B, H, W, 3) in [0, 255].
+
+    Raises:
+        EvaluationError: if they are not finite: NaN would become black pixels.
+    """
+    broken = not_finite_rows(images)
+    if broken:
+        raise EvaluationError(
+            f"{len(broken)} of {len(images)} images are not finite (NaN or infinite): neither written nor scored. "
+            "Has training diverged? Take an earlier checkpoint (--step), or a higher precision."
+        )
     return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)

@@ -24,6 +24,7 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_featur
 
 from simflow_plugin.alignment.classifier import load_classifier
 from simflow_plugin.alignment.encoder_weights import find_weights, load_weights
+from simflow_plugin.alignment.timm_names import check_timm_name
 from simflow_plugin.convolution_layout import convolution_layout
 from simflow_plugin.errors import EvaluationError, WeightsError
 from simflow_plugin.features_name import suffix_of
@@ -283,14 +284,7 @@ def _registration(name: str) -> tuple[str, type[FeatureExtractorBase], list[str]
     if plain in TIMM_BY_NAME:
         return f"simflow-{name}", PooledFeatures, ["pooled"]
     if name.startswith("timm:"):
-        import timm
-
-        model = timm_model(name)
-        if not timm.is_model(model.split(".")[0]):
-            hint = did_you_mean(model, timm.list_models()).split(" Known:")[0]
-            raise EvaluationError(
-                f"--extractor {name}: timm has no model `{model}`.{hint} See timm.list_models()."
-            )
+        check_timm_name(timm_model(name), f"--extractor {name}", EvaluationError)
         return f"simflow-{name}", PooledFeatures, ["pooled"]
     known = ["inception", "pretrained", "timm:MODEL", "timm:MODEL@SIZE", *TIMM_BY_NAME]
     raise EvaluationError(f"--extractor: unknown `{name}`.{did_you_mean(name, known)}")

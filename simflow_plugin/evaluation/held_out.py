@@ -17,7 +17,8 @@ from torch import Tensor
 from simflow_plugin.contracts import ImageDataset
 from simflow_plugin.data.loader import Batch, evaluation_batches
 from simflow_plugin.data.order import sample_rows
-from simflow_plugin.errors import WeightsError
+from simflow_plugin.data.summary import is_labelled
+from simflow_plugin.errors import EvaluationError, WeightsError
 from simflow_plugin.evaluation.drawing import SEED, to_uint8
 from simflow_plugin.evaluation.intervals import bootstrap, bootstrap_mean
 from simflow_plugin.evaluation.likelihood import (
@@ -192,7 +193,28 @@ def score_images(
                 scores.append(scorer(batch.images.to(loaded.device), labels, random))
             indices.append(batch.indices)
             advance(len(batch.images))
-    return ImageScores(*map(torch.cat, zip(*scores, strict=True))), torch.cat(indices)
+    found, rows = ImageScores(*map(torch.cat, zip(*scores, strict=True))), torch.cat(indices)
+    refuse_not_finite(torch.stack([found.latent_log_prob, found.image_bits_per_dim], 1), rows, held_out.name)
+    return found, rows
+
+
+def refuse_not_finite(scores: Tensor, indices: Tensor, name: str) -> None:
+    """Refuse likelihoods that are no numbers, which a mean would hand on and an order would hide.
+
+    Args:
+        scores: (N, ...), a row an image.
+        indices: (N,), of the images.
+        name: of the data set.
+    Raises:
+        EvaluationError: naming the first image.
+    """
+    broken = ~scores.isfinite().flatten(1).all(1)
+    if bool(broken.any()):
+        raise EvaluationError(
+            f"{name}: the likelihood of {int(broken.sum())} of {len(indices)} images is not finite, the first is image "
+            f"{int(indices[broken][0])}. Has training diverged? Take an earlier checkpoint (--step), or --precision "
+            "float32."
+        )
 
 
 def measure_likelihood(
@@ -201,7 +223,9 @@ def measure_likelihood(
     """Return bits per dimension of latents and images, with the error of the draws; write one row an image to `csv`."""
     scores, indices = score_images(loaded, held_out, scorer, has_labels=True)
     write_scores(csv, {"index": indices, **scores._asdict()})
-    given = "given labels" if loaded.num_classes is not None else "unconditional"
+    given = "unconditional"
+    if loaded.num_classes is not None:
+        given = "given labels" if is_labelled(held_out.dataset) else "unlabelled, so unconditional"
     on = f"{held_out.counted}, {given}"
     likelihood = scorer.likelihood
     return {

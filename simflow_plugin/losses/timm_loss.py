@@ -7,7 +7,6 @@ distance is averaged over positions; the loss is the mean over layers.
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,13 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from simflow_plugin.alignment.encoder_weights import find_weights, load_weights
+from simflow_plugin.alignment.timm_names import check_timm_name
 from simflow_plugin.contracts import DataContext
 from simflow_plugin.convolution_layout import convolution_layout
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.local_paths import LocalPath
 from simflow_plugin.losses.perceptual import PerceptualLoss, freeze
-from simflow_plugin.options import Options, did_you_mean
+from simflow_plugin.options import Options
 from simflow_plugin.registry import RECONSTRUCTION_LOSSES
 
 CHECKPOINT = "checkpoint of the timm loss"
@@ -153,10 +153,7 @@ def load_backbone(options: TimmLossOptions) -> Backbone:
 def _load_by_name(name: str, checkpoint: str | None, arguments: dict[str, Any]) -> Backbone:
     import timm  # imported here: it takes seconds
 
-    if not timm.is_model(name.split(".")[0]):
-        raise ConfigError(
-            f"timm loss: timm has no backbone `{name}`.{did_you_mean(name, _similar(timm, name))}"
-        )
+    check_timm_name(name, "timm loss: backbone")
     path = find_weights(name, checkpoint, CHECKPOINT)
     try:
         network: Any = timm.create_model(name, pretrained=False, num_classes=0, **arguments)
@@ -168,8 +165,3 @@ def _load_by_name(name: str, checkpoint: str | None, arguments: dict[str, Any]) 
         )
     load_weights(network, path, CHECKPOINT)
     return Backbone(network, network.pretrained_cfg["mean"], network.pretrained_cfg["std"])
-
-
-def _similar(timm: Any, name: str) -> list[str]:
-    """Return the nearest names, so that an error does not list a thousand."""
-    return difflib.get_close_matches(name, timm.list_models(), n=8, cutoff=0.5)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.contracts import ImageDataset
+from simflow_plugin.errors import EvaluationError
 from simflow_plugin.evaluation.drawing import ImageSampler, class_labels, grid_indices, to_uint8
 from simflow_plugin.evaluation.report.grids import save_image_grid, shortened_name
 from simflow_plugin.objective import JointObjective
@@ -17,6 +19,8 @@ from simflow_plugin.runs.run_precision import Precision
 from simflow_plugin.training.compilation import eager
 from simflow_plugin.training.distributed.engine import TorchEngine
 from simflow_plugin.training.ema import MovingAverage
+
+log = logging.getLogger(__name__)
 
 MAX_ROWS, ROWS_WITHOUT_CLASSES = 10, 4
 
@@ -60,7 +64,12 @@ class SampleGrids:
             sampler = ImageSampler(
                 averaged.autoencoder, averaged.model, config.image_size, precision, config.sampling.guidance
             )
-            images = sampler.draw(indices, class_labels(indices, classes))
+            try:
+                images = sampler.draw(indices, class_labels(indices, classes))
+            except EvaluationError as error:
+                # The run may still find its way back; a black grid would say nothing.
+                log.warning("No grid of samples at step %d: %s", step, error)
+                return
         by_class = to_uint8(images).unflatten(0, (columns, -1)).transpose(0, 1).flatten(0, 1)
         self._run.check_lock()
         names = [shortened_name(name) for name in self._class_names[: len(by_class) // columns]] or None

@@ -29,6 +29,7 @@ from simflow_plugin.training.averages import RunningMeans
 from simflow_plugin.training.distributed.engine import TorchEngine
 from simflow_plugin.training.ema import WeightAverages
 from simflow_plugin.training.stability import BadSteps
+from simflow_plugin.weights import fitted_state
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,10 @@ class Snapshot:
         device, state = accelerator.device, checkpoint.state
         self.engine.restore_weights(checkpoint.tensors("joint"), checkpoint.path)
         for name, average in self.averages.by_file.items():
-            average.load_state_dict(self.engine.scattered(checkpoint.tensors(name)))
+            held = checkpoint.tensors(name)
+            known = {key: tensor for key, tensor in held.items() if key in average.state_dict()}
+            fitted_state(average.state_dict(), known, f"{checkpoint.path}/{name}", error=CheckpointError)
+            average.load_state_dict(self.engine.scattered(known))
         self.engine.restore_optimizer(checkpoint.tensors("optimizer"), checkpoint.path)
         if self.adversary is not None and self.adversary_optimizer is not None:
             restore_module(self.adversary, checkpoint.tensors("adversary"), checkpoint.path)

@@ -231,3 +231,28 @@ def test_samples_of_a_real_checkout_agree(
         )
     samples = ours.sample(labels, shape, 1.5, random)
     torch.testing.assert_close(samples, ours.denormalize(theirs.float()), rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_compared_with_the_tolerance_of_its_type(
+    numbers: dict[str, Tensor], dtype: torch.dtype
+) -> None:
+    host = {
+        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in part(numbers, "host.").items()
+    }
+    host = {name.replace("blocks.", "blocks._orig_mod."): tensor for name, tensor in host.items()}
+    converted = convert(host).state_dict()
+    key = "backbone.patch_embed.weight"
+    torch.testing.assert_close(converted[key], host["x_embedder.proj.weight"].float(), rtol=0, atol=0)
+    host["pos_embed"] = host["pos_embed"] + 4 * torch.finfo(dtype).eps
+    with pytest.raises(WeightsError, match="pos_embed"):
+        convert(host)
+
+
+def test_positions_that_are_not_finite_are_refused(numbers: dict[str, Tensor]) -> None:
+    host = part(numbers, "host.")
+    host["pos_embed"] = host["pos_embed"].clone()
+    host["pos_embed"][0, 0, 0] = float("nan")
+    with pytest.raises(WeightsError, match="pos_embed"):
+        convert(host)

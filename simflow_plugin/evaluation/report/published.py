@@ -1,10 +1,28 @@
-"""Published numbers of papers, shown in a separate block beside the measured ones."""
+"""Published numbers of papers, shown in a separate block beside the measured ones.
+
+Read in the papers or in what their authors publish beside them; what was not found there stays empty, as `—`.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from simflow_plugin.evaluation.report.html import Table
+from simflow_plugin.evaluation.report.html import Cell, Table
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of 50,000 samples.
+
+    Args:
+        gfid: against the training set.
+        inception, precision, recall: None where they are not stated.
+    """
+
+    gfid: float
+    inception: float | None = None
+    precision: float | None = None
+    recall: float | None = None
 
 
 @dataclass(frozen=True)
@@ -12,42 +30,84 @@ class Published:
     """One published result.
 
     Args:
-        method: as the paper calls it.
-        epochs: of training; None if not given here.
-        parameters: of the generative model.
-        gfid: of 50,000 samples, with guidance.
-        rfid: of the autoencoder.
-        psnr: of the autoencoder, dB.
-        source: arXiv identifier of the paper that reports it.
+        method: as the paper calls it; what is special about it in brackets.
+        arxiv: identifier of the method's paper.
+        guided: scores with guidance.
+        unguided: scores without, or None.
+        epochs: of training the generative model, or None.
+        parameters: of the generative model, or empty.
+        rfid, psnr: of the autoencoder; psnr in dB.
+        reported_in: arXiv identifier of the paper that measured it, where that is not the method's own.
     """
 
     method: str
-    epochs: int | None
-    parameters: str
-    gfid: float
+    arxiv: str
+    guided: Scores
+    unguided: Scores | None = None
+    epochs: int | None = None
+    parameters: str = ""
     rfid: float | None = None
     psnr: float | None = None
-    source: str = "arXiv:2512.04084"
+    reported_in: str | None = None
 
 
+SIMFLOW = "2512.04084"
+MIMFLOW = "2606.26016"
 IMAGENET_256 = (
-    Published("STARFlow", 320, "1.4B", 2.40),
-    Published("DiT-XL/2", None, "", 2.27),
-    Published("SimFlow", 160, "1.4B", 2.15, 1.21, 23.07),
-    Published("SiT-XL/2", None, "", 2.06),
-    Published("SimFlow + REPA-E", 160, "1.4B", 1.91, 1.08, 23.17),
-    Published("REPA-E (SiT-XL/2)", None, "", 1.12),
+    Published("FlowBack", "2511.22345", Scores(4.18)),
+    Published("SimFlow-L", SIMFLOW, Scores(3.72), Scores(33.53), None, "475M", reported_in=MIMFLOW),
+    Published("FARMER", "2510.23588", Scores(3.60), None, None, "1.9B"),
+    Published("MIMFlow-L", MIMFLOW, Scores(2.50), Scores(3.64), 90, "482M"),
+    Published("STARFlow", "2506.06276", Scores(2.40), None, 320, "1.4B", 2.73, reported_in=SIMFLOW),
+    Published("BiFlow (one pass)", "2512.10953", Scores(2.39), None, None, "133M"),
+    Published("DiT-XL/2", "2212.09748", Scores(2.27), Scores(9.62), 1400, "675M"),
+    Published(
+        "SimFlow",
+        SIMFLOW,
+        Scores(2.15, 276.8, 0.83, 0.57),
+        Scores(13.72, 105.2, 0.67, 0.62),
+        160,
+        "1.4B",
+        1.21,
+        23.07,
+    ),
+    Published("SiT-XL/2", "2401.08740", Scores(2.06), Scores(8.61), 1400, "675M"),
+    Published(
+        "SimFlow + REPA-E",
+        SIMFLOW,
+        Scores(1.91, 284.4, 0.82, 0.60),
+        Scores(10.13, 124.7, 0.71, 0.61),
+        160,
+        "1.4B",
+        1.08,
+        23.17,
+    ),
+    Published("SRC-Flow", "2605.18267", Scores(1.65), Scores(8.40), 320, "1.4B"),
+    Published("RAE (DiT-DH-XL)", "2510.11690", Scores(1.13), Scores(1.51), 800, "839M"),
+    Published("REPA-E (SiT-XL/2)", "2504.10483", Scores(1.12), Scores(1.69), 800, "675M"),
 )
 IMAGENET_512 = (
-    Published("STARFlow", None, "1.4B", 3.00),
-    Published("SimFlow + REPA-E", None, "1.4B", 2.74),
+    Published("STARFlow", "2506.06276", Scores(3.00), None, None, "1.4B"),
+    Published("SimFlow + REPA-E", SIMFLOW, Scores(2.74), None, None, "1.4B"),
 )
-COLUMNS = ("method", "gFID ↓", "rFID ↓", "PSNR, dB ↑", "epochs", "parameters", "reported in")
-NOTE = "Published by others on ImageNet with guidance; nothing in this block was measured here."
+COLUMNS = (
+    "method",
+    "gFID ↓",
+    "gFID without guidance ↓",
+    "rFID ↓",
+    "PSNR, dB ↑",
+    "epochs",
+    "parameters",
+    "paper",
+)
+NOTE = (
+    "Published by others on ImageNet; nothing in this block was measured here. A dash: not stated, or not found. IS, P, R: "
+    "Inception score, precision, recall."
+)
 
 
 def published_tables() -> list[Table]:
-    """Return the published block: one table a resolution."""
+    """Return the published block: one table a resolution, the lowest gFID last."""
     return [
         Table(
             COLUMNS,
@@ -59,16 +119,28 @@ def published_tables() -> list[Table]:
     ]
 
 
-def _row(result: Published) -> tuple[str, ...]:
-    def optional(value: float | None, form: str) -> str:
-        return format(value, form) if value is not None else "—"
-
+def _row(result: Published) -> tuple[str | Cell, ...]:
+    measured_by = f"measured in arXiv:{result.reported_in}" if result.reported_in else ""
     return (
         result.method,
-        f"{result.gfid:.2f}",
-        optional(result.rfid, ".2f"),
-        optional(result.psnr, ".2f"),
-        optional(result.epochs, "d"),
+        _scores(result.guided),
+        _scores(result.unguided),
+        _optional(result.rfid, ".2f"),
+        _optional(result.psnr, ".2f"),
+        _optional(result.epochs, "d"),
         result.parameters or "—",
-        result.source,
+        Cell(f"arXiv:{result.arxiv}", measured_by),
     )
+
+
+def _scores(scores: Scores | None) -> Cell:
+    """Return gFID, with what else is known in small print."""
+    if scores is None:
+        return Cell("—")
+    others = (("IS", scores.inception, ".1f"), ("P", scores.precision, ".2f"), ("R", scores.recall, ".2f"))
+    note = ", ".join(f"{name} {value:{form}}" for name, value, form in others if value is not None)
+    return Cell(f"{scores.gfid:.2f}", note)
+
+
+def _optional(value: float | None, form: str) -> str:
+    return "—" if value is None else format(value, form)
