@@ -7,8 +7,9 @@ So a run directory finds its data and weights from any folder, and may be moved;
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator
 
@@ -33,6 +34,18 @@ def absolute_shards(shards: str | list[str]) -> str | list[str]:
     if isinstance(shards, list):
         return [shard if shard.startswith(NOT_A_PATH) else absolute(shard) for shard in shards]
     return shards if shards.startswith(NOT_A_PATH) else absolute(shards)
+
+
+def missing_paths(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (dotted key, path) of the absolute paths in a configuration that lead nowhere, globs left out."""
+    if isinstance(value, dict):
+        for name, below in value.items():
+            yield from missing_paths(below, f"{key}.{name}" if key else name)
+    elif isinstance(value, list):
+        for below in value:
+            yield from missing_paths(below, key)
+    elif isinstance(value, str) and os.path.isabs(value) and not set(value) & set("*?[{"):
+        yield from () if os.path.exists(value) else ((key, value),)
 
 
 LocalPath = Annotated[str, AfterValidator(absolute)]

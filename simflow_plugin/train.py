@@ -18,6 +18,7 @@ from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.errors import EmptySplit
 from simflow_plugin.exits import exit_on_user_error
 from simflow_plugin.runs.run_directory import RunDirectory
+from simflow_plugin.streams import surviving_readers
 from simflow_plugin.train_options import (
     AllowChangedOption,
     AllowPipesOption,
@@ -50,7 +51,7 @@ def train_command(
     data_root: DataRootOption = None,
 ) -> None:
     """Train, from the start or from the run's last checkpoint; then measure, and write the report."""
-    with exit_on_user_error():
+    with surviving_readers(), exit_on_user_error():
         moved = [] if data_root is None else [f"data.root={json.dumps(str(data_root))}"]
         resolved = load_config(config, [*(set_ or []), *moved])
         if dry_run:
@@ -117,12 +118,15 @@ def train(
     from simflow_plugin.training.run_header import header_lines
 
     accelerator = make_accelerator(config)
+    # Libraries speak up from warnings on: what they did (`generated new fontManager`) is no news of the run.
     logging.basicConfig(
-        level=logging.INFO if accelerator.is_main_process else logging.ERROR, format="%(message)s"
+        level=logging.WARNING if accelerator.is_main_process else logging.ERROR, format="%(message)s"
+    )
+    logging.getLogger("simflow_plugin").setLevel(
+        logging.INFO if accelerator.is_main_process else logging.ERROR
     )
     if not accelerator.is_main_process:  # each process reads images of its own, and names the corrupt ones
         logging.getLogger("simflow_plugin.data").setLevel(logging.WARNING)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
     GlobalBatches(config.training.batch_size, accelerator.num_processes, config.training.accumulation)
     with leaving_together(), ExitStack() as stack:
         with (

@@ -7,7 +7,7 @@ import yaml
 
 from simflow_plugin.config.loading import config_from_source
 from simflow_plugin.config.yaml_source import YamlSource
-from simflow_plugin.local_paths import absolute, absolute_if_there, absolute_shards
+from simflow_plugin.local_paths import absolute, absolute_if_there, absolute_shards, missing_paths
 from tests.training.tiny_runs import tiny_values
 
 
@@ -41,3 +41,13 @@ def test_addresses_and_commands_are_no_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shards = ["a-{00..03}.tar", "https://host/b.tar", "pipe:cat c.tar"]
     assert absolute_shards(shards) == [str(tmp_path / "a-{00..03}.tar"), *shards[1:]]
+
+
+def test_configuration_shown_names_the_paths_that_lead_nowhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("weights.pth").touch()
+    config = {
+        "data": {"root": str(tmp_path / "images")},
+        "a": [str(tmp_path / "weights.pth"), "/x/{0..3}.tar", "b/c"],
+    }
+    assert list(missing_paths(config)) == [("data.root", str(tmp_path / "images"))]

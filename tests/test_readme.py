@@ -1,7 +1,7 @@
 """Every block of the README runs as printed, in order, in one folder.
 
-A block whose first line is a comment with a file's name is that file. Commands run in this process; training is cut short by
-overrides that come after the printed ones.
+A block whose first line is a comment with a file's name is that file. Commands run in this process; training is cut
+short by overrides that come after the printed ones.
 """
 
 import re
@@ -140,9 +140,9 @@ def test_commands_page_names_every_command():
 
 def test_yaml_of_the_readme_is_small():
     """Someone's first own run is of a few million parameters, not of a hundred."""
-    from simflow_plugin.planning.estimate import Setting, make_plan
     from simflow_plugin.config.loading import config_from_source
     from simflow_plugin.config.yaml_source import YamlSource
+    from simflow_plugin.planning.estimate import Setting, make_plan
 
     (text,) = [text for language, text in blocks() if language == "yaml"]
     config = config_from_source(YamlSource(yaml.safe_load(text), {}, "README.md"))

@@ -27,13 +27,14 @@ from simflow_plugin.cli import (
     train,
 )
 from simflow_plugin.exits import exit_on_user_error
+from simflow_plugin.streams import surviving_readers
 
 
 class Commands(TyperGroup):
     """The group of all commands: a user's mistake in any of them is one message and an exit status."""
 
     def invoke(self, ctx: Any) -> Any:
-        with exit_on_user_error():
+        with surviving_readers(), exit_on_user_error():
             return super().invoke(ctx)
 
 

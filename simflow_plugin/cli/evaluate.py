@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Run directory.")],
     only: Annotated[
-        list[str] | None, typer.Option(help="generation, reconstruction or likelihood; default: all.")
+        list[str] | None,
+        typer.Option(
+            help="generation, reconstruction, likelihood, classification; default: the first three."
+        ),
     ] = None,
     num_samples: Annotated[
         int, typer.Option(min=1, help="Samples to draw; published FIDs use 50,000.")
@@ -62,6 +65,12 @@ def evaluate(
     posterior_samples: Annotated[
         int, typer.Option(min=1, help="Per image, in the likelihood; 1 leaves its Monte-Carlo error unknown.")
     ] = 2,
+    classify: Annotated[
+        bool,
+        typer.Option(
+            "--classify", help="Also the accuracy of argmax over y of log p(z | y); K passes an image."
+        ),
+    ] = False,
     ood: Annotated[
         str | None, typer.Option(help="Data set (name or YAML mapping) for the out-of-distribution AUROC.")
     ] = None,
@@ -103,6 +112,7 @@ def evaluate(
             likelihood=cast(Literal["gaussian", "laplace"], likelihood),
             posterior_samples=posterior_samples,
             lpips_backbone=str(lpips_backbone) if lpips_backbone is not None else None,
+            classify=classify,
             ood=ood,
             batch_size=batch_size,
             autoguidance=autoguidance,

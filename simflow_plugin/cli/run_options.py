@@ -30,3 +30,4 @@ EmaLengthOption = Annotated[
 DataRootOption = Annotated[
     Path | None, typer.Option("--data-root", help="Where the run's images are now, if they moved.")
 ]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")]

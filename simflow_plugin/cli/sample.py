@@ -7,7 +7,12 @@ from typing import Annotated
 
 import typer
 
-from simflow_plugin.cli.run_options import AutoguidanceOption, EmaLengthOption, PrecisionOption
+from simflow_plugin.cli.run_options import (
+    AutoguidanceOption,
+    EmaLengthOption,
+    OverwriteOption,
+    PrecisionOption,
+)
 from simflow_plugin.exits import exit_on_user_error
 
 PER_CLASS, MOST_ROWS = 8, 20
@@ -35,12 +40,19 @@ def sample(
     precision: PrecisionOption = None,
     ema_length: EmaLengthOption = None,
     autoguidance: AutoguidanceOption = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Draw class-balanced samples from the averaged (EMA) weights of a run."""
     with exit_on_user_error():
         from simflow_plugin.errors import ConfigError
         from simflow_plugin.evaluation.drawing import ImageSampler, labels_in_turn
-        from simflow_plugin.evaluation.sample_files import check_grid, check_out, save_grid, save_samples
+        from simflow_plugin.evaluation.sample_files import (
+            check_grid,
+            check_not_there,
+            check_out,
+            save_grid,
+            save_samples,
+        )
         from simflow_plugin.progress_bar import count_progress
         from simflow_plugin.runs.autoguidance import with_autoguidance
         from simflow_plugin.runs.loaded_run import load_run
@@ -51,8 +63,10 @@ def sample(
             )
         if out is not None:
             check_out(out)
+            check_not_there(out, overwrite)
         if grid is not None:
             check_grid(grid)
+            check_not_there(grid, overwrite, "--grid")
         loaded = with_autoguidance(load_run(run, precision=precision, ema_length=ema_length), autoguidance)
         chosen = loaded.class_numbers(classes)
         if num is None:

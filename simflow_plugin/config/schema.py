@@ -7,6 +7,7 @@ A part (`data`, `autoencoder`, `model`, ...) is a name or a mapping with a name:
 from __future__ import annotations
 
 import re
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -216,6 +217,22 @@ class RunConfig(Options):
     evaluation: Evaluation = Evaluation()
     tracker: Literal["none", "wandb"] = "none"
 
-    def to_yaml(self) -> str:
-        """Return the configuration as YAML, every default written out; null is what pretrained weights decide."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+    def to_yaml(self, shortens_paths: bool = False) -> str:
+        """Return the configuration as YAML, every default written out; null is what pretrained weights decide.
+
+        Args:
+            shortens_paths: keep only the names of files and folders, for a page that is passed on: where data lies
+                on a machine, and under which user, concerns nobody else.
+        """
+        values = self.model_dump(mode="json")
+        return yaml.safe_dump(_with_short_paths(values) if shortens_paths else values, sort_keys=False)
+
+
+def _with_short_paths(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {key: _with_short_paths(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [_with_short_paths(value) for value in values]
+    if isinstance(values, str) and values.startswith(("/", "~", "file:/")):
+        return f".../{PurePosixPath(values).name}"
+    return values

@@ -28,6 +28,7 @@ from simflow_plugin.data.feature_cache import dataset_facts
 from simflow_plugin.data.loader import evaluation_batches
 from simflow_plugin.data.summary import split_notes
 from simflow_plugin.errors import EvaluationError, SimflowError
+from simflow_plugin.evaluation.classification import check_classifies, classify, measure_classification
 from simflow_plugin.evaluation.drawing import SEED, ImageSampler, class_labels, to_uint8
 from simflow_plugin.evaluation.extractors import Extractor, ImageFeatures, build_extractor
 from simflow_plugin.evaluation.fidelity import cached_features, distance, extract, fidelity
@@ -76,6 +77,8 @@ class RunEvaluator:
 
     def __init__(self, loaded: LoadedRun, request: EvaluationRequest, needs_judge: bool = True) -> None:
         self.parts = checked_parts(loaded, request)
+        if "classification" in self.parts:
+            check_classifies(loaded)
         self.loaded = with_autoguidance(with_sampling(loaded, request.sampling), request.autoguidance)
         self.request = request
         self.config = loaded.config
@@ -155,6 +158,8 @@ class RunEvaluator:
             self._reconstruction()
         if "likelihood" in self.parts:
             self._likelihood()
+        if "classification" in self.parts:
+            self._classification()
         self.evaluation.save()
         return read_evaluation(self.evaluation.folder)
 
@@ -290,6 +295,13 @@ class RunEvaluator:
         if self.other is not None:
             csv = folder / "scores_ood.csv"
             self.evaluation.metrics |= measure_outliers(self.loaded, held_out, self.other, scorer, csv)
+
+    def _classification(self) -> None:
+        held_out, draws = self._held_out(), self.request.posterior_samples
+        found = classify(self.loaded, held_out, draws, self.batch_size)
+        on = f"{len(found.labels):,} labelled images, {self._name('test')}, {draws} posterior draw(s)"
+        csv = self.evaluation.folder / "classification.csv"
+        self.evaluation.metrics |= measure_classification(found, on, csv)
 
     # ------------------------------------------------------------------ names
 

@@ -24,6 +24,8 @@ from simflow_plugin.registry import Part
 from simflow_plugin.runs.loaded_run import LoadedRun
 
 PARTS = ("generation", "reconstruction", "likelihood")
+ALL_PARTS = (*PARTS, "classification")
+"""Classification takes a pass a class, and is measured only if it is asked for."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class EvaluationRequest:
     """The numbers to measure, and on how much.
 
     Args:
-        parts: of `PARTS`; None is all that the run can give.
+        parts: of `ALL_PARTS`; None is all of `PARTS` that the run can give.
         num_samples: to draw.
         guidance: weight w; None is the run's own.
         seed: of the samples' noise; that of held-out images is always the same.
@@ -43,6 +45,7 @@ class EvaluationRequest:
         likelihood: of images given decoded ones.
         posterior_samples: per image in the likelihood; 1 leaves its Monte-Carlo error unknown.
         lpips_backbone: AlexNet's file; None looks into torch's hub cache.
+        classify: also measure the part `classification`: the class of the largest likelihood.
         ood: a data set by name, or a YAML mapping, to tell apart by likelihood.
         batch_size: None is the run's own.
         judge: of the samples; None is the run's own.
@@ -61,6 +64,7 @@ class EvaluationRequest:
     likelihood: Literal["gaussian", "laplace"] = "gaussian"
     posterior_samples: int = 2
     lpips_backbone: str | None = None
+    classify: bool = False
     ood: str | None = None
     batch_size: int | None = None
     judge: Part | None = None
@@ -89,9 +93,11 @@ def checked_parts(loaded: LoadedRun, request: EvaluationRequest) -> tuple[str, .
     parts = request.parts
     if parts is None:
         parts = PARTS if loaded.model is not None else ("reconstruction",)
+    if request.classify and "classification" not in parts:
+        parts = (*parts, "classification")
     for part in parts:
-        if part not in PARTS:
-            raise EvaluationError(f"--only: unknown part `{part}`.{did_you_mean(part, PARTS)}")
+        if part not in ALL_PARTS:
+            raise EvaluationError(f"--only: unknown part `{part}`.{did_you_mean(part, ALL_PARTS)}")
     _check_effects(request, parts)
     if "generation" in parts and request.extractor is not None and request.num_samples < 2:
         raise EvaluationError(f"--num-samples {request.num_samples}: two are the least that can be compared.")
@@ -111,16 +117,17 @@ def has_density(loaded: LoadedRun) -> bool:
 def _check_effects(request: EvaluationRequest, parts: Sequence[str]) -> None:
     """Refuse options that a part would need which is not measured."""
     needed = {
-        "reference": "generation",
-        "lpips_backbone": "reconstruction",
-        "likelihood": "likelihood",
-        "posterior_samples": "likelihood",
-        "autoguidance": "generation",
+        "reference": {"generation"},
+        "lpips_backbone": {"reconstruction"},
+        "likelihood": {"likelihood"},
+        "posterior_samples": {"likelihood", "classification"},
+        "autoguidance": {"generation"},
     }
-    for name, part in needed.items():
+    for name, users in needed.items():
         value, default = getattr(request, name), getattr(EvaluationRequest, name)
-        if value != default and part not in parts:
+        if value != default and not users & set(parts):
             option = f"--{name.replace('_', '-')} {value}"
+            part = "` or `".join(sorted(users))
             raise EvaluationError(f"{option}: has no effect without the part `{part}`. Remove it.")
     if request.weights is not None and request.extractor is None:
         raise EvaluationError(

@@ -56,7 +56,9 @@ class TransformerFlow(nn.Module):
     def __init__(self, config: FlowConfig) -> None:
         super().__init__()
         self.config = config
-        backend = build_attention(config.attention, AttentionContext(config.head_dim))
+        backend = build_attention(
+            config.attention, AttentionContext(config.head_dim, config.query_heads, config.key_heads)
+        )
         self.blocks = nn.ModuleList(FlowBlock(config, index, backend) for index in range(config.num_blocks))
         # Blocks of unit scale preserve volume; then the prior learns a variance for every token and channel.
         self.prior_log_std = (
@@ -152,6 +154,43 @@ class TransformerFlow(nn.Module):
         self._check(tokens, labels, condition, "tokens", reads_values=True)
         output = self(tokens, labels, condition=condition)
         return standard_normal_log_prob(output.noise) + output.logdet
+
+    @torch.no_grad()
+    def log_prob_by_class(self, tokens: Tensor, rows_at_once: int | None = None) -> Tensor:
+        """Return log p(tokens | y) for every class y, (B, num_classes), nats, at least float32.
+
+        Blocks before the first that sees the label run once an image; the others take images and classes in one batch.
+
+        Args:
+            tokens: (B, T, D), raster order.
+            rows_at_once: most rows of such a batch, for memory; None is all B * num_classes.
+        Raises:
+            ShapeError: for wrong shapes, NaN, or a flow without classes.
+        """
+        num_classes = self.config.num_classes
+        if num_classes is None:
+            raise ShapeError("labels: this flow has no classes to compare")
+        self._check(tokens, None, None, "tokens", reads_values=True)
+        num_shared = next(i for i, block in enumerate(self.blocks) if block.is_conditional)
+        noise, logdet = self._through(0, num_shared, tokens, None)
+        pairs, found = torch.arange(len(tokens) * num_classes, device=tokens.device), []
+        for rows in pairs.split(rows_at_once or len(pairs)):
+            image, label = rows // num_classes, rows % num_classes
+            own, own_logdet = self._through(num_shared, len(self.blocks), noise[image], label)
+            found.append(standard_normal_log_prob(own) + own_logdet + logdet[image])
+        return torch.cat(found).view(len(tokens), num_classes)
+
+    def _through(self, start: int, stop: int, tokens: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return what blocks start : stop make of tokens (B, T, D), and their logdet (B,); the last adds the prior."""
+        rotation, noise = self._rotation(rows), tokens
+        logdet = torch.zeros(len(tokens), device=tokens.device)
+        for block in self.blocks[start:stop]:
+            output = block(noise, rows, rotation, None)
+            noise, logdet = output.noise, logdet + output.logdet
+        if stop == len(self.blocks) and self.prior_log_std is not None:
+            noise = noise * torch.exp(-self.prior_log_std.to(noise.dtype))
+            logdet = logdet - self.prior_log_std.to(logdet.dtype).sum()
+        return noise, logdet
 
     @torch.no_grad()
     def inverse(

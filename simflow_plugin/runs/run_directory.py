@@ -17,8 +17,8 @@ from typing import Any
 from simflow_plugin.config.loading import read_run_config
 from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.errors import CheckpointError, RunDirectoryError, SimflowError, TrainingError
-from simflow_plugin.files import read_json_object, write_text_atomically
-from simflow_plugin.runs.checkpoints import STATE, Checkpoint, checkpoint_folders, is_disk_full
+from simflow_plugin.files import is_disk_full, read_json_object, write_text_atomically
+from simflow_plugin.runs.checkpoints import STATE, Checkpoint, checkpoint_folders
 from simflow_plugin.runs.environment import read_environments
 from simflow_plugin.runs.run_lock import RunLock
 

@@ -26,11 +26,11 @@ from simflow_plugin.data.changes import data_changes
 from simflow_plugin.data.loader import Batch, check_corrupt, make_loader
 from simflow_plugin.data.summary import content_digests
 from simflow_plugin.errors import TrainingError
+from simflow_plugin.files import is_disk_full
 from simflow_plugin.objective import JointInputs
 from simflow_plugin.randomness import BatchRandom
 from simflow_plugin.runs.checkpoints import (
     Checkpoint,
-    is_disk_full,
     latest_checkpoint,
     prune_checkpoints,
     read_checkpoint,
@@ -161,7 +161,8 @@ class Trainer:
 
         Raises:
             Interrupted: after a signal, when the state was saved.
-            TrainingError: if steps stay non-finite or without any gradient, or the disk is full.
+            TrainingError: if steps stay non-finite or without any gradient, or none was taken, or the disk is
+                full.
         """
         try:
             self._restore()
@@ -219,6 +220,8 @@ class Trainer:
                 raise Interrupted(
                     f"stopped by {self.stop.signal_name or 'another process'} after step {self.step}"
                 )
+
+        self.bad_steps.check_any_taken(self.step, self._last_checkpoint_name)
 
     def _synchronise(self) -> None:
         if self.device.type == "cuda":

@@ -45,6 +45,7 @@ NAMES = {
     "image_bits_per_dim": MetricName("image bits / dim, upper bound", "lower", ".3f"),
     # Not comparable between autoencoders, so neither direction is better.
     "latent_bits_per_dim": MetricName("latent bits / dim", "", ".3f"),
+    "classification_accuracy": MetricName("accuracy of argmax log p(z | y)", "higher", ".1%"),
     "auroc_latent": MetricName("AUROC of log p(z)", "higher", ".3f"),
     "auroc_image": MetricName("AUROC of the image bound", "higher", ".3f"),
     "sampling_seconds": MetricName("seconds / sample", "lower", ".3g"),

@@ -101,8 +101,8 @@ COLUMNS = (
     "paper",
 )
 NOTE = (
-    "Published by others on ImageNet; nothing in this block was measured here. A dash: not stated, or not found. IS, P, R: "
-    "Inception score, precision, recall."
+    "Published by others on ImageNet; nothing in this block was measured here. A dash: not stated, or not found. "
+    "IS, P, R: Inception score, precision, recall."
 )
 
 

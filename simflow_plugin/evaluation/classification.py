@@ -1,0 +1,138 @@
+"""Classification by likelihood: the class under which an image's latents are the most likely.
+
+    y*(x) = argmax_y E_q[log p(z given y)],  z ~ q(z given x)
+
+That is the class of the largest bound on log p(x given y), whose other terms do not depend on y, and Bayes' rule with
+equal shares of the classes. It needs an exact density: a diffusion model has only a bound, and one denoising pass a
+class and noise level.
+
+What a flow computes before its first block that sees the label is the same for all classes, and is computed once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from simflow_plugin.contracts import NO_LABEL, GenerativeModel
+from simflow_plugin.errors import EvaluationError
+from simflow_plugin.evaluation.held_out import HeldOut, refuse_not_finite
+from simflow_plugin.evaluation.intervals import proportion
+from simflow_plugin.evaluation.likelihood import latent_log_prob, posterior_draws, write_scores
+from simflow_plugin.evaluation.result import Measured
+from simflow_plugin.progress_bar import count_progress
+from simflow_plugin.randomness import IndexedRandom
+from simflow_plugin.runs.loaded_run import LoadedRun
+
+SEED = 0
+"""Of the posterior draws, as for the likelihood: both see the same latents."""
+
+
+class Classified(NamedTuple):
+    """Of N images with labels: `indices`, `labels` and `predicted`, (N,) int64; `log_probs` (N, K), nats, float64."""
+
+    indices: Tensor
+    labels: Tensor
+    predicted: Tensor
+    log_probs: Tensor
+
+
+def class_log_probs(
+    model: GenerativeModel, latents: Tensor, num_classes: int, rows_at_once: int | None = None
+) -> Tensor:
+    """Return log p(latents given y) for every class y, (B, K), float64, nats, on the CPU.
+
+    Args:
+        model: with an exact density.
+        latents: (B, C, h, w), as the model learns them.
+        num_classes: K.
+        rows_at_once: most rows of one pass, for memory; None is all B * K.
+    Raises:
+        EvaluationError: if the model has no exact density.
+    """
+    flow = model.token_flow()
+    if flow is not None and flow.config.num_classes == num_classes:
+        tokens: Tensor = model.tokens(latents)  # type: ignore[operator]  # every model with a flow of tokens has it
+        return flow.log_prob_by_class(tokens, rows_at_once).double().cpu()
+    found = []
+    for rows in torch.arange(len(latents) * num_classes).split(rows_at_once or len(latents) * num_classes):
+        images, labels = rows // num_classes, rows % num_classes
+        found.append(latent_log_prob(model, latents[images.to(latents.device)], labels.to(latents.device)))
+    return torch.cat(found).view(len(latents), num_classes)
+
+
+def check_classifies(loaded: LoadedRun) -> None:
+    """Refuse a run that knows no classes or has no exact density.
+
+    Raises:
+        EvaluationError: naming the option.
+    """
+    model = loaded.model
+    if model is None or type(model).log_prob is GenerativeModel.log_prob:
+        raise EvaluationError(
+            f"{loaded.directory.path}: --classify needs a model with an exact density, as flows have. Remove it."
+        )
+    flow = model.token_flow()
+    if loaded.num_classes is None or (flow is not None and flow.config.num_classes is None):
+        raise EvaluationError(
+            f"{loaded.directory.path}: --classify needs a model of several classes; this one was trained without "
+            "labels. Remove it."
+        )
+
+
+@torch.no_grad()
+def classify(loaded: LoadedRun, held_out: HeldOut, num_draws: int, rows_at_once: int) -> Classified:
+    """Classify held-out images by likelihood.
+
+    Args:
+        loaded: the run.
+        held_out: images; those without a label are left out.
+        num_draws: posterior draws an image, over which log p(z given y) is averaged.
+        rows_at_once: most rows of one pass of the flow.
+    Raises:
+        EvaluationError: if no image has a label, or a likelihood is not finite.
+    """
+    check_classifies(loaded)
+    model, num_classes, parts = loaded.require_model(), loaded.num_classes or 0, []
+    with count_progress("classification", held_out.count) as advance:
+        for batch in held_out.batches():
+            random = IndexedRandom(SEED, tuple(batch.indices.tolist()))
+            with loaded.precision.active():
+                posterior = loaded.autoencoder.encode(batch.images.to(loaded.device))
+                draws = [
+                    class_log_probs(model, latents, num_classes, rows_at_once)
+                    for latents, _ in posterior_draws(model, posterior, random, num_draws, "likelihood")
+                ]
+            parts.append((batch.indices, batch.labels.cpu(), torch.stack(draws).mean(0)))
+            advance(len(batch.images))
+    indices, labels, log_probs = (torch.cat(part) for part in zip(*parts, strict=True))
+    refuse_not_finite(log_probs, indices, held_out.name)
+    known = labels != NO_LABEL
+    if not bool(known.any()):
+        raise EvaluationError(f"{held_out.name}: --classify: none of its images has a label. Remove it.")
+    return Classified(indices[known], labels[known], log_probs[known].argmax(1), log_probs[known])
+
+
+def measure_classification(found: Classified, on: str, csv: Path) -> dict[str, Measured]:
+    """Return the accuracy with its interval; write one row an image to `csv`: label, prediction, log-likelihoods.
+
+    Args:
+        found: of `classify`.
+        on: images, for the table.
+        csv: file to write.
+    """
+    columns = {f"log_prob_{y}": found.log_probs[:, y] for y in range(found.log_probs.shape[1])}
+    csv.parent.mkdir(parents=True, exist_ok=True)
+    fixed = {"index": found.indices, "label": found.labels, "predicted": found.predicted}
+    write_scores(csv, {**fixed, **columns})
+    num_right = int((found.predicted == found.labels).sum())
+    accuracy = proportion(num_right, len(found.labels), "images")
+    num_classes = found.log_probs.shape[1]
+    return {
+        "classification_accuracy": accuracy.with_notes(
+            f"{on}; of {num_classes} classes, chance {1 / num_classes:.1%}"
+        )
+    }
