@@ -90,6 +90,8 @@ IMAGENET_512 = (
     Published("STARFlow", "2506.06276", Scores(3.00), None, None, "1.4B"),
     Published("SimFlow + REPA-E", SIMFLOW, Scores(2.74), None, None, "1.4B"),
 )
+IMAGENET_CLASSES = 1000
+"""Published results are of ImageNet, and shown beside runs of as many classes only."""
 COLUMNS = (
     "method",
     "gFID ↓",
