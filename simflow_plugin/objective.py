@@ -85,6 +85,7 @@ class JointObjective(nn.Module):
         model: None trains the autoencoder alone.
         reconstruction: weighted reconstruction terms.
         weights: of the objective.
+        trains_model: False leaves the model out of the loss; it is part of the run, for samples and checkpoints.
     """
 
     def __init__(
@@ -93,12 +94,14 @@ class JointObjective(nn.Module):
         model: GenerativeModel | None,
         reconstruction: ReconstructionLoss,
         weights: ObjectiveWeights,
+        trains_model: bool = True,
     ) -> None:
         super().__init__()
         self.autoencoder = autoencoder
         self.model = model
         self.reconstruction = reconstruction
         self.weights = weights
+        self.trains_model = trains_model
 
     def forward(
         self, batch: JointInputs, adversary: AdversarialLoss | None = None
@@ -128,7 +131,7 @@ class JointObjective(nn.Module):
                 )
                 loss = loss + generator_terms["adversarial"]
                 log |= {name: term.detach() for name, term in generator_terms.items()}
-        if self.model is not None:
+        if self.model is not None and self.trains_model:
             model_loss, model_terms = self._model_loss(latents, batch)
             loss = loss + model_loss
             log |= {name: term.detach() for name, term in model_terms.items()}

@@ -18,6 +18,7 @@ from simflow_plugin.cli import (
     doctor,
     evaluate,
     export,
+    finetune_decoder,
     init,
     patch,
     plan,
@@ -47,6 +48,7 @@ app = typer.Typer(
 app.command("init")(init.init)
 app.command("train")(train.train)
 app.command("distill")(distill.distill)
+app.command("finetune-decoder")(finetune_decoder.finetune_decoder)
 app.command("sample")(sample.sample)
 app.command("evaluate")(evaluate.evaluate)
 app.command("analyze")(analyze.analyze)

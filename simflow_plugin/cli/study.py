@@ -18,7 +18,8 @@ def study(
     name: Annotated[
         str,
         typer.Argument(
-            help="fixed_variance, headline, or cifar/ and fixed_variance, headline, alignment or conditions."
+            help="fixed_variance, headline, sigma, latent_width, or cifar/ and fixed_variance, headline, alignment, "
+            "conditions."
         ),
     ],
     budget: Annotated[float, typer.Option(help="Factor on the steps and warm-up of every run alike.")] = 1.0,

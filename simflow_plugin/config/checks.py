@@ -28,6 +28,7 @@ def check_config(config: RunConfig, source: YamlSource | None = None) -> None:
     _check_effects(config, learns_variance, where)
     _check_judge(config, where)
     _check_trainable(config, trained, where)
+    _check_frozen_model(config, trained, where)
     if config.alignment is not None:
         _check_alignment(config.alignment, config.model, trained, where)
     latent_shape = _check_geometry(config, factory, options, where)
@@ -169,6 +170,21 @@ def _check_trainable(config: RunConfig, trainable: str, where: YamlSource) -> No
             ("optimizer", "autoencoder_lr"),
             f"optimizer.autoencoder_lr {config.optimizer.autoencoder_lr:g} has no effect with autoencoder.trainable: "
             "none. Set optimizer.autoencoder_lr: null, or autoencoder.trainable: decoder or full.",
+        )
+
+
+def _check_frozen_model(config: RunConfig, trainable: str, where: YamlSource) -> None:
+    """With a frozen model the decoder is left to train; an encoder that moved would leave its latents behind."""
+    if config.frozen_model is None:
+        return
+    if config.model is None or config.alignment is not None or trainable != "decoder":
+        found = f"model {config.model.name if config.model else 'null'}, autoencoder.trainable {trainable}"
+        raise _refused(
+            where,
+            ("frozen_model",),
+            f"frozen_model keeps the model as it is, and trains the decoder of its latents: it needs a model, "
+            f"autoencoder.trainable: decoder and alignment: null; found {found}, alignment "
+            f"{'null' if config.alignment is None else 'given'}. Set these, or frozen_model: null.",
         )
 
 

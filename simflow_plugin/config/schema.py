@@ -200,6 +200,14 @@ def _folder_name(name: str) -> str:
 FolderName = Annotated[str, AfterValidator(_folder_name)]
 
 
+class FrozenModel(Options):
+    """Weights of `model`, which then no step changes: the decoder alone is trained (`simflow finetune-decoder`)."""
+
+    weights: str = Field(description="file with all of the model's weights")
+    sha256: str = Field(description="of the file")
+    source: str = Field("", description="where the weights come from, for people")
+
+
 class RunConfig(Options):
     """Everything that decides a run."""
 
@@ -209,6 +217,9 @@ class RunConfig(Options):
     data: Annotated[Part, DATASETS]
     autoencoder: Annotated[Part, AUTOENCODERS]
     model: Annotated[Part | None, MODELS] = Field(None, description="null: train the autoencoder alone")
+    frozen_model: FrozenModel | None = Field(
+        None, description="weights that `model` keeps; null: it is trained"
+    )
     objective: Objective = Objective()
     alignment: Alignment | None = None
     optimizer: Optimizer = Optimizer()

@@ -112,7 +112,8 @@ def measure_run(loaded: LoadedRun, guidance: float) -> ComputeCost:
     )
     # A loaded run is frozen; what it trained is up to its autoencoder's `trainable`.
     autoencoder = without_data(loaded.autoencoder).requires_grad_(True)
-    return measure_compute(autoencoder, without_data(loaded.require_model()).requires_grad_(True), setting)
+    model = without_data(loaded.require_model()).requires_grad_(config.frozen_model is None)
+    return measure_compute(autoencoder, model, setting)
 
 
 def count_parameters(module: nn.Module, only_trained: bool = False) -> int:
@@ -121,10 +122,14 @@ def count_parameters(module: nn.Module, only_trained: bool = False) -> int:
 
 
 def training_flops(autoencoder: Autoencoder, model: GenerativeModel | None, setting: ComputeSetting) -> int:
-    """Return the FLOPs of one image's forward and backward pass; a model of None is an autoencoder trained alone."""
+    """Return the FLOPs of one image's forward and backward pass; a model of None, or a frozen one, takes no part."""
     pixels = ReconstructionLoss([("l2", 1.0, L2Loss(L2Loss.Options()))])
     joint = JointObjective(
-        without_data(autoencoder), None if model is None else without_data(model), pixels, setting.weights
+        without_data(autoencoder),
+        None if model is None else without_data(model),
+        pixels,
+        setting.weights,
+        trains_model=model is None or all(p.requires_grad for p in model.parameters()),
     )
     images, moments = _images(setting), None
     if setting.caches_latents:

@@ -28,7 +28,8 @@ DISCRIMINATOR_PASSES = 8
 def outlined_joint(config: RunConfig, outline: Outline) -> JointObjective:
     """Return the joint objective of an outline, with a pixel loss for all reconstruction losses."""
     losses = ReconstructionLoss([("l2", 1.0, L2Loss(L2Loss.Options()))])
-    return JointObjective(outline.autoencoder, outline.model, losses, objective_weights(config))
+    trains_model = config.frozen_model is None
+    return JointObjective(outline.autoencoder, outline.model, losses, objective_weights(config), trains_model)
 
 
 def _inputs(config: RunConfig, outline: Outline, num_images: int = 1) -> JointInputs:

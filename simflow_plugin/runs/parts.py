@@ -23,6 +23,7 @@ from simflow_plugin.losses.reconstruction import ReconstructionLoss
 from simflow_plugin.objective import JointObjective, ObjectiveWeights
 from simflow_plugin.randomness import derive_seed
 from simflow_plugin.registry import Part
+from simflow_plugin.runs.frozen_model import freeze_model
 
 if TYPE_CHECKING:
     from simflow_plugin.losses.adversarial import AdversarialLoss
@@ -141,7 +142,15 @@ def build_parts(config: RunConfig, num_classes: int | None) -> Parts:
         model = build_model(config, latent_shape, num_classes, feature_dim)
         if model is not None:
             model.attach_decoder(autoencoder.decode)
-        joint = JointObjective(autoencoder, model, build_reconstruction(config), objective_weights(config))
+        if model is not None and config.frozen_model is not None:
+            freeze_model(model, config.frozen_model)
+        joint = JointObjective(
+            autoencoder,
+            model,
+            build_reconstruction(config),
+            objective_weights(config),
+            trains_model=config.frozen_model is None,
+        )
         adversary = None
         if config.objective.adversarial is not None:
             from simflow_plugin.losses.adversarial import AdversarialLoss

@@ -107,6 +107,27 @@ HEADLINE = Study(
     guidance=(0.0, 0.5),
 )
 
+SIGMA = Study(
+    "sigma",
+    "SimFlow's sigma: the standard deviation of the fixed posterior",
+    (),
+    tuple(
+        Variant(f"std_{std:.1f}".replace(".", "_"), f"sigma {std:.1f}", published=published)
+        for std, published in (
+            *((0.1, None), (0.2, 14.30), (0.3, 12.82), (0.4, None)),
+            *((0.5, 17.69), (0.7, None), (1.0, None)),
+        )
+    ),
+    published_as="gFID of MIMFlow on ImageNet 256 x 256 without guidance, on its own latents, arXiv:2606.26016",
+)
+
+LATENT_WIDTH = Study(
+    "latent_width",
+    "SimFlow's latent channels",
+    (),
+    tuple(Variant(f"channels_{count}", f"{count} channels") for count in (2, 4, 8, 16, 32)),
+)
+
 CIFAR = {
     "encoder": "runs/encoders/cifar10.safetensors",
     "extractor": "timm:tf_efficientnet_lite0@96",
@@ -158,7 +179,7 @@ CIFAR_CONDITIONS = Study(
 STUDIES = {
     study.name: study
     for study in (
-        *(FIXED_VARIANCE, HEADLINE),
+        *(FIXED_VARIANCE, HEADLINE, SIGMA, LATENT_WIDTH),
         *(CIFAR_FIXED_VARIANCE, CIFAR_HEADLINE, CIFAR_ALIGNMENT, CIFAR_CONDITIONS),
     )
 }

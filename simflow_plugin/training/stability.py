@@ -124,8 +124,9 @@ class BadSteps:
         skipped, _ = self.skipped.read()
         if skipped >= steps > 0:
             raise TrainingError(
-                f"all {steps} steps had a loss or gradient that is not finite: the run learned nothing. Its weights are "
-                f"the initial ones ({last_checkpoint()}). Try a lower optimizer.lr, a longer warm-up, or float32."
+                f"all {steps} steps had a loss or gradient that is not finite: the run learned nothing. Its "
+                f"weights are the initial ones ({last_checkpoint()}). Try a lower optimizer.lr, a longer warm-up, or "
+                "float32."
             )
 
     def _counters(self) -> dict[str, BadStepCounter]:

@@ -80,7 +80,17 @@ def environment(folder: Path, capability: int = 90, devices: int = 1) -> dict[st
 
 def run_tests(folder: Path, *arguments: str, **device: int) -> subprocess.CompletedProcess[str]:
     """Run pytest on the null device."""
-    options = ["-o", "addopts=--strict-markers", "-p", "no:cacheprovider", "-p", "no:xdist", "-rs"]
+    options = [
+        "-o",
+        "addopts=--strict-markers",
+        "-o",
+        "timeout=120",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        "-rs",
+    ]
     command = [sys.executable, "-m", "pytest", *options, *arguments]
     return subprocess.run(
         command, env=environment(folder, **device), text=True, capture_output=True, timeout=600, check=False

@@ -25,7 +25,7 @@ from simflow_plugin.evaluation.report.html import (
 )
 from simflow_plugin.evaluation.report.metric_names import UNCOMPARABLE, in_order, metric_cell, metric_name
 from simflow_plugin.evaluation.report.plots import Curve, plot_panels, plot_terms
-from simflow_plugin.evaluation.report.published import IMAGENET_CLASSES, published_tables
+from simflow_plugin.evaluation.report.published import published_tables
 from simflow_plugin.evaluation.result import Measured
 from simflow_plugin.files import write_text_atomically
 
@@ -46,7 +46,7 @@ def write_comparison(
     """
     folder.mkdir(parents=True, exist_ok=True)
     metrics, costs = metrics_table(runs, problems), costs_table(runs)
-    published = published_tables() if runs[0].loaded.num_classes == IMAGENET_CLASSES else []
+    published = published_tables(runs[0].loaded.num_classes)
     warnings: list[Part] = [
         Text(f"Forced although they differ: {problem}.", is_warning=True) for problem in problems
     ]

@@ -108,8 +108,14 @@ NOTE = (
 )
 
 
-def published_tables() -> list[Table]:
-    """Return the published block: one table a resolution, the lowest gFID last."""
+def published_tables(num_classes: int | None = IMAGENET_CLASSES) -> list[Table]:
+    """Return the published block: one table a resolution, the lowest gFID last.
+
+    Args:
+        num_classes: of the runs beside which it stands; there is nothing to set beside data that is not ImageNet.
+    """
+    if num_classes != IMAGENET_CLASSES:
+        return []
     return [
         Table(
             COLUMNS,
