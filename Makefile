@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench distributions clean
 
 demo: $(VENV)/.installed
 	$(BIN)/simflow train quickstart --out runs/quickstart
@@ -21,6 +21,19 @@ check: $(VENV)/.installed-dev
 bench: $(VENV)/.installed
 	$(BIN)/simflow bench
 
+# The wheel and the source distribution, each installed by itself in an empty environment and imported from elsewhere.
+distributions:
+	rm -rf dist build/distributions
+	$(PYTHON) -m venv build/distributions
+	build/distributions/bin/python -m pip install --quiet build
+	build/distributions/bin/python -m build --outdir dist
+	for file in dist/*.whl dist/*.tar.gz; do \
+		build/distributions/bin/python -m pip install --quiet --no-deps --force-reinstall $$file && \
+		(cd build/distributions && bin/python -I -c "import simflow_plugin; print('$$file', simflow_plugin.__version__); \
+		from simflow_plugin.resources import resource_dir; assert (resource_dir('configs') / 'quickstart.yaml').is_file()" \
+		) || exit 1; \
+	done
+
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable .
@@ -31,4 +44,4 @@ $(VENV)/.installed-dev: pyproject.toml $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -174,7 +174,8 @@ class GenerativeModel(nn.Module, ABC):
 
         `simflow analyze` looks into it, and `simflow distill` learns its inverse.
 
-        A model with a flow has `tokens(latents)` too, from (B, C, h, w) to the flow's (B, T, D).
+        A model with a flow has `tokens(latents)` too, from (B, C, h, w) to the flow's (B, T, D), and its inverse
+        `latents(tokens)`.
         """
         return None
 

@@ -9,6 +9,7 @@ by a rename; where anything fails, it is removed and the old file stays.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -126,6 +127,14 @@ def give_usual_mode(path: Path) -> None:
     for inner in path.iterdir():
         inner.chmod(mode | _search_bits(mode) if inner.is_dir() else mode)
     path.chmod(mode | _search_bits(mode))
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Return whether an error says that the disk is full, or a quota or a limit on file sizes reached."""
+    messages = ("No space left", "Disk quota exceeded", "File too large")
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(
+        message in str(error) for message in messages
+    )
 
 
 def _flush(path: Path) -> None:

@@ -21,6 +21,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from simflow_plugin.units import duration
+
 SECONDS_BETWEEN_LINES = 15.0
 """Work that takes less prints nothing where there is no terminal."""
 
@@ -64,23 +66,10 @@ class ProgressLines:
             return
         self._printed, self._has_printed = now, True
         rate = (self.done - self._at_start) / max(now - self._started, 1e-9)
-        remaining = (self.total - self.done) / rate if rate > 0 else float("inf")
-        print(
-            f"{self.description} {self.done}/{self.total}  {rate:.1f}/s  {format_remaining(remaining)}",
-            file=self.output,
-            flush=True,
-        )
-
-
-def format_remaining(seconds: float) -> str:
-    """Return a remaining time as `1:02:03 left`, `2:03 left` or `done`."""
-    if seconds <= 0:
-        return "done"
-    if seconds == float("inf"):
-        return "? left"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02} left" if hours else f"{minutes}:{rest:02} left"
+        line = f"{self.description} {self.done}/{self.total}  {rate:.1f}/s"
+        if self.done < self.total and rate > 0:
+            line += f"  {duration((self.total - self.done) / rate)} left"
+        print(line, file=self.output, flush=True)
 
 
 @contextmanager

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
-from importlib import metadata
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from pydantic import Field, ValidationError, model_serializer, model_validator
 
+from simflow_plugin import plugins
 from simflow_plugin.errors import ConfigError, RegistryError
 from simflow_plugin.options import CONTRACT_VERSION, Options, did_you_mean
 
@@ -67,19 +68,19 @@ class Registry:
     def names(self) -> list[str]:
         """Return all names, sorted. Imports the built-in parts and no third-party one."""
         self._import_builtins()
-        return sorted({*self._builtin, *(entry.name for entry in self._entry_points())})
+        return sorted({*self._builtin, *(entry.name for entry in plugins.entry_points(self.group))})
 
     def get(self, name: str) -> Any:
         """Return the factory registered as `name`; a third-party part is imported now.
 
         Raises:
             RegistryError: if the name is unknown (with the nearest match and the known names), claimed by two
-                distributions, if its entry point does not import, or if the part declares no `Options` or was written
-                for another version of the contracts.
+                distributions, if its entry point does not import, or if the part declares no `Options`, was written
+                for another version of the contracts, or lacks a member that the harness reads.
         """
         self._import_builtins()
-        claims = [entry for entry in self._entry_points() if entry.name == name]
-        owners = [_owner(entry) for entry in claims]
+        claims = [entry for entry in plugins.entry_points(self.group) if entry.name == name]
+        owners = [plugins.owner(entry) for entry in claims]
         if name in self._builtin:
             owners.insert(0, OWN_DISTRIBUTION)
         if len(owners) > 1:
@@ -89,10 +90,47 @@ class Registry:
             )
         if not owners:
             raise RegistryError(f"{self.kind}: unknown name `{name}`.{did_you_mean(name, self.names())}")
-        part = self._builtin[name] if name in self._builtin else self._load(claims[0])
-        if self._takes_options:
-            self._check_options(name, part, owners[0])
+        if name in self._builtin:
+            return self._builtin[name]
+        with plugins.blaming(f"{self.kind}: entry point `{name}`", f"{owners[0]} ({claims[0].value})"):
+            part = claims[0].load()
+            if self._takes_options:
+                self._check_options(name, part, owners[0])
+        self._check_contract(name, owners[0], lambda: plugins.check_class(self.kind, part))
         return part
+
+    @contextmanager
+    def blaming(self, name: str) -> Iterator[None]:
+        """Within the block, whatever a third-party part called `name` raises is a `RegistryError` that names it."""
+        owners = [plugins.owner(entry) for entry in plugins.entry_points(self.group) if entry.name == name]
+        if name in self._builtin or not owners:
+            yield
+            return
+        with plugins.blaming(f"{self.kind}: `{name}`", owners[0]):
+            yield
+
+    def build(self, name: str, *arguments: Any) -> Any:
+        """Build a part: `factory(*arguments)`.
+
+        Raises:
+            RegistryError: see `get`; or if a third-party part fails, or lacks what the harness reads of it.
+        """
+        factory = self.get(name)
+        if name in self._builtin:
+            return factory(*arguments)
+        with self.blaming(name):
+            part = factory(*arguments)
+        owner = next(plugins.owner(entry) for entry in plugins.entry_points(self.group) if entry.name == name)
+        self._check_contract(name, owner, lambda: plugins.check_instance(self.kind, part))
+        return part
+
+    def _check_contract(self, name: str, owner: str, check: Callable[[], None]) -> None:
+        """Say whose part it is that a check refuses, or that breaks when it is looked at."""
+        with plugins.blaming(f"{self.kind}: `{name}`", owner):
+            try:
+                check()
+            except RegistryError as error:
+                raise RegistryError(f"{self.kind}: `{name}` of distribution {owner}: {error}.") from error
 
     def _check_options(self, name: str, part: Any, owner: str) -> None:
         declared = getattr(part, "Options", None)
@@ -109,23 +147,6 @@ class Registry:
                 f"Install a release of {owner} for this one, or another simflow-plugin."
             )
 
-    def _load(self, entry: metadata.EntryPoint) -> Any:
-        try:
-            return entry.load()
-        except Exception as error:  # a third-party module may fail in any way; we only name it
-            raise RegistryError(
-                f"{self.kind}: entry point `{entry.name}` of distribution {_owner(entry)} ({entry.value}) does "
-                f"not import: {type(error).__name__}: {error}. Mend or uninstall that distribution."
-            ) from error
-
-    def _entry_points(self) -> list[metadata.EntryPoint]:
-        # A distribution can be found twice (an editable install and its source folder): count it once.
-        found = {
-            (entry.name, entry.value, _owner(entry)): entry
-            for entry in metadata.entry_points(group=self.group)
-        }
-        return list(found.values())
-
     def _import_builtins(self) -> None:
         if self._builtins_imported:
             return
@@ -139,10 +160,6 @@ class Registry:
 
 def _defined_as(part: Any) -> str:
     return f"{getattr(part, '__module__', '?')}.{getattr(part, '__qualname__', repr(part))}"
-
-
-def _owner(entry: metadata.EntryPoint) -> str:
-    return entry.dist.name if entry.dist is not None else "an unknown distribution"
 
 
 class Part(Options):
@@ -183,8 +200,9 @@ class Part(Options):
 
     def build(self, parts: Registry, context: Any) -> Any:
         """Build the part: `factory(options, context)`."""
-        factory = parts.get(self.name)
-        return factory(self.options_of(factory), context)
+        with parts.blaming(self.name):
+            options = self.options_of(parts.get(self.name))
+        return parts.build(self.name, options, context)
 
 
 MODELS = Registry("models", "simflow_plugin.models")

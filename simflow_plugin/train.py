@@ -17,6 +17,7 @@ from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.errors import EmptySplit
 from simflow_plugin.exits import exit_on_user_error
 from simflow_plugin.runs.run_directory import RunDirectory
+from simflow_plugin.streams import surviving_readers
 from simflow_plugin.train_options import (
     AllowChangedOption,
     AllowPipesOption,
@@ -47,7 +48,7 @@ def train_command(
     allow_pipes: AllowPipesOption = False,
 ) -> None:
     """Train, from the start or from the run's last checkpoint; then measure, and write the report."""
-    with exit_on_user_error():
+    with surviving_readers(), exit_on_user_error():
         resolved = load_config(config, set_)
         if dry_run:
             print(resolved.to_yaml(), end="")
@@ -104,6 +105,9 @@ def train(
     """
     from simflow_plugin.config.checks import check_before_training
     from simflow_plugin.data.order import GlobalBatches
+    from simflow_plugin.runs.checkpoints import checkpoint_folders
+    from simflow_plugin.runs.environment import describe_environment
+    from simflow_plugin.runs.initialisation import Classes, start_from
     from simflow_plugin.runs.parts import build_dataset, build_parts
     from simflow_plugin.training.distributed.processes import leaving_together
     from simflow_plugin.training.loop import Trainer
@@ -127,11 +131,17 @@ def train(
                 check_before_training(config, dataset.num_classes)
             summary = describe_data(config, dataset, report, allows_pipes)
             parts = build_parts(config, dataset.num_classes)
+            started = (
+                [] if checkpoint_folders(run.checkpoints) else start_from(parts, config, Classes.of(dataset))
+            )
             if accelerator.is_main_process:
                 stack.enter_context(run.locked())
                 run.prepare(config, allow_changed)
-                print("\n".join(header_lines(config, run, summary, parts, accelerator)), flush=True)
+                print(
+                    "\n".join([*header_lines(config, run, summary, parts, accelerator), *started]), flush=True
+                )
                 run.write_data_summary(summary.to_json())
+                run.add_environment(describe_environment(accelerator.device, accelerator.num_processes))
             accelerator.wait_for_everyone()
             trainer = Trainer(config, run, parts, dataset, accelerator, stop, profile_steps)
             trainer.train()

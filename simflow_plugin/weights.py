@@ -62,7 +62,11 @@ def read_tensors(
         ) from error
     if isinstance(content, Mapping):
         content = next((content[key] for key in sections if content.get(key) is not None), content)
-    return without_wrappers(dict(_flatten("", content, numbers)), str(path))
+    try:
+        tensors = dict(_flatten("", content, numbers))
+    except RecursionError:
+        raise WeightsError(f"{path}: is nested too deep to be a state dict, or holds itself") from None
+    return without_wrappers(tensors, str(path))
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -132,7 +136,13 @@ def fitted_state(
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     """Return the names of tensors that hold NaN or infinity."""
-    return [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+    return [name for name, tensor in tensors.items() if not _is_finite(tensor)]
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if tensor.is_floating_point() and tensor.element_size() == 1:
+        tensor = tensor.float()  # torch does not ask float8 itself
+    return bool(tensor.isfinite().all())
 
 
 def load_strictly(

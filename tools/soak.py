@@ -2,15 +2,18 @@
 
     python tools/soak.py --minutes 30
 
-Faults: SIGKILL, SIGTERM, a full disk, a flipped bit in the newest checkpoint, and images that are corrupt from the
-start. After each the same command is run again. At the end a run of the same configuration without faults goes up to
-the last common checkpoint, and is compared bit for bit: weights, averages, optimizer state, and every row of the log.
-A full disk is a small tmpfs where the user may mount one, else a limit on file sizes (RLIMIT_FSIZE).
+Faults: SIGKILL, SIGTERM, a full disk, a flipped bit in the newest checkpoint, tensors left out of it under a checksum
+that holds, lines in the log that are none, a lock file that is removed under the writer, a reader of the output that
+dies, and images that are corrupt from the start. After each the same command is run again. At the end a run of the
+same configuration without faults goes up to the last common checkpoint, and is compared bit for bit: weights,
+averages, optimizer state, and every row of the log. A full disk is a small tmpfs where the user may mount one, else a
+limit on file sizes (RLIMIT_FSIZE).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import resource
@@ -26,10 +29,12 @@ from typing import Any
 
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from simflow_plugin.config.loading import load_config
 from simflow_plugin.contracts import DataContext
-from simflow_plugin.errors import TrainingError
+from simflow_plugin.errors import RunDirectoryError, TrainingError
+from simflow_plugin.files import file_digest
 from simflow_plugin.registry import DATASETS
 from simflow_plugin.runs.checkpoints import checkpoint_folders, latest_checkpoint, verify_checkpoint
 from simflow_plugin.runs.run_directory import RunDirectory
@@ -41,7 +46,26 @@ DISK = "96m"
 FILE_LIMIT = 200_000
 PATIENCE = 300
 CLOCK_KEYS = ("seconds", "images_per_second")
-FAULTS = ("SIGKILL", "SIGTERM", "full disk", "flipped bit")
+FAULTS = (
+    "SIGKILL",
+    "SIGTERM",
+    "full disk",
+    "flipped bit",
+    "left-out tensors",
+    "bad log lines",
+    "lock removed",
+    "dead reader",
+)
+EXIT_STATUS = {
+    "SIGKILL": -9,
+    "flipped bit": -9,
+    "left-out tensors": -9,
+    "bad log lines": -9,
+    "SIGTERM": RESUME_EXIT_STATUS,
+    "dead reader": RESUME_EXIT_STATUS,
+    "full disk": TrainingError.exit_status,
+    "lock removed": RunDirectoryError.exit_status,
+}
 
 
 @dataclass
@@ -93,8 +117,8 @@ def write_config(soak: Soak) -> None:
     load_config(str(soak.config_file))
 
 
-def start(soak: Soak, out: Path, log: Path, file_limit: int | None = None) -> subprocess.Popen[bytes]:
-    """Start training, its messages appended to `log`."""
+def start(soak: Soak, out: Path, log: Path | None, file_limit: int | None = None) -> subprocess.Popen[bytes]:
+    """Start training, its messages appended to `log`; None: to a pipe."""
     command = [
         sys.executable,
         "-m",
@@ -110,6 +134,8 @@ def start(soak: Soak, out: Path, log: Path, file_limit: int | None = None) -> su
         assert file_limit is not None
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
 
+    if log is None:
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     with log.open("ab") as messages:
         return subprocess.Popen(
             command, stdout=messages, stderr=messages, preexec_fn=limit if file_limit is not None else None
@@ -146,29 +172,50 @@ def inject(soak: Soak, process: subprocess.Popen[bytes], fault: str) -> str:
         ballast.unlink()
     elif fault == "full disk":
         process.wait(PATIENCE)  # it was started with a limit on file sizes
+    elif fault == "lock removed":
+        (soak.run.path / ".lock").unlink()
+        process.wait(PATIENCE)
     else:
-        process.send_signal(signal.SIGTERM if fault == "SIGTERM" else signal.SIGKILL)
+        if fault == "dead reader":
+            assert process.stdout is not None
+            process.stdout.close()
+            goal = last_step(soak.run) + CHECKPOINT_EVERY
+            wait_for(process, lambda: last_step(soak.run) >= goal)
+        is_asked = EXIT_STATUS[fault] == RESUME_EXIT_STATUS
+        process.send_signal(signal.SIGTERM if is_asked else signal.SIGKILL)
         process.wait(PATIENCE)
     if fault == "flipped bit":
         newest = checkpoint_folders(soak.run.checkpoints)[-1] / "joint.safetensors"
         data = bytearray(newest.read_bytes())
         data[len(data) // 2] ^= 1
         newest.write_bytes(data)
-    expected = {
-        "SIGKILL": -9,
-        "flipped bit": -9,
-        "SIGTERM": RESUME_EXIT_STATUS,
-        "full disk": TrainingError.exit_status,
-    }
+    if fault == "left-out tensors":
+        leave_out_tensors(checkpoint_folders(soak.run.checkpoints)[-1])
+    if fault == "bad log lines":
+        with soak.run.metrics_file.open("ab") as file:
+            file.write(b"\xff\xfe\n[]\n" + b"[" * 10_000 + b'\n{"step": "x"}\n')
     status = process.returncode
-    return f"{status}" if status == expected[fault] else f"{status}, NOT {expected[fault]}"
+    return f"{status}" if status == EXIT_STATUS[fault] else f"{status}, NOT {EXIT_STATUS[fault]}"
+
+
+def leave_out_tensors(checkpoint: Path) -> None:
+    """Write the newest checkpoint's optimizer state without half of it, and a manifest that holds."""
+    file, manifest = checkpoint / "optimizer.safetensors", checkpoint / "manifest.json"
+    tensors = load_file(file)
+    kept = {name: tensors[name].clone() for name in sorted(tensors)[::2]}
+    file.unlink()
+    save_file(kept, file)
+    content = json.loads(manifest.read_text())
+    content[file.name] = {"bytes": file.stat().st_size, "sha256": file_digest(file)}
+    manifest.write_text(json.dumps(content))
 
 
 def one_fault(soak: Soak, fault: str) -> None:
     """Start or go on, wait for progress, break it, and note what is left."""
     before = last_step(soak.run)
     limit = FILE_LIMIT if fault == "full disk" and not soak.is_mounted else None
-    process = start(soak, soak.run.path, soak.folder / "train.log", limit)
+    log = None if fault == "dead reader" else soak.folder / "train.log"
+    process = start(soak, soak.run.path, log, limit)
     if limit is None:
         goal = before + CHECKPOINT_EVERY + soak.moments.randrange(2 * CHECKPOINT_EVERY)
         wait_for(

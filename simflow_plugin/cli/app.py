@@ -19,6 +19,7 @@ from simflow_plugin.cli import (
     evaluate,
     export,
     finetune_decoder,
+    init,
     patch,
     plan,
     pretrain_encoder,
@@ -27,13 +28,14 @@ from simflow_plugin.cli import (
     train,
 )
 from simflow_plugin.exits import exit_on_user_error
+from simflow_plugin.streams import surviving_readers
 
 
 class Commands(TyperGroup):
     """The group of all commands: a user's mistake in any of them is one message and an exit status."""
 
     def invoke(self, ctx: Any) -> Any:
-        with exit_on_user_error():
+        with surviving_readers(), exit_on_user_error():
             return super().invoke(ctx)
 
 
@@ -44,6 +46,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command("init")(init.init)
 app.command("train")(train.train)
 app.command("distill")(distill.distill)
 app.command("finetune-decoder")(finetune_decoder.finetune_decoder)

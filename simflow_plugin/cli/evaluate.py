@@ -50,7 +50,10 @@ def evaluate(
         str, typer.Option(help="Split to compare samples with: test (held out) or train.")
     ] = "test",
     extractor: Annotated[
-        str, typer.Option(help="inception, dinov2-b, timm:MODEL, pretrained, or none for no feature metrics.")
+        str,
+        typer.Option(
+            help="inception, dinov2-b, timm:MODEL (at 96 pixels: timm:MODEL@96), pretrained, or none."
+        ),
     ] = "inception",
     weights: Annotated[Path | None, typer.Option(help="File of the extractor's weights.")] = None,
     lpips_backbone: LpipsOption = None,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from simflow_plugin.cli.run_options import OverwriteOption
 from simflow_plugin.exits import exit_on_user_error
 
 
@@ -28,6 +29,7 @@ def export(
     last_weights: Annotated[
         bool, typer.Option("--last-weights", help="Not the averaged (EMA) weights.")
     ] = False,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Export a run's autoencoder, for `autoencoder.pretrained` or for diffusers.
 
@@ -38,12 +40,15 @@ def export(
 
         from simflow_plugin.convert.autoencoder_export import NUM_IMAGES, export_autoencoder
         from simflow_plugin.errors import ConfigError
+        from simflow_plugin.evaluation.sample_files import check_not_there
         from simflow_plugin.runs.loaded_run import load_run
 
         if keep_scale and num_images is not None:
             raise ConfigError(
                 f"--num-images {num_images} has no effect with --keep-scale. Remove one of them."
             )
+        for file in (out, out.with_name(f"{out.stem}-latents-stats.pt")) if out.suffix == ".pt" else (out,):
+            check_not_there(file, overwrite)
         count = None if keep_scale else num_images or NUM_IMAGES
         options = export_autoencoder(load_run(run, averaged=not last_weights), out, count)
         example = yaml.safe_dump({"autoencoder": options}, sort_keys=False)

@@ -27,3 +27,4 @@ EmaLengthOption = Annotated[
         help="Relative length of the average, where training.ema is {kind: power}; made of what the run stored.",
     ),
 ]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace the file --out if it is there.")]

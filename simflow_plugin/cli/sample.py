@@ -7,7 +7,12 @@ from typing import Annotated
 
 import typer
 
-from simflow_plugin.cli.run_options import AutoguidanceOption, EmaLengthOption, PrecisionOption
+from simflow_plugin.cli.run_options import (
+    AutoguidanceOption,
+    EmaLengthOption,
+    OverwriteOption,
+    PrecisionOption,
+)
 from simflow_plugin.exits import exit_on_user_error
 
 
@@ -23,16 +28,18 @@ def sample(
     precision: PrecisionOption = None,
     ema_length: EmaLengthOption = None,
     autoguidance: AutoguidanceOption = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Draw class-balanced samples from the averaged (EMA) weights of a run."""
     with exit_on_user_error():
         from simflow_plugin.evaluation.drawing import ImageSampler, class_labels
-        from simflow_plugin.evaluation.sample_files import check_out, save_samples
+        from simflow_plugin.evaluation.sample_files import check_not_there, check_out, save_samples
         from simflow_plugin.progress_bar import count_progress
         from simflow_plugin.runs.autoguidance import with_autoguidance
         from simflow_plugin.runs.loaded_run import load_run
 
         check_out(out)
+        check_not_there(out, overwrite)
         loaded = with_autoguidance(load_run(run, precision=precision, ema_length=ema_length), autoguidance)
         sampler = ImageSampler.of_run(loaded, guidance, seed)
         labels = class_labels(range(num), loaded.num_classes)

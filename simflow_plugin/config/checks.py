@@ -22,9 +22,10 @@ def check_config(config: RunConfig, source: YamlSource | None = None) -> None:
     where = source or YamlSource({}, {}, config.name)
     factory: type[Autoencoder] = registry.AUTOENCODERS.get(config.autoencoder.name)
     options = config.autoencoder.options_of(factory)
-    trained = factory.trained_part(options)
+    with registry.AUTOENCODERS.blaming(config.autoencoder.name):
+        trained, learns_variance = factory.trained_part(options), factory.learns_variance(options)
     _check_training(config.training, config.optimizer, where)
-    _check_effects(config, factory.learns_variance(options), where)
+    _check_effects(config, learns_variance, where)
     _check_judge(config, where)
     _check_trainable(config, trained, where)
     _check_frozen_model(config, trained, where)
@@ -54,7 +55,8 @@ def check_before_training(config: RunConfig, num_classes: int | None) -> None:
     if config.model is None or evaluation.num_samples == 0 or judge is None:
         return
     factory = registry.JUDGES.get(judge.name)
-    factory.check_files(factory.Options.model_validate(judge.options), config.data.name)
+    with registry.JUDGES.blaming(judge.name):
+        factory.check_files(factory.Options.model_validate(judge.options), config.data.name)
     if num_classes is None:
         raise ConfigError(
             f"evaluation.judge: {judge.name} needs labels, and the data set `{config.data.name}` has none. "
@@ -230,7 +232,8 @@ def _check_geometry(
 ) -> tuple[int, int, int] | None:
     """Return the latents' shape, None where only pretrained weights tell it."""
     try:
-        geometry = factory.geometry(options)
+        with registry.AUTOENCODERS.blaming(config.autoencoder.name):
+            geometry = factory.geometry(options)
     except ConfigError as error:
         raise _refused(where, ("autoencoder",), f"autoencoder: {error}") from error
     if geometry is None:
@@ -277,7 +280,8 @@ def _check_objective(objective: Objective, context: DataContext, where: YamlSour
 
 
 def _check_part(part: Part, parts: registry.Registry, context: Any, where: YamlSource, path: KeyPath) -> None:
-    _check_options(part.options_of(parts.get(part.name)), context, where, path)
+    with parts.blaming(part.name):
+        _check_options(part.options_of(parts.get(part.name)), context, where, path)
 
 
 def _check_options(options: Any, context: Any, where: YamlSource, path: KeyPath) -> None:

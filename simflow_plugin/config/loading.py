@@ -98,12 +98,13 @@ def resolve_part(part: Part, parts: Registry, source: YamlSource, path: KeyPath)
         factory = parts.get(part.name)
     except RegistryError as error:
         raise ConfigError(f"{source.place((*path, 'name'))}: {key}{error}") from error
-    options = resolve_parts(validate(factory.Options, part.options, source, path), source, path)
-    try:
-        options = options.resolved()
-    except ConfigError as error:
-        raise ConfigError(f"{source.place(path)}: {key}{error}") from error
-    return part.model_copy(update={"options": options.model_dump(mode="json")})
+    with parts.blaming(part.name):
+        options = resolve_parts(validate(factory.Options, part.options, source, path), source, path)
+        try:
+            options = options.resolved()
+        except ConfigError as error:
+            raise ConfigError(f"{source.place(path)}: {key}{error}") from error
+        return part.model_copy(update={"options": options.model_dump(mode="json")})
 
 
 def read_run_config(path: Path) -> RunConfig:

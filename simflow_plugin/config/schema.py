@@ -7,6 +7,7 @@ A part (`data`, `autoencoder`, `model`, ...) is a name or a mapping with a name:
 from __future__ import annotations
 
 import re
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -91,10 +92,28 @@ class Optimizer(Options):
     final_lr_ratio: float = Field(0.0, ge=0, le=1, description="of the cosine schedule's end to `lr`")
 
 
+class InitialWeights(Options):
+    """Weights of another run to start from; written as its directory or Hub name, or as a mapping."""
+
+    source: str = Field(min_length=1, description="run directory, exported folder or Hub name (`owner/name`)")
+    weights: Literal["averaged", "last"] = Field(
+        "averaged", description="averaged (EMA), or the last training weights"
+    )
+    step: int | None = Field(None, ge=0, description="of the checkpoint; null: the newest")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"source": value} if isinstance(value, str) else value
+
+
 class Training(Options):
     """How long, how large, how often."""
 
     steps: int = Field(gt=0, le=10**10, description="optimizer steps")
+    init_from: InitialWeights | None = Field(
+        None, description="run whose weights training starts from; null: random weights, and pretrained ones"
+    )
     batch_size: int = Field(
         64, gt=0, le=MOST_IMAGES, description="global: over all processes and accumulation steps"
     )
@@ -209,6 +228,22 @@ class RunConfig(Options):
     evaluation: Evaluation = Evaluation()
     tracker: Literal["none", "wandb"] = "none"
 
-    def to_yaml(self) -> str:
-        """Return the configuration as YAML, every default written out; null is what pretrained weights decide."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+    def to_yaml(self, shortens_paths: bool = False) -> str:
+        """Return the configuration as YAML, every default written out; null is what pretrained weights decide.
+
+        Args:
+            shortens_paths: keep only the names of files and folders, for a page that is passed on: where data lies
+                on a machine, and under which user, concerns nobody else.
+        """
+        values = self.model_dump(mode="json")
+        return yaml.safe_dump(_with_short_paths(values) if shortens_paths else values, sort_keys=False)
+
+
+def _with_short_paths(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {key: _with_short_paths(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [_with_short_paths(value) for value in values]
+    if isinstance(values, str) and values.startswith(("/", "~", "file:/")):
+        return f".../{PurePosixPath(values).name}"
+    return values

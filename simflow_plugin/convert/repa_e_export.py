@@ -7,6 +7,7 @@ has a form without (`use_variational=False`), which f16d64 is built with: then t
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +53,17 @@ def write_repa_e(network: Any, out: Path) -> None:
         (values.expand(channels) if values.numel() == 1 else values).reshape(1, -1, 1, 1).clone()
         for values in config_statistics(dict(network.config), "the exported autoencoder")
     )
-    with replacing(out, RunDirectoryError) as part:
-        torch.save(diffusers_to_ldm(state), part)
+    _save(diffusers_to_ldm(state), out)
     statistics = out.with_name(f"{out.stem}-latents-stats.pt")
-    with replacing(statistics, RunDirectoryError) as part:
-        torch.save({"latents_scale": scale, "latents_bias": shift}, part)
+    _save({"latents_scale": scale, "latents_bias": shift}, statistics)
+
+
+def _save(content: dict[str, Tensor], path: Path) -> None:
+    """Write a file of torch.save, whose own errors do not tell a full disk from anything else."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with replacing(path, RunDirectoryError) as part:
+        part.write_bytes(buffer.getbuffer())
 
 
 def _is_f16d64(network: Any) -> bool:

@@ -72,7 +72,7 @@ def decode_image(
             image.load()
             if min(image.size) < 1:
                 raise ValueError(f"{image.width} x {image.height} pixels")
-            return _upright(image, _to_rgb(image, background))
+            return to_rgb(image, background)
     except UnidentifiedImageError as error:
         raise CorruptImage(
             f"{name}: not a readable image: {len(content)} bytes that start with {content[:8]!r}, none of "
@@ -81,6 +81,18 @@ def decode_image(
     # Decoders raise some twenty kinds for damaged bytes (TypeError, OverflowError, struct.error, MemoryError, ...).
     except Exception as error:
         raise CorruptImage(f"{name}: not a readable image: {type(error).__name__}: {error}") from error
+
+
+def to_rgb(image: Image.Image, background: tuple[int, int, int] = WHITE) -> Image.Image:
+    """Return an opened image as 8-bit RGB, upright, by the rules of this file's head.
+
+    Args:
+        image: of any mode.
+        background: RGB, what shows through transparent pixels.
+    Raises:
+        ValueError: if its pixels have no known range.
+    """
+    return _upright(image, _to_rgb(image, background))
 
 
 def read_image_file(path: Path) -> bytes:

@@ -199,6 +199,13 @@ def count_by_class(dataset: ImageDataset, split: str) -> list[int] | None:
     return torch.bincount(labels[labels >= 0], minlength=num_classes).tolist()
 
 
+def is_labelled(dataset: ImageDataset) -> bool:
+    """Return whether a split has labels; one that does not list them has, if it has classes."""
+    if dataset.num_classes is None or not isinstance(dataset, HasLabels):
+        return dataset.num_classes is not None
+    return bool((dataset.labels >= 0).any())
+
+
 def split_notes(train: ImageDataset, test: ImageDataset) -> list[str]:
     """Return what a reader of results must know of the splits, and refuse a test split of other classes.
 
@@ -216,9 +223,9 @@ def split_notes(train: ImageDataset, test: ImageDataset) -> list[str]:
         )
     if train.num_classes is None:
         return []
-    counts = count_by_class(test, "test")
-    if counts is None and (test.num_classes is None or isinstance(test, HasLabels)):
+    if not is_labelled(test):
         return ["the test split is unlabelled: likelihoods of its images are unconditional"]
+    counts = count_by_class(test, "test")
     if counts is None:
         return []
     notes = []

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
-from diffusers import DDIMScheduler
 from torch import Tensor
 
 from simflow_plugin.errors import ConfigError
@@ -27,6 +26,8 @@ NUM_TRAIN_STEPS = 1000
 
 def ddim_schedule() -> Any:  # diffusers' scheduler mixin hides its attributes from type checkers
     """Return a new schedule: 1000 linear betas."""
+    from diffusers import DDIMScheduler  # imported here: it takes seconds, and listing names needs none
+
     return DDIMScheduler(
         num_train_timesteps=NUM_TRAIN_STEPS, beta_start=1e-4, beta_end=0.02, beta_schedule="linear"
     )

@@ -7,7 +7,7 @@ with: sample 7 of two runs comes from one noise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -83,19 +83,27 @@ class ImageSampler:
             )
         return images.clamp(-1, 1)
 
+    def batches(
+        self, labels: Tensor, batch_size: int, advance: Callable[[int], None] = lambda count: None
+    ) -> Iterator[Tensor]:
+        """Draw samples 0 .. len(labels) - 1, a batch at a time; `advance` is told how many each batch added.
+
+        Yields:
+            (B, 3, H, W) float32 in [-1, 1], on the CPU.
+        """
+        for rows in torch.arange(len(labels)).split(batch_size):
+            yield self.draw(rows.tolist(), labels[rows])
+            advance(len(rows))
+
     def draw_in_batches(
         self, labels: Tensor, batch_size: int, advance: Callable[[int], None] = lambda count: None
     ) -> Tensor:
-        """Draw samples 0 .. len(labels) - 1; `advance` is told how many each batch added.
+        """Draw samples 0 .. len(labels) - 1 as `batches` does.
 
         Returns:
             uint8 (N, H, W, 3), [0, 255].
         """
-        done = []
-        for rows in torch.arange(len(labels)).split(batch_size):
-            done.append(to_uint8(self.draw(rows.tolist(), labels[rows])))
-            advance(len(rows))
-        return torch.cat(done)
+        return torch.cat([to_uint8(images) for images in self.batches(labels, batch_size, advance)])
 
 
 def class_labels(indices: Sequence[int], num_classes: int | None) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 from simflow_plugin.contracts import ImageDataset
 from simflow_plugin.data.loader import Batch, evaluation_batches
 from simflow_plugin.data.order import sample_rows
+from simflow_plugin.data.summary import is_labelled
 from simflow_plugin.errors import EvaluationError, WeightsError
 from simflow_plugin.evaluation.drawing import SEED, to_uint8
 from simflow_plugin.evaluation.intervals import bootstrap, bootstrap_mean
@@ -222,7 +223,9 @@ def measure_likelihood(
     """Return bits per dimension of latents and images, with the error of the draws; write one row an image to `csv`."""
     scores, indices = score_images(loaded, held_out, scorer, has_labels=True)
     write_scores(csv, {"index": indices, **scores._asdict()})
-    given = "given labels" if loaded.num_classes is not None else "unconditional"
+    given = "unconditional"
+    if loaded.num_classes is not None:
+        given = "given labels" if is_labelled(held_out.dataset) else "unlabelled, so unconditional"
     on = f"{held_out.counted}, {given}"
     likelihood = scorer.likelihood
     return {

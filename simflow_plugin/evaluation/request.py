@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -146,18 +146,30 @@ def with_sampling(loaded: LoadedRun, assignments: Sequence[str]) -> LoadedRun:
     """
     if not assignments:
         return loaded
+    return with_sampling_options(
+        loaded, dict(map(assignment, assignments)), f"--sampling {' '.join(assignments)}"
+    )
+
+
+def with_sampling_options(loaded: LoadedRun, changes: Mapping[str, Any], option: str) -> LoadedRun:
+    """Return the run with other sampling options and the same weights.
+
+    Args:
+        loaded: the run.
+        changes: of the model's `sampling` options.
+        option: as the user wrote it, for the message.
+    Raises:
+        EvaluationError: for an option that the model does not have.
+    """
     model, part = loaded.require_model(), loaded.config.model
     assert part is not None
-    sampling = {**part.options.get("sampling", {}), **dict(map(assignment, assignments))}
-    options = {**part.options, "sampling": sampling}
+    known = part.options.get("sampling", {})
+    options = {**part.options, "sampling": {**known, **changes}}
     try:
         type(model).Options.model_validate(options)
     except ValidationError as error:
-        known = part.options.get("sampling", {})
         detail = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise EvaluationError(
-            f"--sampling {' '.join(assignments)}: {detail}. Known: {', '.join(known)}."
-        ) from error
+        raise EvaluationError(f"{option}: {detail}. Known: {', '.join(known)}.") from error
     return loaded.with_model_options(options)
 
 

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from simflow_plugin.errors import ConfigError
-from simflow_plugin.files import replacing
+from simflow_plugin.errors import ConfigError, RunDirectoryError
+from simflow_plugin.files import filling, replacing
 
 Samples = tuple[NDArray[np.uint8], NDArray[np.int64]]
 """Images (B, H, W, 3) and their labels (B,), `NO_LABEL` for none."""
@@ -50,6 +50,16 @@ def check_out(out: Path, option: str = "--out") -> None:
         )
 
 
+def check_not_there(out: Path, overwrite: bool) -> None:
+    """Refuse a file that is there already, perhaps the work of an hour, unless it was said that it may go.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    if out.is_file() and not overwrite:
+        raise ConfigError(f"--out {out}: is there already. Name another file, or add --overwrite.")
+
+
 def save_samples(
     out: Path,
     num: int,
@@ -76,9 +86,10 @@ def save_samples(
             with replacing(out) as part:
                 _write_npz(part, num, batches)
         else:
-            _write_png(out, batches, class_names)
-    except OSError as error:
-        reason = error.strerror or error
+            with filling(out) as folder:
+                _write_png(folder, batches, class_names)
+    except (OSError, RunDirectoryError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"{option} {out}: cannot be written ({reason}). Name another place.") from error
 
 
@@ -98,7 +109,6 @@ def _write_npz(path: Path, num: int, batches: Iterable[Samples]) -> None:
 
 
 def _write_png(folder: Path, batches: Iterable[Samples], class_names: Sequence[str] | None) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     index = 0
     for images, labels in batches:
         for image, label in zip(images, labels.tolist(), strict=True):

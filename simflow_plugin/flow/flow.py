@@ -56,7 +56,9 @@ class TransformerFlow(nn.Module):
     def __init__(self, config: FlowConfig) -> None:
         super().__init__()
         self.config = config
-        backend = build_attention(config.attention, AttentionContext(config.head_dim))
+        backend = build_attention(
+            config.attention, AttentionContext(config.head_dim, config.query_heads, config.key_heads)
+        )
         self.blocks = nn.ModuleList(FlowBlock(config, index, backend) for index in range(config.num_blocks))
         # Blocks of unit scale preserve volume; then the prior learns a variance for every token and channel.
         self.prior_log_std = (

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -32,7 +33,6 @@ class StaticCache(NamedTuple):
 
 def attend_static(queries: Tensor, keys: Tensor, values: Tensor, cache: StaticCache) -> Tensor:
     """Write keys and values (B, G, 1, d) to the slot; attend with queries (B, H, 1, d) to what is visible."""
-    # Under autocast the products are half precision, the cache is of the weights' type (as in `write`).
     cache.keys.index_copy_(2, cache.slot, keys.to(cache.keys.dtype))
     cache.values.index_copy_(2, cache.slot, values.to(cache.values.dtype))
     is_grouped = queries.shape[1] != keys.shape[1]
@@ -41,12 +41,27 @@ def attend_static(queries: Tensor, keys: Tensor, values: Tensor, cache: StaticCa
     )
 
 
+def product_dtype(weight: Tensor) -> torch.dtype:
+    """Return the type in which autocast, where it is on, has products with this weight; else the weight's own."""
+    kind = weight.device.type
+    if weight.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
+        return weight.dtype
+    return torch.get_autocast_dtype(kind)
+
+
 def allocate_cache(
-    config: FlowConfig, num_layers: int, rows: int, length: int, like: Tensor
+    config: FlowConfig, num_layers: int, rows: int, length: int, weight: Tensor
 ) -> list[LayerCache]:
-    """Return an empty cache for `rows` sequences of `length` positions, in dtype and device of `like`."""
+    """Return an empty cache for `rows` sequences of `length` positions, in the type of products with `weight`.
+
+    That is the queries' type: attention kernels take one, and would cast the whole cache at every step.
+    """
     shape = (rows, config.key_heads, length, config.head_dim)
-    return [LayerCache(like.new_zeros(shape), like.new_zeros(shape)) for _ in range(num_layers)]
+    dtype = product_dtype(weight)
+    return [
+        LayerCache(weight.new_zeros(shape, dtype=dtype), weight.new_zeros(shape, dtype=dtype))
+        for _ in range(num_layers)
+    ]
 
 
 def write(cache: LayerCache, keys: Tensor, values: Tensor, start: int) -> tuple[Tensor, Tensor]:

@@ -8,8 +8,11 @@ Reference: RoFormer, arXiv:2104.09864; the layout is that of STARFlow, arXiv:250
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from simflow_plugin.flow.architecture import FlowConfig
 
@@ -26,6 +29,13 @@ def rotation_table(config: FlowConfig, num_prefix: int, like: Tensor) -> Tensor 
     """
     if config.positions != "rope":
         return None
+    dtype = torch.complex128 if like.dtype == torch.float64 else torch.complex64
+    # Kept per device: built on the CPU, its copy to a GPU would make every forward pass wait.
+    make = _build if isinstance(like, FakeTensor) else _kept
+    return make(config, num_prefix, like.device, dtype)
+
+
+def _build(config: FlowConfig, num_prefix: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     # Angles in float64: a table is small, and float32 products of positions lose digits.
     height, width = config.grid_size
     own_side = (height * width) ** 0.5
@@ -33,20 +43,24 @@ def rotation_table(config: FlowConfig, num_prefix: int, like: Tensor) -> Tensor 
     num_condition = config.condition_frequencies if config.condition_dim is not None else 0
     pairs_per_axis = (config.head_dim // 2 - num_condition) // 2
 
-    exponents = torch.arange(pairs_per_axis, dtype=torch.float64) / max(pairs_per_axis, 1)
+    count = functools.partial(torch.arange, dtype=torch.float64, device="cpu")
+    exponents = count(pairs_per_axis) / max(pairs_per_axis, 1)
     frequencies = config.rope_theta**-exponents
-    rows = (torch.arange(height, dtype=torch.float64) * (side / own_side)).repeat_interleave(width)
-    columns = (torch.arange(width, dtype=torch.float64) * (side / own_side)).repeat(height)
+    rows = (count(height) * (side / own_side)).repeat_interleave(width)
+    columns = (count(width) * (side / own_side)).repeat(height)
     angles = torch.cat([rows[:, None] * frequencies, columns[:, None] * frequencies], dim=1)  # (T, pairs)
     angles = torch.nn.functional.pad(angles, (0, num_condition, num_prefix, 0))
     if num_condition and num_prefix:
-        sequence = torch.arange(num_prefix, dtype=torch.float64) * (side / num_prefix)
-        exponents = torch.arange(num_condition, dtype=torch.float64) / num_condition
+        sequence = count(num_prefix) * (side / num_prefix)
+        exponents = count(num_condition) / num_condition
         angles[:num_prefix, -num_condition:] = sequence[:, None] * config.rope_theta**-exponents
-    table = torch.polar(torch.ones_like(angles), angles)
-    return table.to(
-        device=like.device, dtype=torch.complex128 if like.dtype == torch.float64 else torch.complex64
-    )
+    return torch.polar(torch.ones_like(angles), angles).to(device=device, dtype=dtype)
+
+
+@functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)  # a table that sampling made serves training too
+def _kept(config: FlowConfig, num_prefix: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return _build(config, num_prefix, device, dtype)
 
 
 def rotate(heads: Tensor, rotation: Tensor) -> Tensor:

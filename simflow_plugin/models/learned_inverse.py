@@ -303,6 +303,10 @@ class LearnedInverse(GenerativeModel):
         """Cut latents (B, C, h, w) into the teacher's tokens (B, T, D)."""
         return self.teacher.tokens(latents)
 
+    def latents(self, tokens: Tensor) -> Tensor:
+        """Put the teacher's tokens (B, T, D) back onto the latent grid (B, C, h, w)."""
+        return self.teacher.latents(tokens)
+
     @property
     def device(self) -> torch.device:
         return next(self.student.parameters()).device

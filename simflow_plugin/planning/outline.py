@@ -90,7 +90,7 @@ def _autoencoder(part: Part, context: DataContext) -> Autoencoder:
     factory = registry.AUTOENCODERS.get(part.name)
     options = factory.Options.model_validate(factory.shape_options(part.options))
     with init_empty_weights():  # parameters only: options become tensors whose values are checked
-        autoencoder = factory(options, context)
+        autoencoder = registry.AUTOENCODERS.build(part.name, options, context)
     return autoencoder.to("meta")
 
 

@@ -8,7 +8,6 @@ it.
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import re
@@ -22,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from simflow_plugin.errors import CheckpointError, TrainingError
-from simflow_plugin.files import file_digest, read_json_object, replacing
+from simflow_plugin.files import file_digest, is_disk_full, read_json_object, replacing
 from simflow_plugin.runs.checkpoint_state import check_state
 
 FORMAT_VERSION = 2
@@ -244,14 +243,6 @@ def _remove(path: Path) -> None:
     if path.exists():
         (path / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(path)
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """Return whether an error says that the disk is full, or a quota or a limit on file sizes reached."""
-    messages = ("No space left", "Disk quota exceeded", "File too large")
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(
-        message in str(error) for message in messages
-    )
 
 
 def _last_name(folder: Path) -> str:

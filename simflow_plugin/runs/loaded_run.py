@@ -102,7 +102,7 @@ class LoadedRun:
         return weight
 
     def with_model_options(self, options: dict[str, Any]) -> LoadedRun:
-        """Return the run with other options of its model and the same weights.
+        """Return the run with other options of its model and the same weights, which both runs then share.
 
         Args:
             options: all of the model's, validated.
@@ -113,7 +113,7 @@ class LoadedRun:
         with torch.random.fork_rng(devices=[]):
             rebuilt = _build_model(config, self.autoencoder, self.checkpoint)
         assert rebuilt is not None
-        rebuilt.load_state_dict(model.state_dict())
+        rebuilt.load_state_dict(model.state_dict(), assign=True)
         return replace(self, model=_frozen(rebuilt, self.device), config=config)
 
 

@@ -1,7 +1,7 @@
 """The directory of a run: all of its files, and none outside it.
 
-config.yaml  run.json  data.json  metrics.jsonl  samples/step_*.png  checkpoints/step_*/  [averages/step_*/]
-evaluations/<key>/  report.html  summary.json
+config.yaml  run.json  data.json  environment.json  metrics.jsonl  samples/step_*.png  checkpoints/step_*/
+[averages/step_*/]  evaluations/<key>/  report.html  summary.json
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from typing import Any
 from simflow_plugin.config.loading import read_run_config
 from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.errors import CheckpointError, RunDirectoryError, SimflowError, TrainingError
-from simflow_plugin.files import read_json_object, write_text_atomically
-from simflow_plugin.runs.checkpoints import STATE, Checkpoint, checkpoint_folders, is_disk_full
+from simflow_plugin.files import is_disk_full, read_json_object, write_text_atomically
+from simflow_plugin.runs.checkpoints import STATE, Checkpoint, checkpoint_folders
+from simflow_plugin.runs.environment import read_environments
 from simflow_plugin.runs.run_lock import RunLock
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ class RunDirectory:
         self.metrics_file = self.path / "metrics.jsonl"
         self.summary_file = self.path / "summary.json"
         self.data_file = self.path / "data.json"
+        self.environment_file = self.path / "environment.json"
         self.report_file = self.path / "report.html"
         self.samples = self.path / "samples"
         self.checkpoints = self.path / "checkpoints"
@@ -189,6 +191,14 @@ class RunDirectory:
         """Write what was understood of the data when the run was last started, to `data.json`."""
         try:
             write_text_atomically(self.data_file, json.dumps(summary, indent=1))
+        except OSError as error:
+            raise self._not_writable(error) from error
+
+    def add_environment(self, environment: dict[str, Any]) -> None:
+        """Add a record to `environment.json`: what the run was started, or resumed, with."""
+        records = [*read_environments(self.environment_file), environment]
+        try:
+            write_text_atomically(self.environment_file, json.dumps(records, indent=1) + "\n")
         except OSError as error:
             raise self._not_writable(error) from error
 

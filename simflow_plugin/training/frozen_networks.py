@@ -57,7 +57,7 @@ class FrozenNetworks:
         """Return the cached moments (B, M, h, w) of a batch, or None where the encoder is asked each time."""
         if self._moments is None:
             return None
-        return self._moments.read(batch.indices, batch.flipped).to(device, non_blocking=True)
+        return _moved(self._moments.read(batch.indices, batch.flipped), device)
 
 
 class AlignmentFeatures:
@@ -77,7 +77,12 @@ class AlignmentFeatures:
         """Return the features of `images`, the batch's images on the training device."""
         if self._cache is None:
             return self.encoder.encode(images)  # type: ignore[operator]
-        return self._cache.read(batch.indices, batch.flipped).to(images.device, non_blocking=True)
+        return _moved(self._cache.read(batch.indices, batch.flipped), images.device)
+
+
+def _moved(values: Tensor, device: torch.device) -> Tensor:
+    """Return values on the training device; from pinned memory the host need not wait for the copy."""
+    return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
 
 
 def build_feature_cache(encoder: nn.Module, config: RunConfig, dataset: ImageDataset) -> FeatureCache:

@@ -26,11 +26,11 @@ from simflow_plugin.data.changes import data_changes
 from simflow_plugin.data.loader import Batch, check_corrupt, make_loader
 from simflow_plugin.data.summary import content_digests
 from simflow_plugin.errors import TrainingError
+from simflow_plugin.files import is_disk_full
 from simflow_plugin.objective import JointInputs
 from simflow_plugin.randomness import BatchRandom
 from simflow_plugin.runs.checkpoints import (
     Checkpoint,
-    is_disk_full,
     latest_checkpoint,
     prune_checkpoints,
     read_checkpoint,
@@ -88,6 +88,7 @@ class Trainer:
         accelerator: devices, processes and mixed precision.
         stop: set by SIGTERM or SIGINT.
         profile_steps: record this many steps to `trace.json` in the run directory.
+        shows_progress: on the main process.
     Raises:
         ConfigError: if accelerate was configured for an engine that this loop does not run.
     """
@@ -101,12 +102,14 @@ class Trainer:
         accelerator: Accelerator,
         stop: StopRequest,
         profile_steps: int = 0,
+        shows_progress: bool = True,
     ) -> None:
         self.engine = TorchEngine(accelerator, config)
         self.config, self.run_directory, self.dataset = config, run, dataset
         self.accelerator, self.stop = accelerator, stop
         self.device = accelerator.device
         self.profile_steps = profile_steps
+        self.shows_progress = shows_progress and accelerator.is_main_process
         self.processes = Processes(accelerator.num_processes)
         self.joint = synchronise_batch_norms(parts.joint.to(self.device), accelerator.num_processes)
         self.frozen = FrozenNetworks(
@@ -158,13 +161,14 @@ class Trainer:
 
         Raises:
             Interrupted: after a signal, when the state was saved.
-            TrainingError: if steps stay non-finite or without any gradient, or the disk is full.
+            TrainingError: if steps stay non-finite or without any gradient, or none was taken, or the disk is
+                full.
         """
         try:
             self._restore()
             tracker = Tracker(self.run_directory, self.config) if self.accelerator.is_main_process else None
             progress = TrainingProgress(
-                self.config.training.steps, self.step, self.accelerator.is_main_process, self._synchronise
+                self.config.training.steps, self.step, self.shows_progress, self._synchronise
             )
             trace = self.run_directory.path / "trace.json"
             recorded = self.profile_steps if self.accelerator.is_main_process else 0
@@ -216,6 +220,8 @@ class Trainer:
                 raise Interrupted(
                     f"stopped by {self.stop.signal_name or 'another process'} after step {self.step}"
                 )
+
+        self.bad_steps.check_any_taken(self.step, self._last_checkpoint_name)
 
     def _synchronise(self) -> None:
         if self.device.type == "cuda":

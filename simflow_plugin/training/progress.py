@@ -18,6 +18,7 @@ SHOWN = (
     "l1",
     "l2",
     "lpips",
+    "timm",
     "nll",
     "denoising",
     "latent",

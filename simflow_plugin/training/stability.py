@@ -112,6 +112,23 @@ class BadSteps:
                     f"{last_checkpoint()}. Try a lower optimizer.lr, a longer warm-up, or float32."
                 )
 
+    def check_any_taken(self, steps: int, last_checkpoint: Callable[[], str]) -> None:
+        """Refuse a finished run that learned nothing: one shorter than the limit, every step of which was skipped.
+
+        Args:
+            steps: of the run.
+            last_checkpoint: names the last one.
+        Raises:
+            TrainingError: naming it.
+        """
+        skipped, _ = self.skipped.read()
+        if skipped >= steps > 0:
+            raise TrainingError(
+                f"all {steps} steps had a loss or gradient that is not finite: the run learned nothing. Its "
+                f"weights are the initial ones ({last_checkpoint()}). Try a lower optimizer.lr, a longer warm-up, or "
+                "float32."
+            )
+
     def _counters(self) -> dict[str, BadStepCounter]:
         zero = {f"{ZERO_GRADIENT}{part}": counter for part, counter in self.zero_gradient.items()}
         return {

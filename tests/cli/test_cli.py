@@ -163,10 +163,18 @@ def test_samples_that_cannot_be_written_are_one_message(trained, tmp_path, name)
     assert f"{name}: cannot be written" in output.replace("\n", " ")
 
 
-def test_npz_of_samples_may_be_replaced(trained, tmp_path):
-    for seed in (0, 1):
-        assert simflow("sample", trained, "--num", 1, "--seed", seed, "--out", tmp_path / "s.npz")[0] == 0
-    assert [p.name for p in tmp_path.iterdir()] == ["s.npz"]
+@pytest.mark.parametrize(
+    "command", [("sample", "s.npz", "--num", 1), ("export", "a.safetensors", "--keep-scale")]
+)
+def test_file_that_is_there_is_replaced_only_when_asked_to(trained, tmp_path, command):
+    name, file, *options = command
+    (tmp_path / file).write_text("mine")
+    status, output = simflow(name, trained, *options, "--out", tmp_path / file)
+    assert (status, (tmp_path / file).read_text()) == (2, "mine")
+    assert "add --overwrite" in output.replace("\n", " ")
+    assert simflow(name, trained, *options, "--out", tmp_path / file, "--overwrite")[0] == 0
+    assert (tmp_path / file).read_bytes() != b"mine"
+    assert [p.name for p in tmp_path.iterdir()] == [file]
 
 
 def every_command():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import types
 from typing import Any
 
 import pytest
@@ -112,11 +113,74 @@ def test_auto_sends_cpu_tensors_to_sdpa(monkeypatch: pytest.MonkeyPatch) -> None
         raise AssertionError("xformers was called with CPU tensors")
 
     monkeypatch.setattr(auto, "why_not_xformers", lambda context: None)
+    monkeypatch.setattr(auto, "refused_cases", lambda context: {})
     monkeypatch.setattr(xformers, "load_xformers", lambda: xformers._Ops(refuse, TopLeft, BottomRight))
     backend = build_attention("auto", CONTEXT)
     assert isinstance(backend, auto.AutoAttention)
     assert isinstance(backend.xformers, XformersAttention)
     assert backend(*heads(2, 2, 4)).shape == (2, 4, 2, 4)
+
+
+@pytest.fixture
+def wheel_for_another_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """xformers as it imports where its library does not fit torch: all names are there, and a warning was logged."""
+    library, ops, fmha = (types.ModuleType(f"xformers.{name}") for name in ("_cpp_lib", "ops", "ops.fmha"))
+    library._cpp_library_load_exception = RuntimeError("built for:\n  PyTorch 2.10")
+    ops.fmha, fmha.attn_bias = fmha, types.SimpleNamespace()
+    package = types.ModuleType("xformers")
+    package._cpp_lib, package.ops = library, ops
+    for module in (package, library, ops, fmha):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+
+
+@pytest.mark.usefixtures("wheel_for_another_torch")
+def test_wheel_for_another_torch_is_refused_when_the_backend_is_built() -> None:
+    with pytest.raises(
+        ConfigError, match=r"does not load \(built for: PyTorch 2.10\).*use `attention: sdpa`"
+    ):
+        build_attention("xformers", CONTEXT)
+
+
+@pytest.mark.usefixtures("wheel_for_another_torch")
+def test_auto_falls_back_from_a_wheel_for_another_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    backend = build_attention("auto", CONTEXT)
+    assert isinstance(backend, auto.AutoAttention)
+    assert backend.xformers is None
+
+
+@pytest.mark.usefixtures("fake_xformers")
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_grouped_heads_with_gradients_use_the_layout_that_has_a_backward_operator(
+    monkeypatch: pytest.MonkeyPatch, groups: int
+) -> None:
+    seen = []
+
+    def recorded(query: Tensor, *others: Tensor, **options: Any) -> Tensor:
+        seen.append(query.dim())
+        return reference(query, *others, **options)
+
+    monkeypatch.setattr(xformers, "load_xformers", lambda: xformers._Ops(recorded, TopLeft, BottomRight))
+    queries, keys, values = (part.requires_grad_() for part in heads(5, 5, groups))
+    results = [build_attention(name, CONTEXT)(queries, keys, values) for name in ("xformers", "sdpa")]
+    assert seen == [4]
+    for ours, theirs in zip(
+        *(torch.autograd.grad(r.square().sum(), (queries, keys, values)) for r in results), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_missing_operator_is_a_configuration_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Tensor, **options: Any) -> Tensor:
+        raise NotImplementedError(
+            "No operator found:\n  query : shape=(1,)\n  `fa2F` is not supported because: float64"
+        )
+
+    monkeypatch.setattr(xformers, "load_xformers", lambda: xformers._Ops(refuse, TopLeft, BottomRight))
+    with pytest.raises(
+        ConfigError, match=r"no operator for torch.float64 on cpu .*`fa2F`.*Use `attention: auto`"
+    ):
+        build_attention("xformers", CONTEXT)(*heads(2, 2, 4))
 
 
 def test_unknown_backend_lists_the_known_ones() -> None:

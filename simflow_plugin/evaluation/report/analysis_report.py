@@ -11,7 +11,7 @@ from simflow_plugin.evaluation.report.grids import image_grid, png_bytes
 from simflow_plugin.evaluation.report.html import Cell, Figure, Part, Section, Table, Text, write_report
 from simflow_plugin.evaluation.report.metric_names import metric_name
 from simflow_plugin.evaluation.report.plots import Curve, plot_panels
-from simflow_plugin.files import write_text_atomically
+from simflow_plugin.files import replacing, write_text_atomically
 from simflow_plugin.runs.loaded_run import LoadedRun
 
 STATISTICS = {
@@ -31,7 +31,8 @@ def write_analysis(loaded: LoadedRun, analysis: Analysis) -> Path:
     for section in sections:
         figures = [part for part in section.parts if isinstance(part, Figure)]
         for number, figure in enumerate(figures):
-            (folder / f"{section.anchor}{f'_{number + 1}' if number else ''}.png").write_bytes(figure.png)
+            with replacing(folder / f"{section.anchor}{f'_{number + 1}' if number else ''}.png") as picture:
+                picture.write_bytes(figure.png)
     config = loaded.config
     subtitle = (
         f"{config.data.name}, {config.image_size} x {config.image_size} pixels, held-out images; "

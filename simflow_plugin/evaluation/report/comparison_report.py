@@ -56,7 +56,10 @@ def write_comparison(
         Section("Curves", tuple(_curves(runs))),
         Section("Samples", tuple(_grids(runs, per_class))),
         Section("Published elsewhere", tuple(published_tables())),
-        Section("Configurations", tuple(Collapsible(run.name, run.config.to_yaml()) for run in runs)),
+        Section(
+            "Configurations",
+            tuple(Collapsible(run.name, run.config.to_yaml(shortens_paths=True)) for run in runs),
+        ),
     ]
     config = runs[0].config
     page = folder / "comparison.html"

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from simflow_plugin.errors import ShapeError
+from simflow_plugin.files import replacing
 
 GAP = 2
 MIN_TILE = 48
@@ -96,7 +97,8 @@ def save_image_grid(
     images: NDArray[np.uint8], path: Path, num_columns: int, row_labels: Sequence[str] | None = None
 ) -> None:
     """Write `image_grid` to a PNG file, in place of an older one."""
-    path.write_bytes(png_bytes(image_grid(images, num_columns, row_labels)))
+    with replacing(path) as part:
+        part.write_bytes(png_bytes(image_grid(images, num_columns, row_labels)))
 
 
 def shortened_name(name: str) -> str:

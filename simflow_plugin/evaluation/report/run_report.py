@@ -131,7 +131,9 @@ def _write(path: Path, title: str, sections: list[Section], loaded: LoadedRun) -
 
 
 def _configuration(config: RunConfig) -> Section:
-    return Section("Configuration", (Collapsible("Resolved configuration", config.to_yaml()),))
+    return Section(
+        "Configuration", (Collapsible("Resolved configuration", config.to_yaml(shortens_paths=True)),)
+    )
 
 
 def _measured(loaded: LoadedRun, evaluation: Evaluation) -> list[Section]:

@@ -12,9 +12,17 @@ from simflow_plugin.registry import ATTENTION
 
 @dataclass(frozen=True)
 class AttentionContext:
-    """Context of an attention backend: `head_dim`, channels of a head."""
+    """Context of an attention backend.
+
+    Args:
+        head_dim: channels of a head.
+        query_heads: H.
+        key_heads: G, divides H.
+    """
 
     head_dim: int
+    query_heads: int = 1
+    key_heads: int = 1
 
 
 class AttentionBackend(Protocol):
@@ -39,4 +47,4 @@ def build_attention(name: str, context: AttentionContext) -> AttentionBackend:
     Raises:
         RegistryError: for an unknown name, listing the known ones.
     """
-    return ATTENTION.get(name)(context)
+    return ATTENTION.build(name, context)

@@ -1,13 +1,15 @@
 """Attention by xformers' memory_efficient_attention, imported when the backend is built.
 
 Training uses `LowerTriangularMask`; decoding over a cache uses no bias for one query and
-`LowerTriangularFromBottomRightMask` for several. Grouped queries use the form (B, S, G, H / G, d).
+`LowerTriangularFromBottomRightMask` for several. Grouped queries use the form (B, S, G, H / G, d), which shares keys
+without copying them but has no backward operator (xformers 0.0.35): with gradients, keys are repeated instead.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from simflow_plugin.errors import ConfigError
@@ -20,7 +22,8 @@ class XformersAttention:
     """See `AttentionBackend`.
 
     Raises:
-        ConfigError: if xformers is not installed or does not load.
+        ConfigError: if xformers is not installed, or its library does not load; when it is called, if it has no
+            operator for the type of the tensors on this device.
     """
 
     def __init__(self, context: AttentionContext) -> None:
@@ -37,15 +40,36 @@ class XformersAttention:
         groups, heads = keys.shape[1], queries.shape[1]
         q, k, v = (tensor.transpose(1, 2) for tensor in (queries, keys, values))  # (B, S, H, d)
         if groups == heads:
-            return self._ops.memory_efficient_attention(q, k, v, attn_bias=bias).transpose(1, 2)
+            return self._attend(q, k, v, bias).transpose(1, 2)
+        if needs_gradient(queries, keys, values):
+            k, v = (part.repeat_interleave(heads // groups, dim=2) for part in (k, v))
+            return self._attend(q, k, v, bias).transpose(1, 2)
         shared = (-1, -1, -1, heads // groups, -1)
-        output = self._ops.memory_efficient_attention(
-            q.unflatten(2, (groups, heads // groups)),
-            k.unsqueeze(3).expand(shared),
-            v.unsqueeze(3).expand(shared),
-            attn_bias=bias,
-        )
-        return output.flatten(2, 3).transpose(1, 2)
+        k, v = (part.unsqueeze(3).expand(shared) for part in (k, v))
+        return self._attend(q.unflatten(2, (groups, -1)), k, v, bias).flatten(2, 3).transpose(1, 2)
+
+    def _attend(self, queries: Tensor, keys: Tensor, values: Tensor, bias: Any) -> Tensor:
+        try:
+            return self._ops.memory_efficient_attention(queries, keys, values, attn_bias=bias)
+        except NotImplementedError as error:
+            raise ConfigError(
+                f"flow.attention: xformers has no operator for {queries.dtype} on {queries.device} "
+                f"({reasons_of(error)}). Use `attention: auto`, which asks first, or `sdpa`."
+            ) from error
+
+
+def needs_gradient(*tensors: Tensor) -> bool:
+    """Return whether autograd records what is done with these tensors."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def reasons_of(error: Exception) -> str:
+    """Return xformers' reasons on one line, without its description of the inputs."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    reasons = [
+        line for line in lines if line and not line.startswith(("query", "key", "value", "attn_bias", "p  "))
+    ]
+    return "; ".join(reasons)[:400]
 
 
 def load_xformers() -> Any:
@@ -55,17 +79,25 @@ def load_xformers() -> Any:
         ConfigError: if xformers is not installed, or its build does not match torch's.
     """
     try:
-        from xformers import ops
+        from xformers import _cpp_lib, ops
         from xformers.ops import fmha
     except Exception as error:  # a build for another torch fails with ImportError, OSError or RuntimeError
-        raise ConfigError(
-            f"flow.attention: xformers does not load ({type(error).__name__}: {error}). Install the build "
-            "for this torch (`pip install simflow-plugin[xformers]`), or use `attention: sdpa`."
-        ) from error
+        raise ConfigError(_does_not_load(f"{type(error).__name__}: {error}")) from error
+    # A wheel for another torch imports, logs a warning, and refuses every tensor later.
+    failure = getattr(_cpp_lib, "_cpp_library_load_exception", None)
+    if failure is not None:
+        raise ConfigError(_does_not_load(" ".join(str(failure).split()))) from failure
     return _Ops(
         ops.memory_efficient_attention,
         fmha.attn_bias.LowerTriangularMask,
         fmha.attn_bias.LowerTriangularFromBottomRightMask,
+    )
+
+
+def _does_not_load(reason: str) -> str:
+    return (
+        f"flow.attention: xformers does not load ({reason}). Its wheels fit one version of torch each (0.0.35: torch "
+        "2.10 for CUDA 12.8): install the pair, build it from source for this torch, or use `attention: sdpa`."
     )
 
 

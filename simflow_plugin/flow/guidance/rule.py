@@ -152,12 +152,13 @@ def build_guidance(rule: str | Mapping | GuidanceRule, context: GuidanceContext)
         raise ConfigError(
             f"guidance_rule: `name` is missing in {values}. Known: {', '.join(GUIDANCE.names())}."
         )
-    factory = GUIDANCE.get(str(values.pop("name")))
+    name = str(values.pop("name"))
+    factory = GUIDANCE.get(name)
     try:
         options = factory.Options(**values)
     except ValidationError as error:
         raise ConfigError(f"guidance_rule: {error}") from error
-    return factory(options, context)
+    return GUIDANCE.build(name, options, context)
 
 
 def check_guidance(guidance: float) -> None:

@@ -86,10 +86,10 @@ class BlockState:
 
     def prefilled(self) -> BlockState:
         """Return this state with a new cache, through which the prefix has run."""
-        like = self.block.proj_in.weight
-        like = like if self.embedding.prefix is None else self.embedding.prefix
-        length = self.num_prefix + self.num_steps
-        cache = tuple(allocate_cache(self.block.config, len(self.block.layers), self.num_rows, length, like))
+        length, weight = self.num_prefix + self.num_steps, self.block.proj_in.weight
+        cache = tuple(
+            allocate_cache(self.block.config, len(self.block.layers), self.num_rows, length, weight)
+        )
         if self.embedding.prefix is not None:
             turn = None if self.rotation is None else self.rotation[: self.num_prefix]
             self.block.run_layers(self.embedding.prefix, turn, self.embedding, cache, 0)

@@ -10,8 +10,8 @@ Reference: Song et al., arXiv:2002.03629 (Jacobi and Gauss-Seidel for feed-forwa
 from __future__ import annotations
 
 import math
+from itertools import takewhile
 
-import torch
 from torch import Tensor
 
 from simflow_plugin.flow.sampling.decode_state import BlockState
@@ -51,17 +51,15 @@ def iterate(state: BlockState, method: Jacobi, first: int, stop: int) -> tuple[i
     begin = first + state.block.lag + 1
     old = state.tokens[:, begin : begin + stop - first]
     new = state.solve(first, stop)
-    change = token_change(old, new)
+    changes = token_change(old, new).tolist()  # the only wait for the device in a pass
     # A token is final if its inputs were: the first one's always are, the next one's if the first did not
     # change, and so on. Its own change does not matter.
-    num_final = 1 + _leading(change[:-1] <= method.tolerance)
-    accepted = change[: num_final - 1]
-    if accepted.numel():
-        state.statistics.residual = max(state.statistics.residual, float(accepted.max()))
+    num_final = 1 + sum(1 for _ in takewhile(lambda change: change <= method.tolerance, changes[:-1]))
+    state.statistics.residual = max([state.statistics.residual, *changes[: num_final - 1]])
     state.store(new[:, :num_final], first)
     if num_final < stop - first:
         state.store(_tame(new[:, num_final:]), first + num_final)
-    return first + num_final, float(change.max())
+    return first + num_final, max(changes)
 
 
 def _tame(guesses: Tensor) -> Tensor:
@@ -77,8 +75,3 @@ def token_change(old: Tensor, new: Tensor) -> Tensor:
     size = new.abs().amax(dim=(0, 2)).clamp(min=1.0)
     change = (new - old).abs().amax(dim=(0, 2)) / size
     return change.nan_to_num(nan=math.inf, posinf=math.inf)
-
-
-def _leading(flags: Tensor) -> int:
-    """Return how many flags (n,) are True before the first False."""
-    return int(torch.cumprod(flags.to(torch.int32), dim=0).sum())

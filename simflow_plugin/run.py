@@ -1,0 +1,377 @@
+"""A trained run in Python: samples, latents, likelihoods and interpolations.
+
+    run = simflow_plugin.load("runs/quickstart")
+    images = run.sample(["3", "7"], guidance=0.5, seed=1)  # (2, 3, H, W) in [-1, 1]
+    run.decode(run.encode(images))
+    run.log_prob(images, ["3", "7"])
+
+Everything is computed by the functions that `simflow sample` and `simflow evaluate` call: equal samples, equal numbers.
+Results lie on the CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from simflow_plugin.contracts import Autoencoder, GenerativeModel
+from simflow_plugin.errors import DataError, EvaluationError, ShapeError
+from simflow_plugin.evaluation.drawing import SEED, ImageSampler, class_labels, to_uint8
+from simflow_plugin.evaluation.held_out import fit_control_variate, fit_likelihood
+from simflow_plugin.evaluation.likelihood import (
+    Scorer,
+    bits_per_dim,
+    draw_latents,
+    latent_log_prob,
+    posterior_draws,
+)
+from simflow_plugin.evaluation.monte_carlo import ENTROPY_REPLACED
+from simflow_plugin.evaluation.request import EvaluationRequest, with_sampling_options
+from simflow_plugin.inputs import as_images, as_labels
+from simflow_plugin.interpolation import slerp
+from simflow_plugin.progress_bar import count_progress
+from simflow_plugin.randomness import IndexedRandom
+from simflow_plugin.runs.loaded_run import LoadedRun, load_run
+from simflow_plugin.runs.parts import build_dataset
+
+if TYPE_CHECKING:
+    from simflow_plugin.flow import TransformerFlow
+    from simflow_plugin.inputs import Images, Labels
+
+DRAWS = EvaluationRequest.posterior_samples
+"""Posterior samples an image that likelihoods are means of."""
+
+
+class LabelledBatch(NamedTuple):
+    """Rows of a call: `images` (B, 3, H, W) and `labels` (B,) or None on the run's device, `random` draws by row."""
+
+    images: Tensor
+    labels: Tensor | None
+    random: IndexedRandom
+
+
+class Run:
+    """A trained run, frozen, with the methods of a generative model of images.
+
+    Images are floats (B, 3, H, W) in [-1, 1], uint8 in [0, 255], or PIL images; see `simflow_plugin.inputs.as_images`.
+    Labels are classes by number or name.
+
+    Args:
+        loaded: the run's parts; `simflow_plugin.load` makes it.
+    """
+
+    def __init__(self, loaded: LoadedRun) -> None:
+        self.loaded = loaded
+        self._by_method: dict[str, LoadedRun] = {}
+
+    def __repr__(self) -> str:
+        loaded, config = self.loaded, self.loaded.config
+        name = config.model.name if config.model is not None else "autoencoder alone"
+        return (
+            f"Run({loaded.directory.path}: {name} on {config.data.name}, {self.image_size} x {self.image_size}, step "
+            f"{loaded.checkpoint.step}, {loaded.weights_name} weights, {loaded.device}, {loaded.precision})"
+        )
+
+    @property
+    def image_size(self) -> int:
+        """Pixels of a side."""
+        return self.loaded.config.image_size
+
+    @property
+    def classes(self) -> list[str] | None:
+        """Names of the K classes; None for a run without classes."""
+        count = self.loaded.num_classes
+        return None if count is None else self.loaded.class_names or [str(number) for number in range(count)]
+
+    @property
+    def autoencoder(self) -> Autoencoder:
+        """The autoencoder, in evaluation mode; see `simflow_plugin.contracts.Autoencoder`."""
+        return self.loaded.autoencoder
+
+    @property
+    def model(self) -> GenerativeModel:
+        """The generative model of latents; see `simflow_plugin.contracts.GenerativeModel`.
+
+        Raises:
+            EvaluationError: if the run trained an autoencoder alone.
+        """
+        return self.loaded.require_model()
+
+    @property
+    def flow(self) -> TransformerFlow:
+        """The flow of tokens; `run.model.tokens(latents)` are its input.
+
+        Raises:
+            EvaluationError: if the model is no flow.
+        """
+        flow = self.model.token_flow()
+        if flow is None:
+            raise EvaluationError(f"{self.loaded.directory.path}: {type(self.model).__name__} is no flow.")
+        return flow
+
+    # ------------------------------------------------------------------ images
+
+    def sample(
+        self,
+        labels: Labels,
+        *,
+        seed: int = SEED,
+        guidance: float | None = None,
+        method: str | None = None,
+        batch_size: int | None = None,
+        progress: bool = False,
+    ) -> Tensor:
+        """Draw images; those of `simflow sample` with the same seed, bit for bit.
+
+        Args:
+            labels: a number N of samples, classes in turn as in `simflow sample`; or a list with the class of each, by
+                number or name. One name is one sample.
+            seed: of the noise: sample i depends on (seed, i, its class, guidance) only.
+            guidance: weight w >= 0; None is the run's own.
+            method: of the sampler (`cached`, `jacobi`, ... of a flow; `euler`, `heun`, ... of SiT); None: as trained.
+            batch_size: None is the run's own; it changes the samples by no more than rounding.
+            progress: show a bar.
+        Returns:
+            (N, 3, H, W) float32 in [-1, 1].
+        Raises:
+            EvaluationError: if the run trained an autoencoder alone, or its model has no such method.
+            ConfigError: if the model cannot be guided.
+            DataError: if there is no such class.
+        """
+        loaded = self._with_method(method)
+        sampler = ImageSampler.of_run(loaded, guidance, seed)
+        if isinstance(labels, (int, np.integer)):
+            if labels < 1:
+                raise DataError(f"{labels} samples: expected a number >= 1, or a list of classes")
+            wanted = class_labels(range(int(labels)), loaded.num_classes)
+        else:
+            wanted = as_labels(labels, self.classes)
+        size = batch_size or loaded.config.sampling.batch_size
+        if not progress:
+            return self._joined(list(sampler.batches(wanted, size)))
+        with count_progress("sampling", len(wanted)) as advance:
+            return self._joined(list(sampler.batches(wanted, size, advance)))
+
+    @torch.no_grad()
+    def encode(self, images: Images, *, seed: int | None = None) -> Tensor:
+        """Return latents (B, C, h, w), normalised: the posterior mean, or with a `seed` a sample of the posterior."""
+        found = []
+        for batch in self._batches(images, None, seed or SEED):
+            with self.loaded.precision.active():
+                posterior = self.autoencoder.encode(batch.images)
+                if seed is None:
+                    found.append(posterior.mode().float().cpu())
+                else:
+                    noise = batch.random.normal("posterior", posterior.mean.shape, self.loaded.device)
+                    found.append(posterior.sample(noise=noise).float().cpu())
+        return self._joined(found)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return images (B, 3, H, W) in [-1, 1] of normalised latents (B, C, h, w).
+
+        Raises:
+            ShapeError: if there are not C channels.
+        """
+        found = []
+        for rows in latents.split(self.loaded.config.sampling.batch_size):
+            with self.loaded.precision.active():
+                decoded = self.autoencoder.decode(rows.to(self.loaded.device))
+            found.append(decoded.float().clamp(-1, 1).cpu())
+        return self._joined(found)
+
+    @torch.no_grad()
+    def interpolate(
+        self, start: Images, end: Images, num: int = 8, *, labels: Labels | None = None, seed: int = SEED
+    ) -> Tensor:
+        """Return images on the way from one image to another.
+
+        With a flow the way is an arc between their noises (slerp), along which all points are as likely as samples are;
+        otherwise a line between their latents.
+
+        Args:
+            start: B images.
+            end: B images.
+            num: of images on the way, both ends included.
+            labels: a class, or one a pair, for both ways through the flow; None is the unconditional flow.
+            seed: of the posterior samples that the images are encoded as.
+        Returns:
+            (B, num, 3, H, W) in [-1, 1]; the ends are reconstructions.
+        Raises:
+            ShapeError: if there are not as many images at both ends, or `num` is below 2.
+        """
+        start, end = as_images(start, self.image_size), as_images(end, self.image_size)
+        if len(start) != len(end) or num < 2:
+            raise ShapeError(
+                f"from {len(start)} images to {len(end)} in {num} steps: expected as many at both ends, and num >= 2"
+            )
+        starts, ends = self._batches(start, labels, seed), self._batches(end, labels, seed)
+        return self._joined([self._way(*pair, num) for pair in zip(starts, ends, strict=True)])
+
+    # ------------------------------------------------------------------ likelihood
+
+    @torch.no_grad()
+    def log_prob(
+        self, images: Images, labels: Labels | None = None, *, seed: int = SEED, draws: int = DRAWS
+    ) -> Tensor:
+        """Return E[log p(z given labels)] over z ~ q(z given image), (B,), float64, nats per image.
+
+        It depends on the scale of the latent space. Of a model that adds noise to latents (STARFlow) it is the density
+        of noisy ones.
+
+        Args:
+            images: B images.
+            labels: a class, or one an image; None is the unconditional density.
+            seed: of the posterior samples.
+            draws: K, posterior samples an image, over which the mean is taken.
+        Raises:
+            EvaluationError: if the model has no exact density.
+        """
+        found = []
+        for batch in self._batches(images, labels, seed):
+            with self.loaded.precision.active():
+                posterior = self.autoencoder.encode(batch.images)
+                pairs = posterior_draws(self.model, posterior, batch.random, draws, "likelihood")
+                rows = [
+                    latent_log_prob(self.model, latents, batch.labels) - ENTROPY_REPLACED.log_prob * control
+                    for latents, control in pairs
+                ]
+            found.append(torch.stack(rows).mean(0))
+        return torch.cat(found) if found else torch.zeros(0, dtype=torch.float64)
+
+    def bits_per_dim(
+        self,
+        images: Images,
+        labels: Labels | None = None,
+        *,
+        of: Literal["image", "latent"] = "image",
+        seed: int = SEED,
+        draws: int = DRAWS,
+    ) -> Tensor:
+        """Return bits per dimension, (B,), float64.
+
+        Args:
+            images: B images with 8-bit levels.
+            labels: a class, or one an image; None is the unconditional density.
+            of: `image`, an upper bound of -log2 P(image) / (3 H W), as in `simflow evaluate`; it is fitted once on
+                training images, which must be at hand. `latent`, -log2 p(z) / (C h w), for runs with one autoencoder.
+            seed: of the posterior samples.
+            draws: posterior samples an image.
+        Raises:
+            EvaluationError: if the model has no exact density.
+            DataError: if the training images are not at hand.
+        """
+        if of == "latent":
+            dims = math.prod(self.autoencoder.latent_shape(self.image_size))
+            return bits_per_dim(-self.log_prob(images, labels, seed=seed, draws=draws), dims)
+        fitted = self._scorer
+        scorer = Scorer(fitted.autoencoder, fitted.model, fitted.likelihood, draws, fitted.control)
+        found = []
+        for batch in self._batches(images, labels, seed):
+            with self.loaded.precision.active():
+                found.append(scorer(batch.images, batch.labels, batch.random).image_bits_per_dim)
+        return torch.cat(found) if found else torch.zeros(0, dtype=torch.float64)
+
+    # ------------------------------------------------------------------ records
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Numbers that were measured at the end of training (summary.json); empty if nothing was."""
+        file = self.loaded.directory.summary_file
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+    # ------------------------------------------------------------------ helpers
+
+    @cached_property
+    def _scorer(self) -> Scorer:
+        loaded, size = self.loaded, self.loaded.config.sampling.batch_size
+        train = build_dataset(loaded.config, "train")
+        likelihood = fit_likelihood(loaded, train, EvaluationRequest.likelihood, size)
+        return fit_control_variate(
+            loaded, train, Scorer(loaded.autoencoder, self.model, likelihood, DRAWS), size
+        )
+
+    def _with_method(self, method: str | None) -> LoadedRun:
+        if method is None:
+            return self.loaded
+        if method not in self._by_method:
+            option = f"method {method!r}"
+            self._by_method[method] = with_sampling_options(self.loaded, {"method": method}, option)
+        return self._by_method[method]
+
+    def _batches(self, images: Images, labels: Labels | None, seed: int) -> Iterator[LabelledBatch]:
+        """Cut a call into batches; row i has the noise of (seed, i)."""
+        checked, known = as_images(images, self.image_size), None
+        if labels is not None:
+            known = as_labels(labels, self.classes)
+            if len(known) not in (1, len(checked)):
+                raise DataError(f"{len(known)} labels for {len(checked)} images; give one, or one an image")
+            known = known.expand(len(checked))
+        for rows in torch.arange(len(checked)).split(self.loaded.config.sampling.batch_size):
+            random = IndexedRandom(seed, tuple(rows.tolist()))
+            of_rows = None if known is None else known[rows].to(self.loaded.device)
+            yield LabelledBatch(checked[rows].to(self.loaded.device), of_rows, random)
+
+    def _way(self, start: LabelledBatch, end: LabelledBatch, num: int) -> Tensor:
+        loaded, model, labels = self.loaded, self.loaded.model, start.labels
+        flow = None if model is None else model.token_flow()
+        noise_std = 0.0 if model is None else model.noise_std
+        ends = []
+        with loaded.precision.active():
+            for batch in (start, end):
+                posterior = self.autoencoder.encode(batch.images)
+                noise = batch.random.normal("posterior", posterior.mean.shape, loaded.device)
+                ends.append(draw_latents(posterior, noise_std, noise))
+            if flow is not None:
+                ends = [flow(model.tokens(latents), labels).noise for latents in ends]  # type: ignore[union-attr, operator]
+            way = []
+            first, last = ends
+            for share in torch.linspace(0, 1, num).tolist():
+                point = torch.lerp(first, last, share) if flow is None else slerp(first, last, share)
+                if flow is not None:
+                    point = model.latents(flow.inverse(point, labels))  # type: ignore[union-attr, operator]
+                clean = point if model is None else model.remove_noise(point, labels)
+                way.append(self.autoencoder.decode(clean).float().clamp(-1, 1).cpu())
+        return torch.stack(way, dim=1)
+
+    def _joined(self, parts: list[Tensor]) -> Tensor:
+        return torch.cat(parts) if parts else torch.zeros(0, 3, self.image_size, self.image_size)
+
+
+def load(
+    name: Path | str,
+    *,
+    device: torch.device | str | None = None,
+    averaged: bool = True,
+    step: int | None = None,
+    precision: str | None = None,
+    ema_length: float | None = None,
+) -> Run:
+    """Load a trained run, with its averaged (EMA) weights unless others are asked for.
+
+    Args:
+        name: a run directory.
+        device: default: CUDA if there is one, else CPU.
+        averaged: the EMA weights, or the last training weights.
+        step: of the checkpoint; default: the newest intact one.
+        precision: `auto`, `float32`, `bfloat16` or `float16`; default: that of the run's training.
+        ema_length: relative length of the average, of a run that keeps power-function averages.
+    Raises:
+        ConfigError: if it is no run directory, or the device does not compute in that precision.
+        CheckpointError: if it has no intact checkpoint, or not that of `step`.
+    """
+    return Run(load_run(name, device, averaged, step, precision, ema_length))
+
+
+def to_pil(images: Tensor) -> list[Image.Image]:
+    """Turn images (B, 3, H, W) in [-1, 1] into PIL images; values outside are clipped."""
+    return [Image.fromarray(pixels) for pixels in to_uint8(images.detach().float()).cpu().numpy()]

@@ -1,0 +1,144 @@
+"""Weights of another run as the start of a new one: `training.init_from`.
+
+Autoencoder and model are copied tensor by tensor; names and shapes must agree. Excepted are what another set of classes
+sizes or numbers differently, and the alignment head of another encoder: these start anew, and are named in the log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+
+from simflow_plugin.config.schema import RunConfig
+from simflow_plugin.contracts import GenerativeModel, ImageDataset
+from simflow_plugin.errors import WeightsError
+from simflow_plugin.runs.loaded_run import LoadedRun
+from simflow_plugin.runs.parts import Parts, build_model
+from simflow_plugin.runs.sources import open_run
+from simflow_plugin.weights import fitted_state, listed
+
+ALIGNMENT_HEAD = "alignment."
+REMEDY = "Take over the source's options of autoencoder and model, or name another training.init_from"
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes of a data set: their number, or None without labels, and their names where they are known."""
+
+    count: int | None
+    names: Sequence[str] | None
+
+    @classmethod
+    def of(cls, dataset: ImageDataset) -> Classes:
+        return cls(dataset.num_classes, dataset.class_names)
+
+    def equals(self, other: Classes) -> bool:
+        """Return whether a class number means the same in both, as far as the names tell."""
+        is_same = self.names is None or other.names is None or list(self.names) == list(other.names)
+        return self.count == other.count and is_same
+
+    def __str__(self) -> str:
+        return "no classes" if self.count is None else f"{self.count} classes"
+
+
+def start_from(parts: Parts, config: RunConfig, classes: Classes) -> list[str]:
+    """Copy the weights that `config.training.init_from` names into freshly built parts.
+
+    Args:
+        parts: of the new run, on the CPU.
+        config: of the new run, resolved.
+        classes: of its data set.
+    Returns:
+        what was copied and what starts anew, in sentences for the log; none without `init_from`.
+    Raises:
+        ConfigError, CheckpointError: if there is no such run.
+        WeightsError: if its tensors do not fit; the message names them.
+    """
+    wanted = config.training.init_from
+    if wanted is None:
+        return []
+    loaded = open_run(
+        wanted.source,
+        device="cpu",
+        averaged=wanted.weights == "averaged",
+        step=wanted.step,
+        precision="float32",
+    )
+    origin = f"training.init_from {wanted.source}"
+    notes = [f"{origin}: step {loaded.checkpoint.step}, {loaded.weights_name} weights"]
+    _copy(parts.joint.autoencoder, loaded.autoencoder.state_dict(), f"{origin}: autoencoder")
+    model, source = parts.joint.model, loaded.model
+    if model is None or source is None:
+        missing = (
+            "this run trains no model" if model is None else "the source has no model, which starts anew"
+        )
+        return [*notes, f"{origin}: the autoencoder only; {missing}"]
+    new = _of_classes(model, config, loaded, classes)
+    if new:
+        before = Classes(loaded.num_classes, loaded.class_names)
+        other = (
+            f"{classes} instead of {before}" if classes.count != before.count else "classes of other names"
+        )
+        notes.append(f"{origin}: {other}, so a new table of classes: {listed(new)}")
+    tensors = source.state_dict()
+    own_head = {name for name in model.state_dict() if name.startswith(ALIGNMENT_HEAD)}
+    if own_head and not _fits(model, tensors, own_head):
+        notes.append(f"{origin}: it was aligned otherwise or not at all, so a new alignment head")
+        new |= own_head
+    kept = {name: tensor for name, tensor in tensors.items() if name not in new}
+    if not own_head:
+        kept = {name: tensor for name, tensor in kept.items() if not name.startswith(ALIGNMENT_HEAD)}
+    _copy(model, kept, f"{origin}: model", new)
+    return notes
+
+
+def _of_classes(model: GenerativeModel, config: RunConfig, loaded: LoadedRun, classes: Classes) -> set[str]:
+    """Return the names of tensors that belong to the classes, of both models, where the classes are not the same.
+
+    Those whose shape changes with the number of classes; a model without classes may lack them.
+    """
+    before = Classes(loaded.num_classes, loaded.class_names)
+    if before.equals(classes):
+        return set()
+    found: set[str] = set()
+    for count in {before.count, classes.count} - {None}:
+        one, other = (_shapes(config, model, loaded, number) for number in (count, (count or 0) + 1))
+        found |= {name for name in one.keys() | other.keys() if one.get(name) != other.get(name)}
+    if None in (before.count, classes.count):
+        with_none = _shapes(config, model, loaded, None)
+        labelled = _shapes(config, model, loaded, before.count or classes.count)
+        found |= with_none.keys() ^ labelled.keys()
+    return found
+
+
+def _shapes(
+    config: RunConfig, model: GenerativeModel, loaded: LoadedRun, num_classes: int | None
+) -> dict[str, torch.Size]:
+    shape = loaded.autoencoder.latent_shape(config.image_size)
+    # Weight w > 0 would be refused without classes; it changes no shape.
+    unguided = config.model_copy(update={"sampling": config.sampling.model_copy(update={"guidance": 0.0})})
+    with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
+        outline = build_model(unguided, shape, num_classes, None, is_restored=True)
+    assert outline is not None
+    return {name: tensor.shape for name, tensor in outline.state_dict().items()}
+
+
+def _fits(module: nn.Module, tensors: Mapping[str, Tensor], names: set[str]) -> bool:
+    own = module.state_dict()
+    return all(name in tensors and tensors[name].shape == own[name].shape for name in names)
+
+
+def _copy(
+    module: nn.Module, tensors: Mapping[str, Tensor], source: str, without: set[str] | None = None
+) -> None:
+    """Copy all tensors of a module but those `without`; every tensor of both sides must find its place."""
+    own = module.state_dict()
+    expected = {name: tensor for name, tensor in own.items() if name not in (without or ())}
+    fitting = fitted_state(expected, tensors, source, REMEDY, WeightsError)
+    with torch.no_grad():
+        for name, tensor in expected.items():
+            tensor.copy_(fitting[name])

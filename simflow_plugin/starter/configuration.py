@@ -1,0 +1,113 @@
+"""Text of a first configuration: what was chosen, and why, beside every value that is worth changing."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import yaml
+
+from simflow_plugin.starter.folder_facts import FolderFacts
+from simflow_plugin.starter.sizes import Sizes
+from simflow_plugin.starter.timing import Timing
+from simflow_plugin.units import duration
+
+FEWEST_STEPS, MOST_STEPS = 100, 200_000
+NUM_GRIDS = 4
+NUM_MEASURED = 200
+FEW_IMAGES = 1000
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Length of a run.
+
+    Args:
+        steps: of training.
+        seconds: that it will take with grids and measurements; None where nothing was timed.
+    """
+
+    steps: int
+    seconds: float | None
+
+
+def fit_steps(timing: Timing, minutes: float) -> Schedule:
+    """Return as many steps as fit into `minutes` beside grids of samples and the closing measurements."""
+    beside = timing.grid * (NUM_GRIDS + NUM_MEASURED / timing.grid_images)
+    steps = (60 * minutes - beside) / max(timing.step, 1e-6)
+    steps = rounded_down(max(FEWEST_STEPS, min(MOST_STEPS, steps)))
+    return Schedule(steps, steps * timing.step + beside)
+
+
+def rounded_down(value: float) -> int:
+    """Return an integer with two significant digits, not above `value`."""
+    scale = 10 ** max(0, int(math.log10(value)) - 1)
+    return int(value / scale) * scale
+
+
+def configuration_text(
+    name: str, facts: FolderFacts, sizes: Sizes, schedule: Schedule, device: str, options: str = ""
+) -> str:
+    """Return the YAML of a first run.
+
+    Args:
+        name: of the run.
+        facts: of the images.
+        sizes: chosen.
+        schedule: chosen.
+        device: in words, for the header.
+        options: of `simflow init`, for the header.
+    """
+    steps, every = schedule.steps, max(1, schedule.steps // NUM_GRIDS)
+    time = "" if schedule.seconds is None else f" in about {duration(schedule.seconds)} on {device}"
+    epochs = steps * sizes.batch_size / facts.num_train
+    guidance = 0.5 if facts.num_classes else 0.0
+    few = f"\n# {facts.num_train:,} images are few: look for copies of them among the samples (report.html shows the nearest)."
+    seen = "\n".join(f"# {line.strip()}" for line in facts.lines())
+    return f"""\
+# SimFlow on {facts.root.name}: VAE and flow together, from scratch, one loss; {steps:,} steps{time}.
+# Written by `simflow init{options}`, which saw:
+{seen}{few if facts.num_train < FEW_IMAGES else ""}
+name: {_scalar(name)}
+image_size: {sizes.image_size}  # center-cropped and resized; sizes for larger ones: simflow init --image-size {2 * sizes.image_size}
+data:
+  name: image_folder
+  root: {_scalar(str(facts.root))}
+  labels: {str(facts.labels).lower()}  # {"a class for each subfolder" if facts.labels else "true: a class for each subfolder"}
+  test_share: {facts.test_share}  # held out where there is no test/ or val/ beside train/
+autoencoder:
+  name: kl
+  factor: {sizes.factor}  # latents are {sizes.image_size // sizes.factor} x {sizes.image_size // sizes.factor}
+  latent_channels: {sizes.latent_channels}
+  widths: [{", ".join(map(str, sizes.widths))}]  # channels by resolution; more are sharper and slower
+  layers_per_block: 1
+  uses_mid_attention: false
+  posterior: {{name: fixed, std: 0.5}}  # the method: a constant (arXiv:2512.04084)
+model:
+  name: simflow
+  flow:  # {sizes.num_tokens} tokens
+    family: starflow
+    patch_size: {sizes.patch_size}
+    width: {sizes.width}
+    layers_per_block: [{", ".join(map(str, sizes.layers_per_block))}]  # in training order, the deep block last
+    head_dim: 32
+objective:
+  reconstruction: {{l2: {sizes.reconstruction_weight:g}}}  # higher: sharper reconstructions, latents harder to model
+  beta: 1.0
+optimizer: {{lr: 1.0e-3, schedule: cosine, warmup_steps: {min(100, max(1, steps // 10))}, weight_decay: 1.0e-4}}
+training:
+  steps: {steps}  # {epochs:.3g} epochs; ten times as many are better pictures
+  batch_size: {sizes.batch_size}
+  horizontal_flip: false  # true where a mirrored image is as good
+  ema: {{decay: {0.995 if steps < 10_000 else 0.9995}}}
+  log_every: {max(1, min(50, steps // 20))}
+  sample_every: {every}
+  checkpoint_every: {every}
+sampling: {{guidance: {guidance}{"}  # higher: more typical of the class, less diverse" if guidance else "}  # there are no classes to guide by"}
+evaluation: {{num_samples: {NUM_MEASURED}, num_likelihood: {min(NUM_MEASURED, facts.num_test)}}}
+"""
+
+
+def _scalar(text: str) -> str:
+    """Return text as one YAML scalar, in quotes where it needs them."""
+    return yaml.safe_dump(text, width=10**6, allow_unicode=True).removesuffix("...\n").strip()

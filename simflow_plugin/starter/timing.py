@@ -1,0 +1,60 @@
+"""Time of a few real training steps and of a grid of samples on this machine."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from simflow_plugin.config.schema import RunConfig
+from simflow_plugin.runs.run_directory import RunDirectory
+
+WARM_UP_STEPS, TIMED_STEPS = 3, 6
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds measured.
+
+    Args:
+        step: of one optimizer step.
+        grid: of one grid of samples.
+        grid_images: number of samples in the grid.
+    """
+
+    step: float
+    grid: float
+    grid_images: int
+
+
+def time_here(config: RunConfig) -> Timing:
+    """Train a few steps of `config` in a temporary folder, as training will, and time them.
+
+    The first steps and the first grid are left out: kernels are compiled and memory is allocated in them.
+    """
+    from simflow_plugin.runs.parts import build_dataset, build_parts
+    from simflow_plugin.train import make_accelerator
+    from simflow_plugin.training.interrupts import stop_on_signals
+    from simflow_plugin.training.loop import Trainer
+    from simflow_plugin.training.sample_grids import MAX_ROWS, ROWS_WITHOUT_CLASSES
+
+    steps = WARM_UP_STEPS + TIMED_STEPS
+    training = config.training.model_copy(
+        update={"steps": steps, "log_every": WARM_UP_STEPS, "sample_every": steps, "checkpoint_every": steps}
+    )
+    short = config.model_copy(update={"training": training})
+    dataset = build_dataset(short, "train")
+    parts = build_parts(short, dataset.num_classes)
+    with tempfile.TemporaryDirectory() as folder, stop_on_signals() as stop:
+        run = RunDirectory(Path(folder) / "run")
+        run.prepare(short, [])
+        trainer = Trainer(short, run, parts, dataset, make_accelerator(short), stop, shows_progress=False)
+        trainer.train()
+        rows = run.read_metrics()
+        started = time.monotonic()
+        trainer.sample_grids.save(steps, trainer.joint, trainer.averages.main)
+        grid = time.monotonic() - started
+    first, last = rows[0]["seconds"], rows[-1]["seconds"]
+    num_rows = min(MAX_ROWS, dataset.num_classes) if dataset.num_classes else ROWS_WITHOUT_CLASSES
+    return Timing((last - first) / TIMED_STEPS, grid, num_rows * config.sampling.grid_per_class)

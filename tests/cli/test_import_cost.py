@@ -1,0 +1,36 @@
+"""Packages that a command imports, counted in a fresh process: seconds depend on the machine, modules do not."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {"accelerate", "diffusers", "lpips", "matplotlib", "scipy", "sklearn", "timm", "torchvision", "transformers"}
+COUNT = """
+import json, sys
+sys.argv = ["simflow", *sys.argv[1:]]
+from simflow_plugin.cli.app import main
+try:
+    main()
+finally:
+    print("\\n" + json.dumps(sorted(sys.modules)))
+"""
+
+
+def modules_after(*arguments):
+    done = subprocess.run([sys.executable, "-c", COUNT, *arguments], capture_output=True, text=True, check=True)
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("train", "--help"), ("config", "list")])
+def test_help_imports_no_numerical_package(arguments):
+    modules = modules_after(*arguments)
+    assert not modules & {*HEAVY, "torch", "numpy"}
+    assert len(modules) < 600
+
+
+def test_a_configuration_is_checked_without_the_packages_that_networks_need():
+    modules = modules_after("config", "show", "quickstart")
+    assert "torch" in modules  # parts declare their options beside their networks
+    assert not modules & {*HEAVY, "torch._dynamo", "torch._inductor", "torch.distributed.fsdp"}

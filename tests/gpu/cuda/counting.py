@@ -1,0 +1,66 @@
+"""Counts of what reaches a CUDA device: by the null device's own counters, else by torch's profiler."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+NAMES = (
+    *("launches", "blas", "copies", "memsets", "graph_launches"),
+    *("waits", "to_device", "unpinned", "to_host", "outside_capture", "allocations"),
+)
+_PROCESS = ctypes.CDLL(None)
+IS_NULL = hasattr(_PROCESS, "null_launches")
+"""True on the null device: numbers mean nothing, and everything is counted."""
+
+
+@dataclass
+class Counts:
+    """What happened within a `counted` block; `operations` is what the host put on a stream one by one."""
+
+    launches: int = 0
+    blas: int = 0
+    copies: int = 0
+    memsets: int = 0
+    graph_launches: int = 0
+    waits: int = 0
+    to_device: int = 0
+    unpinned: int = 0
+    to_host: int = 0
+    outside_capture: int = 0
+    allocations: int = 0
+
+    @property
+    def operations(self) -> int:
+        return self.launches + self.blas + self.copies + self.memsets
+
+
+@contextmanager
+def counted() -> Iterator[Counts]:
+    """Fill in the counts when the block ends; on a real GPU those of launches, copies and graphs only."""
+    counts = Counts()
+    if IS_NULL:
+        before = {name: _read(name) for name in NAMES}
+        yield counts
+        for name in NAMES:
+            setattr(counts, name, _read(name) - before[name])
+        return
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        yield counts
+        torch.cuda.synchronize()
+    calls = {event.key: event.count for event in profile.key_averages()}
+    counts.launches = sum(
+        calls.get(name, 0) for name in ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel")
+    )
+    counts.copies = calls.get("cudaMemcpyAsync", 0)
+    counts.memsets = calls.get("cudaMemsetAsync", 0)
+    counts.graph_launches = calls.get("cudaGraphLaunch", 0)
+
+
+def _read(name: str) -> int:
+    return ctypes.c_long.in_dll(_PROCESS, f"null_{name}").value
