@@ -102,8 +102,8 @@ def check_classifies(loaded: LoadedRun) -> None:
     flow = model.token_flow()
     if loaded.num_classes is None or (flow is not None and flow.config.num_classes is None):
         raise EvaluationError(
-            f"{loaded.directory.path}: classification by likelihood (--classify) needs a model of several classes; this "
-            "one was trained without labels."
+            f"{loaded.directory.path}: classification by likelihood (--classify) needs a model of several classes; "
+            "this one was trained without labels."
         )
 
 
