@@ -14,6 +14,7 @@ from simflow_plugin.errors import SimflowError
 OPTIONAL_PACKAGES = {
     "xformers": "attention on GPUs; without it torch's scaled-dot-product attention serves",
     "wandb": "tracker: wandb; without it metrics.jsonl and report.html hold everything",
+    "tensorboard": "tracker: tensorboard",
     "webdataset": "tar shards as data",
     "datasets": "Hugging Face data sets as data",
     "pillow_heif": "HEIC images in data sets of files",

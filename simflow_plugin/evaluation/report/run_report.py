@@ -42,6 +42,7 @@ from simflow_plugin.evaluation.report.summary import training_numbers, write_sum
 from simflow_plugin.evaluation.request import EvaluationRequest
 from simflow_plugin.evaluation.result import Evaluation
 from simflow_plugin.evaluation.sample_shards import SampleShards
+from simflow_plugin.files import replacing
 from simflow_plugin.runs.loaded_run import LoadedRun, load_run
 from simflow_plugin.runs.run_directory import RunDirectory
 
@@ -213,7 +214,10 @@ def _reconstructions(evaluator: RunEvaluator) -> Figure:
     decoded = reconstruct(evaluator.loaded, batch.images.to(evaluator.loaded.device))
     originals, reconstructions = (to_uint8(images).cpu().numpy() for images in (batch.images, decoded))
     caption = "Held-out images above, their reconstructions from the posterior mean below."
-    return Figure(png_bytes(reconstruction_grid(originals, reconstructions)), caption, "pixels")
+    png = png_bytes(reconstruction_grid(originals, reconstructions))
+    with replacing(evaluator.loaded.directory.reconstructions_file) as part:
+        part.write_bytes(png)
+    return Figure(png, caption, "pixels")
 
 
 def _curves(loaded: LoadedRun) -> list[Part]:
