@@ -22,13 +22,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import torch
 from huggingface_hub import ModelHubMixin
-from PIL import Image
 from torch import Tensor
 
 from simflow_plugin.contracts import Autoencoder, GenerativeModel
 from simflow_plugin.errors import DataError, EvaluationError, ShapeError
 from simflow_plugin.evaluation.classification import check_classifies, mean_class_log_probs
-from simflow_plugin.evaluation.drawing import SEED, ImageSampler, class_labels, to_uint8
+from simflow_plugin.evaluation.drawing import SEED, ImageSampler, class_labels
 from simflow_plugin.evaluation.held_out import fit_control_variate, fit_likelihood
 from simflow_plugin.evaluation.likelihood import (
     Scorer,
@@ -435,8 +434,3 @@ def load(
         CheckpointError: if it has no intact checkpoint, or not that of `step`.
     """
     return Run(open_run(name, device, averaged, step, precision, ema_length))
-
-
-def to_pil(images: Tensor) -> list[Image.Image]:
-    """Turn images (B, 3, H, W) in [-1, 1] into PIL images; values outside are clipped."""
-    return [Image.fromarray(pixels) for pixels in to_uint8(images.detach().float()).cpu().numpy()]

@@ -31,9 +31,8 @@ from simflow_plugin.evaluation.report.html import (
 )
 from simflow_plugin.evaluation.report.metric_names import (
     format_draws_error,
-    format_interval,
     format_value,
-    in_order,
+    metric_lines,
     metric_name,
     metrics_table,
 )
@@ -107,17 +106,7 @@ def provenance(evaluation: Evaluation) -> str:
 
 def terminal_lines(evaluation: Evaluation) -> list[str]:
     """Return the result as aligned lines."""
-    rows = []
-    for key in in_order(evaluation.metrics):
-        number = evaluation.metrics[key]
-        errors = "; ".join(filter(None, (format_interval(key, number), format_draws_error(number))))
-        rows.append((metric_name(key).heading, format_value(key, number), errors, number.warning))
-    widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
-    lines = [provenance(evaluation)]
-    for title, value, errors, warning in rows:
-        line = f"{title:<{widths[0]}}  {value:>{widths[1]}}  {errors:<{widths[2]}}"
-        lines.append(f"{line}  ! {warning}" if warning else line.rstrip())
-    return lines + list(evaluation.notes)
+    return [provenance(evaluation), *metric_lines(evaluation.metrics), *evaluation.notes]
 
 
 def _write(path: Path, title: str, sections: list[Section], loaded: LoadedRun) -> None:
