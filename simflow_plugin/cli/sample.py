@@ -17,7 +17,7 @@ from simflow_plugin.exits import exit_on_user_error
 
 
 def sample(
-    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    run: Annotated[Path, typer.Argument(help="Run directory, exported folder, or OWNER/NAME on the Hub.")],
     out: Annotated[
         Path, typer.Option(help="FILE.npz (arr_0 uint8 NHWC, labels), or a directory for PNG files.")
     ],
@@ -36,11 +36,11 @@ def sample(
         from simflow_plugin.evaluation.sample_files import check_not_there, check_out, save_samples
         from simflow_plugin.progress_bar import count_progress
         from simflow_plugin.runs.autoguidance import with_autoguidance
-        from simflow_plugin.runs.loaded_run import load_run
+        from simflow_plugin.runs.sources import open_run
 
         check_out(out)
         check_not_there(out, overwrite)
-        loaded = with_autoguidance(load_run(run, precision=precision, ema_length=ema_length), autoguidance)
+        loaded = with_autoguidance(open_run(run, precision=precision, ema_length=ema_length), autoguidance)
         sampler = ImageSampler.of_run(loaded, guidance, seed)
         labels = class_labels(range(num), loaded.num_classes)
         with count_progress("sampling", num) as advance:

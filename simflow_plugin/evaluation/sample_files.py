@@ -50,14 +50,14 @@ def check_out(out: Path, option: str = "--out") -> None:
         )
 
 
-def check_not_there(out: Path, overwrite: bool) -> None:
+def check_not_there(out: Path, overwrite: bool, option: str = "--out") -> None:
     """Refuse a file that is there already, perhaps the work of an hour, unless it was said that it may go.
 
     Raises:
         ConfigError: naming the option.
     """
     if out.is_file() and not overwrite:
-        raise ConfigError(f"--out {out}: is there already. Name another file, or add --overwrite.")
+        raise ConfigError(f"{option} {out}: is there already. Name another file, or add --overwrite.")
 
 
 def save_samples(

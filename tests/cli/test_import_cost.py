@@ -6,7 +6,17 @@ import sys
 
 import pytest
 
-HEAVY = {"accelerate", "diffusers", "lpips", "matplotlib", "scipy", "sklearn", "timm", "torchvision", "transformers"}
+HEAVY = {
+    "accelerate",
+    "diffusers",
+    "lpips",
+    "matplotlib",
+    "scipy",
+    "sklearn",
+    "timm",
+    "torchvision",
+    "transformers",
+}
 COUNT = """
 import json, sys
 sys.argv = ["simflow", *sys.argv[1:]]
@@ -19,7 +29,9 @@ finally:
 
 
 def modules_after(*arguments):
-    done = subprocess.run([sys.executable, "-c", COUNT, *arguments], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", COUNT, *arguments], capture_output=True, text=True, check=True
+    )
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
