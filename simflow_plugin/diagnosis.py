@@ -6,10 +6,12 @@ import importlib.util
 import os
 import platform
 from importlib import metadata
+from pathlib import Path
 from typing import NamedTuple
 
 from simflow_plugin import registry
 from simflow_plugin.errors import SimflowError
+from simflow_plugin.units import with_prefix
 
 OPTIONAL_PACKAGES = {
     "xformers": "attention on GPUs; without it torch's scaled-dot-product attention serves",
@@ -31,7 +33,15 @@ class Finding(NamedTuple):
 
 def diagnose() -> list[Finding]:
     """Return the findings; never raises for something that is merely missing."""
-    return [*_machine(), *_packages(), _attention(), _decode_kernel(), _fashion_mnist(), *_parts()]
+    return [
+        *_machine(),
+        *_packages(),
+        _attention(),
+        _decode_kernel(),
+        _frechet(),
+        _fashion_mnist(),
+        *_parts(),
+    ]
 
 
 def _machine() -> list[Finding]:
@@ -60,10 +70,12 @@ def _packages() -> list[Finding]:
 
 
 def _attention() -> Finding:
-    from simflow_plugin.flow.attention import AttentionContext, build_attention
+    from simflow_plugin.flow.attention import AttentionContext
+    from simflow_plugin.flow.attention.backend_choice import why_not_xformers
 
-    backend = build_attention("auto", AttentionContext(64))
-    return Finding("attention: auto", type(backend).__name__, "what `attention: auto` picks on this machine")
+    reason = why_not_xformers(AttentionContext(64))
+    picked = "sdpa (torch's own)" if reason else "xformers"
+    return Finding("attention: auto", f"picks {picked}", reason or "its build works on this CUDA device")
 
 
 def _decode_kernel() -> Finding:
@@ -81,6 +93,19 @@ def _decode_kernel() -> Finding:
         f"sampling a flow on the CPU is fast; {library.path}: SHA-256 verified, folder and file yours alone"
     )
     return Finding("decode kernel", "compiled for this processor", meaning)
+
+
+def _frechet() -> Finding:
+    from simflow_plugin.evaluation.frechet_check import check_frechet
+
+    found, expected, is_right = check_frechet()
+    if is_right:
+        return Finding("Fréchet distance", f"{found:.6f}", f"closed form {expected:.6f}: FIDs are right here")
+    meaning = (
+        f"closed form {expected:.6f}: every FID measured here is WRONG. Reinstall numpy and scipy from one source (pip "
+        "or conda, not both), or try another BLAS; OMP_NUM_THREADS=1 tells whether threads are to blame"
+    )
+    return Finding("Fréchet distance", f"{found:.6f}", meaning)
 
 
 def _fashion_mnist() -> Finding:
@@ -102,9 +127,23 @@ def _parts() -> list[Finding]:
         registry.ENCODERS,
         registry.DATASETS,
     )
+    from torch.hub import get_dir
+
+    from simflow_plugin.data.disk_cache import cache_folder
+
     findings = [Finding(r.kind, ", ".join(r.names()), f"entry-point group {r.group}") for r in registries]
-    folder = os.environ.get("HF_HOME", "~/.cache/huggingface")
-    return [
-        *findings,
-        Finding("hub cache", folder, "where pretrained weights are looked up after a path option"),
-    ]
+    hub = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    caches = (
+        ("cache: hub", hub, "weights and data sets by name; set by $HF_HOME"),
+        ("cache: torch", Path(get_dir()), "weights of LPIPS and Inception; set by $TORCH_HOME"),
+        ("cache: data", cache_folder(), "features, indices, fetched shards; set by $SIMFLOW_DATA"),
+    )
+    return [*findings, *(Finding(what, f"{f}{_size(f)}", meaning) for what, f, meaning in caches)]
+
+
+def _size(folder: Path) -> str:
+    """Return how much a cache holds."""
+    if not folder.is_dir():
+        return " (empty)"
+    held = sum(f.lstat().st_size for f in folder.rglob("*") if f.is_file() and not f.is_symlink())
+    return f" ({with_prefix(held, 'B')})"

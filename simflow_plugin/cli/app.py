@@ -24,6 +24,7 @@ from simflow_plugin.cli import (
     plan,
     pretrain_encoder,
     sample,
+    statistics,
     study,
     train,
 )
@@ -43,7 +44,6 @@ app = typer.Typer(
     cls=Commands,
     help="SimFlow: train a VAE and a latent normalizing flow end to end, and compare them fairly.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.command("init")(init.init)
@@ -52,6 +52,7 @@ app.command("distill")(distill.distill)
 app.command("finetune-decoder")(finetune_decoder.finetune_decoder)
 app.command("sample")(sample.sample)
 app.command("evaluate")(evaluate.evaluate)
+app.command("statistics")(statistics.statistics)
 app.command("analyze")(analyze.analyze)
 app.command("compare")(compare.compare)
 app.command("export")(export.export)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from simflow_plugin.contracts import NO_LABEL, Autoencoder, GenerativeModel
@@ -111,6 +112,11 @@ def class_labels(indices: Sequence[int], num_classes: int | None) -> Tensor:
     return torch.tensor([i % num_classes if num_classes else NO_LABEL for i in indices], dtype=torch.int64)
 
 
+def labels_in_turn(num: int, classes: Sequence[int]) -> Tensor:
+    """Return the labels (num,) of samples of some classes in turn; `NO_LABEL` where there are none."""
+    return torch.tensor([classes[i % len(classes)] if classes else NO_LABEL for i in range(num)])
+
+
 def grid_indices(num_classes: int | None, per_class: int, max_classes: int = 10) -> list[int]:
     """Return the indices of the first samples of the first classes: one of each class, then the next of each."""
     columns = min(num_classes or max_classes, max_classes)
@@ -136,3 +142,8 @@ def to_uint8(images: Tensor) -> Tensor:
             "Has training diverged? Take an earlier checkpoint (--step), or a higher precision."
         )
     return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def to_pil(images: Tensor) -> list[Image.Image]:
+    """Turn images (B, 3, H, W) in [-1, 1] into PIL images; values outside are clipped."""
+    return [Image.fromarray(pixels) for pixels in to_uint8(images.detach().float()).cpu().numpy()]

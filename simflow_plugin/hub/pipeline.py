@@ -14,9 +14,8 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineO
 
 from simflow_plugin.contracts import Autoencoder, GenerativeModel
 from simflow_plugin.errors import ConfigError
-from simflow_plugin.evaluation.drawing import SEED, ImageSampler, class_labels, to_uint8
+from simflow_plugin.evaluation.drawing import SEED, ImageSampler, class_labels, to_pil, to_uint8
 from simflow_plugin.inputs import as_labels
-from simflow_plugin.run import to_pil
 from simflow_plugin.runs.parts import check_guidance
 from simflow_plugin.runs.run_precision import Precision
 

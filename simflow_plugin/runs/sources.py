@@ -46,7 +46,8 @@ def find_folder(name: Path | str) -> Path:
         return Path(name)
     if not HUB_NAME.fullmatch(str(name)):
         raise ConfigError(
-            f"{name}: no such run directory. Name one, an exported folder, or `owner/name` on the Hub."
+            f"{name}: no such folder; is {name} a run directory? Name one, an exported folder, or `owner/name` on the "
+            "Hub."
         )
     repository, _, revision = str(name).partition("@")
     return fetch_from_hub(repository, revision or None)

@@ -105,7 +105,7 @@ def test_taken_folders_and_other_weights_are_refused(flow_run, exported):
     result = CliRunner().invoke(app, ["export", str(flow_run), "--out", "x", "--keep-scale"])
     assert result.exit_code == 2
     assert "no effect without --autoencoder" in result.output
-    with pytest.raises(ConfigError, match="no such run directory"):
+    with pytest.raises(ConfigError, match="is nowhere a run directory"):
         simflow_plugin.load("nowhere")
 
 
