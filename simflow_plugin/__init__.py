@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from simflow_plugin.alignment.head import AlignmentHead as AlignmentHead
+    from simflow_plugin.evaluation.drawing import to_pil as to_pil
     from simflow_plugin.flow import FlowConfig as FlowConfig
     from simflow_plugin.flow import TransformerFlow as TransformerFlow
     from simflow_plugin.objective import JointObjective as JointObjective
     from simflow_plugin.posteriors.fixed import FixedVarianceHead as FixedVarianceHead
     from simflow_plugin.run import Run as Run
     from simflow_plugin.run import load as load
-    from simflow_plugin.run import to_pil as to_pil
 
 __version__ = "0.1.0"
 
@@ -32,7 +32,7 @@ _MODULE_OF = {
     "Run": "simflow_plugin.run",
     "TransformerFlow": "simflow_plugin.flow",
     "load": "simflow_plugin.run",
-    "to_pil": "simflow_plugin.run",
+    "to_pil": "simflow_plugin.evaluation.drawing",
 }
 
 __all__ = [*_MODULE_OF, "__version__"]

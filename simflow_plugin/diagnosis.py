@@ -16,6 +16,7 @@ from simflow_plugin.units import with_prefix
 OPTIONAL_PACKAGES = {
     "xformers": "attention on GPUs; without it torch's scaled-dot-product attention serves",
     "wandb": "tracker: wandb; without it metrics.jsonl and report.html hold everything",
+    "tensorboard": "tracker: tensorboard",
     "webdataset": "tar shards as data",
     "datasets": "Hugging Face data sets as data",
     "pillow_heif": "HEIC images in data sets of files",
@@ -32,7 +33,15 @@ class Finding(NamedTuple):
 
 def diagnose() -> list[Finding]:
     """Return the findings; never raises for something that is merely missing."""
-    return [*_machine(), *_packages(), _attention(), _decode_kernel(), _fashion_mnist(), *_parts()]
+    return [
+        *_machine(),
+        *_packages(),
+        _attention(),
+        _decode_kernel(),
+        _frechet(),
+        _fashion_mnist(),
+        *_parts(),
+    ]
 
 
 def _machine() -> list[Finding]:
@@ -84,6 +93,19 @@ def _decode_kernel() -> Finding:
         f"sampling a flow on the CPU is fast; {library.path}: SHA-256 verified, folder and file yours alone"
     )
     return Finding("decode kernel", "compiled for this processor", meaning)
+
+
+def _frechet() -> Finding:
+    from simflow_plugin.evaluation.frechet_check import check_frechet
+
+    found, expected, is_right = check_frechet()
+    if is_right:
+        return Finding("Fréchet distance", f"{found:.6f}", f"closed form {expected:.6f}: FIDs are right here")
+    meaning = (
+        f"closed form {expected:.6f}: every FID measured here is WRONG. Reinstall numpy and scipy from one source (pip "
+        "or conda, not both), or try another BLAS; OMP_NUM_THREADS=1 tells whether threads are to blame"
+    )
+    return Finding("Fréchet distance", f"{found:.6f}", meaning)
 
 
 def _fashion_mnist() -> Finding:

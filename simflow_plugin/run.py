@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from huggingface_hub import ModelHubMixin
 from torch import Tensor
 
 from simflow_plugin.contracts import Autoencoder, GenerativeModel
 from simflow_plugin.errors import DataError, EvaluationError, ShapeError
-from simflow_plugin.evaluation.drawing import SEED, ImageSampler, class_labels, to_uint8
+from simflow_plugin.evaluation.drawing import SEED, ImageSampler, class_labels
 from simflow_plugin.evaluation.held_out import fit_control_variate, fit_likelihood
 from simflow_plugin.evaluation.likelihood import (
     Scorer,
@@ -36,12 +36,14 @@ from simflow_plugin.evaluation.likelihood import (
 )
 from simflow_plugin.evaluation.monte_carlo import ENTROPY_REPLACED
 from simflow_plugin.evaluation.request import EvaluationRequest, with_sampling_options
+from simflow_plugin.files import check_new_folder
 from simflow_plugin.inputs import as_images, as_labels
 from simflow_plugin.interpolation import slerp
 from simflow_plugin.progress_bar import count_progress
 from simflow_plugin.randomness import IndexedRandom
-from simflow_plugin.runs.loaded_run import LoadedRun, load_run
+from simflow_plugin.runs.loaded_run import LoadedRun
 from simflow_plugin.runs.parts import build_dataset
+from simflow_plugin.runs.sources import fetch_from_hub, open_run
 
 if TYPE_CHECKING:
     from simflow_plugin.flow import TransformerFlow
@@ -59,18 +61,22 @@ class LabelledBatch(NamedTuple):
     random: IndexedRandom
 
 
-class Run:
+class Run(ModelHubMixin):
     """A trained run, frozen, with the methods of a generative model of images.
+
+    By huggingface_hub's mixin it has `save_pretrained(folder)`, `from_pretrained(folder or Hub name)` and
+    `push_to_hub("owner/name")`; the folder is that of `simflow export`, which diffusers loads too.
 
     Images are floats (B, 3, H, W) in [-1, 1], uint8 in [0, 255], or PIL images; see `simflow_plugin.inputs.as_images`.
     Labels are classes by number or name.
 
     Args:
         loaded: the run's parts; `simflow_plugin.load` makes it.
+        licence: identifier of the Hub (`apache-2.0`, ...) for the model card; None leaves it open.
     """
 
-    def __init__(self, loaded: LoadedRun) -> None:
-        self.loaded = loaded
+    def __init__(self, loaded: LoadedRun, licence: str | None = None) -> None:
+        self.loaded, self.licence = loaded, licence
         self._by_method: dict[str, LoadedRun] = {}
 
     def __repr__(self) -> str:
@@ -289,6 +295,40 @@ class Run:
         file = self.loaded.directory.summary_file
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
+    # ------------------------------------------------------------------ the Hub
+
+    def save_pretrained(self, save_directory: Path | str, **options: Any) -> str | None:
+        """Write the run to a new or empty folder, as `simflow export` does; see `ModelHubMixin` for the options.
+
+        Raises:
+            RunDirectoryError: if the folder holds something.
+            ConfigError: if a part needs a file of this machine to be built.
+        """
+        check_new_folder(Path(save_directory))  # first: the mixin removes a config.json that is there
+        return super().save_pretrained(save_directory, **options)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        from simflow_plugin.hub.folder import export_run
+
+        export_run(self.loaded, save_directory, self.licence)
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        **options: Any,
+    ) -> Run:
+        folder: Path | str = model_id
+        if not Path(model_id).is_dir():
+            folder = fetch_from_hub(model_id, revision, cache_dir, local_files_only, token, force_download)
+        return load(folder, **options)
+
     # ------------------------------------------------------------------ helpers
 
     @cached_property
@@ -359,19 +399,14 @@ def load(
     """Load a trained run, with its averaged (EMA) weights unless others are asked for.
 
     Args:
-        name: a run directory.
+        name: a run directory, an exported folder, or `owner/name[@revision]` on the Hub.
         device: default: CUDA if there is one, else CPU.
         averaged: the EMA weights, or the last training weights.
         step: of the checkpoint; default: the newest intact one.
         precision: `auto`, `float32`, `bfloat16` or `float16`; default: that of the run's training.
         ema_length: relative length of the average, of a run that keeps power-function averages.
     Raises:
-        ConfigError: if it is no run directory, or the device does not compute in that precision.
+        ConfigError: if there is no such run, or the device does not compute in that precision.
         CheckpointError: if it has no intact checkpoint, or not that of `step`.
     """
-    return Run(load_run(name, device, averaged, step, precision, ema_length))
-
-
-def to_pil(images: Tensor) -> list[Image.Image]:
-    """Turn images (B, 3, H, W) in [-1, 1] into PIL images; values outside are clipped."""
-    return [Image.fromarray(pixels) for pixels in to_uint8(images.detach().float()).cpu().numpy()]
+    return Run(open_run(name, device, averaged, step, precision, ema_length))

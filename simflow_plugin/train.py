@@ -154,19 +154,21 @@ def train(
             trainer.train()
         is_main = accelerator.is_main_process
         if report:
-            trainer.processes.run_on_main((lambda: measure(run, trainer.device)) if is_main else None)
+            trainer.processes.run_on_main((lambda: measure(config, run, trainer.device)) if is_main else None)
         if is_main:
             print("\n".join(closing_lines(config, run)), flush=True)
 
 
-def measure(run: RunDirectory, device: torch.device) -> None:
-    """Measure the trained run and write its pages, unless that was done."""
+def measure(config: RunConfig, run: RunDirectory, device: torch.device) -> None:
+    """Measure the trained run, write its pages and tell its trackers, unless that was done."""
     from simflow_plugin.evaluation.report.run_report import evaluate_after_training
+    from simflow_plugin.training.trackers import log_final_metrics
 
     if run.is_measured():
         print("measured before: to measure it anew, or otherwise, use `simflow evaluate`", flush=True)
     else:
         evaluate_after_training(run, device)
+        log_final_metrics(run, config)
 
 
 def closing_lines(config: RunConfig, run: RunDirectory) -> list[str]:

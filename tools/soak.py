@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import random
 import resource
@@ -313,6 +314,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the faults and their moments")
     parser.add_argument("--out", type=Path, help="kept; default: a temporary folder, deleted")
     arguments = parser.parse_args()
+    # The log is read many times a second here; each time its bad lines would be named.
+    logging.getLogger("simflow_plugin.runs.run_directory").setLevel(logging.ERROR)
     folder = arguments.out or Path(tempfile.mkdtemp(prefix="soak_"))
     soak = Soak(folder.resolve(), random.Random(arguments.seed))
     disk = soak.folder / "disk"

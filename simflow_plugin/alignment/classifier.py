@@ -149,8 +149,17 @@ def load_classifier(path: Path) -> tuple[Classifier, ClassifierCard]:
             f"{path}: not made by `simflow pretrain-encoder` (format {metadata.get('format')!r}, expected "
             f"{FORMAT!r}). For published weights use an encoder such as `dinov2-b` or `timm`."
         )
-    card = ClassifierCard(**json.loads(metadata["card"]))
-    network = make_network(card.architecture)
+    try:
+        card = ClassifierCard(**json.loads(metadata["card"]))
+        network = make_network(card.architecture)
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RuntimeError,
+    ) as error:  # nested too deep, too
+        raise WeightsError(f"{path}: its description is no card of a classifier: {error!r:.200}") from error
     load_strictly(network, read_tensors(path), str(path), "Make the file again.")
     return network, card
 

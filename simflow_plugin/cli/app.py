@@ -24,6 +24,7 @@ from simflow_plugin.cli import (
     plan,
     pretrain_encoder,
     sample,
+    statistics,
     study,
     train,
 )
@@ -51,6 +52,7 @@ app.command("distill")(distill.distill)
 app.command("finetune-decoder")(finetune_decoder.finetune_decoder)
 app.command("sample")(sample.sample)
 app.command("evaluate")(evaluate.evaluate)
+app.command("statistics")(statistics.statistics)
 app.command("analyze")(analyze.analyze)
 app.command("compare")(compare.compare)
 app.command("export")(export.export)

@@ -1,5 +1,7 @@
 """`simflow evaluate RUN`: generation, reconstruction and likelihood, with intervals and warnings.
 
+With --samples and --reference, images that others made are measured without a run: `evaluate_files.py`.
+
 `accelerate launch -m simflow_plugin.cli.evaluate RUN` shares the sampling among processes.
 """
 
@@ -11,12 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, cast
 
 import typer
 
+from simflow_plugin.cli.evaluate_files import check_options, evaluate_samples
 from simflow_plugin.cli.run_options import (
     AutoguidanceOption,
     DataRootOption,
     EmaLengthOption,
     LastWeightsOption,
     LpipsOption,
+    OverwriteOption,
     PrecisionOption,
 )
 from simflow_plugin.exits import exit_on_user_error
@@ -26,7 +30,14 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    context: typer.Context,
+    run: Annotated[
+        Path | None, typer.Argument(help="Run directory; without one, images are named by --samples.")
+    ] = None,
+    samples: Annotated[
+        Path | None,
+        typer.Option(help="Images of others instead of a run: a folder, or FILE.npz with arr_0 (ADM suite)."),
+    ] = None,
     only: Annotated[
         list[str] | None,
         typer.Option(
@@ -48,7 +59,11 @@ def evaluate(
     ema_length: EmaLengthOption = None,
     autoguidance: AutoguidanceOption = None,
     reference: Annotated[
-        str, typer.Option(help="Split to compare samples with: test (held out) or train.")
+        str,
+        typer.Option(
+            help="Split to compare samples with: test (held out) or train. With --samples: a folder of images, an "
+            ".npz of images or statistics (ADM, pytorch-fid), torch-fidelity's .pt."
+        ),
     ] = "test",
     extractor: Annotated[
         str,
@@ -83,6 +98,10 @@ def evaluate(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Does not change the samples.")] = None,
     precision: PrecisionOption = None,
     data_root: DataRootOption = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="With --samples: also write the numbers to this file.")
+    ] = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Measure a run on held-out data with its averaged weights; an interrupted evaluation goes on.
 
@@ -91,8 +110,16 @@ def evaluate(
     with exit_on_user_error():
         from simflow_plugin.errors import EvaluationError
         from simflow_plugin.evaluation.request import EvaluationRequest
+        from simflow_plugin.evaluation.sample_files import check_not_there
 
         logging.basicConfig(level=logging.WARNING, format="%(message)s")
+        check_options(context, run, samples)
+        if run is None:
+            assert samples is not None
+            if json_file is not None:
+                check_not_there(json_file, overwrite, "--json")
+            files = (samples, Path(reference), extractor, weights)
+            return evaluate_samples(*files, seed, batch_size, json_file)
         for option, value, known in (
             ("--reference", reference, ("test", "train")),
             ("--likelihood", likelihood, ("gaussian", "laplace")),

@@ -1,24 +1,34 @@
-"""`simflow export RUN`: the autoencoder of a run, for other runs and other codebases."""
+"""`simflow export RUN`: a run for the Hub and diffusers, or its autoencoder for other runs and other codebases."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from simflow_plugin.cli.run_options import OverwriteOption
+from simflow_plugin.errors import ConfigError
 from simflow_plugin.exits import exit_on_user_error
+
+if TYPE_CHECKING:
+    from simflow_plugin.runs.loaded_run import LoadedRun
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    run: Annotated[Path, typer.Argument(help="Run directory, exported folder, or OWNER/NAME on the Hub.")],
     out: Annotated[
         Path,
         typer.Option(
-            help="FILE.safetensors, FILE.pt (the REPA-E host's layout), or a new folder (diffusers)."
+            help="A new folder; or for the autoencoder alone FILE.safetensors, FILE.pt (the REPA-E host's layout)."
         ),
     ],
+    autoencoder: Annotated[
+        bool, typer.Option("--autoencoder", help="The folder is a diffusers AutoencoderKL, and nothing else.")
+    ] = False,
+    licence: Annotated[
+        str | None, typer.Option("--license", help="For the model card: apache-2.0, cc-by-nc-4.0, ...")
+    ] = None,
     num_images: Annotated[
         int | None,
         typer.Option(min=2, help="Training images that the latents are normalised by; default 5000."),
@@ -31,25 +41,59 @@ def export(
     ] = False,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Export a run's autoencoder, for `autoencoder.pretrained` or for diffusers.
+    """Export a run to a folder: weights, configuration and card, which `simflow_plugin.load` and diffusers read.
 
-    Its latents are brought to zero mean and unit variance by channel, unless --keep-scale is given.
+    With --autoencoder or a file name it is the autoencoder alone, for `autoencoder.pretrained` or diffusers'
+    AutoencoderKL; its latents are brought to zero mean and unit variance by channel, unless --keep-scale is given.
     """
     with exit_on_user_error():
-        import yaml
-
-        from simflow_plugin.convert.autoencoder_export import NUM_IMAGES, export_autoencoder
-        from simflow_plugin.errors import ConfigError
         from simflow_plugin.evaluation.sample_files import check_not_there
-        from simflow_plugin.runs.loaded_run import load_run
+        from simflow_plugin.files import check_new_folder
+        from simflow_plugin.runs.sources import open_run
 
-        if keep_scale and num_images is not None:
-            raise ConfigError(
-                f"--num-images {num_images} has no effect with --keep-scale. Remove one of them."
-            )
+        if not (autoencoder or out.suffix):
+            _refuse({"--num-images": num_images, "--keep-scale": keep_scale or None}, "without --autoencoder")
+            check_new_folder(out)
+            _export_run(open_run(run, averaged=not last_weights), out, licence)
+            return
+        _refuse({"--license": licence}, "with the autoencoder alone")
+        if keep_scale:
+            _refuse({"--num-images": num_images}, "with --keep-scale")
         for file in (out, out.with_name(f"{out.stem}-latents-stats.pt")) if out.suffix == ".pt" else (out,):
             check_not_there(file, overwrite)
-        count = None if keep_scale else num_images or NUM_IMAGES
-        options = export_autoencoder(load_run(run, averaged=not last_weights), out, count)
-        example = yaml.safe_dump({"autoencoder": options}, sort_keys=False)
-        typer.echo(f"{out}: read it back, frozen, with\n\n{example}")
+        _export_autoencoder(open_run(run, averaged=not last_weights), out, num_images, keep_scale)
+
+
+def _refuse(options: dict[str, Any], beside: str) -> None:
+    """Refuse options that change nothing beside others."""
+    for option, value in options.items():
+        if value is not None:
+            shown = option if value is True else f"{option} {value}"
+            raise ConfigError(f"{shown} has no effect {beside}. Remove one of them.")
+
+
+def _export_run(loaded: LoadedRun, out: Path, licence: str | None) -> None:
+    from simflow_plugin.files import filling
+    from simflow_plugin.hub.folder import export_run
+
+    with filling(out) as folder:
+        export_run(loaded, folder, licence)
+    lines = [f'simflow_plugin.load("{out}")']
+    if loaded.model is not None:
+        lines.append(f'diffusers.DiffusionPipeline.from_pretrained("{out}", trust_remote_code=True)')
+    lines.append(f"hf upload OWNER/NAME {out}        # to publish it; edit README.md, the card, before")
+    typer.echo(
+        "\n".join(
+            [f"{out}: step {loaded.checkpoint.step}, {loaded.weights_name} weights; read it with", *lines]
+        )
+    )
+
+
+def _export_autoencoder(loaded: LoadedRun, out: Path, num_images: int | None, keep_scale: bool) -> None:
+    import yaml
+
+    from simflow_plugin.convert.autoencoder_export import NUM_IMAGES, export_autoencoder
+
+    options = export_autoencoder(loaded, out, None if keep_scale else num_images or NUM_IMAGES)
+    example = yaml.safe_dump({"autoencoder": options}, sort_keys=False)
+    typer.echo(f"{out}: read it back, frozen, with\n\n{example}")

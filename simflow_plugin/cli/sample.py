@@ -20,7 +20,7 @@ PER_CLASS, MOST_ROWS = 8, 20
 
 
 def sample(
-    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    run: Annotated[Path, typer.Argument(help="Run directory, exported folder, or OWNER/NAME on the Hub.")],
     out: Annotated[
         Path | None, typer.Option(help="FILE.npz (arr_0 uint8 NHWC, labels), or a directory for PNG files.")
     ] = None,
@@ -55,7 +55,7 @@ def sample(
         )
         from simflow_plugin.progress_bar import count_progress
         from simflow_plugin.runs.autoguidance import with_autoguidance
-        from simflow_plugin.runs.loaded_run import load_run
+        from simflow_plugin.runs.sources import open_run
 
         if out is None and grid is None:
             raise ConfigError(
@@ -67,7 +67,7 @@ def sample(
         if grid is not None:
             check_grid(grid)
             check_not_there(grid, overwrite, "--grid")
-        loaded = with_autoguidance(load_run(run, precision=precision, ema_length=ema_length), autoguidance)
+        loaded = with_autoguidance(open_run(run, precision=precision, ema_length=ema_length), autoguidance)
         chosen = loaded.class_numbers(classes)
         if num is None:
             num = 100 if out is not None else PER_CLASS * min(len(chosen) or PER_CLASS, MOST_ROWS)

@@ -47,10 +47,12 @@ def check_before_training(config: RunConfig, num_classes: int | None) -> None:
         ConfigError: if the tracker's package or the judge's file is missing, or the samples cannot be judged.
     """
     evaluation = config.evaluation
-    if config.tracker == "wandb" and find_spec("wandb") is None:
-        raise ConfigError(
-            "tracker: wandb needs the package: pip install 'simflow-plugin[wandb]', or set tracker: none."
-        )
+    for tracker in config.tracker:
+        if find_spec(tracker.name) is None:
+            raise ConfigError(
+                f"tracker: {tracker.name} needs the package: pip install 'simflow-plugin[{tracker.name}]', or set "
+                "tracker: none."
+            )
     judge = evaluation.judge
     if config.model is None or evaluation.num_samples == 0 or judge is None:
         return

@@ -200,6 +200,44 @@ def _folder_name(name: str) -> str:
 FolderName = Annotated[str, AfterValidator(_folder_name)]
 
 
+class TrackerOptions(Options):
+    """A place that losses, pictures and metrics are sent to beside the run directory."""
+
+    name: Literal["wandb", "tensorboard"]
+    project: str | None = Field(None, min_length=1, description="of wandb; null: simflow-plugin")
+    entity: str | None = Field(None, min_length=1, description="of wandb: user or team; null: your default")
+    tags: tuple[str, ...] = Field((), description="of wandb")
+    mode: Literal["auto", "online", "offline"] = Field(
+        "auto",
+        description="of wandb; auto: WANDB_MODE, else online where somebody is logged in, else offline",
+    )
+
+    @model_validator(mode="after")
+    def _options_have_effect(self) -> TrackerOptions:
+        unset = (None, (), "auto")
+        changed = [key for key in ("project", "entity", "tags", "mode") if getattr(self, key) not in unset]
+        if self.name == "tensorboard" and changed:
+            raise ValueError(
+                f"{changed[0]} has no effect with tensorboard, which writes to RUN/tensorboard; remove it"
+            )
+        return self
+
+
+def _as_trackers(value: Any) -> Any:
+    entries = value if isinstance(value, (list, tuple)) else [] if value in (None, "none") else [value]
+    return [{"name": entry} if isinstance(entry, str) else entry for entry in entries]
+
+
+def _each_once(trackers: tuple[TrackerOptions, ...]) -> tuple[TrackerOptions, ...]:
+    names = [tracker.name for tracker in trackers]
+    if len(set(names)) < len(names):
+        raise ValueError(f"a tracker is named twice ({', '.join(names)}); name each once")
+    return trackers
+
+
+Trackers = Annotated[tuple[TrackerOptions, ...], BeforeValidator(_as_trackers), AfterValidator(_each_once)]
+
+
 class FrozenModel(Options):
     """Weights of `model`, which then no step changes: the decoder alone is trained (`simflow finetune-decoder`)."""
 
@@ -226,7 +264,9 @@ class RunConfig(Options):
     training: Training
     sampling: Sampling = Sampling()
     evaluation: Evaluation = Evaluation()
-    tracker: Literal["none", "wandb"] = "none"
+    tracker: Trackers = Field(
+        (), description="none, wandb, tensorboard, a mapping with a name and options, or a list of these"
+    )
 
     def to_yaml(self, shortens_paths: bool = False) -> str:
         """Return the configuration as YAML, every default written out; null is what pretrained weights decide.

@@ -25,7 +25,7 @@ from simflow_plugin.data.block_checksums import BlockChecksums, all_checksums
 from simflow_plugin.data.disk_cache import fingerprint, tensors_digest
 from simflow_plugin.data.loader import evaluation_batches
 from simflow_plugin.errors import DataError
-from simflow_plugin.files import replacing
+from simflow_plugin.files import read_json_object, replacing
 
 VALUES, CHECKSUMS, FACTS = "values.npy", "checksums.npy", "cache.json"
 NUM_PROBED = 64
@@ -113,10 +113,10 @@ def open_cache(folder: Path, facts: Mapping[str, Any]) -> FeatureCache | None:
     if not place.is_dir():
         return None
     try:
-        stored = json.loads((place / FACTS).read_text())
+        stored = read_json_object(place / FACTS, DataError)
         values = np.load(place / VALUES, mmap_mode="r", allow_pickle=False)
         checksums = np.load(place / CHECKSUMS, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, DataError) as error:
         raise DataError(
             f"{place}: a damaged cache: {error}. Delete the folder; it will be built again."
         ) from error

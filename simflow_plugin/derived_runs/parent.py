@@ -22,7 +22,7 @@ from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.config.yaml_source import YamlSource, merge_over, read_yaml_source
 from simflow_plugin.convert.autoencoder_export import export_autoencoder
 from simflow_plugin.errors import ConfigError, RunDirectoryError
-from simflow_plugin.files import file_digest, replacing, write_text_atomically
+from simflow_plugin.files import file_digest, read_json_object, replacing, write_text_atomically
 from simflow_plugin.runs.checkpoints import MANIFEST, Checkpoint
 from simflow_plugin.runs.loaded_run import LoadedRun, find_checkpoint, load_run
 from simflow_plugin.runs.run_directory import RunDirectory
@@ -79,7 +79,7 @@ def derived_config(run: DerivedRun, derive: Callable[[ParentFiles], dict[str, An
     """
     note = run.out.path / FOLDER / "derived.json"
     if note.is_file():
-        derived = json.loads(note.read_text(encoding="utf-8"))
+        derived = _read_note(note)
         _check_parent(run, derived["parent"])
     else:
         derived = _take_over(run, derive)
@@ -90,6 +90,16 @@ def derived_config(run: DerivedRun, derive: Callable[[ParentFiles], dict[str, An
     for assignment in run.overrides:
         source.override(assignment)
     return config_from_source(source)
+
+
+def _read_note(note: Path) -> dict[str, Any]:
+    derived = read_json_object(note, ConfigError)
+    parent, values = derived.get("parent"), derived.get("values")
+    if not (isinstance(parent, dict) and isinstance(values, dict) and {"run", "step"} <= parent.keys()):
+        raise ConfigError(
+            f"{note}: expected `parent` with `run` and `step`, and `values`. Name another --out."
+        )
+    return derived
 
 
 def _take_over(run: DerivedRun, derive: Callable[[ParentFiles], dict[str, Any]]) -> dict[str, Any]:

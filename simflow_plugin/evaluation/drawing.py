@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from simflow_plugin.contracts import NO_LABEL, Autoencoder, GenerativeModel
@@ -141,3 +142,8 @@ def to_uint8(images: Tensor) -> Tensor:
             "Has training diverged? Take an earlier checkpoint (--step), or a higher precision."
         )
     return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def to_pil(images: Tensor) -> list[Image.Image]:
+    """Turn images (B, 3, H, W) in [-1, 1] into PIL images; values outside are clipped."""
+    return [Image.fromarray(pixels) for pixels in to_uint8(images.detach().float()).cpu().numpy()]

@@ -128,8 +128,13 @@ def fidelity(
         assert samples.spatial is not None
         assert real.spatial is not None
         found["sfid"] = Measured(frechet(samples.spatial, real.spatial))
-        found["is"] = _inception_score(samples, seed)
+        found["is"] = inception_score(samples, seed)
     found = {name: _with_warning(name, number, num_samples, num_real, dims) for name, number in found.items()}
+    return named_after(extractor, found)
+
+
+def named_after(extractor: Extractor, found: dict[str, Measured]) -> dict[str, Measured]:
+    """Return metrics under the names that they have with an extractor: `fid` is Inception's alone."""
     if extractor.is_inception:
         return found
     names = {"fid": "fd", "kid": "kd"}
@@ -152,8 +157,8 @@ def distance(samples: ImageFeatures, reference: ImageFeatures) -> Measured:
 
 def frechet(features_1: Tensor, features_2: Tensor) -> float:
     """Return the Fréchet distance of the Gaussians that fit two sets of features (N, F), in float64."""
-    mean_1, covariance_1 = _statistics(features_1)
-    mean_2, covariance_2 = _statistics(features_2)
+    mean_1, covariance_1 = moments_of(features_1)
+    mean_2, covariance_2 = moments_of(features_2)
     return frechet_distance(mean_1, covariance_1, mean_2, covariance_2)
 
 
@@ -177,7 +182,8 @@ def frechet_distance(
     return float(fid_statistics_to_metric(first, second, verbose=False)[KEY_METRIC_FID])
 
 
-def _statistics(features: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def moments_of(features: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return mean (F,) and covariance (F, F) of features (N, F), in float64."""
     found = fid_features_to_statistics(features.double())  # float32 means of 50,000 rows lose the last digits
     return np.atleast_1d(found["mu"]), np.atleast_2d(found["sigma"])
 
@@ -211,7 +217,8 @@ def _kernel_distance(samples: ImageFeatures, real: ImageFeatures, seed: int) -> 
     return {"kid": Measured(value, value - half, value + half, f"t interval of {BLOCKS} disjoint blocks")}
 
 
-def _inception_score(samples: ImageFeatures, seed: int) -> Measured:
+def inception_score(samples: ImageFeatures, seed: int) -> Measured:
+    """Return the Inception score of samples that have logits, its splits drawn from `seed`."""
     assert samples.logits is not None
     splits = min(IS_SPLITS, len(samples.logits))
     found = isc_features_to_metric(samples.logits, splits=splits, rng_seed=seed)

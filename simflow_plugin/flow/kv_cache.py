@@ -44,6 +44,7 @@ def attend_static(queries: Tensor, keys: Tensor, values: Tensor, cache: StaticCa
 def product_dtype(weight: Tensor) -> torch.dtype:
     """Return the type in which autocast, where it is on, has products with this weight; else the weight's own."""
     kind = weight.device.type
+    # The meta device, on which compute is counted, has no autocast of its own.
     if weight.is_meta or weight.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
         return weight.dtype
     return torch.get_autocast_dtype(kind)

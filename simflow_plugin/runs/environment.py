@@ -19,13 +19,14 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from simflow_plugin import __version__
 from simflow_plugin.registry import OWN_DISTRIBUTION
 from simflow_plugin.resources import PACKAGE
+
+if TYPE_CHECKING:  # torch is imported where it is used: every command imports this file
+    import torch
 
 LIBRARIES = (
     *(
@@ -55,6 +56,8 @@ def describe_environment(
         num_processes: of the run.
         arguments: the command's; default: those of this process.
     """
+    import torch
+
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "simflow_plugin": __version__,
@@ -147,12 +150,16 @@ def _plugins() -> dict[str, str]:
 
 
 def _is_cuda(device: torch.device) -> bool:
+    import torch
+
     return device.type == "cuda" and torch.cuda.is_available()
 
 
 def _devices(device: torch.device) -> list[str]:
     if not _is_cuda(device):
         return [f"{_processor()}, {os.cpu_count()} cores"]
+    import torch
+
     found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return [f"{one.name}, {one.total_memory / 2**30:.0f} GiB" for one in found]
 

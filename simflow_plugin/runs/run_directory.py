@@ -1,7 +1,7 @@
 """The directory of a run: all of its files, and none outside it.
 
 config.yaml  run.json  data.json  environment.json  metrics.jsonl  samples/step_*.png  checkpoints/step_*/
-[averages/step_*/]  evaluations/<key>/  report.html  summary.json
+[averages/step_*/]  evaluations/<key>/  report.html  summary.json  reconstructions.png
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ class RunDirectory:
         self.data_file = self.path / "data.json"
         self.environment_file = self.path / "environment.json"
         self.report_file = self.path / "report.html"
+        self.reconstructions_file = self.path / "reconstructions.png"
         self.samples = self.path / "samples"
         self.checkpoints = self.path / "checkpoints"
         self.id_file = self.path / "run.json"

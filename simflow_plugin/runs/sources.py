@@ -8,9 +8,11 @@ from pathlib import Path
 import torch
 
 from simflow_plugin.errors import ConfigError
+from simflow_plugin.runs.exported import is_exported, load_exported
 from simflow_plugin.runs.loaded_run import LoadedRun, load_run
 
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+"""`owner/name`, or `owner/name@revision`."""
 
 
 def open_run(
@@ -21,13 +23,67 @@ def open_run(
     precision: str | None = None,
     ema_length: float | None = None,
 ) -> LoadedRun:
-    """Load a trained run; see `load_run` for the arguments.
+    """Load a trained run; see `load_run` for the other arguments.
 
+    Args:
+        name: a run directory, an exported folder, or `owner/name[@revision]` on the Hub.
     Raises:
-        ConfigError: if there is no such run.
+        ConfigError: if there is no such run, or the Hub cannot be reached.
         CheckpointError: if it has no intact checkpoint, or not that of `step`.
     """
-    path = Path(name)
-    if not path.is_dir():
-        raise ConfigError(f"{name}: no such run directory.")
-    return load_run(path, device, averaged, step, precision, ema_length)
+    folder = find_folder(name)
+    reader = load_exported if is_exported(folder) else load_run
+    return reader(folder, device, averaged, step, precision, ema_length)
+
+
+def find_folder(name: Path | str) -> Path:
+    """Return the folder of a run; one on the Hub is fetched into the usual cache.
+
+    Raises:
+        ConfigError: if there is none of that name.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    if not HUB_NAME.fullmatch(str(name)):
+        raise ConfigError(
+            f"{name}: no such folder; is {name} a run directory? Name one, an exported folder, or `owner/name` on the "
+            "Hub."
+        )
+    repository, _, revision = str(name).partition("@")
+    return fetch_from_hub(repository, revision or None)
+
+
+def fetch_from_hub(
+    repository: str,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+    force_download: bool = False,
+) -> Path:
+    """Fetch an exported run from the Hub, or find it in the cache.
+
+    Raises:
+        ConfigError: if there is none, or the Hub cannot be reached.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        folder = snapshot_download(
+            repository,
+            revision=revision,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            token=token,
+            force_download=force_download,
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(
+            f"{repository}: no such run directory, and not found on the Hub ({type(error).__name__}: {reason}). Check "
+            "the name, your connection, and for a private one your login (hf auth login)."
+        ) from error
+    if not is_exported(Path(folder)):
+        raise ConfigError(f"{repository}: not a run that `simflow export` wrote.")
+    return Path(folder)

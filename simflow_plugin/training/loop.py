@@ -166,7 +166,9 @@ class Trainer:
         """
         try:
             self._restore()
-            tracker = Tracker(self.run_directory, self.config) if self.accelerator.is_main_process else None
+            tracker = None
+            if self.accelerator.is_main_process:
+                tracker = Tracker(self.run_directory, self.config, self.step)
             progress = TrainingProgress(
                 self.config.training.steps, self.step, self.shows_progress, self._synchronise
             )
@@ -210,7 +212,9 @@ class Trainer:
             if isinstance(training.ema, PowerAverage) and self.step % training.ema.snapshot_every == 0:
                 self._save_averages()
             if self.step % training.sample_every == 0 or self.step == training.steps:
-                self.sample_grids.save(self.step, self.joint, self.averages.main)
+                grid = self.sample_grids.save(self.step, self.joint, self.averages.main)
+                if tracker is not None and grid is not None:
+                    tracker.log_picture("samples", grid, self.step)
             stopping = self.processes.any(self.stop.requested)
             if self.step % training.checkpoint_every == 0 or self.step == training.steps or stopping:
                 now = time.monotonic()

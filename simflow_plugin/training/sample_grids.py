@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 
 from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.contracts import ImageDataset
@@ -50,17 +51,21 @@ class SampleGrids:
         # Sharded modules are gathered during `forward` only, and sampling calls other methods.
         self._twin = copy.deepcopy(joint).cpu() if engine.is_sharded else None
 
-    def save(self, step: int, joint: JointObjective, ema: MovingAverage) -> None:
-        """Write the grid after `step` steps; nothing for an autoencoder alone. Every process must call it."""
+    def save(self, step: int, joint: JointObjective, ema: MovingAverage) -> Path | None:
+        """Write the grid after `step` steps; nothing for an autoencoder alone. Every process must call it.
+
+        Returns:
+            the file; None for an autoencoder alone, where sampling failed, and on all processes but the main one.
+        """
         if joint.model is None:
-            return
+            return None
         config, classes = self._config, self._num_classes
         columns = config.sampling.grid_per_class
         indices = grid_indices(classes, columns, MAX_ROWS if classes else ROWS_WITHOUT_CLASSES)
         precision = Precision.of_training(config.training, self._accelerator.device.type)
         with self._averaged(joint, ema) as averaged, self._maybe_eager():
             if averaged is None or averaged.model is None:
-                return
+                return None
             sampler = ImageSampler(
                 averaged.autoencoder, averaged.model, config.image_size, precision, config.sampling.guidance
             )
@@ -69,11 +74,13 @@ class SampleGrids:
             except EvaluationError as error:
                 # The run may still find its way back; a black grid would say nothing.
                 log.warning("No grid of samples at step %d: %s", step, error)
-                return
+                return None
         by_class = to_uint8(images).unflatten(0, (columns, -1)).transpose(0, 1).flatten(0, 1)
         self._run.check_lock()
         names = [shortened_name(name) for name in self._class_names[: len(by_class) // columns]] or None
-        save_image_grid(by_class, self._run.samples / f"step_{step:08d}.png", columns, names)
+        path = self._run.samples / f"step_{step:08d}.png"
+        save_image_grid(by_class, path, columns, names)
+        return path
 
     def _maybe_eager(self) -> AbstractContextManager[None]:
         return eager() if self._config.training.compile else nullcontext()

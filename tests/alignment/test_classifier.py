@@ -6,7 +6,7 @@ import typer
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from simflow_plugin.alignment.classifier import ClassifierEncoder, load_classifier
+from simflow_plugin.alignment.classifier import FORMAT, ClassifierEncoder, load_classifier
 from simflow_plugin.alignment.pretraining import PretrainingOptions, pretrain_classifier, shift_images
 from simflow_plugin.cli.pretrain_encoder import pretrain_encoder
 from simflow_plugin.contracts import DataContext
@@ -87,6 +87,16 @@ def test_file_with_other_keys_is_refused(trained, tmp_path):
     save_file({"weight": torch.zeros(2)}, tmp_path / "empty.safetensors", metadata)
     with pytest.raises(WeightsError, match="1 unexpected: weight"):
         encoder(tmp_path / "empty.safetensors")
+
+
+@pytest.mark.parametrize("card", [None, "[]", "[" * 100_000, "{}", '{"architecture": 1}', "nonsense"])
+def test_description_of_any_content_is_refused(trained, tmp_path, card):
+    _, known = load_classifier(trained)
+    assert known.num_test > 0
+    metadata = {"format": FORMAT} | ({} if card is None else {"card": card})
+    save_file({"x": torch.zeros(1)}, tmp_path / "a.safetensors", metadata)
+    with pytest.raises(WeightsError, match="no card of a classifier"):
+        load_classifier(tmp_path / "a.safetensors")
 
 
 def test_torn_file_is_refused(trained, tmp_path):

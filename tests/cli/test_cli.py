@@ -188,7 +188,10 @@ def every_command():
 
 
 REQUIRED = {
+    "init": ["x"],
     "train": ["x"],
+    "distill": ["x"],
+    "finetune-decoder": ["x"],
     "sample": ["x", "--out", "y"],
     "evaluate": ["x"],
     "analyze": ["x"],

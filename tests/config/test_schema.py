@@ -399,7 +399,7 @@ def test_resolved_autoencoder_has_its_numbers_and_reads_back_equal(write):
     assert (options["widths"], options["norm_num_groups"], options["latent_channels"]) == ([64, 128], 16, 4)
     assert options["posterior"]["std"] == 0.5
     unknown = {key for key, value in options.items() if value is None}
-    assert unknown == {"pretrained", "subfolder"}
+    assert unknown == {"architecture", "pretrained", "subfolder"}
     assert load_config(write(config.to_yaml(), "b.yaml")) == config
 
 

@@ -187,8 +187,16 @@ def test_hanging_compiler_is_ended_with_all_that_it_started(
         library.load_library()
     assert time.monotonic() - started < 30
     child = int((tmp_path / "child").read_text())
-    state = Path(f"/proc/{child}/stat")
-    assert not state.exists() or state.read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    while is_alive(child):  # killed, and gone once a busy machine has come round to it
+        assert time.monotonic() - started < 60
+        time.sleep(0.05)
+
+
+def is_alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_library_without_a_function_falls_back_to_torch_in_one_line(

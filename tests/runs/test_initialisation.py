@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from simflow_plugin import load
 from simflow_plugin.config.checks import check_config
 from simflow_plugin.errors import ConfigError, WeightsError
 from simflow_plugin.runs.initialisation import Classes, start_from
@@ -91,6 +92,14 @@ def test_source_of_another_architecture_is_refused(source):
     config = config.model_copy(update={"autoencoder": wide})
     with pytest.raises(WeightsError, match=r"init_from .*autoencoder: weights of another architecture"):
         start_from(build_parts(config, 10), config, DIGITS)
+
+
+def test_exported_folder_is_a_source_too(source, tmp_path):
+    load(source[0]).save_pretrained(tmp_path / "out")
+    config = config_from((tmp_path / "out", source[1]))
+    parts = build_parts(config, 10)
+    start_from(parts, config, DIGITS)
+    assert not different_tensors(parts.joint.model, load_run(source[0]).model)
 
 
 def test_missing_source_is_refused_before_the_directory_is_made(tmp_path):

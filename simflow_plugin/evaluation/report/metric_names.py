@@ -112,6 +112,21 @@ def format_draws_error(number: Measured) -> str:
     return "" if number.draws_error is None else f"Monte-Carlo error {number.draws_error:.2g}"
 
 
+def metric_lines(metrics: Mapping[str, Measured]) -> list[str]:
+    """Return metrics as aligned lines: name, value, errors, warning."""
+    rows = []
+    for key in in_order(metrics):
+        number = metrics[key]
+        errors = "; ".join(filter(None, (format_interval(key, number), format_draws_error(number))))
+        rows.append((metric_name(key).heading, format_value(key, number), errors, number.warning))
+    widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
+    lines = []
+    for title, value, errors, warning in rows:
+        line = f"{title:<{widths[0]}}  {value:>{widths[1]}}  {errors:<{widths[2]}}"
+        lines.append(f"{line}  ! {warning}" if warning else line.rstrip())
+    return lines
+
+
 def metric_cell(key: str, number: Measured | None, is_best: bool = False) -> Cell:
     """Return a table cell: the value, below it the interval, and the warning if there is one."""
     if number is None:

@@ -38,9 +38,8 @@ from simflow_plugin.evaluation.report.html import (
 from simflow_plugin.evaluation.report.metric_names import (
     UNCOMPARABLE,
     format_draws_error,
-    format_interval,
     format_value,
-    in_order,
+    metric_lines,
     metric_name,
     metrics_table,
 )
@@ -55,6 +54,7 @@ from simflow_plugin.evaluation.report.summary import training_numbers, write_sum
 from simflow_plugin.evaluation.request import EvaluationRequest
 from simflow_plugin.evaluation.result import Evaluation
 from simflow_plugin.evaluation.sample_shards import SampleShards
+from simflow_plugin.files import replacing
 from simflow_plugin.runs.loaded_run import LoadedRun, load_run
 from simflow_plugin.runs.run_directory import RunDirectory
 
@@ -123,17 +123,7 @@ def provenance(evaluation: Evaluation) -> str:
 
 def terminal_lines(evaluation: Evaluation) -> list[str]:
     """Return the result as aligned lines."""
-    rows = []
-    for key in in_order(evaluation.metrics):
-        number = evaluation.metrics[key]
-        errors = "; ".join(filter(None, (format_interval(key, number), format_draws_error(number))))
-        rows.append((metric_name(key).heading, format_value(key, number), errors, number.warning))
-    widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
-    lines = [provenance(evaluation)]
-    for title, value, errors, warning in rows:
-        line = f"{title:<{widths[0]}}  {value:>{widths[1]}}  {errors:<{widths[2]}}"
-        lines.append(f"{line}  ! {warning}" if warning else line.rstrip())
-    return lines + list(evaluation.notes)
+    return [provenance(evaluation), *metric_lines(evaluation.metrics), *evaluation.notes]
 
 
 def _write(path: Path, title: str, sections: list[Section], loaded: LoadedRun) -> None:
@@ -292,7 +282,10 @@ def _reconstructions(evaluator: RunEvaluator) -> Figure:
     decoded = reconstruct(evaluator.loaded, batch.images.to(evaluator.loaded.device))
     originals, reconstructions = (to_uint8(images).cpu().numpy() for images in (batch.images, decoded))
     caption = "Held-out images, the classes in turn, above their reconstructions from the posterior mean."
-    return Figure(png_bytes(reconstruction_grid(originals, reconstructions)), caption, "pixels")
+    png = png_bytes(reconstruction_grid(originals, reconstructions))
+    with replacing(evaluator.loaded.directory.reconstructions_file) as part:
+        part.write_bytes(png)
+    return Figure(png, caption, "pixels")
 
 
 def _curves(loaded: LoadedRun) -> list[Part]:

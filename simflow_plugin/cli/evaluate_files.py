@@ -1,0 +1,99 @@
+"""`simflow evaluate --samples ... --reference ...`: images that others made, without a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import typer
+
+FILE_OPTIONS = {
+    "samples",
+    "reference",
+    "extractor",
+    "weights",
+    "seed",
+    "batch_size",
+    "json_file",
+    "overwrite",
+}
+"""Parameters of `simflow evaluate` that have an effect with --samples."""
+BATCH_SIZE = 64
+
+
+def check_options(context: typer.Context, run: Path | None, samples: Path | None) -> None:
+    """Refuse options without effect, by what the user wrote.
+
+    Raises:
+        ConfigError: naming the option and what to do.
+    """
+    from simflow_plugin.errors import ConfigError
+
+    if (run is None) == (samples is None):
+        raise ConfigError(
+            "evaluate: name a run directory, or images with --samples and what to compare them with by --reference; "
+            f"found {'neither' if run is None else 'both'}."
+        )
+    written = {name for name in context.params if _is_written(context, name)} - {"run"}
+    without_effect = written - FILE_OPTIONS if samples is not None else written & {"json_file", "overwrite"}
+    if without_effect:
+        options = ", ".join(
+            f"--{name.removesuffix('_').replace('_file', '').replace('_', '-')}"
+            for name in sorted(without_effect)
+        )
+        place = "with --samples" if samples is not None else "with a run, whose result.json has its numbers"
+        raise ConfigError(f"{options}: has no effect {place}. Remove it.")
+    if samples is not None and "reference" not in written:
+        raise ConfigError(
+            "--samples: needs --reference, a folder of images, an .npz of images, or statistics (.npz, .pt)."
+        )
+
+
+def evaluate_samples(
+    samples: Path,
+    reference: Path,
+    extractor: str,
+    weights: Path | None,
+    seed: int,
+    batch_size: int | None,
+    json_file: Path | None,
+) -> None:
+    """Measure, print, and write the numbers to `json_file` if there is one."""
+    import torch
+
+    from simflow_plugin.errors import ConfigError
+    from simflow_plugin.evaluation.extractors import build_extractor
+    from simflow_plugin.evaluation.file_evaluation import evaluate_files, open_reference
+    from simflow_plugin.evaluation.image_sets import open_images
+    from simflow_plugin.evaluation.report.metric_names import metric_lines
+    from simflow_plugin.files import replacing
+
+    if extractor == "none":
+        raise ConfigError("--extractor none: leaves nothing to measure with --samples. Name another.")
+    found, against = open_images(samples, "--samples"), open_reference(reference)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    loaded = build_extractor(extractor, weights, device)
+    result = evaluate_files(found, against, loaded, batch_size or BATCH_SIZE, seed)
+    typer.echo(f"{found.count:,} images of {samples} against {reference}, features of {extractor}")
+    for line in [*metric_lines(result.metrics), *result.notes]:
+        typer.echo(line)
+    if json_file is not None:
+        settings = {
+            "samples": str(samples),
+            "reference": str(reference),
+            "extractor": extractor,
+            "seed": seed,
+        }
+        document = {
+            "settings": {**settings, "num_samples": found.count, "weights": loaded.digest},
+            "metrics": {name: number.to_json() for name, number in result.metrics.items()},
+            "notes": result.notes,
+        }
+        with replacing(json_file, ConfigError) as part:
+            part.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        typer.echo(f"{json_file}")
+
+
+def _is_written(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"

@@ -1,0 +1,45 @@
+"""`simflow statistics DATA --out FILE.npz`: mean and covariance of features, for `simflow evaluate --reference`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from simflow_plugin.cli.run_options import OverwriteOption
+from simflow_plugin.exits import exit_on_user_error
+
+
+def statistics(
+    data: Annotated[Path, typer.Argument(help="Folder of images (below it, too), or FILE.npz with arr_0.")],
+    out: Annotated[Path, typer.Option(help="FILE.npz to write.")],
+    extractor: Annotated[
+        str,
+        typer.Option(help="inception, dinov2-b, timm:MODEL (at 96 pixels: timm:MODEL@96), or pretrained."),
+    ] = "inception",
+    weights: Annotated[Path | None, typer.Option(help="File of the extractor's weights.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Does not change the numbers.")] = 64,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Write mean and covariance of images' features, in the layout of the ADM suite, pytorch-fid and clean-fid."""
+    with exit_on_user_error():
+        import torch
+
+        from simflow_plugin.errors import ConfigError
+        from simflow_plugin.evaluation.extractors import build_extractor
+        from simflow_plugin.evaluation.feature_statistics import FeatureStatistics, save_statistics
+        from simflow_plugin.evaluation.file_evaluation import features_of
+        from simflow_plugin.evaluation.image_sets import open_images
+        from simflow_plugin.evaluation.sample_files import check_not_there
+
+        if out.suffix != ".npz" or out.is_dir():
+            raise ConfigError(f"--out {out}: expected the name of a file that ends in .npz.")
+        check_not_there(out, overwrite)
+        images = open_images(data, "DATA")
+        loaded = build_extractor(extractor, weights, "cuda" if torch.cuda.is_available() else "cpu")
+        found = FeatureStatistics.of(features_of(images, loaded, batch_size), loaded)
+        save_statistics(out, found)
+        typer.echo(
+            f"{out}: {images.count:,} images of {data}, {len(found.pooled.mean)} features of {extractor}"
+        )

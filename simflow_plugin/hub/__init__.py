@@ -1,0 +1,1 @@
+"""Trained runs for others: exported folders, model cards, a diffusers pipeline."""
