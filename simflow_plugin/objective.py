@@ -268,3 +268,12 @@ def latent_statistics(posterior: Posterior, noise_std: float = 0.0) -> dict[str,
         variance = std.square() + noise_std**2
         statistics["nll_floor"] = 0.5 * (2 * math.pi * math.e * variance).log().mean()
     return statistics
+
+
+def layer_class_names(module: nn.Module) -> list[str]:
+    """Return the class names of the repeated layers, the innermost ones: what FSDP2 gathers one after the other."""
+    repeated = [child for part in module.modules() if isinstance(part, nn.ModuleList) for child in part]
+    innermost = [
+        child for child in repeated if not any(isinstance(m, nn.ModuleList) for m in child.modules())
+    ]
+    return sorted({type(child).__name__ for child in innermost})

@@ -21,11 +21,10 @@ from simflow_plugin.config.averages import PowerAverage
 from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.evaluation.flops import count_parameters
-from simflow_plugin.objective import JointObjective
+from simflow_plugin.objective import JointObjective, layer_class_names
 from simflow_plugin.options import did_you_mean
 from simflow_plugin.planning.outline import make_outline
 from simflow_plugin.planning.work import flops_per_image, launches_per_pass, outlined_joint, saved_bytes
-from simflow_plugin.training.distributed.processes import layer_class_names
 
 SHARDINGS = ("none", "zero2", "zero3")
 SECONDS_PER_DAY = 86400

@@ -13,12 +13,11 @@ from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.evaluation.flops import count_flops, forward_flops
 from simflow_plugin.losses.pixel import L2Loss
 from simflow_plugin.losses.reconstruction import ReconstructionLoss
-from simflow_plugin.objective import JointInputs, JointObjective
+from simflow_plugin.objective import JointInputs, JointObjective, layer_class_names
 from simflow_plugin.planning.outline import Outline, zeros
 from simflow_plugin.planning.precision import MixedPrecision
 from simflow_plugin.randomness import IndexedRandom
 from simflow_plugin.runs.parts import objective_weights
-from simflow_plugin.training.distributed.processes import layer_class_names
 
 PERCEPTUAL_PASSES = 3
 """Forward for image and reconstruction, and backward to the reconstruction, which costs about one forward."""

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from simflow_plugin.errors import ConfigError
-from simflow_plugin.training.distributed.processes import layer_class_names
+from simflow_plugin.objective import layer_class_names
 
 
 def compile_layers(model: nn.Module | None) -> None:

@@ -27,7 +27,7 @@ from simflow_plugin.data.loader import Batch, check_corrupt, make_loader
 from simflow_plugin.data.summary import content_digests
 from simflow_plugin.errors import TrainingError
 from simflow_plugin.files import is_disk_full
-from simflow_plugin.objective import JointInputs
+from simflow_plugin.objective import JointInputs, layer_class_names
 from simflow_plugin.randomness import BatchRandom
 from simflow_plugin.runs.checkpoints import (
     Checkpoint,
@@ -46,7 +46,6 @@ from simflow_plugin.training.distributed.engine import TorchEngine
 from simflow_plugin.training.distributed.processes import (
     Processes,
     keep_frozen_at_home,
-    layer_class_names,
     synchronise_batch_norms,
 )
 from simflow_plugin.training.ema import WeightAverages, running_statistics

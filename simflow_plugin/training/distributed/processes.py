@@ -175,12 +175,3 @@ def keep_frozen_at_home(joint: JointObjective) -> None:
     """
     names = [name for name, _ in joint.named_buffers() if name.startswith("reconstruction.")]
     nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(joint, names)
-
-
-def layer_class_names(module: nn.Module) -> list[str]:
-    """Return the class names of the repeated layers, the innermost ones: what FSDP2 gathers one after the other."""
-    repeated = [child for part in module.modules() if isinstance(part, nn.ModuleList) for child in part]
-    innermost = [
-        child for child in repeated if not any(isinstance(m, nn.ModuleList) for m in child.modules())
-    ]
-    return sorted({type(child).__name__ for child in innermost})

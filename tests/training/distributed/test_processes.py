@@ -13,7 +13,7 @@ from torch import distributed, nn
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.losses.perceptual import freeze
 from simflow_plugin.losses.reconstruction import ReconstructionLoss
-from simflow_plugin.objective import JointObjective, ObjectiveWeights
+from simflow_plugin.objective import JointObjective, ObjectiveWeights, layer_class_names
 from simflow_plugin.runs.checkpoints import read_checkpoint
 from simflow_plugin.runs.run_directory import RunDirectory
 from simflow_plugin.train import make_accelerator
@@ -21,7 +21,6 @@ from simflow_plugin.training.distributed.processes import (
     configure_engine,
     convert_batch_norms,
     keep_frozen_at_home,
-    layer_class_names,
 )
 from simflow_plugin.training.interrupts import Interrupted
 from tests.training.tiny_runs import (
