@@ -6,10 +6,12 @@ import importlib.util
 import os
 import platform
 from importlib import metadata
+from pathlib import Path
 from typing import NamedTuple
 
 from simflow_plugin import registry
 from simflow_plugin.errors import SimflowError
+from simflow_plugin.units import with_prefix
 
 OPTIONAL_PACKAGES = {
     "xformers": "attention on GPUs; without it torch's scaled-dot-product attention serves",
@@ -68,10 +70,12 @@ def _packages() -> list[Finding]:
 
 
 def _attention() -> Finding:
-    from simflow_plugin.flow.attention import AttentionContext, build_attention
+    from simflow_plugin.flow.attention import AttentionContext
+    from simflow_plugin.flow.attention.backend_choice import why_not_xformers
 
-    backend = build_attention("auto", AttentionContext(64))
-    return Finding("attention: auto", type(backend).__name__, "what `attention: auto` picks on this machine")
+    reason = why_not_xformers(AttentionContext(64))
+    picked = "sdpa (torch's own)" if reason else "xformers"
+    return Finding("attention: auto", f"picks {picked}", reason or "its build works on this CUDA device")
 
 
 def _decode_kernel() -> Finding:
@@ -123,9 +127,23 @@ def _parts() -> list[Finding]:
         registry.ENCODERS,
         registry.DATASETS,
     )
+    from torch.hub import get_dir
+
+    from simflow_plugin.data.disk_cache import cache_folder
+
     findings = [Finding(r.kind, ", ".join(r.names()), f"entry-point group {r.group}") for r in registries]
-    folder = os.environ.get("HF_HOME", "~/.cache/huggingface")
-    return [
-        *findings,
-        Finding("hub cache", folder, "where pretrained weights are looked up after a path option"),
-    ]
+    hub = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    caches = (
+        ("cache: hub", hub, "weights and data sets by name; set by $HF_HOME"),
+        ("cache: torch", Path(get_dir()), "weights of LPIPS and Inception; set by $TORCH_HOME"),
+        ("cache: data", cache_folder(), "features, indices, fetched shards; set by $SIMFLOW_DATA"),
+    )
+    return [*findings, *(Finding(what, f"{f}{_size(f)}", meaning) for what, f, meaning in caches)]
+
+
+def _size(folder: Path) -> str:
+    """Return how much a cache holds."""
+    if not folder.is_dir():
+        return " (empty)"
+    held = sum(f.lstat().st_size for f in folder.rglob("*") if f.is_file() and not f.is_symlink())
+    return f" ({with_prefix(held, 'B')})"

@@ -5,6 +5,7 @@ The same under `accelerate launch -m simflow_plugin.train ...`, and behind `simf
 
 from __future__ import annotations
 
+import json
 import logging
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,6 +22,7 @@ from simflow_plugin.streams import surviving_readers
 from simflow_plugin.train_options import (
     AllowChangedOption,
     AllowPipesOption,
+    DataRootOption,
     DryRunOption,
     NoReportOption,
     OutOption,
@@ -46,10 +48,12 @@ def train_command(
     no_report: NoReportOption = False,
     profile: ProfileOption = 0,
     allow_pipes: AllowPipesOption = False,
+    data_root: DataRootOption = None,
 ) -> None:
     """Train, from the start or from the run's last checkpoint; then measure, and write the report."""
     with surviving_readers(), exit_on_user_error():
-        resolved = load_config(config, set_)
+        moved = [] if data_root is None else [f"data.root={json.dumps(str(data_root))}"]
+        resolved = load_config(config, [*(set_ or []), *moved])
         if dry_run:
             print(resolved.to_yaml(), end="")
             return
@@ -57,7 +61,7 @@ def train_command(
         train_or_stop(
             resolved,
             run,
-            allow_changed or [],
+            [*(allow_changed or []), *(["data.root"] if moved else [])],
             report=not no_report,
             profile_steps=profile,
             allows_pipes=allow_pipes,
@@ -114,12 +118,15 @@ def train(
     from simflow_plugin.training.run_header import header_lines
 
     accelerator = make_accelerator(config)
+    # Libraries speak up from warnings on: what they did (`generated new fontManager`) is no news of the run.
     logging.basicConfig(
-        level=logging.INFO if accelerator.is_main_process else logging.ERROR, format="%(message)s"
+        level=logging.WARNING if accelerator.is_main_process else logging.ERROR, format="%(message)s"
+    )
+    logging.getLogger("simflow_plugin").setLevel(
+        logging.INFO if accelerator.is_main_process else logging.ERROR
     )
     if not accelerator.is_main_process:  # each process reads images of its own, and names the corrupt ones
         logging.getLogger("simflow_plugin.data").setLevel(logging.WARNING)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
     GlobalBatches(config.training.batch_size, accelerator.num_processes, config.training.accumulation)
     with leaving_together(), ExitStack() as stack:
         with (

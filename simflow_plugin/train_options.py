@@ -14,6 +14,10 @@ AllowChangedOption = Annotated[
     typer.Option("--allow-changed", help="A key that may differ from the run that is resumed."),
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")]
+DataRootOption = Annotated[
+    Path | None,
+    typer.Option("--data-root", help="Folder of the images: data.root, also of a run whose data moved."),
+]
 AllowPipesOption = Annotated[
     bool,
     typer.Option("--allow-pipes", help="Run the shell commands that data.shards names (pipe:...)."),

@@ -26,6 +26,7 @@ from simflow_plugin.alignment.timm_names import check_timm_name
 from simflow_plugin.contracts import DataContext
 from simflow_plugin.errors import ConfigError, RunDirectoryError, WeightsError
 from simflow_plugin.files import replacing
+from simflow_plugin.local_paths import LocalPath
 from simflow_plugin.weights import load_strictly, read_metadata, read_tensors
 
 FORMAT = "simflow-classifier-1"
@@ -177,7 +178,7 @@ class ClassifierEncoder(FrozenEncoder):
     """
 
     class Options(options.Options):
-        checkpoint: str = Field(description="file made by `simflow pretrain-encoder`")
+        checkpoint: LocalPath = Field(description="file made by `simflow pretrain-encoder`")
 
     def __init__(self, options: Options, context: DataContext) -> None:
         network, card = load_classifier(Path(options.checkpoint).expanduser())

@@ -15,6 +15,7 @@ from simflow_plugin.alignment.feature_layer import FeatureLayer, find_layer, is_
 from simflow_plugin.alignment.timm_names import check_timm_name
 from simflow_plugin.contracts import DataContext, NetworkOutline
 from simflow_plugin.errors import ConfigError
+from simflow_plugin.local_paths import LocalPath
 
 MODEL_BY_PRESET = {
     "dinov2-b": "vit_base_patch14_dinov2.lvd142m",
@@ -33,7 +34,7 @@ PIXELS_PER_FEATURE = {14: 16}
 class WeightsOptions(options.Options):
     """Options that all timm encoders share."""
 
-    checkpoint: str | None = Field(None, description="file of the weights; null: the local caches")
+    checkpoint: LocalPath | None = Field(None, description="file of the weights; null: the local caches")
     input_size: int | None = Field(
         None,
         gt=0,

@@ -18,6 +18,7 @@ from simflow_plugin.autoencoders.network_weights import AutoencoderWeights
 from simflow_plugin.autoencoders.pretrained import load_pretrained
 from simflow_plugin.contracts import DataContext, PosteriorContext
 from simflow_plugin.errors import ConfigError, WeightsError
+from simflow_plugin.local_paths import LocalPathOrName
 from simflow_plugin.options import Options, did_you_mean
 from simflow_plugin.registry import POSTERIORS, Part
 
@@ -79,7 +80,9 @@ class KLOptions(Options):
     uses_quant_conv: bool | None = Field(
         None, description="1x1 convolutions around the latent; default false."
     )
-    pretrained: str | None = Field(None, description="a diffusers folder, a hub name, or a checkpoint file.")
+    pretrained: LocalPathOrName | None = Field(
+        None, description="a diffusers folder, a hub name, or a checkpoint file."
+    )
     pretrained_format: Literal["auto", "diffusers", "ldm", "simflow"] = Field(
         "auto", description="layout of the pretrained weights; `auto` goes by the names of the tensors."
     )

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from simflow_plugin.cli.run_options import LastWeightsOption, LpipsOption, PrecisionOption
+from simflow_plugin.cli.run_options import DataRootOption, LastWeightsOption, LpipsOption, PrecisionOption
 from simflow_plugin.exits import exit_on_user_error
 
 
@@ -20,6 +20,7 @@ def analyze(
     lpips_backbone: LpipsOption = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Does not change the numbers.")] = None,
     precision: PrecisionOption = None,
+    data_root: DataRootOption = None,
 ) -> None:
     """Analyze a run's latent space on held-out images; writes RUN/analysis/."""
     with exit_on_user_error():
@@ -27,7 +28,7 @@ def analyze(
         from simflow_plugin.evaluation.report.analysis_report import STATISTICS, write_analysis
         from simflow_plugin.runs.loaded_run import load_run
 
-        loaded = load_run(run, averaged=not last_weights, precision=precision)
+        loaded = load_run(run, averaged=not last_weights, precision=precision).with_data_root(data_root)
         backbone = str(lpips_backbone) if lpips_backbone is not None else None
         request = AnalysisRequest(
             num_images, num_strips, seed=seed, batch_size=batch_size, lpips_backbone=backbone

@@ -44,7 +44,6 @@ app = typer.Typer(
     cls=Commands,
     help="SimFlow: train a VAE and a latent normalizing flow end to end, and compare them fairly.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.command("init")(init.init)

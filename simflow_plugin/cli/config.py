@@ -18,11 +18,15 @@ def show(
         list[str] | None, typer.Option("--set", help="key.sub=value, as often as needed.")
     ] = None,
 ) -> None:
-    """Print the resolved configuration: every default written out, every part checked."""
+    """Print the resolved configuration, every default written out; what it needs and is not there goes to stderr."""
     with exit_on_user_error():
         from simflow_plugin.config.loading import load_config
+        from simflow_plugin.local_paths import missing_paths
 
-        typer.echo(load_config(name, set_).to_yaml(), nl=False)
+        config = load_config(name, set_)
+        typer.echo(config.to_yaml(), nl=False)
+        for key, path in missing_paths(config.model_dump(mode="json")):
+            typer.echo(f"missing: {key}: {path} does not exist", err=True)
 
 
 @app.command("list")

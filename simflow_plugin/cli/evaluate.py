@@ -16,6 +16,7 @@ import typer
 from simflow_plugin.cli.evaluate_files import check_options, evaluate_samples
 from simflow_plugin.cli.run_options import (
     AutoguidanceOption,
+    DataRootOption,
     EmaLengthOption,
     LastWeightsOption,
     LpipsOption,
@@ -100,6 +101,7 @@ def evaluate(
         Path | None, typer.Option("--json", help="With --samples: also write the numbers to this file.")
     ] = None,
     overwrite: OverwriteOption = False,
+    data_root: DataRootOption = None,
 ) -> None:
     """Measure a run on held-out data with its averaged weights; an interrupted evaluation goes on.
 
@@ -142,7 +144,9 @@ def evaluate(
             batch_size=batch_size,
             autoguidance=autoguidance,
         )
-        run_evaluation(run, request, Weights(not last_weights, step, precision, ema_length), npz, png)
+        run_evaluation(
+            run, request, Weights(not last_weights, step, precision, ema_length), npz, png, data_root
+        )
 
 
 class Weights(NamedTuple):
@@ -160,6 +164,7 @@ def run_evaluation(
     weights: Weights = Weights(),  # noqa: B008 (immutable)
     npz: Path | None = None,
     png: Path | None = None,
+    data_root: Path | None = None,
 ) -> None:
     """Evaluate, on as many processes as accelerate started; the main one measures, writes and prints."""
     import torch
@@ -184,7 +189,7 @@ def run_evaluation(
             )
         check_out(out, option)
     state = PartialState(cpu=not torch.cuda.is_available())
-    evaluator = RunEvaluator(load_run(run, state.device, *weights), request)
+    evaluator = RunEvaluator(load_run(run, state.device, *weights).with_data_root(data_root), request)
     if outputs and "generation" not in evaluator.parts:
         raise ConfigError(
             f"{outputs[0][0]} {outputs[0][1]}: there are samples only with the part `generation`."

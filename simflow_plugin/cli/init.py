@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from simflow_plugin.cli.run_options import OverwriteOption
 from simflow_plugin.exits import exit_on_user_error
 
 
@@ -21,7 +22,7 @@ def init(
     image_size: Annotated[
         int | None, typer.Option(help="16, 32, 64, 128 or 256 pixels; default: by images and device.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the file.")] = False,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Look at a folder of images, time a few steps, and write a configuration to train with here."""
     with exit_on_user_error():
@@ -30,10 +31,8 @@ def init(
         from simflow_plugin.starter.folder_facts import look_at
 
         path = out if out is not None else Path(f"{_name(folder)}.yaml")
-        if path.exists() and not force:
-            raise ConfigError(
-                f"{path}: is there already. Name another with --out, or replace it with --force."
-            )
+        if path.exists() and not overwrite:
+            raise ConfigError(f"{path}: is there already. Name another with --out, or add --overwrite.")
         facts = look_at(folder)
         typer.echo("\n".join(facts.lines()))
         typer.echo("timing a few steps ...", err=True)

@@ -27,4 +27,7 @@ EmaLengthOption = Annotated[
         help="Relative length of the average, where training.ema is {kind: power}; made of what the run stored.",
     ),
 ]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace the file --out if it is there.")]
+DataRootOption = Annotated[
+    Path | None, typer.Option("--data-root", help="Where the run's images are now, if they moved.")
+]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")]

@@ -15,13 +15,25 @@ from simflow_plugin.cli.run_options import (
 )
 from simflow_plugin.exits import exit_on_user_error
 
+PER_CLASS, MOST_ROWS = 8, 20
+"""Samples of a class, and classes, in a grid where no number is given."""
+
 
 def sample(
     run: Annotated[Path, typer.Argument(help="Run directory, exported folder, or OWNER/NAME on the Hub.")],
     out: Annotated[
-        Path, typer.Option(help="FILE.npz (arr_0 uint8 NHWC, labels), or a directory for PNG files.")
-    ],
-    num: Annotated[int, typer.Option(min=1, help="Number of samples; classes in turn.")] = 100,
+        Path | None, typer.Option(help="FILE.npz (arr_0 uint8 NHWC, labels), or a directory for PNG files.")
+    ] = None,
+    grid: Annotated[
+        Path | None, typer.Option(help="FILE.png: all samples in one picture, a row for each class.")
+    ] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Names or numbers, as in cat,dog; default: all classes.")
+    ] = None,
+    num: Annotated[
+        int | None,
+        typer.Option(min=1, help="Number of samples; classes in turn. Default 100; for a grid 8 a class."),
+    ] = None,
     guidance: Annotated[float | None, typer.Option(min=0, help="Weight w; default: the run's own.")] = None,
     seed: Annotated[int, typer.Option(help="Of the noise; sample i depends on the seed and i only.")] = 0,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Does not change the samples.")] = None,
@@ -32,18 +44,40 @@ def sample(
 ) -> None:
     """Draw class-balanced samples from the averaged (EMA) weights of a run."""
     with exit_on_user_error():
-        from simflow_plugin.evaluation.drawing import ImageSampler, class_labels
-        from simflow_plugin.evaluation.sample_files import check_not_there, check_out, save_samples
+        from simflow_plugin.errors import ConfigError
+        from simflow_plugin.evaluation.drawing import ImageSampler, labels_in_turn
+        from simflow_plugin.evaluation.sample_files import (
+            check_grid,
+            check_not_there,
+            check_out,
+            save_grid,
+            save_samples,
+        )
         from simflow_plugin.progress_bar import count_progress
         from simflow_plugin.runs.autoguidance import with_autoguidance
         from simflow_plugin.runs.sources import open_run
 
-        check_out(out)
-        check_not_there(out, overwrite)
+        if out is None and grid is None:
+            raise ConfigError(
+                "sample: nowhere to write: name --out FILE.npz, --out FOLDER or --grid FILE.png."
+            )
+        if out is not None:
+            check_out(out)
+            check_not_there(out, overwrite)
+        if grid is not None:
+            check_grid(grid)
+            check_not_there(grid, overwrite, "--grid")
         loaded = with_autoguidance(open_run(run, precision=precision, ema_length=ema_length), autoguidance)
+        chosen = loaded.class_numbers(classes)
+        if num is None:
+            num = 100 if out is not None else PER_CLASS * min(len(chosen) or PER_CLASS, MOST_ROWS)
         sampler = ImageSampler.of_run(loaded, guidance, seed)
-        labels = class_labels(range(num), loaded.num_classes)
+        labels = labels_in_turn(num, chosen)
         with count_progress("sampling", num) as advance:
             images = sampler.draw_in_batches(labels, batch_size or loaded.config.sampling.batch_size, advance)
-        save_samples(out, num, [(images.numpy(), labels.numpy())], class_names=loaded.class_names)
-        typer.echo(f"{num} samples, guidance {sampler.guidance:g}, {loaded.precision} -> {out}")
+        if out is not None:
+            save_samples(out, num, [(images.numpy(), labels.numpy())], class_names=loaded.class_names)
+        if grid is not None:
+            save_grid(grid, images.numpy(), labels.numpy(), loaded.class_names)
+        written = ", ".join(str(path) for path in (out, grid) if path is not None)
+        typer.echo(f"{num} samples, guidance {sampler.guidance:g}, {loaded.precision} -> {written}")

@@ -9,6 +9,7 @@ import typer
 from simflow_plugin.train_options import (
     AllowChangedOption,
     AllowPipesOption,
+    DataRootOption,
     DryRunOption,
     NoReportOption,
     OutOption,
@@ -26,8 +27,9 @@ def train(
     no_report: NoReportOption = False,
     profile: ProfileOption = 0,
     allow_pipes: AllowPipesOption = False,
+    data_root: DataRootOption = None,
 ) -> None:
     """Train a model, or go on with a run that was interrupted; then measure it and write its report."""
     from simflow_plugin.train import train_command
 
-    train_command(config, out, set_, allow_changed, dry_run, no_report, profile, allow_pipes)
+    train_command(config, out, set_, allow_changed, dry_run, no_report, profile, allow_pipes, data_root)

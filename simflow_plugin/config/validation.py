@@ -6,6 +6,7 @@ own: only what the user wrote is kept, and what comes nearest to it.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
@@ -16,6 +17,8 @@ from simflow_plugin.errors import ConfigError
 from simflow_plugin.options import OF_FIELD, did_you_mean
 
 MAPPING_TYPES = ("model_type", "model_attributes_type", "dataclass_type", "dict_type", "mapping_type")
+SHORT = 60
+"""Characters of a mapping up to which it is shown whole."""
 OTHER_TYPE = ("_type", "_parsing")
 """Ends of pydantic's error types that mean: not this type at all (as opposed to: this type, out of range)."""
 
@@ -117,8 +120,18 @@ def _explain(mistake: Mistake, model: type[BaseModel], source: YamlSource, prefi
         return f"{where}: {key}: unknown key.{did_you_mean(path[-1], known)}"
     if mistake.kind == "missing":
         return f"{where}: {key}: required, but not given."
-    found = "null" if mistake.found is None else repr(mistake.found)
-    return f"{where}: {key}: {mistake.message.rstrip('.')}; found {found}."
+    return f"{where}: {key}: {mistake.message.rstrip('.')}{_found(mistake)}."
+
+
+def _found(mistake: Mistake) -> str:
+    """Return '; found VALUE'; of a large mapping the values that the message names."""
+    if mistake.found is None:
+        return "; found null"
+    if not isinstance(mistake.found, dict) or len(repr(mistake.found)) <= SHORT:
+        return f"; found {mistake.found!r}"
+    words = set(re.findall(r"\w+", mistake.message))
+    named = [f"{key}: {value!r}" for key, value in mistake.found.items() if str(key) in words]
+    return f"; found {', '.join(named)}" if named else ""
 
 
 def _known_keys(model: type[BaseModel], path: KeyPath, member: str | None) -> list[str]:

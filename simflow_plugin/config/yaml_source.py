@@ -7,6 +7,7 @@ A file may name another one to start from (`extends: quickstart`); mappings are 
 from __future__ import annotations
 
 import copy
+import difflib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +17,6 @@ from typing import Any, NamedTuple
 import yaml
 
 from simflow_plugin.errors import ConfigError
-from simflow_plugin.options import did_you_mean
 from simflow_plugin.resources import resource_dir
 
 KeyPath = tuple[str, ...]
@@ -120,8 +120,18 @@ def find_config(name: str, relative_to: Path | None = None) -> Path:
             return candidate
     raise ConfigError(
         f"{name}: no such configuration: neither a file nor the name of a shipped one."
-        f"{did_you_mean(name, shipped_configs())}"
+        f"{_nearest(name, shipped_configs())} All of them: simflow config list."
     )
+
+
+def _nearest(name: str, known: list[str], count: int = 3) -> str:
+    """Return ' Did you mean `a`, `b` or `c`?' of the nearest names; a study's runs are found by their own name too."""
+    by_last_part = {known_name.rpartition("/")[2]: known_name for known_name in reversed(known)}
+    found = difflib.get_close_matches(name, known, count, cutoff=0.5)
+    last = difflib.get_close_matches(name.rpartition("/")[2], by_last_part, count, cutoff=0.6)
+    found = list(dict.fromkeys([*found, *(by_last_part[part] for part in last)]))[:count]
+    names = [f"`{one}`" for one in found]
+    return f" Did you mean {' or '.join(filter(None, (', '.join(names[:-1]), names[-1])))}?" if names else ""
 
 
 def _is_file(path: Path) -> bool:

@@ -17,6 +17,7 @@ from simflow_plugin.data.images import resize_batch
 from simflow_plugin.data.memory import InMemoryDataset
 from simflow_plugin.data.split import check_split
 from simflow_plugin.errors import DataError
+from simflow_plugin.local_paths import LocalPath
 
 CLASS_NAMES = [
     "T-shirt/top",
@@ -50,7 +51,9 @@ class FashionMnist(InMemoryDataset):
     """
 
     class Options(options.Options):
-        root: str | None = Field(None, description="folder of the four idx files (.gz or not); null: search")
+        root: LocalPath | None = Field(
+            None, description="folder of the four idx files (.gz or not); null: search"
+        )
         download: bool = Field(False, description="fetch them by torchvision when they are found nowhere")
 
     def __init__(self, options: Options, context: DataContext) -> None:

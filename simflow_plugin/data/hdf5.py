@@ -25,6 +25,7 @@ from simflow_plugin.data.image_files import FileDataset, FileOptions, own_or_hel
 from simflow_plugin.data.image_formats import is_image_name, suffix_of, unread_kind
 from simflow_plugin.data.labels import Key, number_labels, parse_label, shown
 from simflow_plugin.errors import DataError
+from simflow_plugin.local_paths import LocalPath
 
 IMAGES, NAMES, LABELS = "images.h5", "images_h5.json", "dataset.json"
 ARRAY = ".npy"
@@ -40,8 +41,8 @@ class Hdf5Images(FileDataset):
     """
 
     class Options(FileOptions):
-        root: str = Field(description="folder of images.h5 and images_h5.json")
-        test_root: str | None = Field(None, description="the same for testing; null: hold a share out")
+        root: LocalPath = Field(description="folder of images.h5 and images_h5.json")
+        test_root: LocalPath | None = Field(None, description="the same for testing; null: hold a share out")
 
     def __init__(self, options: Options, context: DataContext) -> None:
         train = Path(options.root).expanduser()

@@ -17,6 +17,7 @@ from simflow_plugin.data.image_files import FileDataset, FileOptions, own_or_hel
 from simflow_plugin.data.labels import Key, number_labels, parse_label
 from simflow_plugin.data.split import check_split
 from simflow_plugin.errors import DataError
+from simflow_plugin.local_paths import LocalPathOrName
 
 LABEL_NAMES = ("label", "labels", "class", "class_label", "category", "target", "y")
 """Columns of numbers or words that are taken for labels where no column is declared as class labels."""
@@ -32,7 +33,7 @@ class HuggingFaceImages(FileDataset):
     """
 
     class Options(FileOptions):
-        path: str = Field(description="name on the hub, or a folder written by save_to_disk")
+        path: LocalPathOrName = Field(description="name on the hub, or a folder written by save_to_disk")
         subset: str | None = Field(None, description="the hub's configuration name")
         train_split: str = "train"
         test_split: str | None = Field(None, description="null: hold a share of the training split out")

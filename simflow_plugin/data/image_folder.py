@@ -23,6 +23,7 @@ from simflow_plugin.data.labels import number_labels
 from simflow_plugin.data.split import check_split
 from simflow_plugin.data.split_folders import find_split_folders, refuse_splits_inside_classes
 from simflow_plugin.errors import DataError
+from simflow_plugin.local_paths import LocalPath
 
 
 @registry.DATASETS.register("image_folder")
@@ -35,7 +36,7 @@ class ImageFolder(FileDataset):
     """
 
     class Options(FileOptions):
-        root: str = Field(description="the folder")
+        root: LocalPath = Field(description="the folder")
         train_folder: str | None = Field(
             None,
             description="folder of the training images below root; `.`: root itself, every folder a class; null: "

@@ -65,7 +65,7 @@ def find_split_folders(root: Path, train_folder: str | None, test_folder: str | 
     Raises:
         DataError: if a folder is missing, or it is ambiguous which are splits.
     """
-    _require_folder(root, "data.root")
+    _require_folder(root, "data.root (or --data-root)")
     if train_folder is None and test_folder is None:
         return _found_by_name(root)
     train = root / (train_folder if train_folder is not None else TRAIN_FOLDER)

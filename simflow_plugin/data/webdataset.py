@@ -23,6 +23,7 @@ from simflow_plugin.data.split import check_split
 from simflow_plugin.data.tar_index import ShardIndex, cached_index, raw_labels
 from simflow_plugin.data.tar_shards import local_shards
 from simflow_plugin.errors import DataError
+from simflow_plugin.local_paths import Shards
 
 
 @registry.DATASETS.register("webdataset")
@@ -35,13 +36,11 @@ class WebDataset(FileDataset):
     """
 
     class Options(FileOptions):
-        shards: str | list[str] = Field(
+        shards: Shards = Field(
             description="paths, globs, addresses (http, https, file; pipe:command with "
             "--allow-pipes); {0000..0012} is a range"
         )
-        test_shards: str | list[str] | None = Field(
-            None, description="the same for testing; null: hold a share out"
-        )
+        test_shards: Shards | None = Field(None, description="the same for testing; null: hold a share out")
         image_member: str | None = Field(
             None,
             description="ending of the member that is the image, `jpg` or `seg.png`; null: the one that ends like one",

@@ -112,6 +112,11 @@ def class_labels(indices: Sequence[int], num_classes: int | None) -> Tensor:
     return torch.tensor([i % num_classes if num_classes else NO_LABEL for i in indices], dtype=torch.int64)
 
 
+def labels_in_turn(num: int, classes: Sequence[int]) -> Tensor:
+    """Return the labels (num,) of samples of some classes in turn; `NO_LABEL` where there are none."""
+    return torch.tensor([classes[i % len(classes)] if classes else NO_LABEL for i in range(num)])
+
+
 def grid_indices(num_classes: int | None, per_class: int, max_classes: int = 10) -> list[int]:
     """Return the indices of the first samples of the first classes: one of each class, then the next of each."""
     columns = min(num_classes or max_classes, max_classes)

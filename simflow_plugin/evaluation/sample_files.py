@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from simflow_plugin.errors import ConfigError, RunDirectoryError
+from simflow_plugin.evaluation.report.grids import save_image_grid
 from simflow_plugin.files import filling, replacing
 
 Samples = tuple[NDArray[np.uint8], NDArray[np.int64]]
@@ -48,6 +50,51 @@ def check_out(out: Path, option: str = "--out") -> None:
         raise ConfigError(
             f"{option} {out}: holds files already, which would mix with the samples. Name a new or an empty folder."
         )
+
+
+def check_grid(path: Path, option: str = "--grid") -> None:
+    """Refuse a place for a grid of samples before they are drawn.
+
+    Raises:
+        ConfigError: if `path` does not end in .png, or is a folder.
+    """
+    if path.suffix.lower() != ".png" or path.is_dir():
+        raise ConfigError(f"{option} {path}: expected the name of a file that ends in .png.")
+
+
+def save_grid(
+    path: Path,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    class_names: Sequence[str] | None,
+    option: str = "--grid",
+) -> None:
+    """Write samples as one picture, a row for each class with its name; a square where there are no classes.
+
+    Args:
+        path: ends in .png.
+        images: (N, H, W, 3).
+        labels: (N,), `NO_LABEL` for none.
+        class_names: by label; None names classes by their numbers.
+        option: as the user knows it.
+    Raises:
+        ConfigError: if it cannot be written.
+    """
+    classes = list(dict.fromkeys(labels[labels >= 0].tolist()))
+    columns, names, order = math.isqrt(len(images) - 1) + 1, None, np.arange(len(images))
+    if classes:
+        by_class = [np.flatnonzero(labels == label) for label in classes]
+        columns = min(
+            map(len, by_class)
+        )  # the samples of a round that did not reach every class are left out
+        order = np.concatenate([rows[:columns] for rows in by_class])
+        names = [class_names[label] if class_names is not None else str(label) for label in classes]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_image_grid(images[order], path, columns, names)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ConfigError(f"{option} {path}: cannot be written ({reason}). Name another place.") from error
 
 
 def check_not_there(out: Path, overwrite: bool, option: str = "--out") -> None:

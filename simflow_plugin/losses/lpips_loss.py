@@ -17,6 +17,7 @@ from torch import Tensor
 
 from simflow_plugin.contracts import DataContext, NetworkOutline
 from simflow_plugin.errors import ShapeError, WeightsError
+from simflow_plugin.local_paths import LocalPath
 from simflow_plugin.losses.perceptual import PerceptualLoss, freeze
 from simflow_plugin.options import Options
 from simflow_plugin.registry import RECONSTRUCTION_LOSSES
@@ -42,7 +43,7 @@ class LPIPSOptions(Options):
     """Options of the LPIPS loss."""
 
     net: Literal["vgg", "alex"] = Field("vgg", description="backbone; `vgg` is the usual one for training.")
-    backbone_path: str | None = Field(
+    backbone_path: LocalPath | None = Field(
         None, description="torchvision's weights of the backbone; default: torch's hub cache."
     )
 

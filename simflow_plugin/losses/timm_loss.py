@@ -20,6 +20,7 @@ from simflow_plugin.alignment.timm_names import check_timm_name
 from simflow_plugin.contracts import DataContext
 from simflow_plugin.convolution_layout import convolution_layout
 from simflow_plugin.errors import ConfigError
+from simflow_plugin.local_paths import LocalPath
 from simflow_plugin.losses.perceptual import PerceptualLoss, freeze
 from simflow_plugin.options import Options
 from simflow_plugin.registry import RECONSTRUCTION_LOSSES
@@ -36,7 +37,7 @@ class TimmLossOptions(Options):
         description="timm's name of the backbone; null: the checkpoint is one of `simflow pretrain-encoder`, "
         "and holds its architecture.",
     )
-    checkpoint: str | None = Field(
+    checkpoint: LocalPath | None = Field(
         None,
         description="its weights, in a layout that timm reads: .safetensors, .pth or .bin; null: the local caches "
         "and packages.",

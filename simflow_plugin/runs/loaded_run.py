@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from simflow_plugin.config.loading import read_run_config
 from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.contracts import Autoencoder, GenerativeModel
-from simflow_plugin.errors import CheckpointError, EvaluationError
+from simflow_plugin.errors import CheckpointError, ConfigError, EvaluationError
+from simflow_plugin.local_paths import absolute
+from simflow_plugin.options import did_you_mean
 from simflow_plugin.runs.checkpoints import (
     Checkpoint,
     checkpoint_folders,
@@ -87,6 +89,31 @@ class LoadedRun:
         """Return labels (B,) on the run's device, or None for a run without classes."""
         return labels.to(self.device) if self.num_classes is not None else None
 
+    def class_numbers(self, wanted: str | None, option: str = "--classes") -> list[int]:
+        """Return the numbers of classes by name or number; of all for None, and none for a run without classes.
+
+        Args:
+            wanted: separated by commas; a class whose own name has one is named by its number.
+            option: as the user knows it.
+        Raises:
+            ConfigError: if there is no such class.
+        """
+        count = self.num_classes or 0
+        if wanted is None:
+            return list(range(count))
+        names = self.class_names or [str(number) for number in range(count)]
+        if not count:
+            raise ConfigError(f"{option} {wanted}: the run was trained without classes. Remove the option.")
+        found = []
+        for text in (part.strip() for part in wanted.split(",")):
+            if text in names:
+                found.append(names.index(text))
+            elif text.isdecimal() and int(text) < count:
+                found.append(int(text))
+            else:
+                raise ConfigError(f"{option} {wanted}: no class `{text}`.{did_you_mean(text, names)}")
+        return found
+
     def checked_guidance(self, guidance: float | None, option: str = "--guidance") -> float:
         """Return the guidance weight to sample with.
 
@@ -100,6 +127,22 @@ class LoadedRun:
         weight = self.config.sampling.guidance if guidance is None else guidance
         check_guidance(weight, self.require_model(), self.num_classes, option)
         return weight
+
+    def with_data_root(self, root: Path | None) -> LoadedRun:
+        """Return the run with its images in another folder; None leaves it as it is.
+
+        Raises:
+            ConfigError: if its data set is no folder.
+        """
+        if root is None:
+            return self
+        data = self.config.data
+        if "root" not in data.options:
+            raise ConfigError(
+                f"--data-root {root}: data set `{data.name}` of the run has no `root`. Remove the option."
+            )
+        moved = data.model_copy(update={"options": {**data.options, "root": absolute(str(root))}})
+        return replace(self, config=self.config.model_copy(update={"data": moved}))
 
     def with_model_options(self, options: dict[str, Any]) -> LoadedRun:
         """Return the run with other options of its model and the same weights, which both runs then share.

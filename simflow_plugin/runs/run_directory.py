@@ -29,6 +29,7 @@ SAFE_TO_CHANGE = (
     "tracker",
     "sampling",
     "evaluation",
+    "data.root",
     "training.steps",
     "training.num_workers",
     "training.compile",
@@ -41,7 +42,8 @@ SAFE_TO_CHANGE = (
     "training.ema.snapshot_every",
 )
 """Keys (and sections) that may change on resume with --allow-changed: none of them changes what a step computes,
-except `training.steps`, which moves the end of a cosine schedule."""
+except `training.steps`, which moves the end of a cosine schedule. `data.root` is where the same images lie now; other
+images are noticed by their content (`simflow_plugin.data.changes`)."""
 
 
 class RunDirectory:

@@ -62,18 +62,23 @@ def configuration_text(
     time = "" if schedule.seconds is None else f" in about {duration(schedule.seconds)} on {device}"
     epochs = steps * sizes.batch_size / facts.num_train
     guidance = 0.5 if facts.num_classes else 0.0
-    few = f"\n# {facts.num_train:,} images are few: look for copies of them among the samples (report.html shows the nearest)."
+    few = "\n# So few images are learned by heart: see the nearest ones to samples in report.html."
+    size = sizes.image_size
+    labels = "" if facts.labels else "true: "
+    guided = (
+        "higher: more typical of the class, less diverse" if guidance else "there are no classes to guide by"
+    )
     seen = "\n".join(f"# {line.strip()}" for line in facts.lines())
     return f"""\
 # SimFlow on {facts.root.name}: VAE and flow together, from scratch, one loss; {steps:,} steps{time}.
 # Written by `simflow init{options}`, which saw:
 {seen}{few if facts.num_train < FEW_IMAGES else ""}
 name: {_scalar(name)}
-image_size: {sizes.image_size}  # center-cropped and resized; sizes for larger ones: simflow init --image-size {2 * sizes.image_size}
+image_size: {size}  # center-cropped and resized; sizes for larger ones: simflow init --image-size {2 * size}
 data:
   name: image_folder
   root: {_scalar(str(facts.root))}
-  labels: {str(facts.labels).lower()}  # {"a class for each subfolder" if facts.labels else "true: a class for each subfolder"}
+  labels: {str(facts.labels).lower()}  # {labels}a class for each subfolder
   test_share: {facts.test_share}  # held out where there is no test/ or val/ beside train/
 autoencoder:
   name: kl
@@ -103,7 +108,7 @@ training:
   log_every: {max(1, min(50, steps // 20))}
   sample_every: {every}
   checkpoint_every: {every}
-sampling: {{guidance: {guidance}{"}  # higher: more typical of the class, less diverse" if guidance else "}  # there are no classes to guide by"}
+sampling: {{guidance: {guidance}}}  # {guided}
 evaluation: {{num_samples: {NUM_MEASURED}, num_likelihood: {min(NUM_MEASURED, facts.num_test)}}}
 """
 

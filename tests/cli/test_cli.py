@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from simflow_plugin.cli.app import app
 from simflow_plugin.errors import ConfigError
+from tests.data.makers import class_folders
 from tests.third_party import MODEL_SOURCE
 
 TINY = """\
@@ -199,6 +200,7 @@ REQUIRED = {
     "convert": ["--from", "x", "--checkpoint", "y", "--out", "z"],
     "plan": ["x"],
     "pretrain-encoder": ["--out", "x", "--data", "y"],
+    "statistics": ["x", "--out", "y"],
     "study": ["x"],
     "config show": ["x"],
 }
@@ -378,3 +380,58 @@ def test_config_show_prints_what_loads_again(tiny, tmp_path):
     assert status == 0
     (tmp_path / "again.yaml").write_text(output)
     assert simflow("config", "show", tmp_path / "again.yaml") == (0, output)
+
+
+def test_grid_has_a_row_for_each_class_that_was_asked_for(trained, tmp_path):
+    status, output = simflow(
+        "sample", trained, "--classes", "3,7", "--grid", tmp_path / "a" / "grid.png", "--num", 6
+    )
+    assert status == 0, output
+    with Image.open(tmp_path / "a" / "grid.png") as grid:
+        assert grid.height == 2 * 48 + 2
+        assert grid.width > 3 * 48
+    status, output = simflow("sample", trained, "--classes", "3,7", "--out", tmp_path / "pngs", "--num", 4)
+    assert status == 0, output
+    assert sorted(p.name for p in (tmp_path / "pngs").iterdir()) == [
+        f"{index:06d}_class{label}.png" for index, label in enumerate((3, 7, 3, 7))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--classes", "eleven", "--out", "s.npz"), "no class `eleven`"),
+        (("--grid", "grid.jpg"), "ends in .png"),
+        ((), "--grid FILE.png"),
+    ],
+)
+def test_mistake_in_sampling_is_one_message(trained, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    status, output = simflow("sample", trained, *arguments)
+    assert status == 2
+    assert message in output
+    assert not list(tmp_path.iterdir())
+
+
+def test_run_is_measured_from_any_folder_and_where_its_images_moved(tiny, tmp_path, monkeypatch):
+    class_folders(tmp_path / "work" / "images", {"cat": 24, "dog": 24})
+    monkeypatch.chdir(tmp_path / "work")
+    settings = ("data={name: image_folder, root: images}", "evaluation={num_samples: 4, num_likelihood: 2}")
+    options = [word for setting in settings for word in ("--set", setting)]
+    assert simflow("train", tiny, *options, "--out", "run", "--no-report")[0] == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    measure = ("evaluate", tmp_path / "work" / "run", "--only", "reconstruction", "--extractor", "none")
+    assert simflow(*measure)[0] == 0
+    (tmp_path / "work" / "images").rename(tmp_path / "elsewhere" / "pictures")
+    status, output = simflow(*measure)
+    assert status == 2
+    assert "--data-root" in output
+    assert simflow(*measure, "--data-root", "pictures")[0] == 0
+    more = ("--set", "training.steps=6", "--allow-changed", "training.steps", "--no-report")
+    status, output = simflow(
+        "train", tmp_path / "work" / "run" / "config.yaml", "--out", tmp_path / "work" / "run", *more,
+        "--data-root", "pictures",
+    )  # fmt: skip
+    assert status == 0, output
+    assert "goes on after step 4 of 6" in output

@@ -63,7 +63,7 @@ def test_steps_fill_the_minutes_that_are_given(tmp_path):
     root = make_images(tmp_path / "pictures")
     steps = []
     for minutes in (2, 20):
-        out = initialise(root, tmp_path, "--minutes", str(minutes), "--force")[2]
+        out = initialise(root, tmp_path, "--minutes", str(minutes), "--overwrite")[2]
         steps.append(load_config(str(out)).training.steps)
     timing = Timing(step=0.1, grid=2.0, grid_images=16)
     for minutes, count in zip((2, 20), steps, strict=True):
@@ -90,9 +90,9 @@ def test_existing_file_is_kept_unless_told_otherwise(tmp_path):
     (tmp_path / "first.yaml").write_text("mine")
     status, output, out = initialise(root, tmp_path)
     assert status == 2
-    assert "--force" in output
+    assert "--overwrite" in output
     assert out.read_text() == "mine"
-    assert initialise(root, tmp_path, "--force")[0] == 0
+    assert initialise(root, tmp_path, "--overwrite")[0] == 0
 
 
 def test_folder_without_images_is_refused(tmp_path):

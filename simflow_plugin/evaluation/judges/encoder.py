@@ -21,6 +21,7 @@ from simflow_plugin.data.loader import evaluation_batches, to_float
 from simflow_plugin.data.order import sample_rows
 from simflow_plugin.errors import ConfigError, EvaluationError
 from simflow_plugin.evaluation.judges import Judgement, agreement_by_class, diversity_by_class
+from simflow_plugin.local_paths import LocalPath
 
 BATCH_SIZE = 200
 
@@ -37,7 +38,7 @@ class EncoderJudge:
     """
 
     class Options(options.Options):
-        checkpoint: str = Field(description="file made by `simflow pretrain-encoder`")
+        checkpoint: LocalPath = Field(description="file made by `simflow pretrain-encoder`")
         num_real: int = Field(
             2000, ge=2, description="held-out images, drawn at random, for the judge's own accuracy"
         )

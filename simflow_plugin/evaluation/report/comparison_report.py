@@ -23,13 +23,13 @@ from simflow_plugin.evaluation.report.html import (
     Text,
     write_report,
 )
-from simflow_plugin.evaluation.report.metric_names import in_order, metric_cell, metric_name
+from simflow_plugin.evaluation.report.metric_names import UNCOMPARABLE, in_order, metric_cell, metric_name
 from simflow_plugin.evaluation.report.plots import Curve, plot_panels, plot_terms
 from simflow_plugin.evaluation.report.published import published_tables
 from simflow_plugin.evaluation.result import Measured
 from simflow_plugin.files import write_text_atomically
 
-UNCOMPARABLE = "of each run's own latent space: not to be compared between autoencoders"
+OF_LATENTS = f"of each run's own latent space: {UNCOMPARABLE}"
 SHARED_TERMS = ("nll", "denoising", "alignment", "l1", "l2", "lpips")
 
 
@@ -46,6 +46,7 @@ def write_comparison(
     """
     folder.mkdir(parents=True, exist_ok=True)
     metrics, costs = metrics_table(runs, problems), costs_table(runs)
+    published = published_tables(runs[0].loaded.num_classes)
     warnings: list[Part] = [
         Text(f"Forced although they differ: {problem}.", is_warning=True) for problem in problems
     ]
@@ -55,7 +56,7 @@ def write_comparison(
         Section("Cost", (costs,)),
         Section("Curves", tuple(_curves(runs))),
         Section("Samples", tuple(_grids(runs, per_class))),
-        Section("Published elsewhere", tuple(published_tables())),
+        Section("Published elsewhere", tuple(published)),
         Section(
             "Configurations",
             tuple(Collapsible(run.name, run.config.to_yaml(shortens_paths=True)) for run in runs),
@@ -70,7 +71,7 @@ def write_comparison(
     shown = [section for section in sections if section.parts]
     write_report(page, f"Comparison: {names}", shown, subtitle)
     parts = [provenance(runs), *(f"Forced although they differ: {problem}." for problem in problems)]
-    tables = (metrics, costs, *published_tables())
+    tables = (metrics, costs, *published)
     text = "\n\n".join([f"# Comparison: {names}", *parts, *map(to_markdown, tables)])
     write_text_atomically(folder / "comparison.md", text + "\n")
     document = {"runs": {run.name: _to_json(run) for run in runs}, "problems": list(problems)}
@@ -110,7 +111,7 @@ def metrics_table(runs: Sequence[ComparedRun], problems: Sequence[str]) -> Table
             shown = number.with_notes(warning=f"on {number.on}") if number is not None and differs else number
             cells.append(metric_cell(key, shown, index == best))
         on = next((number.on for number in numbers if number is not None), "")
-        uncomparable = UNCOMPARABLE if key == "latent_bits_per_dim" else ""
+        uncomparable = OF_LATENTS if key == "latent_bits_per_dim" else ""
         rows.append((metric_name(key).heading, *cells, Cell("", uncomparable or ("" if differs else on))))
     note = (
         "Small print: 95 % intervals by bootstrap, over blocks or over seeds; a Monte-Carlo error is one standard "

@@ -8,7 +8,7 @@ The background is transparent and labels are mid-grey: readable on white and on 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from simflow_plugin.errors import ShapeError
 from simflow_plugin.files import replacing
 
-GAP = 2
+GAP, GROUP_GAP = 2, 14
 MIN_TILE = 48
 """Tiles below this many pixels are enlarged."""
 LABEL_COLOUR = (128, 128, 128, 255)
@@ -31,6 +31,7 @@ def image_grid(
     num_columns: int,
     row_labels: Sequence[str] | None = None,
     column_labels: Sequence[str] | None = None,
+    groups: Mapping[str, int] | None = None,
 ) -> Image.Image:
     """Lay images out row by row.
 
@@ -39,6 +40,7 @@ def image_grid(
         num_columns: images a row.
         row_labels: to the left of the rows.
         column_labels: above the columns.
+        groups: titles of neighbouring columns and how many each spans, in place of labels; a gap lies between them.
     Returns:
         An RGBA image.
     Raises:
@@ -50,14 +52,16 @@ def image_grid(
     height, width = images.shape[1] * factor, images.shape[2] * factor
     font = ImageFont.load_default(FONT_SIZE)
     left = max((int(font.getlength(label)) + 10 for label in row_labels or ()), default=0)
-    top = FONT_SIZE + 8 if column_labels else 0
-    size = (left + num_columns * (width + GAP) - GAP, top + num_rows * (height + GAP) - GAP)
+    top = FONT_SIZE + 8 if column_labels or groups else 0
+    shifts = [GROUP_GAP * number for number, span in enumerate((groups or {}).values()) for _ in range(span)]
+    shifts = shifts or [0] * num_columns
+    size = (left + num_columns * (width + GAP) - GAP + shifts[-1], top + num_rows * (height + GAP) - GAP)
     canvas = Image.new("RGBA", size, (0, 0, 0, 0))
     draw = ImageDraw.Draw(canvas)
     for index, pixels in enumerate(images):
         row, column = divmod(index, num_columns)
         tile = Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
-        canvas.paste(tile, (left + column * (width + GAP), top + row * (height + GAP)))
+        canvas.paste(tile, (left + column * (width + GAP) + shifts[column], top + row * (height + GAP)))
     for row, label in enumerate(row_labels or ()):
         middle = top + row * (height + GAP) + height // 2
         draw.text((left - 8, middle), label, LABEL_COLOUR, font, anchor="rm")
@@ -65,6 +69,12 @@ def image_grid(
         draw.text(
             (left + column * (width + GAP) + width // 2, top // 2), label, LABEL_COLOUR, font, anchor="mm"
         )
+    first = 0
+    for title, span in (groups or {}).items():
+        draw.text(
+            (left + first * (width + GAP) + shifts[first], top // 2), title, LABEL_COLOUR, font, anchor="lm"
+        )
+        first += span
     return canvas
 
 

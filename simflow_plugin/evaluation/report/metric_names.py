@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from simflow_plugin.evaluation.report.html import Cell, Table
 from simflow_plugin.evaluation.result import Measured
 
+UNCOMPARABLE = "not comparable between autoencoders"
+
 
 @dataclass(frozen=True)
 class MetricName:

@@ -90,6 +90,8 @@ IMAGENET_512 = (
     Published("STARFlow", "2506.06276", Scores(3.00), None, None, "1.4B"),
     Published("SimFlow + REPA-E", SIMFLOW, Scores(2.74), None, None, "1.4B"),
 )
+IMAGENET_CLASSES = 1000
+"""Published results are of ImageNet, and shown beside runs of as many classes only."""
 COLUMNS = (
     "method",
     "gFID ↓",
@@ -106,8 +108,14 @@ NOTE = (
 )
 
 
-def published_tables() -> list[Table]:
-    """Return the published block: one table a resolution, the lowest gFID last."""
+def published_tables(num_classes: int | None = IMAGENET_CLASSES) -> list[Table]:
+    """Return the published block: one table a resolution, the lowest gFID last.
+
+    Args:
+        num_classes: of the runs beside which it stands; there is nothing to set beside data that is not ImageNet.
+    """
+    if num_classes != IMAGENET_CLASSES:
+        return []
     return [
         Table(
             COLUMNS,

@@ -6,17 +6,23 @@ them anew after measuring that, so that they never show another number than the 
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 
 from simflow_plugin.config.schema import RunConfig
+from simflow_plugin.contracts import ImageDataset
+from simflow_plugin.data.loader import evaluation_batches
+from simflow_plugin.data.order import sample_rows
 from simflow_plugin.errors import EvaluationError
 from simflow_plugin.evaluation.drawing import grid_indices, to_uint8
 from simflow_plugin.evaluation.evaluator import RunEvaluator
-from simflow_plugin.evaluation.held_out import HeldOut, reconstruct
+from simflow_plugin.evaluation.held_out import reconstruct
 from simflow_plugin.evaluation.report.grids import image_grid, png_bytes, reconstruction_grid, shortened_name
 from simflow_plugin.evaluation.report.html import (
     Collapsible,
@@ -30,6 +36,7 @@ from simflow_plugin.evaluation.report.html import (
     write_report,
 )
 from simflow_plugin.evaluation.report.metric_names import (
+    UNCOMPARABLE,
     format_draws_error,
     format_value,
     metric_lines,
@@ -37,6 +44,12 @@ from simflow_plugin.evaluation.report.metric_names import (
     metrics_table,
 )
 from simflow_plugin.evaluation.report.plots import plot_latents, plot_terms
+from simflow_plugin.evaluation.report.real_images import (
+    nearest_training_images,
+    pixels_of,
+    readable_rows,
+    rows_by_class,
+)
 from simflow_plugin.evaluation.report.summary import training_numbers, write_summary
 from simflow_plugin.evaluation.request import EvaluationRequest
 from simflow_plugin.evaluation.result import Evaluation
@@ -45,7 +58,8 @@ from simflow_plugin.files import replacing
 from simflow_plugin.runs.loaded_run import LoadedRun, load_run
 from simflow_plugin.runs.run_directory import RunDirectory
 
-PER_CLASS = 12
+PER_CLASS, NUM_REAL, NUM_ROWS = 10, 4, 10
+NUM_COMPARED, NUM_NEAREST = 100, 10
 NUM_RECONSTRUCTIONS = 20
 TILES = ("class_agreement", "diversity_ratio", "psnr", "latent_bits_per_dim")
 PRINTED = (
@@ -74,7 +88,7 @@ def evaluate_after_training(run: RunDirectory, device: torch.device | str | None
 def write_evaluation_page(evaluator: RunEvaluator, evaluation: Evaluation) -> Path:
     """Write evaluation.html beside the result, and return its path."""
     path = evaluation.folder / "evaluation.html"
-    sections = [*_measured(evaluator.loaded, evaluation), _configuration(evaluator.config)]
+    sections = [*_measured(evaluator, evaluation), _configuration(evaluator.config)]
     _write(path, f"Evaluation: {evaluator.config.name}", sections, evaluator.loaded)
     return path
 
@@ -84,7 +98,7 @@ def write_run_report(evaluator: RunEvaluator, evaluation: Evaluation) -> dict[st
     loaded, config = evaluator.loaded, evaluator.config
     sections = [
         Section("", (Tiles(tuple(_tiles(loaded, evaluation))),)),
-        *_measured(loaded, evaluation),
+        *_measured(evaluator, evaluation),
         Section("Reconstructions", (_reconstructions(evaluator),)),
         Section("Training", tuple(_curves(loaded))),
         _configuration(config),
@@ -97,7 +111,10 @@ def provenance(evaluation: Evaluation) -> str:
     """Return which weights were evaluated how, in one sentence."""
     settings = evaluation.settings
     weights = {"EMA": "averaged (EMA)", "last": "last training"}[settings["weights"]]
-    sampling = ", ".join(f"{key} {value}" for key, value in settings["sampling"].items())
+    sampling = ", ".join(
+        f"{key} {value.get('name', value) if isinstance(value, dict) else value}"
+        for key, value in settings["sampling"].items()
+    )
     return (
         f"Step {settings['step']:,}, {weights} weights, guidance {settings['guidance']:g}, noise seed "
         f"{settings['seed']}, computed in {settings['precision']}{', sampler: ' + sampling if sampling else ''}."
@@ -126,10 +143,11 @@ def _configuration(config: RunConfig) -> Section:
     )
 
 
-def _measured(loaded: LoadedRun, evaluation: Evaluation) -> list[Section]:
+def _measured(evaluator: RunEvaluator, evaluation: Evaluation) -> list[Section]:
     sections = [Section("Metrics", tuple(_metrics(evaluation)))]
     if "num_samples" in evaluation.details:
-        sections.append(Section("Samples", (_samples(loaded, evaluation),)))
+        sections.append(Section("Samples", (_samples(evaluator, evaluation),)))
+        sections.append(Section("Nearest training images", (_nearest(evaluator, evaluation),)))
     return sections
 
 
@@ -141,6 +159,8 @@ def _tiles(loaded: LoadedRun, evaluation: Evaluation) -> list[NumberTile]:
             notes = [number.on.split(", ")[0], format_draws_error(number)]
             if key == "class_agreement" and "judgement" in evaluation.details:
                 notes += [f"real images {evaluation.details['judgement']['class_agreement_real']:.1%}"]
+            if key == "latent_bits_per_dim":
+                notes.append(UNCOMPARABLE)
             note = "; ".join(filter(None, notes))
             tiles.append(NumberTile(metric_name(key).title, format_value(key, number), note))
     cost = training_numbers(loaded)
@@ -178,31 +198,90 @@ def _judge_table(judgement: dict[str, Any], class_names: list[str] | None) -> Ta
     return Table(("class", *names), rows, "By class", notes)
 
 
-def _samples(loaded: LoadedRun, evaluation: Evaluation) -> Part:
+def _samples(evaluator: RunEvaluator, evaluation: Evaluation) -> Part:
+    """Show samples beside real images, in the same rows."""
+    loaded = evaluator.loaded
     classes, shards = loaded.num_classes, SampleShards(evaluation.folder, evaluation.details["num_samples"])
     per_class = min(PER_CLASS, shards.num_samples // (classes or 1))
     names: list[str] | None = None
-    indices = list(range(min(10 * PER_CLASS, shards.num_samples)))
-    caption = "Samples 0, 1, 2, ...: the first ones, not chosen."
+    count = min(NUM_ROWS * PER_CLASS, shards.num_samples)
+    columns, indices = min(PER_CLASS, count), list(range(count))
     if classes is not None and per_class > 0:
         by_class = np.array(grid_indices(classes, per_class)).reshape(per_class, -1).T
         known = loaded.class_names or list(map(str, range(classes)))
         names = [shortened_name(name) for name in known[: len(by_class)]]
-        indices = by_class.ravel().tolist()
-        caption = "A row is a class. The first samples of each class, not chosen."
+        columns, indices = per_class, by_class.ravel().tolist()
     try:
         images = shards.images(indices)
     except EvaluationError as error:  # of an earlier evaluation, and removed since
         return Text(f"The samples are not shown: {error}")
-    return Figure(png_bytes(image_grid(images, per_class if names else PER_CLASS, names)), caption, "pixels")
+    caption = "The first samples, not chosen, beside held-out images."
+    if names is not None:
+        caption = (
+            "A row is a class. The first samples of each, not chosen, beside held-out images of the class."
+        )
+    grid = _beside_real_images(evaluator.test, np.asarray(images), columns, names)
+    return Figure(png_bytes(grid), caption, "pixels")
+
+
+def _beside_real_images(
+    test: ImageDataset, samples: NDArray[np.uint8], columns: int, names: list[str] | None
+) -> Image.Image:
+    num_rows = len(samples) // columns
+    if names is not None:
+        rows = rows_by_class(test, num_rows, NUM_REAL)
+    else:
+        drawn = readable_rows(test, num_rows * NUM_REAL)
+        rows = [drawn[row::num_rows] for row in range(num_rows)]
+    num_real = min(map(len, rows), default=0)
+    if num_real == 0:  # an unlabelled test split, or a class without a test image
+        return image_grid(samples, columns, names)
+    whole = samples[: num_rows * columns].reshape(num_rows, columns, *samples.shape[1:])
+    real = np.stack([pixels_of(test, of_row[:num_real]) for of_row in rows])
+    pixels = np.concatenate((whole, real), axis=1).reshape(-1, *samples.shape[1:])
+    groups = {"samples": columns, "real": num_real}
+    return image_grid(pixels, columns + num_real, names, groups=groups)
+
+
+def _nearest(evaluator: RunEvaluator, evaluation: Evaluation) -> Part:
+    """Show the samples that come nearest to a training image, against how near held-out images come."""
+    shards = SampleShards(evaluation.folder, evaluation.details["num_samples"])
+    try:
+        samples = np.asarray(shards.images(range(min(NUM_COMPARED, shards.num_samples))))
+        held_out = pixels_of(evaluator.test, readable_rows(evaluator.test, NUM_COMPARED))
+        found = nearest_training_images(samples, evaluator.train)
+        usual = nearest_training_images(held_out, evaluator.train)
+    except EvaluationError as error:  # of an earlier evaluation, and removed since
+        return Text(f"Not compared with training images: {error}")
+    if found is None or usual is None:
+        return Text("Not compared with training images: none of them can be read.")
+    order = np.argsort(found.distances, kind="stable")[:NUM_NEAREST]
+    rows = np.concatenate((samples[order], found.images[order]))
+    labels = [f"{distance:.1f}" for distance in found.distances[order]]
+    picture = image_grid(rows, len(order), ["sample", "training"], labels)
+    caption = (
+        f"Of {len(samples)} samples those nearest to one of {found.num_compared:,} training images, and that image; "
+        "above, the root mean square difference of pixels, in levels of 255. Median over samples "
+        f"{np.median(found.distances):.1f}, over {len(held_out)} held-out images {np.median(usual.distances):.1f}: "
+        "samples much nearer than held-out images are copies, learned by heart."
+    )
+    return Figure(png_bytes(picture), caption, "pixels")
 
 
 def _reconstructions(evaluator: RunEvaluator) -> Figure:
+    """Show held-out images of all classes in turn above their reconstructions."""
     count = min(NUM_RECONSTRUCTIONS, len(evaluator.test))
-    (batch,) = HeldOut(evaluator.test, "", count, count).batches()
+    classes = evaluator.loaded.num_classes
+    by_class = rows_by_class(
+        evaluator.test, min(classes or 0, count), -(-count // max(1, min(classes or 1, count)))
+    )
+    rows = [row for turn in zip_longest(*by_class) for row in turn if row is not None][:count]
+    if len(rows) < count:
+        rows = sample_rows(len(evaluator.test), count)
+    (batch,) = evaluation_batches(evaluator.test, count, rows, set())
     decoded = reconstruct(evaluator.loaded, batch.images.to(evaluator.loaded.device))
     originals, reconstructions = (to_uint8(images).cpu().numpy() for images in (batch.images, decoded))
-    caption = "Held-out images above, their reconstructions from the posterior mean below."
+    caption = "Held-out images, the classes in turn, above their reconstructions from the posterior mean."
     png = png_bytes(reconstruction_grid(originals, reconstructions))
     with replacing(evaluator.loaded.directory.reconstructions_file) as part:
         part.write_bytes(png)

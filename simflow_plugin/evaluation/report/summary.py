@@ -50,6 +50,7 @@ def training_numbers(loaded: LoadedRun) -> dict[str, Any]:
     return {
         "train_seconds": round(seconds, 1),
         "images_per_second": round(images / max(seconds, 1e-9), 1),
+        "steps_per_second": round(loaded.checkpoint.step / max(seconds, 1e-9), 3),
         "parameters": parameters,
         "skipped_steps": loaded.checkpoint.state["skipped_steps"],
     }

@@ -27,3 +27,8 @@ def test_tables_are_marked_as_published():
 def test_what_another_paper_measured_says_so():
     (row,) = [row for row in published_tables()[0].rows if row[0] == "SimFlow-L"]
     assert row[-1] == Cell("arXiv:2512.04084", "measured in arXiv:2606.26016")
+
+
+def test_published_block_is_of_imagenet_only():
+    assert [published_tables(count) for count in (None, 10, 100)] == [[], [], []]
+    assert len(published_tables(1000)) == 2
