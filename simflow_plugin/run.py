@@ -4,6 +4,7 @@
     images = run.sample(["3", "7"], guidance=0.5, seed=1)  # (2, 3, H, W) in [-1, 1]
     run.decode(run.encode(images))
     run.log_prob(images, ["3", "7"])
+    run.log_prob_by_class(images).argmax(1)  # the class under which each image is the most likely
 
 Everything is computed by the functions that `simflow sample` and `simflow evaluate` call: equal samples, equal numbers.
 Results lie on the CPU.
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from simflow_plugin.contracts import Autoencoder, GenerativeModel
 from simflow_plugin.errors import DataError, EvaluationError, ShapeError
+from simflow_plugin.evaluation.classification import check_classifies, mean_class_log_probs
 from simflow_plugin.evaluation.drawing import SEED, ImageSampler, class_labels
 from simflow_plugin.evaluation.held_out import fit_control_variate, fit_likelihood
 from simflow_plugin.evaluation.likelihood import (
@@ -253,6 +255,28 @@ class Run(ModelHubMixin):
                 ]
             found.append(torch.stack(rows).mean(0))
         return torch.cat(found) if found else torch.zeros(0, dtype=torch.float64)
+
+    def log_prob_by_class(self, images: Images, *, seed: int = SEED, draws: int = DRAWS) -> Tensor:
+        """Return E[log p(z given y)] over z ~ q(z given image) for every class y, (B, K), float64, nats per image.
+
+        Its argmax is the classification of `simflow evaluate --classify`.
+
+        Args:
+            images: B images.
+            seed: of the posterior samples.
+            draws: posterior samples an image.
+        Raises:
+            EvaluationError: if the model has no exact density, or was trained without labels.
+        """
+        check_classifies(self.loaded)
+        rows_at_once = self.loaded.config.sampling.batch_size
+        found = [
+            mean_class_log_probs(self.loaded, batch.images, batch.random, draws, rows_at_once)
+            for batch in self._batches(images, None, seed)
+        ]
+        return (
+            torch.cat(found) if found else torch.zeros(0, self.loaded.num_classes or 0, dtype=torch.float64)
+        )
 
     def bits_per_dim(
         self,

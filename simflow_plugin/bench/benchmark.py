@@ -92,7 +92,7 @@ def _samplers(workload: Workload, peer: StarflowPeer | None, guidance: float) ->
             flops,
             guidance,
             # A step that is compiled or captured is so in its first run.
-            needs_warmup=isinstance(method, Mapping) and "step" in method,
+            needs_warmup=setting.device.type == "cuda" or (isinstance(method, Mapping) and "step" in method),
         )
         for method in methods
     ]

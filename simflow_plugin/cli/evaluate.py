@@ -97,11 +97,11 @@ def evaluate(
     ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Does not change the samples.")] = None,
     precision: PrecisionOption = None,
-    data_root: DataRootOption = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="With --samples: also write the numbers to this file.")
     ] = None,
     overwrite: OverwriteOption = False,
+    data_root: DataRootOption = None,
 ) -> None:
     """Measure a run on held-out data with its averaged weights; an interrupted evaluation goes on.
 

@@ -37,7 +37,7 @@ def plan(
 
 def describe(config: RunConfig, setting: Setting, plan: Plan) -> str:
     """Return a plan as text, with the formula of the days filled in."""
-    from simflow_plugin.planning.estimate import GPUS
+    from simflow_plugin.planning.estimate import GPUS, LAUNCH_SECONDS, SECONDS_PER_DAY
 
     gpu, training, flops = GPUS[setting.gpu], config.training, sum(plan.flops.values())
     total = plan.state_bytes + plan.activation_bytes
@@ -56,8 +56,11 @@ def describe(config: RunConfig, setting: Setting, plan: Plan) -> str:
         f"  {f'activations, micro-batch {plan.micro_batch}':48} {plan.activation_bytes / GIGA:10.2f} GB",
         f"  {'together':48} {total / GIGA:10.2f} GB of {gpu.memory:g} GB",
         "",
-        f"days = {flops / TERA:.4g} TFLOPs x {training.batch_size} images x {training.steps} steps / "
-        f"({setting.devices} x {gpu.flops / TERA:g} TFLOP/s x {setting.utilisation:g}) / 86400 = {plan.days:.3g}",
+        f"arithmetic of a step = {flops / TERA:.4g} TFLOPs x {training.batch_size} images / ({setting.devices} x "
+        f"{gpu.flops / TERA:g} TFLOP/s x {setting.utilisation:g}) = {readable_seconds(plan.compute_seconds)}",
+        f"launches of a step   = {plan.launches} x {training.accumulation} passes x {LAUNCH_SECONDS * 1e6:g} us = "
+        f"{readable_seconds(plan.launch_seconds)}",
+        f"the longer of both x {training.steps} steps = {readable_seconds(plan.days * SECONDS_PER_DAY)}",
     ]
     if total >= 0.9e9 * gpu.memory:
         lines += [
@@ -65,3 +68,12 @@ def describe(config: RunConfig, setting: Setting, plan: Plan) -> str:
         ]
     lines += [f"assumed: {text}" for text in plan.assumptions]
     return "\n".join(lines)
+
+
+def readable_seconds(seconds: float) -> str:
+    """Return a duration in the unit in which it is at least 1: us, ms, s, minutes, hours, days."""
+    units = {"days": 86400.0, "hours": 3600.0, "minutes": 60.0, "s": 1.0, "ms": 1e-3}
+    for unit, size in units.items():
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} us"

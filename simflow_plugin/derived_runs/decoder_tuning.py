@@ -52,7 +52,7 @@ def _derive(files: ParentFiles) -> dict[str, Any]:
         },
         "objective": {**config["objective"], "adversarial": {**given, "start_step": 0}},
         "optimizer": {**config["optimizer"], "warmup_steps": warmup},
-        "training": {**config["training"], "steps": steps},
+        "training": {**config["training"], "steps": steps, "init_from": None},
         "sampling": config["sampling"],
         "evaluation": config["evaluation"],
     }

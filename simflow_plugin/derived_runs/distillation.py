@@ -50,7 +50,7 @@ def _derive(files: ParentFiles) -> dict[str, Any]:
             "guidance_max": config["sampling"]["guidance"] if model.supports_guidance else 0.0,
         },
         "optimizer": {**config["optimizer"], "autoencoder_lr": None},
-        "training": config["training"],
+        "training": {**config["training"], "init_from": None},
         "sampling": config["sampling"],
         "evaluation": config["evaluation"],
     }

@@ -24,7 +24,7 @@ from simflow_plugin.evaluation.intervals import proportion
 from simflow_plugin.evaluation.likelihood import latent_log_prob, posterior_draws, write_scores
 from simflow_plugin.evaluation.result import Measured
 from simflow_plugin.progress_bar import count_progress
-from simflow_plugin.randomness import IndexedRandom
+from simflow_plugin.randomness import IndexedRandom, Random
 from simflow_plugin.runs.loaded_run import LoadedRun
 
 SEED = 0
@@ -64,6 +64,29 @@ def class_log_probs(
     return torch.cat(found).view(len(latents), num_classes)
 
 
+@torch.no_grad()
+def mean_class_log_probs(
+    loaded: LoadedRun, images: Tensor, random: Random, num_draws: int, rows_at_once: int | None = None
+) -> Tensor:
+    """Return E_q[log p(z given y)] for every class y, (B, K), float64, nats, on the CPU.
+
+    Args:
+        loaded: the run; see `check_classifies`.
+        images: (B, 3, H, W), [-1, 1], on its device.
+        random: source of the posterior draws, those of the likelihood.
+        num_draws: posterior draws an image.
+        rows_at_once: most rows of one pass, for memory.
+    """
+    model = loaded.require_model()
+    with loaded.precision.active():
+        posterior = loaded.autoencoder.encode(images)
+        draws = [
+            class_log_probs(model, latents, loaded.num_classes or 0, rows_at_once)
+            for latents, _ in posterior_draws(model, posterior, random, num_draws, "likelihood")
+        ]
+    return torch.stack(draws).mean(0)
+
+
 def check_classifies(loaded: LoadedRun) -> None:
     """Refuse a run that knows no classes or has no exact density.
 
@@ -73,13 +96,14 @@ def check_classifies(loaded: LoadedRun) -> None:
     model = loaded.model
     if model is None or type(model).log_prob is GenerativeModel.log_prob:
         raise EvaluationError(
-            f"{loaded.directory.path}: --classify needs a model with an exact density, as flows have. Remove it."
+            f"{loaded.directory.path}: classification by likelihood (--classify) needs a model with an exact "
+            "density, as flows have."
         )
     flow = model.token_flow()
     if loaded.num_classes is None or (flow is not None and flow.config.num_classes is None):
         raise EvaluationError(
-            f"{loaded.directory.path}: --classify needs a model of several classes; this one was trained without "
-            "labels. Remove it."
+            f"{loaded.directory.path}: classification by likelihood (--classify) needs a model of several classes; "
+            "this one was trained without labels."
         )
 
 
@@ -96,23 +120,19 @@ def classify(loaded: LoadedRun, held_out: HeldOut, num_draws: int, rows_at_once:
         EvaluationError: if no image has a label, or a likelihood is not finite.
     """
     check_classifies(loaded)
-    model, num_classes, parts = loaded.require_model(), loaded.num_classes or 0, []
+    parts = []
     with count_progress("classification", held_out.count) as advance:
         for batch in held_out.batches():
             random = IndexedRandom(SEED, tuple(batch.indices.tolist()))
-            with loaded.precision.active():
-                posterior = loaded.autoencoder.encode(batch.images.to(loaded.device))
-                draws = [
-                    class_log_probs(model, latents, num_classes, rows_at_once)
-                    for latents, _ in posterior_draws(model, posterior, random, num_draws, "likelihood")
-                ]
-            parts.append((batch.indices, batch.labels.cpu(), torch.stack(draws).mean(0)))
+            images = batch.images.to(loaded.device)
+            log_probs = mean_class_log_probs(loaded, images, random, num_draws, rows_at_once)
+            parts.append((batch.indices, batch.labels.cpu(), log_probs))
             advance(len(batch.images))
     indices, labels, log_probs = (torch.cat(part) for part in zip(*parts, strict=True))
     refuse_not_finite(log_probs, indices, held_out.name)
     known = labels != NO_LABEL
     if not bool(known.any()):
-        raise EvaluationError(f"{held_out.name}: --classify: none of its images has a label. Remove it.")
+        raise EvaluationError(f"{held_out.name}: --classify: none of its images has a label.")
     return Classified(indices[known], labels[known], log_probs[known].argmax(1), log_probs[known])
 
 

@@ -1,17 +1,22 @@
-"""Linear maps with weights packed for the CPU: a copy of a block for the length of one sampling run.
+"""Linear maps prepared for sampling: a copy of a block with weights packed for the CPU, or cast once under autocast.
 
 A decode step multiplies a few rows by every weight of a block. The default float32 product lays the weight out
 anew each time; oneDNN takes a weight that was laid out once, and is also the faster library on many processors.
 Packing costs about one pass over the weights, so it pays from a few steps on.
+
+Under autocast every product casts its weight again, since inference mode turns autocast's cache off: 8 bytes a
+parameter and step (4 read, 2 written, 2 read) where 2 would do.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from simflow_plugin.flow.adaln import AdaLN
 from simflow_plugin.flow.layers import Mlp
@@ -45,6 +50,33 @@ class PackedLinear(nn.Module):
         return onednn_linear(hidden, self.packed, self.bias, self.activation)
 
 
+class CastLinear(nn.Module):
+    """x W^T + b for inference under autocast, with weights already in its type; nothing here is a parameter.
+
+    Args:
+        linear: the map to cast; it is not changed.
+        dtype: of products under autocast.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._sources = [linear.weight, *([] if linear.bias is None else [linear.bias])]
+        self.__dict__["weight"] = linear.weight.detach().to(dtype)
+        self.__dict__["bias"] = None if linear.bias is None else linear.bias.detach().to(dtype)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return functional.linear(hidden, self.weight, self.bias)
+
+    def refresh(self) -> None:
+        """Cast the map's present weights into the same memory."""
+        for target, source in zip([self.weight, self.bias], self._sources, strict=False):
+            assert target is not None
+            target.copy_(source.detach())
+
+
 def can_pack(like: Tensor) -> bool:
     """Return whether weights like this one can be packed."""
     return uses_onednn(like) and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
@@ -67,8 +99,21 @@ def packed_copy(module: M, rows: int) -> M:
         return nn.Sequential(  # type: ignore[return-value]
             PackedLinear(module.up, rows, activation="gelu"), PackedLinear(module.down, rows)
         )
+    return _with_children(module, lambda child: packed_copy(child, rows))
+
+
+def cast_copy(module: M, dtype: torch.dtype) -> M:
+    """Return a copy of `module` that shares its parameters, with the weights of its linear maps in `dtype`."""
+    if isinstance(module, AdaLN):
+        return module
+    if isinstance(module, nn.Linear):
+        return CastLinear(module, dtype)  # type: ignore[return-value]
+    return _with_children(module, lambda child: cast_copy(child, dtype))
+
+
+def _with_children(module: M, replace: Callable[[nn.Module], nn.Module]) -> M:
     twin = copy.copy(module)
     twin._modules = {
-        name: None if child is None else packed_copy(child, rows) for name, child in module._modules.items()
+        name: None if child is None else replace(child) for name, child in module._modules.items()
     }
     return twin

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
 from pydantic import Field
@@ -37,7 +37,11 @@ from simflow_plugin.registry import GUIDANCE, MODELS, Part
 class FlowSampling(options.Options):
     """How the flow is inverted."""
 
-    method: str = Field("cached", description="naive, cached, jacobi or auto")
+    method: str | dict[str, Any] | list[str | dict[str, Any]] = Field(
+        "cached",
+        description="naive, cached, jacobi or auto; or a mapping with a name and the method's options; or a list of "
+        "these, one per block in training order",
+    )
     guidance_rule: Annotated[Part, GUIDANCE] = Field(
         Part(name="starflow"), description="a name, or a mapping with a name and the rule's options"
     )
@@ -63,6 +67,7 @@ class SimFlowOptions(options.Options):
                 "0. Set model.flow.class_dropout (0.1, say) or sampling.guidance: 0."
             )
         self.sampling.guidance_rule.build(GUIDANCE, GuidanceContext(config.num_blocks))
+        parse_methods(self.sampling.method, config.num_blocks)
 
 
 class LikelihoodOutput(NamedTuple):

@@ -1,6 +1,8 @@
 """The plan of a run: parameters, memory per device, FLOPs per image, days.
 
-    days = FLOPs per image x batch x steps / (devices x peak FLOPs per second x utilisation) / 86400
+    days = steps x seconds per step / 86400, where a step takes the longer of
+        FLOPs per image x batch / (devices x peak FLOPs per second x utilisation)
+        launches per pass x accumulation x 5 us, below which the host cannot start kernels one by one
 
     memory per device = parameters + gradients + AdamW's two moments + averages, float32, whole or sharded over N,
                       + activations kept for the backward pass of one micro-batch
@@ -22,11 +24,13 @@ from simflow_plugin.evaluation.flops import count_parameters
 from simflow_plugin.objective import JointObjective
 from simflow_plugin.options import did_you_mean
 from simflow_plugin.planning.outline import make_outline
-from simflow_plugin.planning.work import flops_per_image, outlined_joint, saved_bytes
+from simflow_plugin.planning.work import flops_per_image, launches_per_pass, outlined_joint, saved_bytes
 from simflow_plugin.training.distributed.processes import layer_class_names
 
 SHARDINGS = ("none", "zero2", "zero3")
 SECONDS_PER_DAY = 86400
+LAUNCH_SECONDS = 5e-6
+"""Assumed time in which torch launches one kernel; 4 to 10 us are usual, a compiled model launches fewer."""
 BYTES = 4
 """Parameters, gradients, moments and averages are float32 whatever the compute type."""
 
@@ -84,7 +88,10 @@ class Plan:
         state_bytes: parameters, gradients, optimizer and averages, per device.
         activation_bytes: of one micro-batch, per device.
         micro_batch: images per device and backward pass.
-        days: at the setting's utilisation.
+        launches: kernels that forward and backward of a micro-batch launch one by one, at least.
+        compute_seconds: of a step, by its arithmetic at the setting's utilisation.
+        launch_seconds: of a step, by its launches.
+        days: of all steps, each the longer of both.
         assumptions: what could not be known from the configuration alone.
     """
 
@@ -95,6 +102,9 @@ class Plan:
     state_bytes: float
     activation_bytes: float
     micro_batch: int
+    launches: int
+    compute_seconds: float
+    launch_seconds: float
     days: float
     assumptions: tuple[str, ...]
 
@@ -136,8 +146,11 @@ def make_plan(config: RunConfig, setting: Setting) -> Plan:
         + 4 * BYTES * discriminator
     )
     gpu = GPUS[setting.gpu]
-    work = sum(flops.values()) * training.batch_size * training.steps
-    days = work / (setting.devices * gpu.flops * setting.utilisation) / SECONDS_PER_DAY
+    work = sum(flops.values()) * training.batch_size
+    compute_seconds = work / (setting.devices * gpu.flops * setting.utilisation)
+    launches = launches_per_pass(config, outline, joint)
+    launch_seconds = launches * training.accumulation * LAUNCH_SECONDS
+    days = training.steps * max(compute_seconds, launch_seconds) / SECONDS_PER_DAY
     return Plan(
         parameters,
         trained + discriminator,
@@ -146,6 +159,9 @@ def make_plan(config: RunConfig, setting: Setting) -> Plan:
         state,
         activations,
         micro_batch,
+        launches,
+        compute_seconds,
+        launch_seconds,
         days,
         outline.assumptions,
     )

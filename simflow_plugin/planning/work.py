@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.evaluation.flops import count_flops, forward_flops
@@ -63,6 +64,32 @@ def flops_per_image(config: RunConfig, outline: Outline, joint: JointObjective) 
             outline.discriminator, config.image_size
         )
     return flops
+
+
+def launches_per_pass(config: RunConfig, outline: Outline, joint: JointObjective) -> int:
+    """Return the kernels that forward and backward of one micro-batch launch, however many images it has.
+
+    Operations that torch dispatches, views left out; casts of mixed precision, the losses' own networks and the
+    optimizer's few fused kernels are not counted.
+    """
+    inputs = _inputs(config, outline)
+    with _LaunchCounter() as counter:
+        loss = joint(inputs)["loss"]
+        assert loss is not None
+        loss.backward()
+    return counter.total
+
+
+class _LaunchCounter(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        returned = func._schema.returns
+        is_view = any(value.alias_info is not None and not value.alias_info.is_write for value in returned)
+        self.total += not is_view
+        return func(*args, **(kwargs or {}))
 
 
 def saved_bytes(joint: JointObjective, config: RunConfig, outline: Outline, num_images: int) -> float:

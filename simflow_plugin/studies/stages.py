@@ -24,7 +24,7 @@ class StudySettings:
     Args:
         out: its directory.
         encoder: the classifier that gives features, judges, and is the target of alignment.
-        budget: factor on the steps (and warm-up) of every run alike.
+        budget: factor on the steps (and warm-up, and the adversary's start) of every run alike.
         num_samples: drawn of each variant, for each guidance.
         num_held_out: images for reconstruction and likelihood.
         overrides: `key.sub=value`, set in every run alike, such as `data.root=FOLDER`.
@@ -82,6 +82,9 @@ def settle_config(name: str, settings: StudySettings, overrides: list[str]) -> R
         "training.sample_every": max(1, round(config.training.sample_every * settings.budget)),
         "optimizer.warmup_steps": round(config.optimizer.warmup_steps * settings.budget),
     }
+    adversarial = config.objective.adversarial or {}
+    if "start_step" in adversarial:
+        scaled["objective.adversarial.start_step"] = round(adversarial["start_step"] * settings.budget)
     encoder = json.dumps(str(settings.encoder))  # a JSON string is a YAML string, whatever is in it
     if config.evaluation.judge is not None and config.evaluation.judge.name == "encoder":
         scaled["evaluation.judge_checkpoint"] = encoder

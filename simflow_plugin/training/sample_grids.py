@@ -13,6 +13,7 @@ from simflow_plugin.contracts import ImageDataset
 from simflow_plugin.errors import EvaluationError
 from simflow_plugin.evaluation.drawing import ImageSampler, class_labels, grid_indices, to_uint8
 from simflow_plugin.evaluation.report.grids import save_image_grid, shortened_name
+from simflow_plugin.flow.sampling import release_graphs
 from simflow_plugin.objective import JointObjective
 from simflow_plugin.runs.module_state import restore_module, whole_tensors
 from simflow_plugin.runs.run_directory import RunDirectory
@@ -75,6 +76,8 @@ class SampleGrids:
                 # The run may still find its way back; a black grid would say nothing.
                 log.warning("No grid of samples at step %d: %s", step, error)
                 return None
+            finally:
+                release_graphs()  # training has a use for the memory of their caches
         by_class = to_uint8(images).unflatten(0, (columns, -1)).transpose(0, 1).flatten(0, 1)
         self._run.check_lock()
         names = [shortened_name(name) for name in self._class_names[: len(by_class) // columns]] or None

@@ -200,6 +200,7 @@ REQUIRED = {
     "convert": ["--from", "x", "--checkpoint", "y", "--out", "z"],
     "plan": ["x"],
     "pretrain-encoder": ["--out", "x", "--data", "y"],
+    "statistics": ["x", "--out", "y"],
     "study": ["x"],
     "config show": ["x"],
 }

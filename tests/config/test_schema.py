@@ -47,6 +47,19 @@ def test_model_is_a_name_or_a_mapping(write):
     assert mapping.model.options["flow"]["width"] == 32
 
 
+@pytest.mark.parametrize(
+    "method", ["jacobi", "{name: jacobi, segment: 16}", "[cached, {name: cached, step: eager}]"]
+)
+def test_sampling_method_takes_options(write, method):
+    config = load_config(write(MINIMAL), [f"model.sampling.method={method}"])
+    assert load_config(write(config.to_yaml(), "b.yaml")) == config
+
+
+def test_sampling_method_of_unknown_option_is_refused(write):
+    with pytest.raises(ConfigError, match="segments"):
+        load_config(write(MINIMAL), ["model.sampling.method={name: jacobi, segments: 16}"])
+
+
 def test_resolved_config_reads_back_equal(write):
     config = load_config(write(MINIMAL))
     assert load_config(write(config.to_yaml(), "b.yaml")) == config

@@ -5,6 +5,7 @@ import csv
 import pytest
 import torch
 
+import simflow_plugin
 from simflow_plugin.contracts import GenerativeModel
 from simflow_plugin.errors import EvaluationError
 from simflow_plugin.evaluation.classification import Classified, class_log_probs, measure_classification
@@ -65,7 +66,16 @@ def test_run_is_classified_with_the_likelihood_of_the_evaluation(flow_run):
         assert own["index"] == score["index"]
 
 
+def test_python_gives_the_likelihood_of_every_class(flow_run):
+    run = simflow_plugin.load(flow_run, device="cpu")
+    images = run.sample(["1", "2", "3"])
+    by_class = run.log_prob_by_class(images, draws=1)
+    assert by_class.shape == (3, 10)
+    difference = run.log_prob(images, "4", draws=1) - run.log_prob(images, "7", draws=1)
+    torch.testing.assert_close(by_class[:, 4] - by_class[:, 7], difference, rtol=1e-3, atol=1e-3)
+
+
 def test_model_without_a_density_is_refused_at_once(diffusion_run):
     request = EvaluationRequest(classify=True, extractor=None)
-    with pytest.raises(EvaluationError, match="--classify needs a model with an exact density"):
+    with pytest.raises(EvaluationError, match=r"\(--classify\) needs a model with an exact density"):
         RunEvaluator(load_run(diffusion_run, "cpu"), request)

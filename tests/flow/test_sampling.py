@@ -10,6 +10,8 @@ import torch
 
 from simflow_plugin.errors import ConfigError, ShapeError
 from simflow_plugin.flow import Auto, Jacobi, SamplingStatistics
+from simflow_plugin.flow.kv_cache import product_dtype
+from simflow_plugin.flow.packing import cast_copy
 from simflow_plugin.flow.sampling import inversion, jacobi
 from simflow_plugin.flow.sampling import method_choice as auto
 from tests.flow.builders import build_flow, inputs_for
@@ -245,3 +247,21 @@ def test_bad_method_is_refused(method: Any, message: str) -> None:
     flow = build_flow()
     with pytest.raises(ConfigError, match=message):
         flow.inverse(inputs_for(flow)[0], method=method)
+
+
+def test_cache_is_in_the_type_of_the_products() -> None:
+    """Of float32 it would be cast whole at every step under autocast, and xformers refuses mixed types."""
+    weight = build_flow(torch.float32).deep_block.proj_in.weight
+    assert product_dtype(weight) == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert product_dtype(weight) == torch.bfloat16
+        assert product_dtype(weight.double()) == torch.float64  # autocast leaves it alone
+
+
+def test_weights_cast_once_give_what_autocast_gives() -> None:
+    flow = build_flow(torch.float32, num_classes=3)
+    noise, condition = inputs_for(flow)
+    with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+        cast = cast_copy(flow.deep_block, torch.bfloat16)
+        ours, theirs = (block(noise, condition["labels"], None).noise for block in (cast, flow.deep_block))
+    assert torch.equal(ours, theirs)

@@ -7,6 +7,7 @@ import torch
 from typer.testing import CliRunner
 
 from simflow_plugin.cli.app import app
+from simflow_plugin.cli.plan import readable_seconds
 from simflow_plugin.config.loading import load_config
 from simflow_plugin.config.yaml_source import shipped_configs
 from simflow_plugin.errors import ConfigError
@@ -54,10 +55,26 @@ def test_flow_costs_eight_flops_a_parameter_and_token():
 
 
 def test_days_follow_their_formula():
-    plan = plan_of("quickstart", devices=4, gpu="a100", utilisation=0.5)
-    training = load_config("quickstart").training
+    plan = plan_of("imagenet256/simflow", devices=4, gpu="a100", utilisation=0.5)
+    training = load_config("imagenet256/simflow").training
     seconds = sum(plan.flops.values()) * training.batch_size * training.steps / (4 * GPUS["a100"].flops * 0.5)
     assert plan.days == pytest.approx(seconds / 86400)
+
+
+def test_small_model_is_bound_by_its_launches():
+    """Its arithmetic would take seconds for all steps; no host starts thousands of kernels a step in that time."""
+    plan, training = plan_of("quickstart", devices=8), load_config("quickstart").training
+    assert plan.launches > 500
+    assert plan.launch_seconds > 10 * plan.compute_seconds
+    assert plan.days == pytest.approx(training.steps * plan.launches * 5e-6 / 86400)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(2e-5, "20 us"), (0.0123, "12.3 ms"), (19, "19 s"), (5400, "1.5 hours"), (2e5, "2.31 days")],
+)
+def test_durations_have_readable_units(seconds, text):
+    assert readable_seconds(seconds) == text
 
 
 def test_sharding_saves_what_the_formulas_say():
@@ -89,7 +106,8 @@ def test_parameters_are_those_of_the_run_itself(tmp_path):
 def test_command_prints_the_formula_and_what_it_assumed():
     result = CliRunner().invoke(app, ["plan", "imagenet256/sit_xl2", "--gpu", "h200", "--devices", "16"])
     assert result.exit_code == 0, result.output
-    assert "TFLOPs x 256 images x 7000000 steps / (16 x 989 TFLOP/s x 0.4) / 86400 =" in result.output
+    assert "TFLOPs x 256 images / (16 x 989 TFLOP/s x 0.4) =" in result.output
+    assert "the longer of both x 7000000 steps =" in result.output
     assert "of 141 GB" in result.output
     assert "1000 classes are assumed" in result.output
 

@@ -170,3 +170,10 @@ def test_study_that_cannot_make_its_judge_asks_for_it(fake, tmp_path):
     with pytest.raises(WeightsError, match=r"none\.safetensors: no such file"):
         StudyRunner(CIFAR_HEADLINE, settings, steps).run()
     assert fake.trained == []
+
+
+def test_budget_scales_the_start_of_the_adversary(tmp_path):
+    settings = StudySettings(tmp_path, tmp_path, budget=0.25)
+    whole = settle_config("studies/cifar/conditions/adversarial", StudySettings(tmp_path, tmp_path), [])
+    part = settle_config("studies/cifar/conditions/adversarial", settings, [])
+    assert whole.objective.adversarial["start_step"] == 4 * part.objective.adversarial["start_step"] > 0

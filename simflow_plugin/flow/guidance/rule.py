@@ -131,11 +131,19 @@ class GuidanceWeights:
 
     def combine(self, both: Affine, first: int, stop: int) -> Affine:
         """Return guided parameters (B, n, D) of targets first : stop, from 2 B rows, conditional first."""
+        return self.combine_with(both, self.weights[first:stop])
+
+    def combine_at(self, both: Affine, target: Tensor) -> Affine:
+        """Return guided parameters (B, 1, D) of the target whose number `target` (1,) int64 holds."""
+        return self.combine_with(both, self.weights.index_select(0, target))
+
+    def combine_with(self, both: Affine, weights: Tensor) -> Affine:
+        """Return guided parameters (B, n, D) with the weights (n, 1) of these targets."""
         halves = [part.chunk(2, dim=0) for part in both]
         conditional, unconditional = (
             Affine(shift, log_scale) for shift, log_scale in zip(*halves, strict=True)
         )
-        return self.rule.combine(conditional, unconditional, self.weights[first:stop])
+        return self.rule.combine(conditional, unconditional, weights)
 
 
 def build_guidance(rule: str | Mapping | GuidanceRule, context: GuidanceContext) -> GuidanceRule:

@@ -1,5 +1,6 @@
 """Inverting the flow: `naive`, `cached`, `jacobi` and `auto`, chosen per block."""
 
+from simflow_plugin.flow.sampling.decode_graph import release_graphs
 from simflow_plugin.flow.sampling.methods import Auto, Cached, Jacobi, Method, Naive, parse_methods
 from simflow_plugin.flow.sampling.sampling_statistics import BlockStatistics, SamplingStatistics
 
@@ -12,4 +13,5 @@ __all__ = [
     "Naive",
     "SamplingStatistics",
     "parse_methods",
+    "release_graphs",
 ]

@@ -11,8 +11,8 @@ from simflow_plugin.flow.affine import Affine, affine_inverse
 from simflow_plugin.flow.block import FlowBlock
 from simflow_plugin.flow.conditioning import Embedding
 from simflow_plugin.flow.guidance import GuidanceWeights
-from simflow_plugin.flow.kv_cache import LayerCache, allocate_cache
-from simflow_plugin.flow.packing import can_pack, packed_copy
+from simflow_plugin.flow.kv_cache import LayerCache, allocate_cache, product_dtype
+from simflow_plugin.flow.packing import can_pack, cast_copy, packed_copy
 from simflow_plugin.flow.sampling.sampling_statistics import BlockStatistics
 
 
@@ -86,21 +86,39 @@ class BlockState:
 
     def prefilled(self) -> BlockState:
         """Return this state with a new cache, through which the prefix has run."""
+        state = self.with_cache()
+        state.run_prefix()
+        return state
+
+    def with_cache(self) -> BlockState:
+        """Return this state with a new and empty cache."""
         length, weight = self.num_prefix + self.num_steps, self.block.proj_in.weight
         cache = tuple(
             allocate_cache(self.block.config, len(self.block.layers), self.num_rows, length, weight)
         )
+        return replace(self, cache=cache, guide=None if self.guide is None else self.guide.with_cache())
+
+    def run_prefix(self) -> None:
+        """Write the prefix's keys and values to the cache."""
         if self.embedding.prefix is not None:
             turn = None if self.rotation is None else self.rotation[: self.num_prefix]
-            self.block.run_layers(self.embedding.prefix, turn, self.embedding, cache, 0)
-        return replace(self, cache=cache, guide=None if self.guide is None else self.guide.prefilled())
+            self.block.run_layers(self.embedding.prefix, turn, self.embedding, self.cache, 0)
+        if self.guide is not None:
+            self.guide.run_prefix()
 
     def packed(self) -> BlockState:
-        """Return this state with the block's weights packed for products of a few rows, where that helps."""
-        guide = None if self.guide is None else self.guide.packed()
+        """Return this state with the block's weights prepared for products of a few rows, where that helps."""
         if not can_pack(self.block.proj_in.weight):
-            return replace(self, guide=guide)
+            return self.cast()
+        guide = None if self.guide is None else self.guide.packed()
         return replace(self, block=packed_copy(self.block, self.num_rows), guide=guide)
+
+    def cast(self) -> BlockState:
+        """Return this state with the block's weights in the type of their products, where autocast has another."""
+        weight = self.block.proj_in.weight
+        dtype = product_dtype(weight)
+        block = self.block if dtype == weight.dtype else cast_copy(self.block, dtype)
+        return replace(self, block=block, guide=None if self.guide is None else self.guide.cast())
 
     def solve(self, first: int, stop: int) -> Tensor:
         """Return the targets (B, n, D) of steps first : stop from the inputs in `tokens`; write the cache."""

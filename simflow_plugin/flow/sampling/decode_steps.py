@@ -1,7 +1,6 @@
 """Decode steps of a block: eager torch, fixed shapes, or the compiled kernel for the CPU.
 
-All map the input of a step to its affine parameters and write the cache; which one runs changes no more than
-the last digits.
+All fill in the target of a step and write the cache; which one runs changes no more than the last digits.
 """
 
 from __future__ import annotations
@@ -15,12 +14,13 @@ from torch import Tensor
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.flow.affine import Affine, affine_parameters
 from simflow_plugin.flow.kernels.decoder import Decoder, why_not_native
+from simflow_plugin.flow.sampling.decode_graph import begin_captured, can_capture
 from simflow_plugin.flow.sampling.decode_state import BlockState, join_rows
 from simflow_plugin.flow.sampling.methods import Cached
 from simflow_plugin.flow.sampling.static_step import StaticStep
 
-DecodeStep = Callable[[int], Affine]
-"""step -> parameters (rows, 1, D); the cache holds all earlier steps. The next call may overwrite the result."""
+DecodeStep = Callable[[int], None]
+"""Fills in the target of a step in the state's tokens; the cache holds all earlier steps."""
 
 StepKind = Literal["native", "eager", "static", "compiled", "cuda_graph"]
 
@@ -38,30 +38,43 @@ def step_kind(state: BlockState, method: Cached) -> StepKind:
         return "native"
     if method.step == "native":
         raise ConfigError(f"method.step: `native` cannot run here: {reason}; use `auto` or `eager`")
-    return "eager"
+    return "cuda_graph" if can_capture(state) else "eager"
 
 
-def make_step(state: BlockState, method: Cached) -> DecodeStep:
-    """Return the decode step of a block.
+def begin_cached(state: BlockState, method: Cached) -> tuple[BlockState, DecodeStep]:
+    """Return a state with a cache, through which the prefix has run, and its decode step.
 
     Args:
-        state: its prefix is in the cache; its weights are not packed.
+        state: without a cache; its weights are not packed.
         method: how steps run.
     """
-    if state.guide is not None:
-        own, weaker = (
-            make_step(replace(state, guide=None, guidance=None), method),
-            make_step(state.guide, method),
-        )
-        return lambda step: join_rows(own(step), weaker(step))
     kind = step_kind(state, method)
+    if kind == "cuda_graph":
+        return begin_captured(state)
+    state = state.prefilled()
+    if kind in ("static", "compiled"):  # a compiler has to see plain weights
+        is_compiled = kind == "compiled"
+        return state, StaticStep(
+            state.cast() if is_compiled else state.packed(), method.compile_backend if is_compiled else None
+        )
+    evaluate = _evaluation(state, kind, method)
+
+    def decode(step: int) -> None:
+        state.store(state.targets(evaluate(step), step, step + 1), step)
+
+    return state, decode
+
+
+def _evaluation(state: BlockState, kind: StepKind, method: Cached) -> Callable[[int], Affine]:
+    """Return step -> parameters (rows, 1, D) of a state with a cache; a guide's block runs its own way."""
+    if state.guide is not None:
+        own = _evaluation(replace(state, guide=None, guidance=None), kind, method)
+        weaker = _evaluation(state.guide, step_kind(state.guide, method), method)
+        return lambda step: join_rows(own(step), weaker(step))
     if kind == "native":  # packs weights its own way
         return NativeStep(state)
-    if kind == "eager":
-        packed = state.packed()
-        return lambda step: packed.evaluate(step, step + 1)
-    # A compiler and a graph have to see plain weights.
-    return StaticStep(state.packed() if kind == "static" else state, kind, method.compile_backend)
+    packed = state.packed()
+    return lambda step: packed.evaluate(step, step + 1)
 
 
 class NativeStep:

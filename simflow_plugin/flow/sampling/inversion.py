@@ -12,7 +12,7 @@ from simflow_plugin.flow.block import FlowBlock
 from simflow_plugin.flow.guidance import GuidanceRule, GuidanceWeights
 from simflow_plugin.flow.sampling.cached import solve_cached
 from simflow_plugin.flow.sampling.decode_state import BlockState
-from simflow_plugin.flow.sampling.decode_steps import make_step
+from simflow_plugin.flow.sampling.decode_steps import begin_cached
 from simflow_plugin.flow.sampling.jacobi import solve_jacobi
 from simflow_plugin.flow.sampling.method_choice import solve_auto
 from simflow_plugin.flow.sampling.methods import Auto, Jacobi, Method, Naive
@@ -63,8 +63,7 @@ def invert(
         state = _begin(blocks[index], index, tokens, rotation, request, statistics)
         if request.guess is not None:
             state.start_at(request.guess[index])
-        _solve(state, request.methods[index])
-        tokens = state.result()
+        tokens = _solve(state, request.methods[index]).result()
         run.blocks.append(statistics)
     return tokens, run
 
@@ -115,13 +114,15 @@ def _begin_autoguided(
     return replace(state, guidance=GuidanceWeights(request.rule, weights), guide=guide)
 
 
-def _solve(state: BlockState, method: Method) -> None:
-    """Fill in the state's tokens by a method."""
+def _solve(state: BlockState, method: Method) -> BlockState:
+    """Fill in the state's tokens by a method; return the state that holds them, which may be on other buffers."""
     if isinstance(method, Naive):
         solve_naively(state.packed())
     elif isinstance(method, Jacobi):
         solve_jacobi(state.packed().prefilled(), method, 0, state.num_steps)
     elif isinstance(method, Auto):
-        solve_auto(state.prefilled(), method)
+        return solve_auto(state, method)
     else:
-        solve_cached(state, make_step(state.prefilled(), method), 0, state.num_steps)
+        state, decode = begin_cached(state, method)
+        solve_cached(decode, 0, state.num_steps)
+    return state

@@ -16,7 +16,7 @@ import torch
 
 from simflow_plugin.flow.sampling.cached import solve_cached
 from simflow_plugin.flow.sampling.decode_state import BlockState
-from simflow_plugin.flow.sampling.decode_steps import make_step
+from simflow_plugin.flow.sampling.decode_steps import begin_cached
 from simflow_plugin.flow.sampling.jacobi import iterate, solve_jacobi
 from simflow_plugin.flow.sampling.methods import Auto, Cached, Jacobi
 
@@ -27,19 +27,19 @@ TRIAL_STEPS = 16
 """Steps of the segment that is tried, at most."""
 
 
-def solve_auto(state: BlockState, method: Auto) -> None:
-    """Fill in `state.tokens`; say what was picked, and why, in `state.statistics`."""
+def solve_auto(state: BlockState, method: Auto) -> BlockState:
+    """Fill in the tokens, say in `statistics` what was picked and why; return the state that holds them."""
     jacobi = Jacobi(segment=method.segment, tolerance=method.tolerance, max_iterations=None)
     total = state.num_steps
     state.statistics.method = "cached"
-    decode = make_step(state, Cached(step="auto", compile_backend="inductor"))
+    state, decode = begin_cached(state, Cached(step="auto", compile_backend="inductor"))
     if total < PRICED_STEPS + method.segment:
-        solve_cached(state, decode, 0, total)
+        solve_cached(decode, 0, total)
         state.statistics.reason = "the sequence is too short to try jacobi"
-        return
-    solve_cached(state, decode, 0, 1)
+        return state
+    solve_cached(decode, 0, 1)
     begin = _now(state)
-    solve_cached(state, decode, 1, PRICED_STEPS)
+    solve_cached(decode, 1, PRICED_STEPS)
     cached_price = (_now(state) - begin) / (PRICED_STEPS - 1)
     packed = state.packed()
     jacobi_price, first = _try_segment(packed, jacobi, method.patience, cached_price)
@@ -47,10 +47,11 @@ def solve_auto(state: BlockState, method: Auto) -> None:
         state.statistics.method = "jacobi"
         solve_jacobi(packed, jacobi, first, total)
     else:
-        solve_cached(state, decode, first, total)
+        solve_cached(decode, first, total)
     state.statistics.reason = (
         f"a token took {1e3 * jacobi_price:.2f} ms by jacobi, {1e3 * cached_price:.2f} ms by cached"
     )
+    return state
 
 
 def _try_segment(state: BlockState, jacobi: Jacobi, patience: int, cached_price: float) -> tuple[float, int]:

@@ -24,8 +24,9 @@ class Cached(Options):
     step: Literal["auto", "native", "eager", "static", "compiled", "cuda_graph"] = Field(
         "auto",
         description="How a step runs. `native` is a compiled kernel for a few rows in float32 on the CPU, `eager` is "
-        "torch; `auto` takes the first of these that can run. `static` keeps all shapes fixed and reads the whole "
-        "cache behind a mask; `compiled` is torch.compile of that, `cuda_graph` its capture (CUDA only).",
+        "torch; `static` keeps all shapes fixed and reads the whole cache behind a mask; `compiled` is torch.compile "
+        "of that, `cuda_graph` its capture (CUDA only), kept over calls. `auto` takes `cuda_graph` on CUDA, else "
+        "`native` where it can run, else `eager`.",
     )
     compile_backend: str = Field("inductor", description="Of torch.compile, for `compiled`.")
 

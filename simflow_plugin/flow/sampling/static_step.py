@@ -9,77 +9,81 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
-from simflow_plugin.errors import ConfigError
-from simflow_plugin.flow.affine import Affine
+from simflow_plugin.flow.affine import Affine, affine_inverse
 from simflow_plugin.flow.kv_cache import StaticCache
-from simflow_plugin.flow.sampling.decode_state import BlockState
-
-WARM_UP_RUNS = 3
-"""Runs before a capture, in which libraries allocate their workspaces."""
+from simflow_plugin.flow.sampling.decode_state import BlockState, join_rows
 
 
 class StaticStep:
-    """One step of a block, run many times on the same buffers.
+    """One step of a block, run many times on the same buffers; the number of the step is on the device too.
 
     Args:
         state: of the block; its prefix is in the cache.
-        kind: `static`, `compiled` or `cuda_graph`.
-        compile_backend: of torch.compile.
-
-    Raises:
-        ConfigError: for a CUDA graph without CUDA.
+        compile_backend: of torch.compile; None runs torch eagerly.
     """
 
-    def __init__(self, state: BlockState, kind: str, compile_backend: str) -> None:
+    def __init__(self, state: BlockState, compile_backend: str | None = None) -> None:
         self._state = state
         device = state.noise.device
-        self._step = torch.zeros(1, dtype=torch.int64, device=device)
-        self._inputs = state.noise.new_zeros(state.num_rows, 1, state.noise.shape[2])
-        self._positions = state.block.position_rows(0, state.noise.shape[1])
-        self._slots = torch.arange(state.num_prefix + state.num_steps, device=device)[None]
-        self._run: Callable[[], Affine] = self._evaluate
-        if kind == "compiled":
+        self._number = torch.zeros(1, dtype=torch.int64, device=device)
+        self._next = 0
+        self._networks = [_Network(one) for one in (state, state.guide) if one is not None]
+        self.run: Callable[[], None] = self.advance
+        if compile_backend is not None:
             # Not `fullgraph`: past torch's limit of graphs a process, steps run without instead of failing.
-            self._run = torch.compile(self._evaluate, backend=compile_backend)
-        if kind == "cuda_graph":
-            if not state.noise.is_cuda:
-                raise ConfigError(
-                    f"method.step: `cuda_graph` needs a flow on CUDA, found {device}; use `eager` or `compiled`"
-                )
-            self._run = self._capture()
+            self.run = torch.compile(self.advance, backend=compile_backend)
 
-    def __call__(self, step: int) -> Affine:
-        """Return the parameters (rows, 1, D) that `step` gives; they are overwritten by the next call."""
-        self._step.fill_(step)
-        self._inputs.copy_(self._state.inputs(step, step + 1))
+    def __call__(self, step: int) -> None:
+        """Fill in the target of `step`; steps in a row need nothing from the host but the launch."""
+        if step != self._next:
+            self._number.fill_(step)
+        self._next = step + 1
         self._state.count(1)
-        return self._run()
+        self.run()
 
-    def _evaluate(self) -> Affine:
+    def restart(self) -> None:
+        """Go back to step 0."""
+        self._number.zero_()
+        self._next = 0
+
+    def advance(self) -> None:
+        """Fill in the target of the step that the device's number says, and add one to it."""
+        state, number = self._state, self._number
+        target = number + state.block.lag
+        affines = [network.evaluate(number) for network in self._networks]
+        affine = affines[0] if state.guide is None else join_rows(*affines)
+        if state.guidance is not None:
+            affine = state.guidance.combine_at(affine, target)
+        tokens = affine_inverse(state.noise.index_select(1, target), affine).to(state.tokens.dtype)
+        for network in self._networks:
+            network.store(tokens, number)
+        number.add_(1)
+
+
+class _Network:
+    """One block over its cache, at the step whose number is on the device; a guide's is a second one."""
+
+    def __init__(self, state: BlockState) -> None:
+        self._state = state
+        self._positions = state.block.position_rows(0, state.noise.shape[1])
+        self._slots = torch.arange(state.num_prefix + state.num_steps, device=state.noise.device)[None]
+
+    def evaluate(self, number: Tensor) -> Affine:
+        """Return the parameters (rows, 1, D) that step `number` (1,) int64 gives; write the cache."""
         state = self._state
-        slot = self._step + state.num_prefix
+        slot = number + state.num_prefix
         visible = self._slots <= slot
-        positions = None if self._positions is None else self._positions.index_select(0, self._step)
+        positions = None if self._positions is None else self._positions.index_select(0, number)
         turn = None if state.rotation is None else state.rotation.index_select(0, slot)
-        hidden = state.block.embed_inputs(self._inputs, positions, state.embedding)
+        inputs = state.tokens.index_select(1, number + state.block.lag)
+        if state.has_null_rows:
+            inputs = torch.cat([inputs, inputs])
+        hidden = state.block.embed_inputs(inputs, positions, state.embedding)
         caches = [StaticCache(cache.keys, cache.values, slot, visible) for cache in state.cache]
         return state.block.head(state.block.run_layers(hidden, turn, state.embedding, caches, 0))
 
-    def _capture(self) -> Callable[[], Affine]:
-        """Record `_evaluate` on the buffers; what warming up writes to the cache, step 0 writes again."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UP_RUNS):
-                self._evaluate()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            recorded = self._evaluate()
-
-        def replay() -> Affine:
-            graph.replay()
-            return recorded
-
-        return replay
+    def store(self, tokens: Tensor, number: Tensor) -> None:
+        """Write the target (B, 1, D) of step `number`."""
+        self._state.tokens.index_copy_(1, number + self._state.block.lag + 1, tokens)

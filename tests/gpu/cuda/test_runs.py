@@ -2,6 +2,7 @@
 
 import pytest
 
+from simflow_plugin.flow.sampling import decode_graph
 from simflow_plugin.runs.loaded_run import load_run
 from simflow_plugin.runs.parts import build_dataset, build_parts
 from simflow_plugin.runs.run_directory import RunDirectory
@@ -44,6 +45,7 @@ def test_run_trains_resumes_and_samples(model, precision, tmp_path):
     resumed = trainer_on_cuda(values_of(model, precision, steps=6), tmp_path / "run")
     resumed.train()
     assert resumed.step == 6
+    assert len(decode_graph._KEPT) == 0  # training needs the memory
     assert resumed.device.type == "cuda"
     loaded = load_run(tmp_path / "run")
     tensors = [*loaded.model.parameters(), *loaded.autoencoder.parameters()]
