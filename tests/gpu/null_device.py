@@ -23,6 +23,8 @@ SOURCES = Path(__file__).parent / "null_cuda"
 WRITTEN_FOR = "13"
 """Major version of CUDA whose functions, as torch calls them, are there."""
 
+MOST_MEMORY_KIB = 10 * 2**20
+
 
 def include_folders() -> list[Path] | None:
     """Return the folders that hold CUDA's headers: those of a toolkit, else those of PyPI's packages; None without.
@@ -91,7 +93,9 @@ def run_tests(folder: Path, *arguments: str, **device: int) -> subprocess.Comple
         "no:xdist",
         "-rs",
     ]
-    command = [sys.executable, "-m", "pytest", *options, *arguments]
+    # What no kernel wrote is garbage, and a garbage size may ask for all memory of the machine.
+    limited = ["sh", "-c", f'ulimit -d {MOST_MEMORY_KIB} && exec "$0" "$@"']
+    command = [*limited, sys.executable, "-m", "pytest", *options, *arguments]
     return subprocess.run(
         command, env=environment(folder, **device), text=True, capture_output=True, timeout=600, check=False
     )
