@@ -196,7 +196,7 @@ def test_images_that_were_added_since_training_are_told(tmp_path, caplog):
         ({"parts": ("generation",), "lpips_backbone": "x"}, "--lpips-backbone x: .*part `reconstruction`"),
         (
             {"parts": ("reconstruction",), "posterior_samples": 3},
-            "--posterior-samples 3: .*part `likelihood`",
+            "--posterior-samples 3: .*part .*`likelihood`",
         ),
         ({"weights": "x.pt"}, "--weights x.pt: has no effect with --extractor none"),
     ],

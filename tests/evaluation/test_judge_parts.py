@@ -1,5 +1,7 @@
 """A judge is a part: written as a name, a name with a file or a mapping, and added by other packages."""
 
+from pathlib import Path
+
 import pytest
 
 from simflow_plugin.config.checks import check_before_training
@@ -43,7 +45,7 @@ def config_with(judge, **more):
 def test_file_of_a_judge_is_an_option_however_it_is_written():
     beside = config_with("encoder", judge_checkpoint="judge.safetensors")
     assert beside == config_with({"name": "encoder", "checkpoint": "judge.safetensors"})
-    assert beside.evaluation.judge.options["checkpoint"] == "judge.safetensors"
+    assert beside.evaluation.judge.options["checkpoint"] == str(Path("judge.safetensors").resolve())
     assert "judge_checkpoint" not in beside.to_yaml()
 
 

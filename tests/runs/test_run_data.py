@@ -28,27 +28,25 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture
-def run(trained, tmp_path, monkeypatch):
-    """A copy of both, under the same relative path."""
+def run(trained, tmp_path):
+    """A copy of both; the run is told where its images are now."""
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def start(root, steps=2, **data):
     values = tiny_values(steps=steps, checkpoint_every=2, sample_every=2, batch_size=8)
-    values["data"] = {"name": "image_folder", "root": "images", **data}
+    values["data"] = {"name": "image_folder", "root": str(root / "images"), **data}
     values["evaluation"] = {"judge": "none", "num_samples": 0}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        train(tiny_config(values=values), RunDirectory(root / "run"), ["training.steps"], report=False)
+    allowed = ["training.steps", "data.root"]
+    train(tiny_config(values=values), RunDirectory(root / "run"), allowed, report=False)
 
 
 def evaluator(root, **changes) -> RunEvaluator:
     request = EvaluationRequest(
         **{"parts": ("reconstruction",), "extractor": None, "num_samples": 0, **changes}
     )
-    return RunEvaluator(load_run(root / "run", "cpu"), request)
+    return RunEvaluator(load_run(root / "run", "cpu").with_data_root(root / "images"), request)
 
 
 def test_summary_is_printed_and_stored(run, capsys):
@@ -114,7 +112,8 @@ def test_class_that_only_the_test_split_has_is_refused_before_training(run):
 def test_samples_are_called_by_the_names_of_classes(run):
     from simflow_plugin.cli.app import app
 
-    done = CliRunner().invoke(app, ["sample", "run", "--num", "4", "--out", "samples"])
+    arguments = ["sample", str(run / "run"), "--num", "4", "--out", str(run / "samples")]
+    done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
     names = sorted(path.name for path in (run / "samples").iterdir())
     assert names == ["000000_cat.png", "000001_dog.png", "000002_cat.png", "000003_dog.png"]
