@@ -1,6 +1,7 @@
 """Classification by likelihood against Bayes' rule in closed form, and on a run."""
 
 import csv
+import shutil
 
 import pytest
 import torch
@@ -52,8 +53,9 @@ def test_accuracy_has_its_interval_and_every_image_a_row(tmp_path):
     assert [row["predicted"] for row in rows] == ["1", "0", "1", "1"]
 
 
-def test_run_is_classified_with_the_likelihood_of_the_evaluation(flow_run):
-    loaded = load_run(flow_run, "cpu")
+def test_run_is_classified_with_the_likelihood_of_the_evaluation(flow_run, tmp_path):
+    shutil.copytree(flow_run, tmp_path / "run")  # the evaluation is written into it, and other tests read the original
+    loaded = load_run(tmp_path / "run", "cpu")
     request = EvaluationRequest(("classification",), num_held_out=6, extractor=None, posterior_samples=1)
     evaluation = RunEvaluator(loaded, request).measure()
     assert evaluation.metrics["classification_accuracy"].interval == "Wilson's of 6 images"
