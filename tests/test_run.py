@@ -140,7 +140,8 @@ def test_importing_the_package_imports_no_torch():
         "import sys, simflow_plugin; assert 'load' in dir(simflow_plugin); assert 'torch' not in sys.modules; "
         "from simflow_plugin import FlowConfig; assert 'torch' in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_public_names_are_there():

@@ -32,13 +32,16 @@ def test_file_is_loaded_whatever_wraps_the_names(tmp_path, suffix):
 
 
 def test_wrapped_network_takes_plain_names():
-    compiled = nn.ModuleDict({"_orig_mod": network()})
-    load_strictly(compiled, state(), "a.pt")
+    compiled, tensors = nn.ModuleDict({"_orig_mod": network()}), state()
+    load_strictly(compiled, tensors, "a.pt")
+    assert all(torch.equal(compiled.state_dict()[f"_orig_mod.{name}"], tensors[name]) for name in tensors)
 
 
 def test_module_that_is_really_called_module_is_left_alone():
     holder = nn.ModuleDict({"module": nn.Linear(1, 1)})
-    load_strictly(holder, holder.state_dict(), "a.pt")
+    tensors = {name: torch.full_like(tensor, 3.0) for name, tensor in holder.state_dict().items()}
+    load_strictly(holder, tensors, "a.pt")
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in holder.state_dict().items())
 
 
 def test_first_section_that_is_there_is_read(tmp_path):

@@ -99,6 +99,8 @@ def test_run_with_one_good_step_ends_well(tmp_path: Path) -> None:
     trainer = make_trainer(tiny_config(steps=4), tmp_path / "run")
     poison_images(trainer, range(3))
     trainer.train()
+    assert trainer.step == 4
+    assert trainer.bad_steps.read()["skipped_steps"][0] == 3
 
 
 @pytest.mark.parametrize("name", ["stdout", "stderr"])

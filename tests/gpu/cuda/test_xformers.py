@@ -68,4 +68,5 @@ def test_flow_trains_and_samples_in_every_type(dtype, num_kv_heads):
         (output.noise.square().sum() - output.logdet.sum()).backward()
         # What Jacobi iteration does next depends on numbers, which the null device does not have.
         for method in ({"name": "cached", "step": "eager"}, *(() if IS_NULL else ("jacobi",))):
-            flow.inverse(tokens, labels, guidance=1.0, method=method)
+            assert flow.inverse(tokens, labels, guidance=1.0, method=method).shape == tokens.shape
+    assert all(parameter.grad is not None for parameter in flow.parameters())
