@@ -60,7 +60,7 @@ IMAGENET_256 = (
     Published("MIMFlow-L", MIMFLOW, Scores(2.50), Scores(3.64), 90, "482M"),
     Published("STARFlow", "2506.06276", Scores(2.40), None, 320, "1.4B", 2.73, reported_in=SIMFLOW),
     Published("BiFlow (one pass)", "2512.10953", Scores(2.39), None, None, "133M"),
-    Published("DiT-XL/2", "2212.09748", Scores(2.27), Scores(9.62), 1400, "675M"),
+    Published("DiT-XL/2", "2212.09748", Scores(2.27), Scores(9.62), None, "675M"),
     Published(
         "SimFlow",
         SIMFLOW,
@@ -71,7 +71,7 @@ IMAGENET_256 = (
         1.21,
         23.07,
     ),
-    Published("SiT-XL/2", "2401.08740", Scores(2.06), Scores(8.61), 1400, "675M"),
+    Published("SiT-XL/2", "2401.08740", Scores(2.06), Scores(8.61), None, "675M"),
     Published(
         "SimFlow + REPA-E",
         SIMFLOW,
@@ -83,8 +83,8 @@ IMAGENET_256 = (
         23.17,
     ),
     Published("SRC-Flow", "2605.18267", Scores(1.65), Scores(8.40), 320, "1.4B"),
-    Published("RAE (DiT-DH-XL)", "2510.11690", Scores(1.13), Scores(1.51), 800, "839M"),
-    Published("REPA-E (SiT-XL/2)", "2504.10483", Scores(1.12), Scores(1.69), 800, "675M"),
+    Published("RAE (DiT-DH-XL)", "2510.11690", Scores(1.13), Scores(1.51), None, "839M"),
+    Published("REPA-E (SiT-XL/2)", "2504.10483", Scores(1.12), Scores(1.69), None, "675M"),
 )
 IMAGENET_512 = (
     Published("STARFlow", "2506.06276", Scores(3.00), None, None, "1.4B"),
