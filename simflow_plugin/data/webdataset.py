@@ -11,19 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import Field
 
 from simflow_plugin import registry
 from simflow_plugin.contracts import DataContext
 from simflow_plugin.data.decoding import CorruptImage
 from simflow_plugin.data.disk_cache import cache_folder, file_facts, fingerprint
-from simflow_plugin.data.image_files import FileDataset, FileOptions, PackedStrings, own_or_held_out
+from simflow_plugin.data.image_files import FileDataset, PackedStrings, own_or_held_out
 from simflow_plugin.data.labels import number_labels
+from simflow_plugin.data.options import WebDatasetOptions
 from simflow_plugin.data.split import check_split
 from simflow_plugin.data.tar_index import ShardIndex, cached_index, raw_labels
 from simflow_plugin.data.tar_shards import local_shards
 from simflow_plugin.errors import DataError
-from simflow_plugin.local_paths import Shards
 
 
 @registry.DATASETS.register("webdataset")
@@ -35,19 +34,7 @@ class WebDataset(FileDataset):
             cannot be read, or labels are asked for that are not there.
     """
 
-    class Options(FileOptions):
-        shards: Shards = Field(
-            description="paths, globs, addresses (http, https, file; pipe:command with "
-            "--allow-pipes); {0000..0012} is a range"
-        )
-        test_shards: Shards | None = Field(None, description="the same for testing; null: hold a share out")
-        image_member: str | None = Field(
-            None,
-            description="ending of the member that is the image, `jpg` or `seg.png`; null: the one that ends like one",
-        )
-        cache: str | None = Field(
-            None, description="folder for fetched shards and indices; null: the usual one"
-        )
+    Options = WebDatasetOptions
 
     def __init__(self, options: Options, context: DataContext) -> None:
         cache = Path(options.cache).expanduser() if options.cache else cache_folder() / "webdataset"
