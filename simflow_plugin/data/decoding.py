@@ -17,8 +17,10 @@ import stat
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageColor, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from simflow_plugin.data.background import background_colour as background_colour
+from simflow_plugin.data.background import check_background as check_background
 from simflow_plugin.data.image_formats import readable_formats
 from simflow_plugin.errors import DataError
 
@@ -134,23 +136,6 @@ def used_bits(content: bytes) -> int | None:
 
 def _declared_bits(image: Image.Image) -> int:
     return int(getattr(image, "tag_v2", {}).get(BITS_TAG, (16,))[0])
-
-
-def check_background(value: str) -> str:
-    """Return a colour name or `#rrggbb` if Pillow knows it.
-
-    Raises:
-        ValueError: otherwise.
-    """
-    if len(ImageColor.getrgb(value)) != 3:
-        raise ValueError(f"`{value}`: a background cannot be transparent itself")
-    return value
-
-
-def background_colour(value: str) -> tuple[int, int, int]:
-    """Return (red, green, blue) of a colour that `check_background` let pass."""
-    red, green, blue = ImageColor.getrgb(value)[:3]
-    return red, green, blue
 
 
 def _upright(image: Image.Image, rgb: Image.Image) -> Image.Image:

@@ -33,7 +33,7 @@ class FileOptions(Options):
     @field_validator("background")
     @classmethod
     def _background_is_a_colour(cls, value: str) -> str:
-        from simflow_plugin.data.decoding import check_background
+        from simflow_plugin.data.background import check_background
 
         return check_background(value)
 

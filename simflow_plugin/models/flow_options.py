@@ -96,4 +96,5 @@ class StarFlowFacts(ModelFacts):
     """Facts of `model: starflow`: it detaches the latents."""
 
     Options: ClassVar[type[Options]] = StarFlowOptions
+    coupled_terms: ClassVar[frozenset[str]] = frozenset()
     supports_alignment = True
