@@ -1,0 +1,53 @@
+"""Windows and macOS, simulated: every module imports, and a lock is taken, without what only Linux or POSIX has."""
+
+import subprocess
+import sys
+
+CODE = """
+import importlib, os, pkgutil, sys, tempfile
+import psutil
+from pathlib import Path
+import simflow_plugin
+
+def import_all():
+    names = [m.name for m in pkgutil.walk_packages(simflow_plugin.__path__, "simflow_plugin.")]
+    for name in names:
+        if not name.endswith("__main__"):
+            importlib.import_module(name)
+    return len(names)
+
+import_all()  # other packages, which choose their own files by the platform, are those of this machine
+for name in [name for name in sys.modules if name.partition(".")[0] == "simflow_plugin"]:
+    del sys.modules[name]
+MISSING = ("fcntl", "resource", "pwd", "grp", "termios")
+for name in MISSING:
+    sys.modules[name] = None  # its import fails
+ABSENT = {"win32": ("fork", "forkpty", "register_at_fork", "pread", "pwrite", "geteuid", "getuid", "killpg", "O_NOFOLLOW",
+          "O_NONBLOCK", "sched_getaffinity", "statvfs", "sysconf", "posix_fadvise"),
+          "darwin": ("sched_getaffinity", "posix_fadvise")}
+platform = sys.argv[1]
+for name in ABSENT[platform]:
+    if hasattr(os, name):
+        delattr(os, name)
+sys.platform = platform
+import simflow_plugin
+assert import_all() > 200
+from simflow_plugin.runs.run_directory import RunDirectory
+with tempfile.TemporaryDirectory() as folder:
+    with RunDirectory(Path(folder) / "run").locked() as run:
+        try:
+            with RunDirectory(Path(folder) / "run").locked():
+                raise SystemExit("entered twice")
+        except simflow_plugin.errors.RunDirectoryError as error:
+            assert "another process is writing it" in str(error), error
+print("imported")
+"""
+
+
+def imported_on(platform: str) -> str:
+    result = subprocess.run([sys.executable, "-c", CODE, platform], capture_output=True, text=True)
+    return result.stdout.strip() or result.stderr[-2000:]
+
+
+def test_every_module_imports_and_locks_without_posix():
+    assert imported_on("win32") == "imported"
