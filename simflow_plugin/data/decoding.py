@@ -46,6 +46,10 @@ UNCLEAR_FLOATS = 16.0
 BITS_TAG, PHOTOMETRIC_TAG, WHITE_IS_ZERO = 258, 262, 0
 
 
+PLAIN_FILE = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+"""Flags of `os.open`, as far as the system has them: opening a FIFO would wait for a writer."""
+
+
 class CorruptImage(DataError):
     """One image cannot be read. The loader counts it, names it in the log and takes the next one."""
 
@@ -105,7 +109,7 @@ def read_image_file(path: Path) -> bytes:
     """
     try:
         # Non-blocking: opening a FIFO would wait for a writer. It has no effect on regular files.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | PLAIN_FILE)
         with open(descriptor, "rb") as file:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
