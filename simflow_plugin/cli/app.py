@@ -21,6 +21,7 @@ from simflow_plugin.cli import (
     fetch,
     finetune_decoder,
     init,
+    latents,
     patch,
     plan,
     prepare,
@@ -63,6 +64,7 @@ app.command("convert")(convert.convert)
 app.command("patch")(patch.patch)
 app.command("plan")(plan.plan)
 app.command("prepare")(prepare.prepare)
+app.command("latents")(latents.latents)
 app.command("pretrain-encoder")(pretrain_encoder.pretrain_encoder)
 app.command("bench")(bench.bench)
 app.command("study")(study.study)

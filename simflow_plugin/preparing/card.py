@@ -46,3 +46,27 @@ def _shards(card: dict[str, Any]) -> list[dict[str, Any]]:
 def _damaged(splits: dict[str, Any]) -> list[str]:
     found = [problem for facts in splits.values() for problem in facts["damaged"]]
     return ["## Damaged images, left out", "", *(f"- {problem}" for problem in found), ""] if found else []
+
+
+def latents_card(name: str, card: dict[str, Any]) -> str:
+    """Return the README of latents, from what `dataset.json` holds."""
+    channels, height, width = card["latent_shape"]
+    lines = [
+        f"# {name}",
+        "",
+        f"Latents ({channels}, {height}, {width}) of {card['images']} images ({card['image_size']} x "
+        f"{card['image_size']}, {card['split']} split of `{card['data']}`), by the autoencoder of `{card['run']}` at "
+        f"step {card['step']} ({card['weights']} weights, {card['precision']}), written by `simflow latents`. "
+        f"{card['damaged']} damaged images were left out.",
+        "",
+        "Each file holds, in float32 and in the normalised latent space of that run: `latents`, `latents_flip` (a "
+        f"sample of the posterior of the image and of its mirror image, seed {card['seed']}), `labels`, `moments`, "
+        "`moments_flip` (mean and log-variance) and `indices`. Decode with `simflow_plugin.load(RUN).decode(latents)`. "
+        "`latents_stats.pt` holds mean and std by channel of `latents`.",
+        "",
+        "Layout: LightningDiT's (`data_path` is this folder)"
+        + (", and REPA-E's (`latents.h5`, `latents_h5.json`)." if card["layout"] == "repa-e" else "."),
+        "",
+        *digests(card["files"]),
+    ]
+    return "\n".join(lines) + "\n"
