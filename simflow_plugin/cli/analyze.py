@@ -12,7 +12,7 @@ from simflow_plugin.exits import exit_on_user_error
 
 
 def analyze(
-    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    run: Annotated[Path, typer.Argument(help="Run directory or exported folder.")],
     num_images: Annotated[int | None, typer.Option(min=2, help="Held-out images; default: all.")] = None,
     num_strips: Annotated[int, typer.Option(min=1, help="Interpolation strips.")] = 6,
     seed: Annotated[int, typer.Option(help="Of noise and posterior samples.")] = 0,
@@ -26,9 +26,9 @@ def analyze(
     with exit_on_user_error():
         from simflow_plugin.evaluation.analysis import AnalysisRequest, analyze_run
         from simflow_plugin.evaluation.report.analysis_report import STATISTICS, write_analysis
-        from simflow_plugin.runs.loaded_run import load_run
+        from simflow_plugin.runs.sources import open_run
 
-        loaded = load_run(run, averaged=not last_weights, precision=precision).with_data_root(data_root)
+        loaded = open_run(run, averaged=not last_weights, precision=precision).with_data_root(data_root)
         backbone = str(lpips_backbone) if lpips_backbone is not None else None
         request = AnalysisRequest(
             num_images, num_strips, seed=seed, batch_size=batch_size, lpips_backbone=backbone

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 def evaluate(
     context: typer.Context,
     run: Annotated[
-        Path | None, typer.Argument(help="Run directory; without one, images are named by --samples.")
+        Path | None,
+        typer.Argument(help="Run directory or exported folder; without one, --samples names images."),
     ] = None,
     samples: Annotated[
         Path | None,
@@ -178,7 +179,7 @@ def run_evaluation(
         write_run_report,
     )
     from simflow_plugin.evaluation.sample_files import check_out, save_samples
-    from simflow_plugin.runs.loaded_run import load_run
+    from simflow_plugin.runs.sources import open_run
     from simflow_plugin.training.distributed.processes import leaving_together
 
     outputs = [(option, out) for option, out in (("--npz", npz), ("--png", png)) if out is not None]
@@ -189,7 +190,7 @@ def run_evaluation(
             )
         check_out(out, option)
     state = PartialState(cpu=not torch.cuda.is_available())
-    evaluator = RunEvaluator(load_run(run, state.device, *weights).with_data_root(data_root), request)
+    evaluator = RunEvaluator(open_run(run, state.device, *weights).with_data_root(data_root), request)
     if outputs and "generation" not in evaluator.parts:
         raise ConfigError(
             f"{outputs[0][0]} {outputs[0][1]}: there are samples only with the part `generation`."
