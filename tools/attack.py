@@ -30,7 +30,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-TIME_LIMIT = 60
+TIME_LIMIT = 300
 DOCUMENTED = (0, 2, 3)
 MARKER = "attack-marker"
 TINY = ["quickstart", "--set", "training.steps=2", "--set", "optimizer.warmup_steps=1"]
