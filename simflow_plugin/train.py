@@ -139,7 +139,11 @@ def train(
             summary = describe_data(config, dataset, report, allows_pipes)
             parts = build_parts(config, dataset.num_classes)
             started = (
-                [] if checkpoint_folders(run.checkpoints) else start_from(parts, config, Classes.of(dataset))
+                []
+                if checkpoint_folders(run.checkpoints)
+                else start_from(
+                    config.training.init_from, parts, config.model, config.image_size, Classes.of(dataset)
+                )
             )
             if accelerator.is_main_process:
                 stack.enter_context(run.locked())

@@ -35,13 +35,14 @@ def distill(
     The student is a run: `sample`, `evaluate`, `compare` take it, and the same command goes on where it was stopped.
     """
     with exit_on_user_error():
-        from simflow_plugin.derived_runs.distillation import distillation_config
-        from simflow_plugin.derived_runs.parent import DerivedRun
+        from simflow_plugin.derived_runs.distillation import student_values
+        from simflow_plugin.derived_runs.parent import DerivedRun, derived_config
         from simflow_plugin.runs.run_directory import RunDirectory
         from simflow_plugin.train import train_or_stop
 
         directory = RunDirectory(out if out is not None else run.with_name(f"{run.resolve().name}-one-pass"))
-        resolved = distillation_config(DerivedRun(run, directory, step, config, tuple(set_ or ())))
+        derived = DerivedRun(run, directory, step, config, tuple(set_ or ()))
+        resolved = derived_config(derived, student_values)
         if dry_run:
             print(resolved.to_yaml(), end="")
             return

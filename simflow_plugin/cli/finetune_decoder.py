@@ -37,14 +37,15 @@ def finetune_decoder(
     it, and the same command goes on where it was stopped. Steps: a tenth of the parent's, or --set training.steps=N.
     """
     with exit_on_user_error():
-        from simflow_plugin.derived_runs.decoder_tuning import decoder_config
-        from simflow_plugin.derived_runs.parent import DerivedRun
+        from simflow_plugin.derived_runs.decoder_tuning import decoder_values
+        from simflow_plugin.derived_runs.parent import DerivedRun, derived_config
         from simflow_plugin.runs.run_directory import RunDirectory
         from simflow_plugin.train import train_or_stop
 
         logging.basicConfig(level=logging.WARNING, format="%(message)s")
         directory = RunDirectory(out if out is not None else run.with_name(f"{run.resolve().name}-decoder"))
-        resolved = decoder_config(DerivedRun(run, directory, step, config, tuple(set_ or ())))
+        derived = DerivedRun(run, directory, step, config, tuple(set_ or ()))
+        resolved = derived_config(derived, decoder_values)
         if dry_run:
             print(resolved.to_yaml(), end="")
             return

@@ -13,10 +13,17 @@ from torch import Tensor, nn
 
 from simflow_plugin import registry
 from simflow_plugin.config.schema import Objective, RunConfig
-from simflow_plugin.contracts import Autoencoder, DataContext, GenerativeModel, NetworkOutline, Outlines
+from simflow_plugin.contracts import (
+    Autoencoder,
+    DataContext,
+    GenerativeModel,
+    ModelContext,
+    NetworkOutline,
+    Outlines,
+)
 from simflow_plugin.errors import SimflowError
 from simflow_plugin.registry import Part
-from simflow_plugin.runs.parts import build_dataset, build_model
+from simflow_plugin.runs.parts import alignment_context, build_dataset, build_model
 
 ASSUMED_CLASSES = 1000
 ASSUMED_FEATURES = (256, 768)
@@ -63,7 +70,9 @@ def make_outline(config: RunConfig) -> Outline:
         feature_shape = ASSUMED_FEATURES if encoder is None else encoder.feature_shape
     feature_dim = feature_shape[1] if feature_shape is not None else None
     with init_empty_weights():
-        model = build_model(config, autoencoder.latent_shape(config.image_size), num_classes, feature_dim)
+        shape = autoencoder.latent_shape(config.image_size)
+        model_context = ModelContext(shape, num_classes, alignment_context(config.alignment, feature_dim))
+        model = build_model(config.model, model_context, config.sampling.guidance)
     if model is not None:
         model.to("meta")
     return Outline(

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from simflow_plugin import registry
-from simflow_plugin.config.schema import RunConfig
+from simflow_plugin.config.schema import Alignment, RunConfig
 from simflow_plugin.contracts import (
     AlignmentContext,
     Autoencoder,
@@ -77,30 +77,27 @@ def architecture_only(config: RunConfig, state: dict[str, Any]) -> RunConfig:
     )
 
 
-def build_model(
-    config: RunConfig,
-    latent_shape: tuple[int, int, int],
-    num_classes: int | None,
-    feature_dim: int | None,
-    is_restored: bool = False,
-) -> GenerativeModel | None:
-    """Build the generative model of `config`, or None where it trains an autoencoder alone.
+def alignment_context(options: Alignment | None, feature_dim: int | None) -> AlignmentContext | None:
+    """Return the alignment term of a model; None without the section, or without features."""
+    if options is None or feature_dim is None:
+        return None
+    return AlignmentContext(feature_dim, options.layer, options.projector_dim)
+
+
+def build_model(part: Part | None, context: ModelContext, guidance: float = 0.0) -> GenerativeModel | None:
+    """Build a generative model, or None for a run that trains an autoencoder alone.
 
     Args:
-        config: resolved.
-        latent_shape: (C, h, w).
-        num_classes: of the data set.
-        feature_dim: channels of the alignment features; None leaves the alignment head out.
-        is_restored: whether a checkpoint brings the weights.
+        part: the section `model`.
+        context: latents, classes and alignment.
+        guidance: weight w >= 0 that the run samples with.
+    Raises:
+        ConfigError: if the model cannot be sampled with that weight.
     """
-    if config.model is None:
+    if part is None:
         return None
-    alignment = None
-    if config.alignment is not None and feature_dim is not None:
-        alignment = AlignmentContext(feature_dim, config.alignment.layer, config.alignment.projector_dim)
-    context = ModelContext(latent_shape, num_classes, alignment, is_restored)
-    model = config.model.build(registry.MODELS, context)
-    check_guidance(config.sampling.guidance, model, num_classes, "sampling.guidance")
+    model = part.build(registry.MODELS, context)
+    check_guidance(guidance, model, context.num_classes, "sampling.guidance")
     return model
 
 
@@ -137,9 +134,10 @@ def build_parts(config: RunConfig, num_classes: int | None) -> Parts:
                 f"image_size {config.image_size} is not divisible by the factor {autoencoder.factor} of autoencoder "
                 f"`{config.autoencoder.name}`."
             )
-        latent_shape = autoencoder.latent_shape(config.image_size)
         feature_dim: Any = encoder.feature_dim if encoder is not None else None
-        model = build_model(config, latent_shape, num_classes, feature_dim)
+        alignment = alignment_context(config.alignment, feature_dim)
+        model_context = ModelContext(autoencoder.latent_shape(config.image_size), num_classes, alignment)
+        model = build_model(config.model, model_context, config.sampling.guidance)
         if model is not None:
             model.attach_decoder(autoencoder.decode)
         if model is not None and config.frozen_model is not None:

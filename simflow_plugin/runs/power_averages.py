@@ -23,8 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from simflow_plugin.config.averages import LONGEST, PowerAverage
-from simflow_plugin.config.schema import RunConfig
+from simflow_plugin.config.averages import LONGEST, Average, PowerAverage
 from simflow_plugin.errors import EvaluationError
 from simflow_plugin.runs.checkpoints import Checkpoint, checkpoint_folders, read_checkpoint, verify_checkpoint
 
@@ -111,14 +110,13 @@ def snapshot_folder(run: Path) -> Path:
 
 
 def average_of_length(
-    run: Path, config: RunConfig, checkpoint: Checkpoint, length: float
+    run: Path, options: Average, checkpoint: Checkpoint, length: float
 ) -> dict[str, Tensor]:
     """Return the averaged tensors of `checkpoint` for a relative length, from it and the snapshots before it.
 
     Raises:
         EvaluationError: if the run keeps no power-function averages, or `length` is none.
     """
-    options = config.training.ema
     if not isinstance(options, PowerAverage):
         raise EvaluationError(
             f"{run}: keeps one exponential average, whose length cannot be chosen. Train with "

@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
-from simflow_plugin.config.schema import RunConfig
+from simflow_plugin.config.schema import Optimizer
 from simflow_plugin.runs.module_state import (
     check_optimizer,
     optimizer_state,
@@ -38,15 +38,15 @@ class TorchEngine:
 
     Args:
         accelerator: devices, processes and mixed precision.
-        config: resolved.
+        options: of the optimizer; of these, those of clipping.
     Raises:
         ConfigError: if accelerate was configured for something that this loop does not run.
     """
 
-    def __init__(self, accelerator: Accelerator, config: RunConfig) -> None:
+    def __init__(self, accelerator: Accelerator, options: Optimizer) -> None:
         configure_engine(accelerator)
         self.accelerator = accelerator
-        self._clipping = Clipping(config.optimizer.max_grad_norm, config.optimizer.clipping)
+        self._clipping = Clipping(options.max_grad_norm, options.clipping)
 
     def prepare(self, joint: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
         """Wrap what trains; return the module to call in the forward pass. Parameters may be shards afterwards."""
