@@ -72,7 +72,7 @@ def make_outline(config: RunConfig) -> Outline:
     with init_empty_weights():
         shape = autoencoder.latent_shape(config.image_size)
         model_context = ModelContext(shape, num_classes, alignment_context(config.alignment, feature_dim))
-        model = build_model(config.model, model_context, config.sampling.guidance)
+        model = build_model(config.model, model_context, config.sampling)
     if model is not None:
         model.to("meta")
     return Outline(

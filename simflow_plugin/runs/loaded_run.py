@@ -221,7 +221,7 @@ def _build_model(
     shape, state = autoencoder.latent_shape(config.image_size), checkpoint.state
     alignment = alignment_context(config.alignment, state["feature_dim"])
     context = ModelContext(shape, state["num_classes"], alignment, is_restored=True)
-    return build_model(config.model, context, config.sampling.guidance)
+    return build_model(config.model, context, config.sampling)
 
 
 def _frozen(module: M, device: torch.device) -> M:

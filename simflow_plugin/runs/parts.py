@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from simflow_plugin import registry
-from simflow_plugin.config.schema import Alignment, RunConfig
+from simflow_plugin.config.schema import Alignment, RunConfig, Sampling
 from simflow_plugin.contracts import (
     AlignmentContext,
     Autoencoder,
@@ -84,20 +84,23 @@ def alignment_context(options: Alignment | None, feature_dim: int | None) -> Ali
     return AlignmentContext(feature_dim, options.layer, options.projector_dim)
 
 
-def build_model(part: Part | None, context: ModelContext, guidance: float = 0.0) -> GenerativeModel | None:
+def build_model(
+    part: Part | None, context: ModelContext, sampling: Sampling | None = None
+) -> GenerativeModel | None:
     """Build a generative model, or None for a run that trains an autoencoder alone.
 
     Args:
         part: the section `model`.
         context: latents, classes and alignment.
-        guidance: weight w >= 0 that the run samples with.
+        sampling: that section; None where nothing will be sampled.
     Raises:
         ConfigError: if the model cannot be sampled with that weight.
     """
     if part is None:
         return None
     model = part.build(registry.MODELS, context)
-    check_guidance(guidance, model, context.num_classes, "sampling.guidance")
+    if sampling is not None:
+        check_guidance(sampling.guidance, model, context.num_classes, "sampling.guidance")
     return model
 
 
@@ -137,7 +140,7 @@ def build_parts(config: RunConfig, num_classes: int | None) -> Parts:
         feature_dim: Any = encoder.feature_dim if encoder is not None else None
         alignment = alignment_context(config.alignment, feature_dim)
         model_context = ModelContext(autoencoder.latent_shape(config.image_size), num_classes, alignment)
-        model = build_model(config.model, model_context, config.sampling.guidance)
+        model = build_model(config.model, model_context, config.sampling)
         if model is not None:
             model.attach_decoder(autoencoder.decode)
         if model is not None and config.frozen_model is not None:

@@ -116,9 +116,7 @@ class Trainer:
         )
         self.adversary = parts.adversary.to(self.device) if parts.adversary is not None else None
         self.joint.train()
-        self.sample_grids = SampleGrids(
-            config.sampling, config.training, config.image_size, run, self.joint, dataset, self.engine
-        )
+        self.sample_grids = SampleGrids(config, run, self.joint, dataset, self.engine)
         if config.training.compile:
             compile_layers(self.joint.model)
         trained: dict[str, torch.nn.Module] = {"autoencoder": self.joint.autoencoder}

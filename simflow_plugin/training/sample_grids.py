@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
-from simflow_plugin.config.schema import Sampling, Training
+from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.contracts import ImageDataset
 from simflow_plugin.errors import EvaluationError
 from simflow_plugin.evaluation.drawing import ImageSampler, class_labels, grid_indices, to_uint8
@@ -31,10 +31,8 @@ class SampleGrids:
     """Writes the grids on the main process; the others only help to gather what is sharded.
 
     Args:
-        sampling: that section of the configuration.
-        training: likewise.
-        image_size: pixels.
-        run: directory of the run.
+        config: of the run.
+        run: its directory.
         joint: before it is sharded.
         dataset: training images; its classes are the rows of a grid.
         engine: processes and precision.
@@ -42,16 +40,13 @@ class SampleGrids:
 
     def __init__(
         self,
-        sampling: Sampling,
-        training: Training,
-        image_size: int,
+        config: RunConfig,
         run: RunDirectory,
         joint: JointObjective,
         dataset: ImageDataset,
         engine: TorchEngine,
     ) -> None:
-        self._sampling, self._training, self._image_size = sampling, training, image_size
-        self._run = run
+        self._config, self._run = config, run
         self._engine, self._accelerator = engine, engine.accelerator
         self._num_classes, self._class_names = dataset.num_classes, dataset.class_names or []
         # Sharded modules are gathered during `forward` only, and sampling calls other methods.
@@ -65,18 +60,15 @@ class SampleGrids:
         """
         if joint.model is None:
             return None
-        columns, classes = self._sampling.grid_per_class, self._num_classes
+        config, classes = self._config, self._num_classes
+        columns = config.sampling.grid_per_class
         indices = grid_indices(classes, columns, MAX_ROWS if classes else ROWS_WITHOUT_CLASSES)
-        precision = Precision.of_training(self._training, self._accelerator.device.type)
+        precision = Precision.of_training(config.training, self._accelerator.device.type)
         with self._averaged(joint, ema) as averaged, self._maybe_eager():
             if averaged is None or averaged.model is None:
                 return None
             sampler = ImageSampler(
-                averaged.autoencoder,
-                averaged.model,
-                self._image_size,
-                precision,
-                self._sampling.guidance,
+                averaged.autoencoder, averaged.model, config.image_size, precision, config.sampling.guidance
             )
             try:
                 images = sampler.draw(indices, class_labels(indices, classes))
@@ -94,7 +86,7 @@ class SampleGrids:
         return path
 
     def _maybe_eager(self) -> AbstractContextManager[None]:
-        return eager() if self._training.compile else nullcontext()
+        return eager() if self._config.training.compile else nullcontext()
 
     @contextmanager
     def _averaged(self, joint: JointObjective, ema: MovingAverage) -> Iterator[JointObjective | None]:
