@@ -9,7 +9,7 @@ import typer
 from simflow_plugin.exits import exit_on_user_error
 
 if TYPE_CHECKING:
-    from simflow_plugin.config.schema import Training
+    from simflow_plugin.config.schema import RunConfig
     from simflow_plugin.planning.estimate import Plan, Setting
 
 GIGA, TERA = 1e9, 1e12
@@ -32,19 +32,19 @@ def plan(
 
         setting = Setting(devices, sharding, gpu, utilisation)
         resolved = load_config(config, set_)
-        size = resolved.image_size
-        typer.echo(
-            f"{resolved.name}: {size} x {size}, {describe(resolved.training, setting, make_plan(resolved, setting))}"
-        )
+        typer.echo(describe(resolved, setting, make_plan(resolved, setting)))
 
 
-def describe(training: Training, setting: Setting, plan: Plan) -> str:
+def describe(config: RunConfig, setting: Setting, plan: Plan) -> str:
     """Return a plan as text, with the formula of the days filled in."""
     from simflow_plugin.planning.estimate import GPUS, LAUNCH_SECONDS, SECONDS_PER_DAY
 
-    gpu, flops = GPUS[setting.gpu], sum(plan.flops.values())
+    gpu, training, flops = GPUS[setting.gpu], config.training, sum(plan.flops.values())
     total = plan.state_bytes + plan.activation_bytes
-    lines = [f"batch {training.batch_size}, {training.steps} steps", "", "parameters"]
+    lines = [
+        f"{config.name}: {config.image_size} x {config.image_size}, batch {training.batch_size}, {training.steps} steps"
+    ]
+    lines += ["", "parameters"]
     lines += [f"  {name:48} {count / 1e6:10.1f} M" for name, count in plan.parameters.items()]
     lines += [f"  {'trained / frozen':48} {plan.trained / 1e6:10.1f} M / {plan.frozen / 1e6:.1f} M"]
     lines += ["", "FLOPs per image and step (a multiply-add is 2)"]
