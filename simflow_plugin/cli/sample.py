@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -14,11 +15,25 @@ from simflow_plugin.cli.run_options import (
     PrecisionOption,
 )
 from simflow_plugin.exits import exit_on_user_error
+from simflow_plugin.option_groups import grouped
 
 PER_CLASS, MOST_ROWS = 8, 20
 """Samples of a class, and classes, in a grid where no number is given."""
 
 
+@dataclass(frozen=True)
+class DrawingOptions:
+    """The noise, the weights and the guidance of the samples."""
+
+    guidance: Annotated[float | None, typer.Option(min=0, help="Weight w; default: the run's own.")] = None
+    seed: Annotated[int, typer.Option(help="Of the noise; sample i depends on the seed and i only.")] = 0
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Does not change the samples.")] = None
+    precision: PrecisionOption = None
+    ema_length: EmaLengthOption = None
+    autoguidance: AutoguidanceOption = None
+
+
+@grouped
 def sample(
     run: Annotated[Path, typer.Argument(help="Run directory, exported folder, or OWNER/NAME on the Hub.")],
     out: Annotated[
@@ -34,13 +49,9 @@ def sample(
         int | None,
         typer.Option(min=1, help="Number of samples; classes in turn. Default 100; for a grid 8 a class."),
     ] = None,
-    guidance: Annotated[float | None, typer.Option(min=0, help="Weight w; default: the run's own.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the noise; sample i depends on the seed and i only.")] = 0,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Does not change the samples.")] = None,
-    precision: PrecisionOption = None,
-    ema_length: EmaLengthOption = None,
-    autoguidance: AutoguidanceOption = None,
     overwrite: OverwriteOption = False,
+    *,
+    drawn: DrawingOptions,
 ) -> None:
     """Draw class-balanced samples from the averaged (EMA) weights of a run."""
     with exit_on_user_error():
@@ -67,14 +78,18 @@ def sample(
         if grid is not None:
             check_grid(grid)
             check_not_there(grid, overwrite, "--grid")
-        loaded = with_autoguidance(open_run(run, precision=precision, ema_length=ema_length), autoguidance)
+        loaded = with_autoguidance(
+            open_run(run, precision=drawn.precision, ema_length=drawn.ema_length), drawn.autoguidance
+        )
         chosen = loaded.class_numbers(classes)
         if num is None:
             num = 100 if out is not None else PER_CLASS * min(len(chosen) or PER_CLASS, MOST_ROWS)
-        sampler = ImageSampler.of_run(loaded, guidance, seed)
+        sampler = ImageSampler.of_run(loaded, drawn.guidance, drawn.seed)
         labels = labels_in_turn(num, chosen)
         with count_progress("sampling", num) as advance:
-            images = sampler.draw_in_batches(labels, batch_size or loaded.config.sampling.batch_size, advance)
+            images = sampler.draw_in_batches(
+                labels, drawn.batch_size or loaded.config.sampling.batch_size, advance
+            )
         if out is not None:
             save_samples(out, num, [(images.numpy(), labels.numpy())], class_names=loaded.class_names)
         if grid is not None:
