@@ -70,7 +70,7 @@ def train(
         allow_changed: dotted keys that may differ from the run that is resumed.
         report: measure it afterwards, and write its report.
         profile_steps: record this many.
-        allows_pipes: run the commands that `data` names; no configuration may say so.
+        allows_pipes: run the commands that `data` names; no configuration may allow it.
     Raises:
         SimflowError: before anything is written, if parts do not fit or the directory is another run's.
         Interrupted: after a signal, when the state was saved.
@@ -132,7 +132,7 @@ def train(
 
 
 def measure(config: RunConfig, run: RunDirectory, device: torch.device) -> None:
-    """Measure the trained run, write its pages and tell its trackers, unless that was done."""
+    """Measure the trained run, write its pages and send its metrics to the trackers, unless that was done."""
     from simflow_plugin.evaluation.report.run_report import evaluate_after_training
     from simflow_plugin.training.trackers import log_final_metrics
 

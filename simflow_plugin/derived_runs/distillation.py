@@ -1,7 +1,7 @@
 """The configuration of a student's run, derived from the run of its teacher.
 
 Data, image size, sampling and evaluation are the teacher's, so that the two can be compared; the autoencoder is the
-teacher's, frozen; the budget in images is the teacher's unless a configuration says otherwise.
+teacher's, frozen; the budget in images is the teacher's unless a configuration overrides it.
 """
 
 from __future__ import annotations

@@ -186,7 +186,7 @@ def _merge(evaluations: Sequence[Evaluation]) -> dict[str, Measured]:
 
 
 def _names(loaded: Sequence[LoadedRun]) -> list[str]:
-    """Return the configurations' names, or else folders', or else paths: the first that tell all runs apart."""
+    """Return the configurations' names, or else folders', or else paths: the first that are unique."""
     choices = (
         [run.config.name for run in loaded],
         [run.directory.path.resolve().name for run in loaded],

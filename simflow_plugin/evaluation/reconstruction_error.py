@@ -23,7 +23,7 @@ WINDOW, WINDOW_STD = 11, 1.5
 C1, C2 = 0.01**2, 0.03**2
 """SSIM's constants for values in [0, 1]."""
 MAX_PSNR = 100.0
-"""What identical images get; beyond any real value at 8 bits (one level in one pixel of a megapixel is 108
+"""PSNR of identical images; beyond any real value at 8 bits (one level in one pixel of a megapixel is 108
 dB)."""
 
 

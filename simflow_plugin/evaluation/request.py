@@ -46,7 +46,7 @@ class EvaluationRequest:
         posterior_samples: per image in the likelihood; 1 leaves its Monte-Carlo error unknown.
         lpips_backbone: AlexNet's file; None looks into torch's hub cache.
         classify: also measure the part `classification`: the class of the largest likelihood.
-        ood: a data set by name, or a YAML mapping, to tell apart by likelihood.
+        ood: a data set by name, or a YAML mapping, for out-of-distribution detection by likelihood.
         batch_size: None is the run's own.
         judge: of the samples; None is the run's own.
         autoguidance: `RUN[@step]` to guide by, or None for the unconditional half.
@@ -173,7 +173,7 @@ def with_sampling_options(loaded: LoadedRun, changes: Mapping[str, Any], option:
 
 
 def other_data(request: EvaluationRequest, context: DataContext, batch_size: int) -> HeldOut | None:
-    """Return the images of another data set to tell apart by likelihood, or None.
+    """Return the images of another data set for out-of-distribution detection, or None.
 
     Raises:
         ConfigError: if `request.ood` names no data set, or one with wrong options.

@@ -98,7 +98,7 @@ def save_grid(
 
 
 def check_not_there(out: Path, overwrite: bool, option: str = "--out") -> None:
-    """Refuse a file that is there already, perhaps the work of an hour, unless it was said that it may go.
+    """Refuse a file that is there already, perhaps the work of an hour, unless `overwrite` is set.
 
     Raises:
         ConfigError: naming the option.

@@ -36,7 +36,7 @@ class Outline:
 
     Args:
         autoencoder, model: on the meta device; the model is None where an autoencoder is trained alone.
-        encoder: network of the frozen alignment encoder; None if there is none, or only its weights tell it.
+        encoder: network of the frozen alignment encoder; None if there is none, or it is known to its weights only.
         feature_shape: (N, F) of its features, or None.
         perceptual: networks of the reconstruction losses.
         discriminator: of the adversarial loss, or None.
@@ -104,7 +104,7 @@ def _autoencoder(part: Part, context: DataContext) -> Autoencoder:
 
 
 def _encoder(part: Part, context: DataContext, assumptions: list[str]) -> NetworkOutline | None:
-    """Return the alignment encoder's network; None where only its weights tell."""
+    """Return the alignment encoder's network; None where it is known to its weights only."""
     outline = _outline(part, registry.ENCODERS, context)
     if outline is None:
         assumptions.append(

@@ -38,7 +38,7 @@ class Classes:
         return cls(dataset.num_classes, dataset.class_names)
 
     def equals(self, other: Classes) -> bool:
-        """Return whether a class number means the same in both, as far as the names tell."""
+        """Return whether a class number means the same in both, as far as names are known."""
         is_same = self.names is None or other.names is None or list(self.names) == list(other.names)
         return self.count == other.count and is_same
 

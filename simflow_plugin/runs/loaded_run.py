@@ -229,7 +229,7 @@ def _frozen(module: M, device: torch.device) -> M:
 
 
 def find_checkpoint(directory: RunDirectory, step: int | None) -> Checkpoint:
-    """Return the checkpoint of `step`, or the newest that is whole.
+    """Return the checkpoint of `step`, or the newest intact one.
 
     Raises:
         CheckpointError: if there is none.

@@ -50,7 +50,7 @@ def build_dataset(config: RunConfig, split: str, allows_pipes: bool = False) -> 
     Args:
         config: resolved.
         split: of it.
-        allows_pipes: whether commands that `data` names (`pipe:`) may run; only the command line says so.
+        allows_pipes: whether commands that `data` names (`pipe:`) may run; only the command line allows it.
     """
     context = DataContext(config.image_size, split, config.seed, allows_pipes)
     return config.data.build(registry.DATASETS, context)

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 LARGE_ERROR = 0.05
 """Relative error of a reconstructed profile that deserves a warning."""
 SINGULAR = 1e-12
-"""Directions of the linear system below this share of the largest are left out: snapshots that say the same."""
+"""Directions of the linear system below this share of the largest are left out: snapshots that are alike."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def average_of_length(
 
 
 def _snapshots_before(run: Path, step: int) -> list[Checkpoint]:
-    """Return the whole snapshots of fewer than `step` steps; torn ones are named and passed over."""
+    """Return the intact snapshots of fewer than `step` steps; torn ones are named and passed over."""
     found = []
     for path in checkpoint_folders(snapshot_folder(run)):
         if int(path.name.removeprefix("step_")) >= step:

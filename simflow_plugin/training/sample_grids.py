@@ -90,7 +90,7 @@ class SampleGrids:
 
     @contextmanager
     def _averaged(self, joint: JointObjective, ema: MovingAverage) -> Iterator[JointObjective | None]:
-        """Give the main process the averaged weights, whole and in eval mode, and the others None."""
+        """Give the main process the averaged weights, unsharded and in eval mode, and the others None."""
         is_main = self._accelerator.is_main_process
         if self._twin is not None:
             state = whole_tensors(self._engine.joint.state_dict().items(), is_main)

@@ -294,7 +294,7 @@ def _curves(loaded: LoadedRun) -> list[Part]:
     latents = plot_latents(loaded.directory.read_metrics())
     healthy = (
         "The spread is that of the posterior's mean over data and positions, averaged over channels. A healthy run's "
-        "spread over σ rises and levels off; its NLL stays above the floor and falls once the spread has settled."
+        "spread over σ rises and levels off; its NLL stays above the floor and falls once the spread has levelled off."
     )
     skipped = loaded.checkpoint.state["skipped_steps"]
     text = f"{skipped} steps were skipped because a loss or gradient was not finite."

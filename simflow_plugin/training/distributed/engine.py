@@ -78,6 +78,6 @@ class TorchEngine:
         return averaged_tensors(self.joint)
 
     def scattered(self, whole: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return of whole tensors, some of those of `averaged`, what this process holds."""
+        """Return this process's part of unsharded tensors, some of those of `averaged`."""
         held = self.averaged()
         return {name: place_like(held[name], tensor) for name, tensor in whole.items() if name in held}
