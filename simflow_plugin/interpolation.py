@@ -33,9 +33,10 @@ def images_between(loaded: LoadedRun, start: LabelledBatch, end: LabelledBatch, 
             ends.append(draw_latents(posterior, noise_std, noise))
         if flow is not None:
             ends = [flow(model.tokens(latents), labels).noise for latents in ends]  # type: ignore[union-attr, operator]
+        first, last = ends
         way = []
         for share in torch.linspace(0, 1, num).tolist():
-            point = torch.lerp(*ends, share) if flow is None else slerp(*ends, share)
+            point = torch.lerp(first, last, share) if flow is None else slerp(first, last, share)
             if flow is not None:
                 point = model.latents(flow.inverse(point, labels))  # type: ignore[union-attr, operator]
             clean = point if model is None else model.remove_noise(point, labels)
