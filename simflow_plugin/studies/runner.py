@@ -25,7 +25,7 @@ from simflow_plugin.runs.run_directory import RunDirectory
 from simflow_plugin.studies import stages
 from simflow_plugin.studies.definitions import Study, Variant
 from simflow_plugin.studies.stages import StudySettings
-from simflow_plugin.studies.table import write_table
+from simflow_plugin.studies.table import to_markdown
 
 
 def _export(run: RunDirectory, path: Path) -> None:
@@ -163,7 +163,7 @@ class StudyRunner:
     def _write(self) -> None:
         self.settings.out.mkdir(parents=True, exist_ok=True)
         write_text_atomically(self.file, json.dumps(self.document, indent=1) + "\n")
-        write_table(self.settings.out / "study.md", self.study, self.document)
+        write_text_atomically(self.settings.out / "study.md", to_markdown(self.study, self.document))
 
     @staticmethod
     def _say(text: str) -> None:
