@@ -97,9 +97,8 @@ def train(
         logging.getLogger("simflow_plugin.data").setLevel(logging.WARNING)
     GlobalBatches(config.training.batch_size, accelerator.num_processes, config.training.accumulation)
     with leaving_together(), ExitStack() as stack:
-        with (
-            stop_on_signals() as stop
-        ):  # from here on, so that a large model may be stopped while it is built
+        # From here on, so that a large model may be stopped while it is built.
+        with stop_on_signals() as stop:
             # Everything that can be refused is built before the directory is touched.
             dataset = build_dataset(config, "train", allows_pipes)
             if report:

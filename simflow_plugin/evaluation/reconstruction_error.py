@@ -95,9 +95,8 @@ class LPIPSDistance:
             ShapeError: if the shapes differ.
         """
         _check(images, originals)
-        with torch.autocast(
-            images.device.type, enabled=False
-        ):  # a metric, whatever precision the run computes in
+        # A metric, whatever precision the run computes in.
+        with torch.autocast(images.device.type, enabled=False):
             return self._network(images.float().clamp(-1, 1), originals.float()).flatten()
 
 

@@ -103,9 +103,8 @@ def read_evaluation(folder: Path) -> Evaluation:
         document = read_json_object(folder / "result.json", EvaluationError)
         metrics = {name: Measured.from_json(values) for name, values in document["metrics"].items()}
         notes = document["notes"]
-        by_part = (
-            dict(notes) if isinstance(notes, dict) else {"data": list(notes)}
-        )  # a list in earlier versions
+        # A list in earlier versions.
+        by_part = dict(notes) if isinstance(notes, dict) else {"data": list(notes)}
         return Evaluation(folder, document["settings"], metrics, document.get("details", {}), by_part)
     except (EvaluationError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise EvaluationError(

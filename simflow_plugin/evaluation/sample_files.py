@@ -84,9 +84,8 @@ def save_grid(
     columns, names, order = math.isqrt(len(images) - 1) + 1, None, np.arange(len(images))
     if classes:
         by_class = [np.flatnonzero(labels == label) for label in classes]
-        columns = min(
-            map(len, by_class)
-        )  # the samples of a round that did not reach every class are left out
+        # The samples of a round that did not reach every class are left out.
+        columns = min(map(len, by_class))
         order = np.concatenate([rows[:columns] for rows in by_class])
         names = [class_names[label] if class_names is not None else str(label) for label in classes]
     try:

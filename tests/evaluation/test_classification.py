@@ -54,9 +54,8 @@ def test_accuracy_has_its_interval_and_every_image_a_row(tmp_path):
 
 
 def test_run_is_classified_with_the_likelihood_of_the_evaluation(flow_run, tmp_path):
-    shutil.copytree(
-        flow_run, tmp_path / "run"
-    )  # the evaluation is written into it, and other tests read the original
+    # The evaluation is written into it, and other tests read the original.
+    shutil.copytree(flow_run, tmp_path / "run")
     loaded = load_run(tmp_path / "run", "cpu")
     request = EvaluationRequest(("classification",), num_held_out=6, extractor=None, posterior_samples=1)
     evaluation = RunEvaluator(loaded, request).measure()

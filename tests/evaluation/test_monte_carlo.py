@@ -88,9 +88,8 @@ def exact_latent_log_prob(images, autoencoder):
 @pytest.fixture(scope="module")
 def images():
     levels = torch.arange(256) / 127.5 - 1
-    return levels[
-        torch.randint(96, 160, (COUNT, *SHAPE), generator=torch.Generator().manual_seed(0))
-    ]  # far from the ends, whose levels hold a tail
+    # Far from the ends, whose levels hold a tail.
+    return levels[torch.randint(96, 160, (COUNT, *SHAPE), generator=torch.Generator().manual_seed(0))]
 
 
 def score(images, autoencoder, control, num_samples=16, seed=0):
