@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from simflow_plugin.errors import EvaluationError
 from simflow_plugin.files import read_json_object, write_text_atomically
+
+
+def suffix_of(extractor: str) -> str:
+    """Return the suffix of metrics in the features of `extractor`: `timm:resnet50@96` gives `resnet50_96`."""
+    return re.sub(r"[^a-z0-9]+", "_", extractor.lower().removeprefix("timm:")).strip("_")
 
 
 @dataclass(frozen=True)

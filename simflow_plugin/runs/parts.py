@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from simflow_plugin import registry
-from simflow_plugin.config.schema import Alignment, RunConfig, Sampling
+from simflow_plugin.config.schema import Alignment, FrozenModel, RunConfig, Sampling
 from simflow_plugin.contracts import (
     AlignmentContext,
     Autoencoder,
@@ -18,12 +19,13 @@ from simflow_plugin.contracts import (
     ImageDataset,
     ModelContext,
 )
-from simflow_plugin.errors import ConfigError
+from simflow_plugin.errors import ConfigError, WeightsError
+from simflow_plugin.files import file_digest
 from simflow_plugin.losses.reconstruction import ReconstructionLoss
 from simflow_plugin.objective import JointObjective, ObjectiveWeights
 from simflow_plugin.randomness import derive_seed
 from simflow_plugin.registry import Part
-from simflow_plugin.runs.frozen_model import freeze_model
+from simflow_plugin.weights import load_strictly, read_tensors
 
 if TYPE_CHECKING:
     from simflow_plugin.losses.adversarial import AdversarialLoss
@@ -160,6 +162,27 @@ def build_parts(config: RunConfig, num_classes: int | None) -> Parts:
                 AdversarialLoss.Options.model_validate(config.objective.adversarial), context
             )
     return Parts(joint, encoder, adversary)
+
+
+def freeze_model(model: GenerativeModel, options: FrozenModel) -> None:
+    """Load the weights that the configuration names into `model`, and freeze it.
+
+    Raises:
+        WeightsError: if the file is missing, has changed since the configuration was made, or is of another model.
+    """
+    path = Path(options.weights)
+    if not path.is_file():
+        raise WeightsError(
+            f"frozen_model.weights: {path}: no such file. Put it back, or say where it is: --set "
+            "frozen_model.weights=FILE."
+        )
+    if file_digest(path) != options.sha256:
+        raise WeightsError(
+            f"frozen_model.weights: {path}: its SHA-256 is not {options.sha256[:12]}..., whose latents this run "
+            "decodes. Put the weights of then back, or start a new run."
+        )
+    load_strictly(model, read_tensors(path), f"frozen_model.weights: {path}")
+    model.requires_grad_(False)
 
 
 def build_reconstruction(config: RunConfig) -> ReconstructionLoss:
