@@ -86,15 +86,7 @@ def train(
     from simflow_plugin.training.run_header import header_lines
 
     accelerator = make_accelerator(config)
-    # Libraries speak up from warnings on: what they did (`generated new fontManager`) is no news of the run.
-    logging.basicConfig(
-        level=logging.WARNING if accelerator.is_main_process else logging.ERROR, format="%(message)s"
-    )
-    logging.getLogger("simflow_plugin").setLevel(
-        logging.INFO if accelerator.is_main_process else logging.ERROR
-    )
-    if not accelerator.is_main_process:  # each process reads images of its own, and names the corrupt ones
-        logging.getLogger("simflow_plugin.data").setLevel(logging.WARNING)
+    _set_up_logging(accelerator.is_main_process)
     GlobalBatches(config.training.batch_size, accelerator.num_processes, config.training.accumulation)
     with leaving_together(), ExitStack() as stack:
         # From here on, so that a large model may be stopped while it is built.
@@ -128,6 +120,14 @@ def train(
             trainer.processes.run_on_main((lambda: measure(config, run, trainer.device)) if is_main else None)
         if is_main:
             print("\n".join(closing_lines(config, run)), flush=True)
+
+
+def _set_up_logging(is_main: bool) -> None:
+    """Let this package inform on the main process, and libraries warn: what else they did is no news of the run."""
+    logging.basicConfig(level=logging.WARNING if is_main else logging.ERROR, format="%(message)s")
+    logging.getLogger("simflow_plugin").setLevel(logging.INFO if is_main else logging.ERROR)
+    if not is_main:  # each process reads images of its own, and names the corrupt ones
+        logging.getLogger("simflow_plugin.data").setLevel(logging.WARNING)
 
 
 def measure(config: RunConfig, run: RunDirectory, device: torch.device) -> None:

@@ -55,29 +55,13 @@ def sample(
 ) -> None:
     """Draw class-balanced samples from the averaged (EMA) weights of a run."""
     with exit_on_user_error():
-        from simflow_plugin.errors import ConfigError
         from simflow_plugin.evaluation.drawing import ImageSampler, labels_in_turn
-        from simflow_plugin.evaluation.sample_files import (
-            check_grid,
-            check_not_there,
-            check_out,
-            save_grid,
-            save_samples,
-        )
+        from simflow_plugin.evaluation.sample_files import save_grid, save_samples
         from simflow_plugin.progress_bar import count_progress
         from simflow_plugin.runs.autoguidance import with_autoguidance
         from simflow_plugin.runs.sources import open_run
 
-        if out is None and grid is None:
-            raise ConfigError(
-                "sample: nowhere to write: name --out FILE.npz, --out FOLDER or --grid FILE.png."
-            )
-        if out is not None:
-            check_out(out)
-            check_not_there(out, overwrite)
-        if grid is not None:
-            check_grid(grid)
-            check_not_there(grid, overwrite, "--grid")
+        _check_places(out, grid, overwrite)
         loaded = with_autoguidance(
             open_run(run, precision=drawn.precision, ema_length=drawn.ema_length), drawn.autoguidance
         )
@@ -96,3 +80,18 @@ def sample(
             save_grid(grid, images.numpy(), labels.numpy(), loaded.class_names)
         written = ", ".join(str(path) for path in (out, grid) if path is not None)
         typer.echo(f"{num} samples, guidance {sampler.guidance:g}, {loaded.precision} -> {written}")
+
+
+def _check_places(out: Path | None, grid: Path | None, overwrite: bool) -> None:
+    """Refuse places that cannot be written, before anything is drawn."""
+    from simflow_plugin.errors import ConfigError
+    from simflow_plugin.evaluation.sample_files import check_grid, check_not_there, check_out
+
+    if out is None and grid is None:
+        raise ConfigError("sample: nowhere to write: name --out FILE.npz, --out FOLDER or --grid FILE.png.")
+    if out is not None:
+        check_out(out)
+        check_not_there(out, overwrite)
+    if grid is not None:
+        check_grid(grid)
+        check_not_there(grid, overwrite, "--grid")

@@ -118,14 +118,6 @@ class Trainer:
         self.averages = WeightAverages(
             self.engine.averaged(), config.training.ema, not self.joint.moves_autoencoder_by_alignment_only
         )
-        description = {
-            "num_classes": dataset.num_classes,
-            "class_names": dataset.class_names,
-            "num_images": len(dataset),
-            "content_digests": content_digests(dataset) if accelerator.is_main_process else [],
-            "feature_dim": None if parts.encoder is None else parts.encoder.feature_dim,
-            "autoencoder_options": self.joint.autoencoder.self_contained_options(),
-        }
         self.step = 0
         self.seconds = 0.0
         self.bad_steps = BadSteps(
@@ -136,7 +128,13 @@ class Trainer:
         self.corrupt: set[int] = set()
         self.means = RunningMeans()
         snapshot = Snapshot(self.engine, self.averages, self.adversary, self.means, self.bad_steps)
-        self.checkpoints = Checkpointing(run, config.training, self.processes, snapshot, description)
+        self.checkpoints = Checkpointing(
+            run,
+            config.training,
+            self.processes,
+            snapshot,
+            _description(parts, dataset, accelerator.is_main_process),
+        )
 
     # ------------------------------------------------------------------ the loop
 
@@ -304,6 +302,18 @@ class Trainer:
         if means.not_finite:
             row["not_finite"] = means.not_finite
         return row, list(means.not_finite)
+
+
+def _description(parts: Parts, dataset: ImageDataset, is_main: bool) -> dict[str, Any]:
+    """Return facts of data and parts that a checkpoint keeps in `state.json`."""
+    return {
+        "num_classes": dataset.num_classes,
+        "class_names": dataset.class_names,
+        "num_images": len(dataset),
+        "content_digests": content_digests(dataset) if is_main else [],
+        "feature_dim": None if parts.encoder is None else parts.encoder.feature_dim,
+        "autoencoder_options": parts.joint.autoencoder.self_contained_options(),
+    }
 
 
 def _parts_with_a_loss(config: RunConfig, parts: Iterable[str]) -> list[str]:
