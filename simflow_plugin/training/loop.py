@@ -21,6 +21,7 @@ from simflow_plugin.config.averages import PowerAverage
 from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.contracts import ImageDataset
 from simflow_plugin.data.loader import Batch, check_corrupt, make_loader
+from simflow_plugin.data.order import GlobalBatches
 from simflow_plugin.data.summary import content_digests
 from simflow_plugin.errors import TrainingError
 from simflow_plugin.files import is_disk_full
@@ -269,19 +270,16 @@ class Trainer:
     # ------------------------------------------------------------------ data and log
 
     def _loader(self) -> Any:
-        training = self.config.training
+        training, accelerator = self.config.training, self.accelerator
         return make_loader(
             self.dataset,
-            batch_size=training.batch_size,
-            seed=self.config.seed,
-            start_step=self.step,
-            num_steps=training.steps - self.step,
-            rank=self.accelerator.process_index,
-            world_size=self.accelerator.num_processes,
-            accumulation=training.accumulation,
-            horizontal_flip=training.horizontal_flip,
-            num_workers=training.num_workers,
-            corrupt=self.corrupt,
+            GlobalBatches(training.batch_size, accelerator.num_processes, training.accumulation),
+            self.config.seed,
+            range(self.step, training.steps),
+            accelerator.process_index,
+            training.horizontal_flip,
+            training.num_workers,
+            self.corrupt,
         )
 
     def _log_row(self, seconds: float, images_per_second: float) -> tuple[dict[str, Any], list[str]]:
