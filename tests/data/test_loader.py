@@ -75,11 +75,7 @@ def test_processes_and_accumulation_see_the_same_global_batch(digits, world_size
         batch
         for rank in range(world_size)
         for batch in make_loader(
-            digits,
-            GlobalBatches(GlobalBatches(32, world_size, accumulation)),
-            1,
-            range(range(7, 8), range(7, 8) + rank),
-            horizontal_flip=True,
+            digits, GlobalBatches(32, world_size, accumulation), 1, range(7, 8), rank, horizontal_flip=True
         )
     ]
     parts.sort(key=lambda batch: batch.offset)
