@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import signal
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -286,20 +285,3 @@ def check_corrupt(dataset: ImageDataset, num_corrupt: int, example: str = "") ->
 def to_float(images: Tensor) -> Tensor:
     """Turn uint8 images in [0, 255] into float32 in [-1, 1]."""
     return images.to(torch.float32).div_(127.5).sub_(1.0)
-
-
-def measure_loader_speed(
-    dataset: ImageDataset, batch_size: int, num_workers: int = 0, num_batches: int = 20
-) -> float:
-    """Return how many images per second the loader delivers when nothing else slows it.
-
-    The first batch, which pays for starting workers and opening files, is not counted.
-    """
-    loader = make_loader(
-        dataset, GlobalBatches(batch_size), 0, range(num_batches + 1), num_workers=num_workers
-    )
-    batches = iter(loader)
-    next(batches)
-    started = time.perf_counter()
-    num_images = sum(len(batch.labels) for batch in batches)
-    return num_images / (time.perf_counter() - started)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from simflow_plugin.contracts import GenerativeModel
 from simflow_plugin.errors import EvaluationError
 from simflow_plugin.flow import TransformerFlow
 
@@ -35,11 +34,6 @@ class FlowDiagnostics:
     variance_by_token: Tensor
     token_correlation: float
     channel_correlation: float
-
-
-def flow_of(model: GenerativeModel | None) -> TransformerFlow | None:
-    """Return the flow of a model that has one, or None."""
-    return model.token_flow() if model is not None else None
 
 
 @torch.no_grad()

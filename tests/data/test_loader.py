@@ -6,7 +6,7 @@ import torch
 from simflow_plugin.contracts import DataContext
 from simflow_plugin.data.digits import Digits
 from simflow_plugin.data.image_folder import ImageFolder
-from simflow_plugin.data.loader import evaluation_batches, make_loader, measure_loader_speed
+from simflow_plugin.data.loader import evaluation_batches, make_loader
 from simflow_plugin.data.order import GlobalBatches
 from simflow_plugin.errors import DataError
 from tests.data.makers import CORRUPT, class_folders
@@ -173,7 +173,3 @@ def test_evaluation_leaves_corrupt_images_out(tmp_path):
     corrupt(dataset, 3)
     indices = torch.cat([batch.indices for batch in evaluation_batches(dataset, 6)]).tolist()
     assert indices == [i for i in range(len(dataset)) if i != 3]
-
-
-def test_speed_is_measured(digits):
-    assert measure_loader_speed(digits, 16, num_batches=3) > 0
