@@ -111,9 +111,7 @@ class Trainer:
         self.shows_progress = shows_progress and accelerator.is_main_process
         self.processes = Processes(accelerator.num_processes)
         self.joint = synchronise_batch_norms(parts.joint.to(self.device), accelerator.num_processes)
-        self.frozen = FrozenNetworks(
-            parts, config, dataset, lambda work: self.processes.main_first(accelerator.is_main_process, work)
-        )
+        self.frozen = FrozenNetworks(parts, config, dataset, self.processes)
         self.adversary = parts.adversary.to(self.device) if parts.adversary is not None else None
         self.joint.train()
         self.sample_grids = SampleGrids(config, run, self.joint, dataset, self.engine)
@@ -257,7 +255,7 @@ class Trainer:
             self._adversary_step(pairs)
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.update()
-        self.means.num_steps += 1
+        self.means.end_step()
 
     def _forward(self, batch: Batch, images: Tensor, adversary: Any) -> dict[str, Any]:
         labels = (
