@@ -41,7 +41,7 @@ from simflow_plugin.runs.parts import Parts
 from simflow_plugin.runs.power_averages import snapshot_folder
 from simflow_plugin.runs.run_directory import RunDirectory
 from simflow_plugin.training.averages import RunningMeans
-from simflow_plugin.training.compilation import compile_layers
+from simflow_plugin.training.compilation import begin_pass, compile_layers
 from simflow_plugin.training.distributed.engine import TorchEngine
 from simflow_plugin.training.distributed.processes import (
     Processes,
@@ -115,8 +115,7 @@ class Trainer:
         self.adversary = parts.adversary.to(self.device) if parts.adversary is not None else None
         self.joint.train()
         self.sample_grids = SampleGrids(config, run, self.joint, dataset, self.engine)
-        if config.training.compile:
-            compile_layers(self.joint.model)
+        compile_layers(self.joint.model, config.training.compile)
         trained: dict[str, torch.nn.Module] = {"autoencoder": self.joint.autoencoder}
         if self.joint.model is not None:
             trained["model"] = self.joint.model
@@ -240,6 +239,7 @@ class Trainer:
         for index in range(config.training.accumulation):
             batch = next(batches)
             images = batch.images.to(self.device, non_blocking=True)
+            begin_pass(config.training.compile)
             with self.engine.micro_batch(is_last=index == config.training.accumulation - 1):
                 output = self._forward(batch, images, adversary)
                 self.engine.backward(poison_if_not_finite(output["loss"]) * share)

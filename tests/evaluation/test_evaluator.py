@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from simflow_plugin.data.order import sample_rows
 from simflow_plugin.errors import CheckpointError, ConfigError, EvaluationError, WeightsError
 from simflow_plugin.evaluation.drawing import ImageSampler, to_uint8
 from simflow_plugin.evaluation.evaluator import RunEvaluator
+from simflow_plugin.evaluation.extractors import build_extractor
 from simflow_plugin.evaluation.report.metric_names import metrics_table
 from simflow_plugin.evaluation.request import EvaluationRequest
 from simflow_plugin.evaluation.result import read_evaluation
