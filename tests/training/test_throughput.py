@@ -114,6 +114,16 @@ def test_tf32_is_a_switch(monkeypatch, allowed):
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
+def test_deterministic_kernels_are_a_switch(monkeypatch):
+    """A second run of the process is not bound by what the first chose."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    for wanted in (True, False):
+        make_accelerator(tiny_config(deterministic=wanted))
+        assert torch.are_deterministic_algorithms_enabled() is wanted
+        assert torch.backends.cudnn.deterministic is wanted
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
 @pytest.mark.parametrize("precision", ["auto", "float32"])
 def test_losses_are_scaled_with_float16_only(precision):
     assert make_accelerator(tiny_config(precision=precision)).scaler is None
