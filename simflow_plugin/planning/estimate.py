@@ -11,8 +11,9 @@ P trained and F frozen parameters, one average, sharding `none`: 20 P + 4 F byte
 reduced in turn, 12 P / N at rest; `zero3`: (20 P + 4 F) / N, and two layers gathered; 4 P more for each average more.
 At a grid of samples there are no gradients and activations, but the averages' place is taken by a copy of the weights
 that they replace, 4 P, or with FSDP by a whole model on the main device, 4 P + 4 F; what the sampler needs is not in it.
-Activations are counted as autograd saves them, under the casts of mixed precision where there are any. Temporary
-buffers and fragmentation come on top: leave a tenth free.
+Activations are counted as autograd saves them, under the casts of mixed precision where there are any, with fused
+attention. On one device without accumulation gradients grow while activations go, and only the larger of both counts.
+Temporary buffers and fragmentation come on top: leave a tenth free.
 """
 
 from __future__ import annotations
@@ -89,6 +90,8 @@ class Plan:
         flops: per image and training step, by part of the work.
         state_bytes: parameters, gradients, optimizer and averages, per device.
         activation_bytes: of one micro-batch, per device.
+        late_gradient_bytes: of the gradients that are not there before the backward pass: those of one device without
+            accumulation. DDP keeps buckets for them, and a micro-batch before leaves its own.
         grid_bytes: of all state while a grid of samples is drawn, on the main device.
         micro_batch: images per device and backward pass.
         launches: kernels that forward and backward of a micro-batch launch one by one, at least.
@@ -104,6 +107,7 @@ class Plan:
     flops: dict[str, int]
     state_bytes: float
     activation_bytes: float
+    late_gradient_bytes: float
     grid_bytes: float
     micro_batch: int
     launches: int
@@ -115,7 +119,13 @@ class Plan:
     @property
     def peak_bytes(self) -> float:
         """Return the most bytes per device, in training or at a grid."""
-        return max(self.state_bytes + self.activation_bytes, self.grid_bytes)
+        return max(self.step_bytes, self.grid_bytes)
+
+    @property
+    def step_bytes(self) -> float:
+        """Return the most bytes per device in a step: late gradients take the place of activations."""
+        late = min(self.late_gradient_bytes, self.activation_bytes)
+        return self.state_bytes + self.activation_bytes - late
 
 
 def make_plan(config: RunConfig, setting: Setting) -> Plan:
@@ -164,6 +174,7 @@ def make_plan(config: RunConfig, setting: Setting) -> Plan:
         flops,
         state,
         activations,
+        BYTES * trained if shares == 1 else 0,
         at_grids,
         micro_batch,
         launches,
