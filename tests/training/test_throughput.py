@@ -89,10 +89,10 @@ def test_mode_of_compilation_reaches_every_layer(tmp_path, monkeypatch):
     modes = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, mode: modes.append(mode))
     for compiles in (True, {"mode": "max-autotune"}):
-        make_trainer(tiny_config(steps=1, compile=compiles), tmp_path / str(len(modes)))
+        make_trainer(tiny_config(steps=4, compile=compiles), tmp_path / str(len(modes)))
     assert modes == ["default"] * 2 + ["max-autotune"] * 2  # one layer in each of two blocks
     with pytest.raises(ConfigError, match=r"training\.compile"):
-        tiny_config(steps=1, compile={"mode": "fastest"})
+        tiny_config(steps=4, compile={"mode": "fastest"})
 
 
 def test_compiling_a_run_without_layers_is_refused(tmp_path):
