@@ -28,7 +28,9 @@ def plan(
     ] = None,
     measure: Annotated[
         bool,
-        typer.Option("--measure", help="Also take a few real steps of one device's share here, and extrapolate."),
+        typer.Option(
+            "--measure", help="Also take a few real steps of one device's share here, and extrapolate."
+        ),
     ] = False,
 ) -> None:
     """Print parameters, memory per device, FLOPs per image and days of training; nothing is trained or loaded.
@@ -64,7 +66,11 @@ def describe(config: RunConfig, setting: Setting, plan: Plan) -> str:
     lines += ["", "FLOPs per image and step (a multiply-add is 2)"]
     lines += _table([(name, with_prefix(count)) for name, count in plan.flops.items()])
     lines += ["", f"memory per device: {setting.devices} x {setting.gpu}, sharding {setting.sharding}"]
-    copy = "averages' copy" if setting.sharding == "none" or setting.devices == 1 else "whole model on one device"
+    copy = (
+        "averages' copy"
+        if setting.sharding == "none" or setting.devices == 1
+        else "whole model on one device"
+    )
     lines += _table(
         [
             ("parameters, gradients, AdamW, EMA (float32)", with_prefix(plan.state_bytes, "B")),

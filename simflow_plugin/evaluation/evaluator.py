@@ -128,7 +128,7 @@ class RunEvaluator:
         return build_dataset(self.config, "train")
 
     def make_samples(self, rank: int = 0, world_size: int = 1) -> None:
-        """Draw the missing samples of this process, and extract its share of the features of samples and real images."""
+        """Draw the missing samples of this process, and extract its share of all features."""
         if self.sampler is None:
             return
         self._draw_samples(rank, world_size)

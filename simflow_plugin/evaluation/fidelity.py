@@ -9,7 +9,6 @@ neighbours, k = 3, on the same features, as in the ADM evaluation suite.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import numpy as np
 import torch

@@ -10,7 +10,7 @@
 P trained and F frozen parameters, one average, sharding `none`: 20 P + 4 F bytes; `zero2`: 8 P + 4 F gathered and
 reduced in turn, 12 P / N at rest; `zero3`: (20 P + 4 F) / N, and two layers gathered; 4 P more for each average more.
 At a grid of samples there are no gradients and activations, but the averages' place is taken by a copy of the weights
-that they replace, 4 P, or with FSDP by a whole model on the main device, 4 P + 4 F; what the sampler needs is not in it.
+that they replace, 4 P, or with FSDP by a whole model on the main device, 4 P + 4 F; the sampler comes on top.
 Activations are counted as autograd saves them, under the casts of mixed precision where there are any, with fused
 attention. On one device without accumulation gradients grow while activations go, and only the larger of both counts.
 Temporary buffers and fragmentation come on top: leave a tenth free.

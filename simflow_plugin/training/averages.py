@@ -37,7 +37,9 @@ class RunningMeans:
     def __init__(self) -> None:
         self._waiting: dict[str, Tensor] = {}
         self._share = 1.0
-        self._totals: dict[tuple[str, ...], Tensor] = {}  # of names that come together, (2, names): finite, not
+        self._totals: dict[
+            tuple[str, ...], Tensor
+        ] = {}  # of names that come together, (2, names): finite, not
         self._present: dict[str, float] = {}
         self.num_steps = 0
 

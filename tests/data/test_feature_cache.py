@@ -88,9 +88,7 @@ def test_interrupted_build_goes_on(tmp_path, digits, facts):
     seen.clear()
     cache = build_cache(tmp_path, facts, digits, counting, batch_size=5)
     assert sum(seen) == len(digits) - 160
-    assert torch.allclose(
-        cache.read(torch.tensor([0, 170])), columns(read_all(digits))[[0, 170]], atol=1e-3
-    )
+    assert torch.allclose(cache.read(torch.tensor([0, 170])), columns(read_all(digits))[[0, 170]], atol=1e-3)
     assert [path.name for path in tmp_path.iterdir()] == [cache.place.name]
 
 

@@ -117,9 +117,7 @@ def test_measured_steps_are_extrapolated_beside_the_plan(monkeypatch):
 
     monkeypatch.setattr("simflow_plugin.starter.timing.time_here", three_seconds)
     options = ["--devices", "4", "--measure", "--set", "training.steps=100000"]
-    result = CliRunner().invoke(
-        app, ["plan", "quickstart", *options, "--set", "training.sample_every=10000"]
-    )
+    result = CliRunner().invoke(app, ["plan", "quickstart", *options, "--set", "training.sample_every=10000"])
     assert result.exit_code == 0, result.output
     training = load_config("quickstart").training
     assert asked == [training.batch_size // 4]

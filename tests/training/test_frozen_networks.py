@@ -76,7 +76,9 @@ def test_retrained_encoder_at_the_same_path_has_its_own_cache(tmp_path, monkeypa
     dataset = Digits(Digits.Options(), DataContext(8, "test"))
     retrained = PixelEncoder()
     retrained.weight.data.fill_(2.0)
-    first, second = (build_feature_cache(encoder, config, dataset, Processes(1)) for encoder in (PixelEncoder(), retrained))
+    first, second = (
+        build_feature_cache(encoder, config, dataset, Processes(1)) for encoder in (PixelEncoder(), retrained)
+    )
     rows = torch.arange(4)
     torch.testing.assert_close(2 * first.read(rows), second.read(rows), atol=1e-3, rtol=1e-3)
 

@@ -69,7 +69,9 @@ def assert_compiled_equals_eager(tmp_path):
 def test_compiled_run_has_the_losses_of_an_eager_one(tmp_path, monkeypatch):
     """Graphs captured, forward and backward, and run without a code generator."""
     compile_with = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, mode: compile_with(self, backend="aot_eager"))
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda self, mode: compile_with(self, backend="aot_eager")
+    )
     assert_compiled_equals_eager(tmp_path)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     assert not torch._dynamo.utils.counters["graph_break"]

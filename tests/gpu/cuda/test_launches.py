@@ -34,7 +34,9 @@ def test_optimizer_and_averages_do_not_launch_for_each_tensor(tmp_path):
         trainer.averages.update(trainer.engine.averaged(), 1)
     with counted() as counters:
         trainer.bad_steps.update(outcome)
-    print(f"{num_tensors} tensors: step {step.operations}, averages {averages.operations}, {counters.operations}")
+    print(
+        f"{num_tensors} tensors: step {step.operations}, averages {averages.operations}, {counters.operations}"
+    )
     assert step.operations < num_tensors
     assert averages.operations < num_tensors / 4
     assert counters.operations < 40

@@ -137,7 +137,9 @@ def test_two_processes_give_the_losses_of_one(runs, name):
 
 def test_cache_that_two_processes_built_is_that_of_one(runs):
     assert_same_losses(runs / "one_with_caches", runs / "ddp_caches", ("loss", "nll"))
-    one, two = (next((runs / folder).glob("moments/*/values.npy")) for folder in ("cache_of_one", "caches_of_two"))
+    one, two = (
+        next((runs / folder).glob("moments/*/values.npy")) for folder in ("cache_of_one", "caches_of_two")
+    )
     assert one.parent.name == two.parent.name
     np.testing.assert_allclose(np.load(two), np.load(one), rtol=1e-4, atol=1e-5)
 
