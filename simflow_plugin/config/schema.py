@@ -116,7 +116,7 @@ class Compilation(Options):
 
 
 class Training(Options):
-    """How long, how large, how often."""
+    """Length and batches of training, precision, averages, and intervals of logs and checkpoints."""
 
     steps: int = Field(gt=0, le=10**10, description="optimizer steps")
     init_from: InitialWeights | None = Field(
@@ -139,7 +139,8 @@ class Training(Options):
     )
     horizontal_flip: bool = False
     cache_latents: bool = Field(
-        False, description="keep what a frozen encoder says of all training images on disk, by data set"
+        False,
+        description="keep the moments that a frozen encoder gives for all training images on disk, by data set",
     )
     num_workers: int = Field(0, ge=0, le=1024, description="per process")
     ema: Average = ExponentialAverage()
@@ -163,7 +164,7 @@ class Training(Options):
 
 
 class Sampling(Options):
-    """How samples are drawn, during training and after it."""
+    """Guidance and batches of samples, during training and after it."""
 
     guidance: float = Field(0.0, ge=0, description="weight w; 0 is the conditional model itself")
     batch_size: int = Field(100, gt=0, le=MOST_IMAGES)
@@ -171,7 +172,7 @@ class Sampling(Options):
 
 
 class Evaluation(Options):
-    """What is measured when training ends."""
+    """Measurements at the end of training."""
 
     num_samples: int = Field(1000, ge=0, le=10**8)
     num_likelihood: int = Field(

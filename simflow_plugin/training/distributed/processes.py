@@ -23,7 +23,7 @@ from simflow_plugin.training.interrupts import Interrupted
 T = TypeVar("T")
 
 PATIENCE = timedelta(hours=2)
-"""How long processes wait for each other: writing a large checkpoint to a busy file system takes its time."""
+"""Time that processes wait for each other: writing a large checkpoint to a busy file system takes its time."""
 
 
 class Processes:
@@ -38,7 +38,7 @@ class Processes:
         self._group: Any = (
             distributed.new_group(backend="gloo", timeout=PATIENCE) if num_processes > 1 else None
         )
-        self.rank: int = distributed.get_rank(self._group) if self._group is not None else 0
+        self.rank = distributed.get_rank() if num_processes > 1 else 0
 
     def any(self, vote: bool) -> bool:
         """Return whether any process votes yes; every process must call it."""
