@@ -182,7 +182,7 @@ def describe_data(
 
 
 def make_accelerator(config: RunConfig) -> Accelerator:
-    """Build the Accelerator: device, processes and precision.
+    """Build the Accelerator: device, processes, precision and kernels.
 
     Raises:
         ConfigError: if float16 is asked for without a GPU, or accelerate was configured for DeepSpeed.
@@ -191,13 +191,14 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     from accelerate import Accelerator
     from accelerate.utils import parse_flag_from_env
 
-    from simflow_plugin.runs.run_precision import Precision
+    from simflow_plugin.runs.run_precision import Precision, choose_kernels
     from simflow_plugin.training.distributed.processes import process_group_options
 
     has_gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
     chosen = Precision.of_training(config.training, "cuda" if has_gpu else "cpu")
     torch.backends.cuda.matmul.allow_tf32 = chosen.tf32
     torch.backends.cudnn.allow_tf32 = chosen.tf32
+    choose_kernels(config.training.deterministic)
     mixed = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[chosen.name]
     return Accelerator(mixed_precision=mixed, **process_group_options(has_gpu))
 

@@ -107,6 +107,14 @@ class InitialWeights(Options):
         return {"source": value} if isinstance(value, str) else value
 
 
+class Compilation(Options):
+    """How torch.compile compiles the repeated layers of the model."""
+
+    mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = Field(
+        "default", description="torch.compile's; reduce-overhead and max-autotune capture CUDA graphs"
+    )
+
+
 class Training(Options):
     """Length and batches of training, precision, averages, and intervals of logs and checkpoints."""
 
@@ -122,7 +130,13 @@ class Training(Options):
         "auto", description="auto: bfloat16 on a GPU that has it, float32 on CPU"
     )
     tf32: bool = Field(True, description="allow TF32 matrix products on CUDA")
-    compile: bool = Field(False, description="torch.compile the repeated layers of the model")
+    deterministic: bool = Field(
+        False,
+        description="only kernels that repeat their results bit for bit; slower on a GPU. A CPU repeats them anyway",
+    )
+    compile: bool | Compilation = Field(
+        False, description="torch.compile the repeated layers of the model: true, or a mapping with a mode"
+    )
     horizontal_flip: bool = False
     cache_latents: bool = Field(
         False,

@@ -124,9 +124,9 @@ def grid_indices(num_classes: int | None, per_class: int, max_classes: int = 10)
 
 
 def not_finite_rows(tensor: Tensor) -> list[int]:
-    """Return the rows of a batch that hold NaN or infinity."""
+    """Return the rows of a batch that hold NaN or infinity; waits for the device once, whatever is found."""
     is_broken = ~tensor.isfinite().flatten(1).all(1)
-    return [int(row) for row in is_broken.nonzero()[:, 0]]
+    return [row for row, broken in enumerate(is_broken.tolist()) if broken]
 
 
 def to_uint8(images: Tensor) -> Tensor:

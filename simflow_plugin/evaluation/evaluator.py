@@ -10,7 +10,7 @@ studies all measure here, so that one setting of a run has one number.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from typing import Any
@@ -30,7 +30,7 @@ from simflow_plugin.errors import EvaluationError, SimflowError
 from simflow_plugin.evaluation.classification import check_classifies, classify, measure_classification
 from simflow_plugin.evaluation.drawing import SEED, ImageSampler, class_labels, to_uint8
 from simflow_plugin.evaluation.extractors import Extractor, ImageFeatures, build_extractor
-from simflow_plugin.evaluation.fidelity import cached_features, distance, extract, fidelity
+from simflow_plugin.evaluation.fidelity import distance, fidelity
 from simflow_plugin.evaluation.held_out import (
     HeldOut,
     find_lpips,
@@ -53,6 +53,7 @@ from simflow_plugin.evaluation.request import (
 )
 from simflow_plugin.evaluation.result import Evaluation, Measured, read_evaluation
 from simflow_plugin.evaluation.sample_shards import SampleShards
+from simflow_plugin.evaluation.shared_features import SharedFeatures
 from simflow_plugin.progress_bar import count_progress
 from simflow_plugin.registry import Part
 from simflow_plugin.runs.autoguidance import guide_name, with_autoguidance
@@ -128,9 +129,16 @@ class RunEvaluator:
         return build_dataset(self.config, "train")
 
     def make_samples(self, rank: int = 0, world_size: int = 1) -> None:
-        """Draw the missing samples of this process."""
+        """Draw the missing samples of this process, and extract its share of all features."""
         if self.sampler is None:
             return
+        self._draw_samples(rank, world_size)
+        if self.extractor is not None:
+            for features in (self._sample_features_of(self.extractor), self._real_features(self.extractor)):
+                features.make_missing(rank, world_size)
+
+    def _draw_samples(self, rank: int, world_size: int) -> None:
+        assert self.sampler is not None
         started, drawn = time.monotonic(), 0
 
         def draw(indices: Sequence[int]) -> tuple[Any, Any]:
@@ -177,10 +185,8 @@ class RunEvaluator:
         samples_on = f"{count:,} samples"
         if self.extractor is not None:
             reference = self.request.reference
-            real_set = self.test if reference == "test" else self.train
-            with count_progress("features of samples", count) as advance:
-                self._sample_features = extract(self.extractor, self._sample_batches(), advance)
-            real = self._real_features(real_set, reference, len(real_set))
+            self._sample_features = self._sample_features_of(self.extractor).read()
+            real = self._real_features(self.extractor).read()
             num_real = len(real.pooled)  # those that could be read
             on = (
                 f"{samples_on} against {num_real:,} images, {self._name(reference)}, {self._extractor_name()}"
@@ -194,22 +200,32 @@ class RunEvaluator:
             except SimflowError as error:  # the other numbers, and the samples, are worth keeping
                 self.evaluation.note("generation", f"not judged: {error}")
 
-    def _sample_batches(self) -> Iterator[Tensor]:
-        for images, _ in self.shards.read():
-            yield from torch.from_numpy(images).permute(0, 3, 1, 2).split(self.batch_size)
+    def _sample_features_of(self, extractor: Extractor) -> SharedFeatures:
+        """Return the features of the samples: a shard's in a part, so that who draws it may extract them too."""
+        size, count = self.shards.shard_size, self.request.num_samples
 
-    def _real_features(self, dataset: ImageDataset, split: str, count: int) -> ImageFeatures:
-        extractor, data = self.extractor, self.config.data
-        assert extractor is not None
+        def images(numbers: range) -> Iterable[Tensor]:
+            pixels, _ = self.shards.read_shard(numbers.start // size)
+            return torch.from_numpy(pixels).permute(0, 3, 1, 2).split(self.batch_size)
+
+        facts = {"samples": self.evaluation.folder.name, "count": count}
+        return SharedFeatures(
+            "samples", facts, extractor, images, count, self.evaluation.folder, part_size=size, keeps=False
+        )
+
+    def _real_features(self, extractor: Extractor) -> SharedFeatures:
+        """Return the features of the reference, cached by what its images are."""
+        split, data = self.request.reference, self.config.data
+        dataset = self.test if split == "test" else self.train
         facts = dataset_facts(data.name, data.options, dataset, split, self.config.image_size)
+        corrupt: set[int] = set()
 
-        def compute() -> ImageFeatures:
-            with count_progress("features of real images", count) as advance:
-                batches = evaluation_batches(dataset, self.batch_size, range(count))
-                pixels = (to_uint8(batch.images).permute(0, 3, 1, 2) for batch in batches)
-                return extract(extractor, pixels, advance)
+        def images(numbers: range) -> Iterable[Tensor]:
+            for batch in evaluation_batches(dataset, self.batch_size, numbers, corrupt):
+                yield to_uint8(batch.images).permute(0, 3, 1, 2)
 
-        return cached_features({**facts, "count": count}, extractor, compute)
+        count = len(dataset)
+        return SharedFeatures("real images", {**facts, "count": count}, extractor, images, count)
 
     def _judge(self, judge: Judge, samples_on: str) -> None:
         images, labels = (np.concatenate(part) for part in zip(*self.shards.read(), strict=True))

@@ -32,7 +32,7 @@ from simflow_plugin.runs.run_directory import RunDirectory
 from simflow_plugin.training.adversary import AdversaryTraining
 from simflow_plugin.training.averages import RunningMeans
 from simflow_plugin.training.checkpointing import Checkpointing
-from simflow_plugin.training.compilation import compile_layers
+from simflow_plugin.training.compilation import begin_pass, compile_layers
 from simflow_plugin.training.distributed.engine import TorchEngine
 from simflow_plugin.training.distributed.processes import (
     Processes,
@@ -96,16 +96,13 @@ class Trainer:
         self.shows_progress = shows_progress and accelerator.is_main_process
         self.processes = Processes(accelerator.num_processes)
         self.joint = synchronise_batch_norms(parts.joint.to(self.device), accelerator.num_processes)
-        self.frozen = FrozenNetworks(
-            parts, config, dataset, lambda work: self.processes.main_first(accelerator.is_main_process, work)
-        )
+        self.frozen = FrozenNetworks(parts, config, dataset, self.processes)
         self.adversary: AdversaryTraining | None = None
         if parts.adversary is not None:
             self.adversary = AdversaryTraining(parts.adversary, self.engine, config.optimizer.max_grad_norm)
         self.joint.train()
         self.sample_grids = SampleGrids(config, run, self.joint, dataset, self.engine)
-        if config.training.compile:
-            compile_layers(self.joint.model)
+        compile_layers(self.joint.model, config.training.compile)
         trained: dict[str, torch.nn.Module] = {"autoencoder": self.joint.autoencoder}
         if self.joint.model is not None:
             trained["model"] = self.joint.model
@@ -233,6 +230,7 @@ class Trainer:
         for index in range(config.training.accumulation):
             batch = next(batches)
             images = batch.images.to(self.device, non_blocking=True)
+            begin_pass(config.training.compile)
             with self.engine.micro_batch(is_last=index == config.training.accumulation - 1):
                 output = self._forward(batch, images, None if adversary is None else adversary.loss)
                 self.engine.backward(poison_if_not_finite(output["loss"]) * share)
@@ -249,7 +247,7 @@ class Trainer:
             self.bad_steps.skipped_discriminator.update(adversary.step(pairs, self.means))
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.update()
-        self.means.num_steps += 1
+        self.means.end_step()
 
     def _forward(self, batch: Batch, images: Tensor, adversary: Any) -> dict[str, Any]:
         labels = (

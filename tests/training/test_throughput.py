@@ -69,7 +69,9 @@ def assert_compiled_equals_eager(tmp_path):
 def test_compiled_run_has_the_losses_of_an_eager_one(tmp_path, monkeypatch):
     """Graphs captured, forward and backward, and run without a code generator."""
     compile_with = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_with(self, backend="aot_eager"))
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda self, mode: compile_with(self, backend="aot_eager")
+    )
     assert_compiled_equals_eager(tmp_path)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     assert not torch._dynamo.utils.counters["graph_break"]
@@ -83,6 +85,16 @@ def test_compiled_run_has_the_losses_of_an_eager_one(tmp_path, monkeypatch):
 )
 def test_generated_code_has_the_losses_of_an_eager_run(tmp_path):
     assert_compiled_equals_eager(tmp_path)
+
+
+def test_mode_of_compilation_reaches_every_layer(tmp_path, monkeypatch):
+    modes = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, mode: modes.append(mode))
+    for compiles in (True, {"mode": "max-autotune"}):
+        make_trainer(tiny_config(steps=4, compile=compiles), tmp_path / str(len(modes)))
+    assert modes == ["default"] * 2 + ["max-autotune"] * 2  # one layer in each of two blocks
+    with pytest.raises(ConfigError, match=r"training\.compile"):
+        tiny_config(steps=4, compile={"mode": "fastest"})
 
 
 def test_compiling_a_run_without_layers_is_refused(tmp_path):
@@ -102,6 +114,16 @@ def test_tf32_is_a_switch(monkeypatch, allowed):
         assert torch.backends.cudnn.allow_tf32 is allowed
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def test_deterministic_kernels_are_a_switch(monkeypatch):
+    """A second run of the process is not bound by what the first chose."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    for wanted in (True, False):
+        make_accelerator(tiny_config(deterministic=wanted))
+        assert torch.are_deterministic_algorithms_enabled() is wanted
+        assert torch.backends.cudnn.deterministic is wanted
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
 @pytest.mark.parametrize("precision", ["auto", "float32"])
