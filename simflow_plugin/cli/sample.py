@@ -54,7 +54,6 @@ def sample(
             save_samples,
         )
         from simflow_plugin.progress_bar import count_progress
-        from simflow_plugin.runs.autoguidance import with_autoguidance
         from simflow_plugin.runs.sources import open_run
 
         if out is None and grid is None:
@@ -67,11 +66,11 @@ def sample(
         if grid is not None:
             check_grid(grid)
             check_not_there(grid, overwrite, "--grid")
-        loaded = with_autoguidance(open_run(run, precision=precision, ema_length=ema_length), autoguidance)
+        loaded = open_run(run, precision=precision, ema_length=ema_length)
         chosen = loaded.class_numbers(classes)
         if num is None:
             num = 100 if out is not None else PER_CLASS * min(len(chosen) or PER_CLASS, MOST_ROWS)
-        sampler = ImageSampler.of_run(loaded, guidance, seed)
+        sampler = ImageSampler.of_run(loaded, guidance, seed, autoguidance)
         labels = labels_in_turn(num, chosen)
         with count_progress("sampling", num) as advance:
             images = sampler.draw_in_batches(labels, batch_size or loaded.config.sampling.batch_size, advance)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from simflow_plugin import options
 from simflow_plugin.alignment.head import AlignmentHead
+from simflow_plugin.autoguidance import check_kind
 from simflow_plugin.contracts import GenerativeModel, ModelContext, SamplerFacts
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.flow import (
@@ -93,8 +94,6 @@ class SimFlow(GenerativeModel):
     Options = SimFlowOptions
     coupled_terms: ClassVar[frozenset[str]] = frozenset({"nll", "alignment", "intermediate"})
     supports_alignment = True
-    guide: SimFlow | None = None
-    """With autoguidance, a weaker model; see `guided_by`."""
 
     def __init__(self, options: SimFlowOptions, context: ModelContext) -> None:
         super().__init__()
@@ -164,7 +163,7 @@ class SimFlow(GenerativeModel):
             guidance=guidance,
             guidance_rule=self.guidance_rule,
             method=self.options.sampling.method,
-            guide=None if self.guide is None else self.guide.flow,
+            guide=self.guide.flow if isinstance(self.guide, SimFlow) else None,
         )
         return self.latents(tokens)
 
@@ -172,10 +171,10 @@ class SimFlow(GenerativeModel):
         """Return this model, its weights shared, with `weaker` in place of the unconditional half of its guidance.
 
         Raises:
-            ConfigError: if that is no flow on the same tokens.
+            ConfigError: if that is no model of the same kind, on the same tokens and classes.
         """
-        if not isinstance(weaker, SimFlow):
-            raise ConfigError(f"autoguidance: found a {type(weaker).__name__}, expected a flow like this one")
+        check_kind(self, weaker)
+        assert isinstance(weaker, SimFlow)
         check_guide(weaker.flow.config, self.flow.config)
         twin = copy.copy(self)
         # No submodule: the state of this model stays its own.

@@ -100,7 +100,8 @@ def build_model(
         alignment = AlignmentContext(feature_dim, config.alignment.layer, config.alignment.projector_dim)
     context = ModelContext(latent_shape, num_classes, alignment, is_restored)
     model = config.model.build(registry.MODELS, context)
-    check_guidance(config.sampling.guidance, model, num_classes, "sampling.guidance")
+    if config.sampling.autoguidance is None:  # a weaker model guides what has no unconditional half as well
+        check_guidance(config.sampling.guidance, model, num_classes, "sampling.guidance")
     return model
 
 
@@ -113,8 +114,12 @@ def check_guidance(weight: float, model: GenerativeModel, num_classes: int | Non
         num_classes: of the data set, or None.
         option: name of the option or key, for the message.
     Raises:
-        ConfigError: for a weight above 0 without classes, or without an unconditional half.
+        ConfigError: for a weight above 0 without classes, or without an unconditional half, unless a guide stands for
+            it.
     """
+    if model.guide is not None:
+        model.check_guidance(weight)
+        return
     if weight > 0 and num_classes is None:
         raise ConfigError(f"{option} {weight:g}: the data set has no labels to guide by. Use {option} 0.")
     if weight > 0 and not model.supports_guidance:
