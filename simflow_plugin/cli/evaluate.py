@@ -8,6 +8,7 @@ With --samples and --reference, images that others made are measured without a r
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, cast
 
@@ -53,6 +54,10 @@ def evaluate(
     ] = 0,
     sampling: Annotated[
         list[str] | None, typer.Option(help="key=value of the model's sampler: method=jacobi.")
+    ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(help="key=value of a second sampler, measured alike beside the first: method=cached."),
     ] = None,
     step: Annotated[int | None, typer.Option(help="Of the checkpoint; default: the newest.")] = None,
     last_weights: LastWeightsOption = False,
@@ -144,9 +149,24 @@ def evaluate(
             batch_size=batch_size,
             autoguidance=autoguidance,
         )
-        run_evaluation(
-            run, request, Weights(not last_weights, step, precision, ema_length), npz, png, data_root
-        )
+        chosen = Weights(not last_weights, step, precision, ema_length)
+        run_evaluation(run, request, chosen, npz, png, data_root, tuple(against or ()))
+
+
+def second_sampler(request: EvaluationRequest, sampling: tuple[str, ...]) -> EvaluationRequest:
+    """Return a request for the samples of another sampler, and for nothing else."""
+    plain = type(request)()
+    return replace(
+        request,
+        parts=("generation",),
+        sampling=(*request.sampling, *sampling),
+        num_held_out=None,
+        likelihood=plain.likelihood,
+        posterior_samples=plain.posterior_samples,
+        lpips_backbone=None,
+        classify=False,
+        ood=None,
+    )
 
 
 class Weights(NamedTuple):
@@ -165,8 +185,18 @@ def run_evaluation(
     npz: Path | None = None,
     png: Path | None = None,
     data_root: Path | None = None,
+    against: tuple[str, ...] = (),
 ) -> None:
-    """Evaluate, on as many processes as accelerate started; the main one measures, writes and prints."""
+    """Evaluate, on as many processes as accelerate started; the main one measures, writes and prints.
+
+    Args:
+        run: its directory.
+        request: what to measure.
+        weights: of the run.
+        npz, png: where to write the samples too.
+        data_root: where the images are now.
+        against: `key=value` of a second sampler, whose samples are measured and set beside the first's.
+    """
     import torch
     from accelerate import PartialState
 
@@ -189,13 +219,19 @@ def run_evaluation(
             )
         check_out(out, option)
     state = PartialState(cpu=not torch.cuda.is_available())
-    evaluator = RunEvaluator(load_run(run, state.device, *weights).with_data_root(data_root), request)
+    loaded = load_run(run, state.device, *weights).with_data_root(data_root)
+    evaluator, other = RunEvaluator(loaded, request), None
+    if against:
+        if "generation" not in evaluator.parts:
+            raise ConfigError(f"--against {against[0]}: there are samples only with the part `generation`.")
+        other = RunEvaluator(loaded, second_sampler(request, against))
     if outputs and "generation" not in evaluator.parts:
         raise ConfigError(
             f"{outputs[0][0]} {outputs[0][1]}: there are samples only with the part `generation`."
         )
     with leaving_together():  # the other processes do not wait while the main one measures
-        evaluator.make_samples(state.process_index, state.num_processes)
+        for one in filter(None, (evaluator, other)):
+            one.make_samples(state.process_index, state.num_processes)
     if not state.is_main_process:
         return
     evaluation = evaluator.measure()
@@ -206,6 +242,10 @@ def run_evaluation(
     for line in terminal_lines(evaluation):
         typer.echo(line)
     typer.echo(f"{page}")
+    if other is not None:
+        from simflow_plugin.evaluation.report.two_samplers import sampler_lines
+
+        typer.echo("\n".join(sampler_lines((evaluator, evaluation), (other, other.measure()))))
     if evaluator.is_of_the_run_itself:
         write_run_report(evaluator, evaluation)
         typer.echo(f"{evaluator.loaded.directory.report_file}")

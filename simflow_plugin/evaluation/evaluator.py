@@ -123,6 +123,11 @@ class RunEvaluator:
         is_own = is_own and self.request.autoguidance is None
         return is_own and self.loaded.checkpoint.path == newest
 
+    @property
+    def sample_features(self) -> ImageFeatures | None:
+        """Features of the samples, once they were measured with an extractor."""
+        return self._sample_features
+
     @cached_property
     def train(self) -> ImageDataset:
         """The run's training images."""

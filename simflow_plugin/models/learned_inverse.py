@@ -21,9 +21,17 @@ from simflow_plugin.diffusion.transformer import BackboneOptions
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.flow import TransformerFlow, drop_labels
 from simflow_plugin.flow.guidance import GuidanceContext, GuidanceRule
+from simflow_plugin.flow.guided_forward import guided_trajectory
 from simflow_plugin.flow.sampling import parse_methods
+from simflow_plugin.flow.sampling.passes import sequential_passes
 from simflow_plugin.learned_inverse.student import InverseStudent
-from simflow_plugin.learned_inverse.targets import Pairs, joined, relative_error, state_error
+from simflow_plugin.learned_inverse.targets import (
+    Pairs,
+    joined,
+    relative_error,
+    round_trip_error,
+    state_error,
+)
 from simflow_plugin.learned_inverse.teacher import TeacherOptions, build_teacher
 from simflow_plugin.randomness import Random
 from simflow_plugin.registry import GUIDANCE, MODELS, RECONSTRUCTION_LOSSES, Part
@@ -70,6 +78,14 @@ class LearnedInverseOptions(options.Options):
     exact_share: float = Field(
         0.25, ge=0, le=1, description="share of a batch that is random noise with its exact inverse."
     )
+    round_trip_share: float = Field(
+        0.25,
+        ge=0,
+        le=1,
+        description="rows of random noise beside the batch, as a share of it: the flow maps their samples back to "
+        "noise, in parallel, which is compared with what they were made of.",
+    )
+    round_trip_weight: float = Field(1.0, gt=0, description="of that error against that of the latents.")
     class_dropout: float = Field(0.1, ge=0, lt=1, description="share of rows from data without their label.")
     state_weight: float = Field(
         1.0, ge=0, description="of the error of inner states against that of the latents."
@@ -87,10 +103,11 @@ class LearnedInverseOptions(options.Options):
 
     @model_validator(mode="after")
     def _guidance_has_targets(self) -> LearnedInverseOptions:
-        if self.guidance_max > 0 and self.guidance_targets == "exact" and self.exact_share == 0:
+        learns_from_noise = self.exact_share > 0 or self.round_trip_share > 0
+        if self.guidance_max > 0 and self.guidance_targets == "exact" and not learns_from_noise:
             raise ValueError(
-                "guidance_max > 0 with guidance_targets: exact learns from pairs of the exact inverse: set exact_share "
-                "(0.25, say), or guidance_targets: extrapolated"
+                "guidance_max > 0 with guidance_targets: exact learns from random noise, by its exact inverse or the "
+                "round trip: set exact_share or round_trip_share (0.25, say), or guidance_targets: extrapolated"
             )
         return self
 
@@ -150,9 +167,11 @@ class LearnedInverse(GenerativeModel):
         chosen = self.options.image_loss
         if chosen is None:
             return
-        factory = RECONSTRUCTION_LOSSES.get(chosen.name)
+        with torch.no_grad():
+            image_size = decode(torch.zeros(1, *self.latent_shape)).shape[-1]
+        part = Part.model_validate({"name": chosen.name, **chosen.options})
         self._decode = decode
-        self._image_loss = factory(factory.Options.model_validate(chosen.options), DataContext(0, "train"))
+        self._image_loss = part.build(RECONSTRUCTION_LOSSES, DataContext(image_size, "train"))
 
     def train(self, mode: bool = True) -> LearnedInverse:
         """Set the student's mode; the teacher is always in evaluation mode."""
@@ -177,7 +196,31 @@ class LearnedInverse(GenerativeModel):
             distance = self._image_loss(self._decode(output.latents), target)
             assert self.options.image_loss is not None
             terms["image"] = self.options.image_loss.weight * distance
+        if self.options.round_trip_share > 0:
+            terms["round_trip"] = self.options.round_trip_weight * self.round_trip(latents, labels, random)
         return terms
+
+    def round_trip(self, like: Tensor, labels: Tensor | None, random: Random) -> Tensor:
+        """Return the relative error of noise after the student and the teacher's guided forward pass.
+
+        Args:
+            like: (B, C, h, w); its first rows, as many as `round_trip_share` says, give shape and labels.
+            labels: (B,) int64, or None.
+            random: named draws.
+        """
+        num = max(1, round(self.options.round_trip_share * len(like)))
+        noise = random.normal("round_trip_noise", like.shape, like.device)[:num]
+        labels = self._known(labels)
+        labels = None if labels is None else labels[:num]
+        guidance = torch.zeros(num, device=like.device)
+        if self.options.guidance_max > 0 and labels is not None:
+            guidance = self.options.guidance_max * random.uniform(
+                "round_trip_guidance", (len(like),), like.device
+            )
+            guidance = torch.where(labels == NO_LABEL, 0.0, guidance[:num])
+        prediction = self.tokens(self.student.invert(noise, labels, guidance).latents)
+        rule = self.guidance_rule
+        return round_trip_error(self.teacher.flow, rule, prediction, self.tokens(noise), labels, guidance)
 
     @torch.no_grad()
     def pairs(self, latents: Tensor, labels: Tensor | None, random: Random) -> Pairs:
@@ -262,7 +305,12 @@ class LearnedInverse(GenerativeModel):
         """Return the exact inverse by Jacobi iteration from the student's guess of every block."""
         guess = self.student.invert(noise, labels, self._weights(guidance, noise)).latents
         # The forward pass of the guess gives a guess of every inner state as well, all in parallel.
-        states = self.teacher.flow.trajectory(self.teacher.tokens(guess), labels)
+        flow, tokens = self.teacher.flow, self.teacher.tokens(guess)
+        if guidance > 0 and labels is not None:
+            weights = self._weights(guidance, noise)
+            states = guided_trajectory(flow, tokens, labels, weights, self.guidance_rule)
+        else:
+            states = flow.trajectory(tokens, labels)
         method = self.options.sampling.method
         jacobi = {**method, "name": "jacobi"} if isinstance(method, dict) else "jacobi"
         return self._exact(noise, labels, guidance, jacobi, guess=states[:-1])
@@ -274,7 +322,9 @@ class LearnedInverse(GenerativeModel):
             return SamplerFacts("hybrid", None)
         methods = parse_methods(self.options.sampling.method, self.teacher.flow.config.num_blocks)
         name = f"teacher's {'/'.join(dict.fromkeys(method.name for method in methods))}"
-        return SamplerFacts(name, None)
+        passes = sequential_passes(self.teacher.flow, methods)
+        # Removing the teacher's own noise takes one more.
+        return SamplerFacts(name, passes if passes is None or not self.noise_std else passes + 1)
 
     def check_guidance(self, guidance: float) -> None:
         """Refuse a weight that the student has not learned.

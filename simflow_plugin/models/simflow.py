@@ -30,7 +30,8 @@ from simflow_plugin.flow import (
 )
 from simflow_plugin.flow.guidance import GuidanceContext, GuidanceRule
 from simflow_plugin.flow.input_checks import check_guide
-from simflow_plugin.flow.sampling import Auto, Jacobi, parse_methods
+from simflow_plugin.flow.sampling import parse_methods
+from simflow_plugin.flow.sampling.passes import sequential_passes
 from simflow_plugin.randomness import Random
 from simflow_plugin.registry import GUIDANCE, MODELS, Part
 
@@ -187,14 +188,7 @@ class SimFlow(GenerativeModel):
     def sampler_facts(self) -> SamplerFacts:
         methods = parse_methods(self.options.sampling.method, self.flow.config.num_blocks)
         names = "/".join(dict.fromkeys(method.name for method in methods))
-        if any(isinstance(method, Jacobi | Auto) for method in methods):
-            return SamplerFacts(names, None)  # as many as it takes to converge
-        # One pass per token and block; an output shift leaves the first token of a block as it is.
-        steps = [
-            self.flow.config.num_tokens - block.lag
-            for block in (*self.flow.shallow_blocks, self.flow.deep_block)
-        ]
-        return SamplerFacts(names, sum(steps))
+        return SamplerFacts(names, sequential_passes(self.flow, methods))
 
     def token_flow(self) -> TransformerFlow:
         return self.flow

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -14,9 +15,12 @@ from simflow_plugin.contracts import ModelContext
 from simflow_plugin.convert.saved import save_converted
 from simflow_plugin.errors import ConfigError, WeightsError
 from simflow_plugin.evaluation.drawing import ImageSampler
+from simflow_plugin.flow.guided_forward import guided_trajectory
+from simflow_plugin.hub.folder import export_run
 from simflow_plugin.models.learned_inverse import LearnedInverse
 from simflow_plugin.randomness import IndexedRandom
 from simflow_plugin.runs.loaded_run import load_run
+from simflow_plugin.runs.sources import open_run
 from tests.training.tiny_runs import assert_runs_equal, make_trainer, tiny_config
 
 CONTEXT = ModelContext((4, 4, 4), 10)
@@ -113,6 +117,61 @@ def test_a_step_moves_the_student_and_never_the_teacher(teacher):
     assert not model.teacher.training
 
 
+def test_the_round_trip_of_a_step_is_guided_and_reaches_the_student_only(teacher):
+    model = make_model(teacher, guidance_max=1.0, exact_share=0, round_trip_share=0.5, class_dropout=0)
+    latents, labels = batch()
+    terms = model.training_losses(latents, labels, None, RANDOM)
+    assert set(terms) == {"latent", "states", "round_trip"}
+    noise = RANDOM.normal("round_trip_noise", latents.shape, latents.device)[:4]
+    weights = RANDOM.uniform("round_trip_guidance", (8,), latents.device)[:4]
+    prediction = model.tokens(model.student.invert(noise, labels[:4], weights).latents)
+    flow, rule = model.teacher.flow, model.guidance_rule
+    back = guided_trajectory(flow, prediction, labels[:4], weights, rule)[-1]
+    expected = (back - model.tokens(noise)).square().mean() / noise.square().mean()
+    torch.testing.assert_close(terms["round_trip"], expected)
+    terms["round_trip"].backward()
+    assert any(float(p.grad.abs().max()) > 0 for p in model.student.parameters() if p.grad is not None)
+    assert all(p.grad is None for p in model.teacher.parameters())
+
+
+def test_input_noise_changes_the_input_and_not_the_targets(teacher):
+    latents, labels = batch()
+    options = {"exact_share": 0, "round_trip_share": 0, "class_dropout": 0, "state_weight": 0}
+    clean, noisy = (make_model(teacher, input_noise=std, **options) for std in (0.0, 0.5))
+    noisy.load_state_dict(clean.state_dict())
+    pairs = noisy.pairs(latents, labels, RANDOM)
+    added = pairs.noise + 0.5 * RANDOM.normal("input_noise", latents.shape, latents.device)
+    output = clean.student.invert(added, labels, pairs.guidance).latents
+    expected = (output - latents).square().mean() / latents.square().mean()
+    torch.testing.assert_close(noisy.training_losses(latents, labels, None, RANDOM)["latent"], expected)
+
+
+def test_a_loss_on_images_compares_what_the_decoder_makes_of_both(teacher):
+    """With the decoder z -> 2 z and l1 it is twice the mean absolute error of the latents, times its weight."""
+    options = {"exact_share": 0, "round_trip_share": 0, "class_dropout": 0}
+    model = make_model(teacher, image_loss={"name": "l1", "weight": 3.0}, **options)
+    latents, labels = batch()
+    assert "image" not in model.training_losses(latents, labels, None, RANDOM)  # no decoder was attached
+    model.attach_decoder(lambda z: 2 * z)
+    terms = model.training_losses(latents, labels, None, RANDOM)
+    pairs = model.pairs(latents, labels, RANDOM)
+    prediction = model.student.invert(pairs.noise, pairs.labels, pairs.guidance).latents
+    torch.testing.assert_close(terms["image"], 3.0 * 2 * (prediction - latents).abs().mean())
+    bad = make_model(teacher, image_loss={"name": "l1", "options": {"no_such_option": 1}}, **options)
+    with pytest.raises((ConfigError, ValueError), match="no_such_option"):
+        bad.attach_decoder(lambda z: z)
+
+
+def test_starting_from_the_teacher_is_an_option(teacher):
+    flow = load_run(teacher).require_model().flow
+    config = flow.config
+    sizes = {"width": config.width, "num_heads": config.query_heads, "depth": 2, "patch_size": 2}
+    model = make_model(teacher, student={**sizes, "mlp_ratio": 4.0}, initial="teacher")
+    assert torch.equal(
+        model.student.layers[0].attention.qkv.weight, flow.blocks[-1].layers[0].attention.qkv.weight
+    )
+
+
 class InFloat64:
     """The same draws in float64, so that only an error shows."""
 
@@ -187,7 +246,7 @@ def test_other_latents_and_other_classes_are_refused_with_those_of_this_run(teac
 
 def test_guidance_without_anything_to_learn_it_from_is_refused(teacher):
     with pytest.raises(ValueError, match="exact_share"):
-        make_options(teacher, guidance_max=1.0, exact_share=0)
+        make_options(teacher, guidance_max=1.0, exact_share=0, round_trip_share=0)
 
 
 @pytest.mark.parametrize(("model", "message"), [(None, "autoencoder alone"), ("sit", "no flow to invert")])
@@ -239,3 +298,35 @@ def test_distill_makes_a_run_that_resumes_and_outlives_its_teacher(teacher, tmp_
     images = ImageSampler.of_run(student, 0.5).draw(range(4), torch.arange(4))
     assert images.shape == (4, 3, 8, 8)
     assert images.isfinite().all()
+    check_export(student, tmp_path / "exported", images)
+    check_evaluation_against_the_exact_inverse(tmp_path / "two")
+
+
+def check_export(student, folder, images):
+    """An exported student samples the same images where neither the teacher's file nor the run is at hand."""
+    folder.mkdir()
+    export_run(student, folder)
+    assert ".safetensors" not in (folder / "model" / "config.json").read_text().replace(
+        "model.safetensors", ""
+    )
+    exported = open_run(folder, "cpu")
+    drawn = ImageSampler.of_run(exported, 0.5).draw(range(4), torch.arange(4))
+    assert torch.equal(drawn, images)
+    pipeline = DiffusionPipeline.from_pretrained(str(folder), trust_remote_code=True)
+    (first,) = pipeline([0], guidance=0.5, output_type="pt").images
+    torch.testing.assert_close(first, images[0] / 2 + 0.5)
+    latents = torch.randn(2, 4, 4, 4)
+    labels = torch.arange(2)
+    torch.testing.assert_close(
+        exported.model.log_prob(latents, labels), student.model.log_prob(latents, labels)
+    )
+
+
+def check_evaluation_against_the_exact_inverse(run):
+    arguments = ["evaluate", str(run), "--only", "generation", "--num-samples", "20", "--extractor", "none"]
+    result = CliRunner().invoke(app, [*arguments, "--against", "method=cached"])
+    assert result.exit_code == 0, result.output
+    assert "| | learned | teacher's cached | ratio |" in result.output
+    assert "| sequential passes of a batch | 1 | 8 | 0.125 |" in result.output  # 2 blocks of 4 tokens
+    refused = CliRunner().invoke(app, [*arguments, "--against", "method=quick"])
+    assert refused.exit_code == 2

@@ -1,6 +1,4 @@
-"""`sampling.autoguidance` and `--autoguidance RUN[@step]`: a weaker model guides a run; what cannot is refused by name."""
-
-from pathlib import Path
+"""`sampling.autoguidance` and `--autoguidance RUN[@step]`: a weaker model guides a run, or is refused by name."""
 
 import numpy as np
 import pytest
@@ -8,7 +6,7 @@ from typer.testing import CliRunner
 
 from simflow_plugin.cli.app import app
 from simflow_plugin.config.schema import Autoguidance
-from simflow_plugin.errors import CheckpointError, ConfigError, EvaluationError
+from simflow_plugin.errors import CheckpointError, ConfigError
 from simflow_plugin.evaluation.drawing import ImageSampler
 from simflow_plugin.evaluation.evaluator import evaluation_settings
 from simflow_plugin.evaluation.flops import measure_run
