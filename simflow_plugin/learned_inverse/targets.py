@@ -2,16 +2,15 @@
 
 Two sources of pairs (u, z):
 
-    data:   z an encoded image, u = f(z, y), with all inner states of f; one parallel pass of the flow
-    exact:  u ~ N(0, I), z = f^-1(u, y) with guidance w; the sequential inverse, so that the student sees guidance
+    data:   z an encoded image, u = f_w(z, y) with all inner states of f_w; parallel passes of the flow
+    exact:  u ~ N(0, I), z = f_w^-1(u, y); the sequential inverse, so that the student sees the noise of sampling
+
+f_w is the forward pass of guided sampling (`flow/guided_forward.py`): its inverse with weight w gives z back exactly, so
+that data teach every weight at no sequential cost. Noise of data is N(0, I) only as far as the flow fits them.
 
 Errors are squared, relative to the mean square of what is predicted, so that no state outweighs another by its scale:
 
     E(a, b) = mean (a - b)^2 / mean b^2
-
-A third source needs no target: u ~ N(0, I) and the round trip u -> G(u, y, w) -> f_w of that, which is u again if G is
-the inverse. f_w, the forward pass of guided sampling, is parallel, so noise and guidance cost nothing sequential; and
-an error counts by how unlikely it is under the flow, where the latents' square error forgives an average.
 """
 
 from __future__ import annotations
@@ -21,10 +20,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from simflow_plugin.flow import TransformerFlow
-from simflow_plugin.flow.guidance import GuidanceRule
-from simflow_plugin.flow.guided_forward import guided_trajectory
 
 TINY = 1e-12
 
@@ -38,7 +33,7 @@ class Pairs:
         latents: (B, C, h, w), what it should return.
         labels: (B,) int64, or None.
         guidance: (B,), weight w of the target.
-        states: inner states of the teacher in generation order, (n, T, D) each, of the first n rows: those from data.
+        states: inner states of the teacher in generation order, (B, T, D) each.
     """
 
     noise: Tensor
@@ -49,7 +44,7 @@ class Pairs:
 
 
 def joined(first: Pairs, second: Pairs) -> Pairs:
-    """Return the rows of both; the states are those of `first`."""
+    """Return the rows of both."""
     labels = None
     if first.labels is not None and second.labels is not None:
         labels = torch.cat([first.labels, second.labels])
@@ -58,7 +53,7 @@ def joined(first: Pairs, second: Pairs) -> Pairs:
         torch.cat([first.latents, second.latents]),
         labels,
         torch.cat([first.guidance, second.guidance]),
-        first.states,
+        [torch.cat(pair) for pair in zip(first.states, second.states, strict=True)],
     )
 
 
@@ -68,35 +63,12 @@ def relative_error(prediction: Tensor, target: Tensor) -> Tensor:
     return (prediction.float() - target).square().mean() / target.square().mean().clamp(min=TINY)
 
 
-def round_trip_error(
-    flow: TransformerFlow,
-    rule: GuidanceRule,
-    prediction: Tensor,
-    noise: Tensor,
-    labels: Tensor | None,
-    guidance: Tensor,
-) -> Tensor:
-    """Return the relative error of the noise that predicted tokens come from, a float32 scalar.
-
-    Args:
-        flow: f, frozen; gradients pass through it to `prediction`.
-        rule: of guidance.
-        prediction: (B, T, D), tokens G(u, y, w).
-        noise: (B, T, D), u.
-        labels: (B,) int64, or None for a flow without classes.
-        guidance: (B,), w >= 0.
-    """
-    if labels is None:
-        return relative_error(flow.trajectory(prediction)[-1], noise)
-    return relative_error(guided_trajectory(flow, prediction, labels, guidance, rule)[-1], noise)
-
-
 def state_error(predictions: Sequence[Tensor], states: Sequence[Tensor]) -> Tensor:
     """Return the mean relative error over inner states.
 
     Args:
-        predictions: (B, T, D) per state; rows beyond those of `states` have no target.
-        states: (n, T, D) per state, n <= B.
+        predictions: (B, T, D) per state.
+        states: (B, T, D) per state.
     """
-    errors = [relative_error(p[: len(s)], s) for p, s in zip(predictions, states, strict=True)]
+    errors = [relative_error(p, s) for p, s in zip(predictions, states, strict=True)]
     return torch.stack(errors).mean()

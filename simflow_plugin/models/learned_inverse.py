@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from simflow_plugin import options
@@ -29,7 +29,6 @@ from simflow_plugin.learned_inverse.targets import (
     Pairs,
     joined,
     relative_error,
-    round_trip_error,
     state_error,
 )
 from simflow_plugin.learned_inverse.teacher import TeacherOptions, build_teacher
@@ -72,20 +71,13 @@ class LearnedInverseOptions(options.Options):
     )
     guidance_targets: Literal["exact", "extrapolated"] = Field(
         "exact",
-        description="exact: the teacher's guided inverse of random noise, as many rows as `exact_share` says; "
-        "extrapolated: z + w (z - G(u, none)), with the student's own unconditional answer, at no sequential cost.",
+        description="exact: data come with the noise from which guided sampling makes them, found in parallel, and "
+        "random noise with its guided inverse; extrapolated: z + w (z - G(u, none)), with the student's "
+        "own unconditional answer.",
     )
     exact_share: float = Field(
         0.25, ge=0, le=1, description="share of a batch that is random noise with its exact inverse."
     )
-    round_trip_share: float = Field(
-        0.25,
-        ge=0,
-        le=1,
-        description="rows of random noise beside the batch, as a share of it: the flow maps their samples back to "
-        "noise, in parallel, which is compared with what they were made of.",
-    )
-    round_trip_weight: float = Field(1.0, gt=0, description="of that error against that of the latents.")
     class_dropout: float = Field(0.1, ge=0, lt=1, description="share of rows from data without their label.")
     state_weight: float = Field(
         1.0, ge=0, description="of the error of inner states against that of the latents."
@@ -100,16 +92,6 @@ class LearnedInverseOptions(options.Options):
     def resolved(self) -> LearnedInverseOptions:
         """Return the options with the teacher's model and checksum written out."""
         return self.model_copy(update={"teacher": self.teacher.resolved()})
-
-    @model_validator(mode="after")
-    def _guidance_has_targets(self) -> LearnedInverseOptions:
-        learns_from_noise = self.exact_share > 0 or self.round_trip_share > 0
-        if self.guidance_max > 0 and self.guidance_targets == "exact" and not learns_from_noise:
-            raise ValueError(
-                "guidance_max > 0 with guidance_targets: exact learns from random noise, by its exact inverse or the "
-                "round trip: set exact_share or round_trip_share (0.25, say), or guidance_targets: extrapolated"
-            )
-        return self
 
 
 @MODELS.register("learned_inverse")
@@ -196,31 +178,7 @@ class LearnedInverse(GenerativeModel):
             distance = self._image_loss(self._decode(output.latents), target)
             assert self.options.image_loss is not None
             terms["image"] = self.options.image_loss.weight * distance
-        if self.options.round_trip_share > 0:
-            terms["round_trip"] = self.options.round_trip_weight * self.round_trip(latents, labels, random)
         return terms
-
-    def round_trip(self, like: Tensor, labels: Tensor | None, random: Random) -> Tensor:
-        """Return the relative error of noise after the student and the teacher's guided forward pass.
-
-        Args:
-            like: (B, C, h, w); its first rows, as many as `round_trip_share` says, give shape and labels.
-            labels: (B,) int64, or None.
-            random: named draws.
-        """
-        num = max(1, round(self.options.round_trip_share * len(like)))
-        noise = random.normal("round_trip_noise", like.shape, like.device)[:num]
-        labels = self._known(labels)
-        labels = None if labels is None else labels[:num]
-        guidance = torch.zeros(num, device=like.device)
-        if self.options.guidance_max > 0 and labels is not None:
-            guidance = self.options.guidance_max * random.uniform(
-                "round_trip_guidance", (len(like),), like.device
-            )
-            guidance = torch.where(labels == NO_LABEL, 0.0, guidance[:num])
-        prediction = self.tokens(self.student.invert(noise, labels, guidance).latents)
-        rule = self.guidance_rule
-        return round_trip_error(self.teacher.flow, rule, prediction, self.tokens(noise), labels, guidance)
 
     @torch.no_grad()
     def pairs(self, latents: Tensor, labels: Tensor | None, random: Random) -> Pairs:
@@ -252,16 +210,25 @@ class LearnedInverse(GenerativeModel):
             # The student answers what the exact sampler would, which removes the noise at the end.
             noisy = self.teacher.add_noise(latents, random)[:stop]
             target = self.teacher.remove_noise(noisy, labels)
-        states = self.teacher.flow.trajectory(self.teacher.tokens(noisy), labels)
-        noise, inner = self.teacher.latents(states[-1]), list(reversed(states[1:-1]))
         guidance = torch.zeros(stop, device=device)
-        if self.options.guidance_max > 0 and self.options.guidance_targets == "extrapolated":
+        if self.options.guidance_max > 0:
             assert labels is not None
-            guidance = self.options.guidance_max * random.uniform("pair_guidance", (rows,), device)[:stop]
-            guidance = torch.where(labels == NO_LABEL, torch.zeros_like(guidance), guidance)
+            guidance = self.options.guidance_max * random.uniform("data_guidance", (rows,), device)[:stop]
+            guidance = torch.where(labels == NO_LABEL, 0.0, guidance)
+        is_exact = self.options.guidance_targets == "exact"
+        states = self._states(self.teacher.tokens(noisy), labels, guidance if is_exact else None)
+        noise, inner = self.teacher.latents(states[-1]), list(reversed(states[1:-1]))
+        if self.options.guidance_max > 0 and not is_exact:
             free = self.student.invert(noise, None, torch.zeros_like(guidance)).latents
             target = target + guidance[:, None, None, None] * (target - free)
         return Pairs(noise, target, labels, guidance, inner)
+
+    def _states(self, tokens: Tensor, labels: Tensor | None, guidance: Tensor | None) -> list[Tensor]:
+        """Return the teacher's states of tokens (B, T, D), those of guided sampling where a weight (B,) is above 0."""
+        flow = self.teacher.flow
+        if guidance is None or labels is None or self.options.guidance_max == 0:
+            return flow.trajectory(tokens, labels)
+        return guided_trajectory(flow, tokens, labels, guidance, self.guidance_rule)
 
     def _exact_pairs(self, like: Tensor, labels: Tensor | None, random: Random, first: int) -> Pairs:
         """Return pairs for the rows from `first` on."""
@@ -272,14 +239,24 @@ class LearnedInverse(GenerativeModel):
             # One weight for all rows of this micro-batch: guidance is a number in the exact inverse.
             uniform = random.uniform("pair_guidance", (len(like),))
             weight = self.options.guidance_max * float(uniform[0])
-        target = self._exact(noise, labels, weight, "cached")
-        return Pairs(noise, target, labels, torch.full((len(noise),), weight, device=like.device), [])
+        tokens = self._exact_tokens(noise, labels, weight, "cached")
+        guidance = torch.full((len(noise),), weight, device=like.device)
+        states = self._states(tokens, labels, guidance)
+        target = self.teacher.remove_noise(self.teacher.latents(tokens), labels)
+        return Pairs(noise, target, labels, guidance, list(reversed(states[1:-1])))
 
     def _exact(
         self, noise: Tensor, labels: Tensor | None, guidance: float, method: Any, **options: Any
     ) -> Tensor:
         """Return the latents (B, C, h, w) of the teacher's exact inverse, its noise removed."""
-        tokens = self.teacher.flow.inverse(
+        tokens = self._exact_tokens(noise, labels, guidance, method, **options)
+        return self.teacher.remove_noise(self.teacher.latents(tokens), labels)
+
+    def _exact_tokens(
+        self, noise: Tensor, labels: Tensor | None, guidance: float, method: Any, **options: Any
+    ) -> Tensor:
+        """Return the tokens (B, T, D) of the teacher's exact inverse."""
+        tokens: Tensor = self.teacher.flow.inverse(
             self.teacher.tokens(noise),
             labels,
             guidance=guidance,
@@ -287,7 +264,7 @@ class LearnedInverse(GenerativeModel):
             method=method,
             **options,
         )
-        return self.teacher.remove_noise(self.teacher.latents(tokens), labels)
+        return tokens
 
     @torch.no_grad()
     def sample(self, labels: Tensor | None, shape: Sequence[int], guidance: float, random: Random) -> Tensor:
@@ -305,12 +282,7 @@ class LearnedInverse(GenerativeModel):
         """Return the exact inverse by Jacobi iteration from the student's guess of every block."""
         guess = self.student.invert(noise, labels, self._weights(guidance, noise)).latents
         # The forward pass of the guess gives a guess of every inner state as well, all in parallel.
-        flow, tokens = self.teacher.flow, self.teacher.tokens(guess)
-        if guidance > 0 and labels is not None:
-            weights = self._weights(guidance, noise)
-            states = guided_trajectory(flow, tokens, labels, weights, self.guidance_rule)
-        else:
-            states = flow.trajectory(tokens, labels)
+        states = self._states(self.teacher.tokens(guess), labels, self._weights(guidance, noise))
         method = self.options.sampling.method
         jacobi = {**method, "name": "jacobi"} if isinstance(method, dict) else "jacobi"
         return self._exact(noise, labels, guidance, jacobi, guess=states[:-1])

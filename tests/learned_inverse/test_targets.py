@@ -2,9 +2,7 @@
 
 import torch
 
-from simflow_plugin.flow.guidance import GuidanceContext
-from simflow_plugin.flow.guidance.rule import build_guidance
-from simflow_plugin.learned_inverse.targets import relative_error, round_trip_error, state_error
+from simflow_plugin.learned_inverse.targets import relative_error, state_error
 from tests.flow.builders import build_flow, inputs_for
 
 
@@ -23,41 +21,9 @@ def test_no_gradient_reaches_a_target():
     assert prediction.grad is not None
 
 
-def test_the_round_trip_of_the_exact_inverse_has_no_error():
-    flow = build_flow(num_classes=4)
-    noise, condition = inputs_for(flow)
-    labels, weight = condition["labels"], 0.75
-    rule = build_guidance("starflow", GuidanceContext(flow.config.num_blocks))
-    exact = flow.inverse(noise, labels, guidance=weight)
-    guidance = torch.full((len(noise),), weight)
-    assert float(round_trip_error(flow, rule, exact, noise, labels, guidance).detach()) < 1e-12
-    off = exact.clone().requires_grad_()
-    error = round_trip_error(flow, rule, off + 0.1, noise, labels, guidance)
-    assert float(error.detach()) > 1e-4
-    (gradient,) = torch.autograd.grad(error, off)
-    assert bool((gradient != 0).any())
-
-
-def test_the_round_trip_of_an_affine_flow_has_a_closed_form():
-    """f(x) = (x - b) / s with constants: an error e of the tokens is e / s of the noise."""
-    flow = build_flow(torch.float64, layers_per_block=(1,))
-    with torch.no_grad():
-        flow.deep_block.proj_out.weight.zero_()
-    noise, _ = inputs_for(flow)
-    rule = build_guidance("starflow", GuidanceContext(1))
-    exact, off = flow.inverse(noise), torch.randn_like(noise)
-    scale = flow.inverse(torch.ones_like(noise)) - flow.inverse(torch.zeros_like(noise))
-    expected = (off / scale).square().mean() / noise.square().mean()
-    found = round_trip_error(flow, rule, exact + off, noise, None, torch.zeros(3))
-    torch.testing.assert_close(found, expected.float())
-
-
-def test_state_error_reads_the_rows_that_have_targets():
-    states = [torch.ones(2, 3, 1), 2 * torch.ones(2, 3, 1)]
-    predictions = [
-        torch.cat([state * factor, torch.full((1, 3, 1), 1e6)])
-        for state, factor in zip(states, (2, 0), strict=True)
-    ]
+def test_state_error_is_a_mean_over_states_whatever_their_scale():
+    states = [torch.ones(2, 3, 1), 200 * torch.ones(2, 3, 1)]
+    predictions = [state * factor for state, factor in zip(states, (2, 0), strict=True)]
     torch.testing.assert_close(state_error(predictions, states), torch.tensor(1.0))
 
 
