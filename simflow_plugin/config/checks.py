@@ -159,7 +159,7 @@ def _check_autoguidance(config: RunConfig, where: YamlSource) -> None:
 
 
 def _check_trainable(config: RunConfig, trainable: str, where: YamlSource) -> None:
-    """What trains the decoder needs a decoder that is trained, and the other way round."""
+    """Require a trained decoder for options that train it, and losses for a decoder that is trained."""
     if config.training.cache_latents and trainable == "full":
         raise _refused(
             where,
@@ -254,7 +254,7 @@ def _check_alignment(alignment: Alignment, model: Part | None, trainable: str, w
 def _check_geometry(
     config: RunConfig, factory: type[Autoencoder], options: Any, where: YamlSource
 ) -> tuple[int, int, int] | None:
-    """Return the latents' shape, None where only pretrained weights tell it."""
+    """Return the latents' shape, None where it is known to pretrained weights only."""
     try:
         with registry.AUTOENCODERS.blaming(config.autoencoder.name):
             geometry = factory.geometry(options)

@@ -109,7 +109,7 @@ class InitialWeights(Options):
 
 
 class Training(Options):
-    """How long, how large, how often."""
+    """Length and batches of training, precision, averages, and intervals of logs and checkpoints."""
 
     steps: int = Field(gt=0, le=10**10, description="optimizer steps")
     init_from: InitialWeights | None = Field(
@@ -126,7 +126,8 @@ class Training(Options):
     compile: bool = Field(False, description="torch.compile the repeated layers of the model")
     horizontal_flip: bool = False
     cache_latents: bool = Field(
-        False, description="keep what a frozen encoder says of all training images on disk, by data set"
+        False,
+        description="keep the moments that a frozen encoder gives for all training images on disk, by data set",
     )
     num_workers: int = Field(0, ge=0, le=1024, description="per process")
     ema: Average = ExponentialAverage()
@@ -184,7 +185,7 @@ def guide_from_text(text: str) -> dict[str, Any]:
 
 
 class Sampling(Options):
-    """How samples are drawn, during training and after it."""
+    """Guidance and batches of samples, during training and after it."""
 
     guidance: float = Field(0.0, ge=0, description="weight w; 0 is the conditional model itself")
     autoguidance: Autoguidance | None = Field(
@@ -195,7 +196,7 @@ class Sampling(Options):
 
 
 class Evaluation(Options):
-    """What is measured when training ends."""
+    """Measurements at the end of training."""
 
     num_samples: int = Field(1000, ge=0, le=10**8)
     num_likelihood: int = Field(

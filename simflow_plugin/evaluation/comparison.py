@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.errors import EvaluationError
 from simflow_plugin.evaluation.drawing import ImageSampler, class_labels, grid_indices, to_uint8
 from simflow_plugin.evaluation.evaluator import evaluation_settings
@@ -69,10 +68,6 @@ class ComparedRun:
     samples: NDArray[np.uint8] | None = None
     notes: list[str] = field(default_factory=list)
 
-    @property
-    def config(self) -> RunConfig:
-        return self.loaded.config
-
 
 def read_runs(
     paths: Sequence[Path], guidance: float | None = None, precision: str | None = None
@@ -105,8 +100,8 @@ def check_comparable(runs: Sequence[ComparedRun], force: bool) -> list[str]:
     first = runs[0]
     for run in runs[1:]:
         ours, theirs = (
-            {"data": r.config.data.model_dump(mode="json"), "image_size": r.config.image_size}
-            for r in (first, run)
+            {"data": c.data.model_dump(mode="json"), "image_size": c.image_size}
+            for c in (first.loaded.config, run.loaded.config)
         )
         for key, (was, now) in differing_keys(ours, theirs).items():
             problems.append(f"{key}: {was!r} in {first.name}, {now!r} in {run.name}")
@@ -191,7 +186,7 @@ def _merge(evaluations: Sequence[Evaluation]) -> dict[str, Measured]:
 
 
 def _names(loaded: Sequence[LoadedRun]) -> list[str]:
-    """Return the configurations' names, or else folders', or else paths: the first that tell all runs apart."""
+    """Return the configurations' names, or else folders', or else paths: the first that are unique."""
     choices = (
         [run.config.name for run in loaded],
         [run.directory.path.resolve().name for run in loaded],

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from simflow_plugin import registry
-from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.contracts import DataContext, ImageDataset
 from simflow_plugin.data.changes import data_changes
 from simflow_plugin.data.disk_cache import fingerprint
@@ -55,6 +54,7 @@ from simflow_plugin.evaluation.request import (
 from simflow_plugin.evaluation.result import Evaluation, Measured, read_evaluation
 from simflow_plugin.evaluation.sample_shards import SampleShards
 from simflow_plugin.progress_bar import count_progress
+from simflow_plugin.registry import Part
 from simflow_plugin.runs.autoguidance import chosen_guide
 from simflow_plugin.runs.checkpoints import MANIFEST, checkpoint_folders
 from simflow_plugin.runs.loaded_run import LoadedRun
@@ -103,7 +103,8 @@ class RunEvaluator:
                 self.evaluation.note("reconstruction", note)
         self.shards = SampleShards(self.evaluation.folder, request.num_samples)
         self.test = build_dataset(self.config, "test")
-        self.other = other_data(loaded.config, request, self.batch_size)
+        self._context = DataContext(self.config.image_size, "test", self.config.seed)
+        self.other = other_data(request, self._context, self.batch_size)
         self.judge = self._build_judge(needs_judge)
 
     @property
@@ -114,7 +115,7 @@ class RunEvaluator:
         own = {
             "weights": "EMA",
             "guidance": config.sampling.guidance,
-            "sampling": sampler_options(config),
+            "sampling": sampler_options(config.model),
             "seed": SEED,
             "precision": str(precision),
         }
@@ -240,7 +241,7 @@ class RunEvaluator:
                     f"--num-samples {count}: evaluation.judge: {part.name} needs two samples of each of "
                     f"{self.loaded.num_classes} classes: {least}."
                 )
-            return part.build(registry.JUDGES, DataContext(self.config.image_size, "test", self.config.seed))
+            return part.build(registry.JUDGES, self._context)
         except SimflowError as error:
             if is_needed:
                 raise
@@ -332,12 +333,12 @@ def evaluation_settings(loaded: LoadedRun, request: EvaluationRequest) -> dict[s
         **({} if loaded.ema_length is None else {"ema_length": loaded.ema_length}),
         "guidance": guidance,
         **({} if guide is None else {"autoguidance": guide.settings_name()}),
-        "sampling": {**sampler_options(loaded.config), **dict(map(assignment, request.sampling))},
+        "sampling": {**sampler_options(loaded.config.model), **dict(map(assignment, request.sampling))},
         "seed": request.seed,
         "precision": str(loaded.precision),
     }
 
 
-def sampler_options(config: RunConfig) -> dict[str, Any]:
+def sampler_options(model: Part | None) -> dict[str, Any]:
     """Return the options of a model's sampler, as far as it has any."""
-    return config.model.options.get("sampling", {}) if config.model is not None else {}
+    return {} if model is None else model.options.get("sampling", {})

@@ -106,7 +106,7 @@ def fidelity(
         seed: of KID's subsets and of IS's splits.
     Returns:
         `fid`, `sfid`, `kid`, `is`, `precision`, `recall`; with another extractor than Inception `fd_<extractor>`,
-        `kd_<extractor>`, `precision_<extractor>`, `recall_<extractor>`. Too few samples are said in `warning`.
+        `kd_<extractor>`, `precision_<extractor>`, `recall_<extractor>`. Too few samples give a `warning`.
     Raises:
         EvaluationError: if there are fewer than two samples or real images, or a feature is not finite.
     """
@@ -241,7 +241,7 @@ def _with_warning(name: str, number: Measured, num_samples: int, num_real: int, 
 
 
 def few_samples_warning(name: str, num_samples: int, num_real: int, dims: int) -> str:
-    """Return what to say beside a metric that too few images were measured for, or nothing.
+    """Return the warning beside a metric that too few images were measured for, or nothing.
 
     Args:
         name: a key of `USUAL_SAMPLES`.

@@ -59,7 +59,7 @@ class SampleShards:
         world_size: int = 1,
         advance: Callable[[int], None] = lambda count: None,
     ) -> None:
-        """Make the shards of this process that are not there, or not whole.
+        """Make the shards of this process that are missing or damaged.
 
         Args:
             draw: draws samples by index.

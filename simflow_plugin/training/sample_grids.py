@@ -112,11 +112,11 @@ class SampleGrids:
 
     @contextmanager
     def _averaged(self, joint: JointObjective, ema: MovingAverage) -> Iterator[JointObjective | None]:
-        """Give the main process the averaged weights, whole and in eval mode, and the others None."""
+        """Give the main process the averaged weights, unsharded and in eval mode, and the others None."""
         is_main = self._accelerator.is_main_process
         if self._twin is not None:
-            state = whole_tensors(self._engine.weights(), is_main)
-            state |= whole_tensors(self._engine.gathered(ema.state_dict()), is_main)
+            state = whole_tensors(self._engine.joint.state_dict().items(), is_main)
+            state |= whole_tensors(ema.state_dict().items(), is_main)
             if is_main:
                 restore_module(self._twin, state, self._run.path)
                 yield self._twin.to(self._accelerator.device).eval()

@@ -6,9 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-import timm
 import torch
-from safetensors.torch import save_file
 
 from simflow_plugin.data.loader import evaluation_batches
 from simflow_plugin.data.order import sample_rows
@@ -28,14 +26,6 @@ from tests.evaluation.runs import copy_run, make_run
 @pytest.fixture
 def run(flow_run, tmp_path):
     return copy_run(flow_run, tmp_path / "run")
-
-
-@pytest.fixture(scope="module")
-def vit(tmp_path_factory):
-    path = tmp_path_factory.mktemp("weights") / "vit.safetensors"
-    torch.manual_seed(0)
-    save_file(timm.create_model("test_vit", pretrained=False).state_dict(), path)
-    return path
 
 
 def request(**changes):

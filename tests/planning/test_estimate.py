@@ -98,7 +98,7 @@ def test_parameters_are_those_of_the_run_itself(tmp_path):
     trainer = make_trainer(config, tmp_path / "run")
     plan = make_plan(config, Setting(devices=1))
     count = sum(
-        p.numel() for m in (trainer.joint, trainer.adversary) for p in m.parameters() if p.requires_grad
+        p.numel() for m in (trainer.joint, trainer.adversary.loss) for p in m.parameters() if p.requires_grad
     )
     assert plan.trained == count
 

@@ -11,6 +11,7 @@ from simflow_plugin.contracts import Autoencoder, DataContext
 from simflow_plugin.data.digits import Digits
 from simflow_plugin.data.image_folder import ImageFolder
 from simflow_plugin.data.loader import make_loader
+from simflow_plugin.data.order import GlobalBatches
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.registry import Part
 from simflow_plugin.training.frozen_networks import AlignmentFeatures, build_feature_cache
@@ -53,7 +54,7 @@ def test_cached_features_equal_computed_ones(tmp_path, monkeypatch, flip):
     encoder = PixelEncoder()
     cache = build_feature_cache(encoder, config, dataset)
     cached, direct = AlignmentFeatures(encoder, cache), AlignmentFeatures(encoder, None)
-    for batch in make_loader(dataset, 16, config.seed, 3, 4, horizontal_flip=flip):
+    for batch in make_loader(dataset, GlobalBatches(16), config.seed, range(3, 7), horizontal_flip=flip):
         found, expected = cached(batch, batch.images), direct(batch, batch.images)
         torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
 

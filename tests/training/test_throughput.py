@@ -53,7 +53,7 @@ def test_step_never_waits_for_the_device(tmp_path, monkeypatch, model):
 def test_discriminator_skips_bad_steps_on_the_device(tmp_path):
     values = {**tiny_values("simflow"), "objective": {"adversarial": ADVERSARIAL}}
     trainer = make_trainer(tiny_config(values=values), tmp_path / "run")
-    assert all(group["fused"] for group in trainer.adversary_optimizer.param_groups)
+    assert all(group["fused"] for group in trainer.adversary.optimizer.param_groups)
     assert all(group["fused"] for group in trainer.optimizer.param_groups)
 
 

@@ -23,7 +23,7 @@ from simflow_plugin.training.interrupts import Interrupted
 T = TypeVar("T")
 
 PATIENCE = timedelta(hours=2)
-"""How long processes wait for each other: writing a large checkpoint to a busy file system takes its time."""
+"""Time that processes wait for each other: writing a large checkpoint to a busy file system takes its time."""
 
 
 class Processes:
