@@ -3,9 +3,9 @@
 Two sources of pairs (u, z):
 
     data:   z an encoded image, u = f_w(z, y) with all inner states of f_w; parallel passes of the flow
-    exact:  u ~ N(0, I), z = f_w^-1(u, y); the sequential inverse, so that the student sees the noise of sampling
+    exact:  u ~ N(0, I), z = f_w^-1(u, y); the sequential inverse, for the noise that samples start from
 
-f_w is the forward pass of guided sampling (`flow/guided_forward.py`): its inverse with weight w gives z back exactly, so
+f_w is the forward pass of guided sampling (`flow/guided_forward.py`): its inverse with weight w gives z back, so
 that data teach every weight at no sequential cost. Noise of data is N(0, I) only as far as the flow fits them.
 
 Errors are squared, relative to the mean square of what is predicted, so that no state outweighs another by its scale:
