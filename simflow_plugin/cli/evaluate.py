@@ -85,7 +85,9 @@ def _evaluate_run(
     )
     loaded = loaded.with_data_root(scope.data_root)
     evaluators = [RunEvaluator(loaded, request)]
-    named = {**files, **({"--against": scope.against[0]} if scope.against else {})}
+    named: dict[str, Path | str] = {**files}
+    if scope.against:
+        named["--against"] = scope.against[0]
     _check_has_samples(named, evaluators[0])
     if scope.against:
         evaluators.append(RunEvaluator(loaded, with_second_sampler(request, scope.against)))

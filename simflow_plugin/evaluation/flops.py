@@ -214,7 +214,7 @@ def without_data(module: M) -> M:
     """Return a copy of `module` on the meta device, made without copying its tensors."""
     memo: dict[int, Any] = {}
     guide = getattr(module, "guide", None)  # of autoguidance: no submodule
-    parts = [module, *([guide] if isinstance(guide, nn.Module) else [])]
+    parts: list[nn.Module] = [module, *([guide] if isinstance(guide, nn.Module) else [])]
     for parameter in (parameter for part in parts for parameter in part.parameters()):
         empty = torch.empty_like(parameter, device="meta")
         memo[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
