@@ -97,6 +97,9 @@ class GenerativeModel(nn.Module, ABC):
     noise_std: float = 0.0
     """Std of the noise that the model itself adds to latents in training (STARFlow), in their normalised units."""
 
+    guide: GenerativeModel | None = None
+    """With autoguidance, the weaker model in place of the unconditional half of guidance; see `GuidedByWeaker`."""
+
     @abstractmethod
     def training_losses(
         self, latents: Tensor, labels: Tensor | None, features: Tensor | None, random: Random

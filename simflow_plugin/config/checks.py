@@ -8,7 +8,14 @@ from typing import Any
 from simflow_plugin import registry
 from simflow_plugin.config.schema import Alignment, Evaluation, Objective, Optimizer, RunConfig, Training
 from simflow_plugin.config.yaml_source import KeyPath, YamlSource
-from simflow_plugin.contracts import AlignmentContext, Autoencoder, DataContext, GenerativeModel, ModelContext
+from simflow_plugin.contracts import (
+    AlignmentContext,
+    Autoencoder,
+    DataContext,
+    GenerativeModel,
+    GuidedByWeaker,
+    ModelContext,
+)
 from simflow_plugin.errors import ConfigError, SimflowError
 from simflow_plugin.registry import Part
 
@@ -27,6 +34,7 @@ def check_config(config: RunConfig, source: YamlSource | None = None) -> None:
     _check_training(config.training, config.optimizer, where)
     _check_effects(config, learns_variance, where)
     _check_judge(config, where)
+    _check_autoguidance(config, where)
     _check_trainable(config, trained, where)
     _check_frozen_model(config, trained, where)
     if config.alignment is not None:
@@ -133,6 +141,20 @@ def _check_num_samples(evaluation: Evaluation, num_classes: int, where: YamlSour
             f"evaluation.num_samples {evaluation.num_samples} is too few for evaluation.judge: "
             f"{evaluation.judge.name}, which needs two samples of each of {num_classes} classes: "
             f"{2 * num_classes}, or 0 to draw none.",
+        )
+
+
+def _check_autoguidance(config: RunConfig, where: YamlSource) -> None:
+    sampling, model = config.sampling, config.model
+    if sampling.autoguidance is None:
+        return
+    path, named = ("sampling", "autoguidance"), f"sampling.autoguidance {sampling.autoguidance}"
+    if model is None or sampling.guidance == 0:
+        found = "model: null" if model is None else "sampling.guidance: 0"
+        raise _refused(where, path, f"{named} has no effect with {found}. Set a weight, or remove it.")
+    if not issubclass(registry.MODELS.get(model.name), GuidedByWeaker):
+        raise _refused(
+            where, path, f"{named}: model `{model.name}` cannot be guided by another model. Remove it."
         )
 
 
@@ -265,7 +287,9 @@ def _check_own_options(
         _check_part(config.alignment.encoder, registry.ENCODERS, context, where, ("alignment", "encoder"))
         alignment = AlignmentContext(1, config.alignment.layer, config.alignment.projector_dim)
     if config.model is not None and latent_shape is not None:
-        model_context = ModelContext(latent_shape, None, alignment, guidance=config.sampling.guidance)
+        # With autoguidance no unconditional half is needed.
+        weight = config.sampling.guidance if config.sampling.autoguidance is None else 0.0
+        model_context = ModelContext(latent_shape, None, alignment, guidance=weight)
         _check_part(config.model, registry.MODELS, model_context, where, ("model",))
 
 

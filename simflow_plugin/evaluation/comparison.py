@@ -36,7 +36,7 @@ NOT_OF_SAMPLES = (
 )
 """Prefixes of metrics that another seed of the samples does not change."""
 WARM_UP = 2
-SAME = ("step", "checkpoint", "weights", "guidance", "sampling")
+SAME = ("step", "checkpoint", "weights", "ema_length", "guidance", "autoguidance", "sampling")
 """Settings that the evaluations of a column share; their seeds may differ."""
 
 
@@ -158,7 +158,7 @@ def _read_run(loaded: LoadedRun, name: str, guidance: float | None) -> ComparedR
     folders = sorted((directory.path / "evaluations").glob("*/"))
     evaluations = [read_evaluation(folder) for folder in folders if (folder / "result.json").exists()]
     own = evaluation_settings(loaded, EvaluationRequest(guidance=guidance))
-    same = [e for e in evaluations if all(e.settings[key] == own[key] for key in SAME)]
+    same = [e for e in evaluations if all(e.settings.get(key) == own.get(key) for key in SAME)]
     # Of a run that was evaluated on another machine the precision may be another; two are never mixed.
     precisions = [evaluation.settings.get("precision", "float32") for evaluation in same]
     if precisions and own["precision"] not in precisions:
