@@ -178,7 +178,7 @@ class ClassifierEncoder(FrozenEncoder):
 
     Options = ClassifierOptions
 
-    def __init__(self, options: Options, context: DataContext) -> None:
+    def __init__(self, options: ClassifierOptions, context: DataContext) -> None:
         network, card = load_classifier(Path(options.checkpoint).expanduser())
         size = card.architecture["img_size"]
         super().__init__(network, context.image_size, size, network.layer, card.mean, card.std)

@@ -34,7 +34,7 @@ class TimmEncoder(FrozenEncoder):
 
     Options = TimmOptions
 
-    def __init__(self, options: Options, context: DataContext) -> None:
+    def __init__(self, options: TimmOptions, context: DataContext) -> None:
         import timm
 
         plan = plan_encoder(options.model, context.image_size, options.input_size, options.stage)
@@ -47,7 +47,7 @@ class TimmEncoder(FrozenEncoder):
         )
 
     @staticmethod
-    def outline(options: Options, context: DataContext) -> NetworkOutline:
+    def outline(options: TimmOptions, context: DataContext) -> NetworkOutline:
         """Return the network without weights, the pixels that it sees, and the shape of its features."""
         return plan_encoder(options.model, context.image_size, options.input_size, options.stage).outline()
 
@@ -98,7 +98,7 @@ class EncoderPlan:
 
 
 def plan_encoder(model: str, image_size: int, input_size: int | None, stage: int | None) -> EncoderPlan:
-    """Settle the input size and the layer of a timm network, without making its weights.
+    """Resolve the input size and the layer of a timm network, without making its weights.
 
     Args:
         model: name in timm.

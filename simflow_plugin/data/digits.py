@@ -37,7 +37,7 @@ class Digits(InMemoryDataset):
 
     raw_images: np.ndarray
 
-    def __init__(self, options: Options, context: DataContext) -> None:
+    def __init__(self, options: DigitsOptions, context: DataContext) -> None:
         from sklearn.datasets import load_digits
 
         if context.image_size < RAW_SIZE:

@@ -51,7 +51,7 @@ class FashionMnist(InMemoryDataset):
 
     Options = FashionMnistOptions
 
-    def __init__(self, options: Options, context: DataContext) -> None:
+    def __init__(self, options: FashionMnistOptions, context: DataContext) -> None:
         prefix = PREFIX_BY_SPLIT[check_split(context.split)]
         folder = find_fashion_mnist(options.root, options.download)
         images = read_idx(find_file(folder, f"{prefix}-images-idx3-ubyte"), (None, NATIVE_SIZE, NATIVE_SIZE))

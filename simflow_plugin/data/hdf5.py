@@ -41,7 +41,7 @@ class Hdf5Images(FileDataset):
 
     Options = Hdf5Options
 
-    def __init__(self, options: Options, context: DataContext) -> None:
+    def __init__(self, options: Hdf5Options, context: DataContext) -> None:
         train = Path(options.root).expanduser()
         test = Path(options.test_root).expanduser() if options.test_root is not None else None
         if test is not None and test.resolve() == train.resolve():
@@ -201,7 +201,7 @@ def read_labels(base: Path, names: list[str]) -> list[Key] | None:
     """Return the labels of the images `names`, or None if the file has none.
 
     Raises:
-        DataError: if a label is no whole number, naming the image; if images have none, or two.
+        DataError: if a label is no integer, naming the image; if images have none, or two.
     """
     label_of = _listed_labels(base)
     if label_of is None:

@@ -32,7 +32,7 @@ class HuggingFaceImages(FileDataset):
 
     Options = HuggingFaceOptions
 
-    def __init__(self, options: Options, context: DataContext) -> None:
+    def __init__(self, options: HuggingFaceOptions, context: DataContext) -> None:
         own = options.test_split is not None
         if options.test_split == options.train_split:
             raise DataError(

@@ -35,7 +35,7 @@ class ImageFolder(FileDataset):
 
     Options = ImageFolderOptions
 
-    def __init__(self, options: Options, context: DataContext) -> None:
+    def __init__(self, options: ImageFolderOptions, context: DataContext) -> None:
         root = Path(options.root).expanduser()
         folders = find_split_folders(root, options.train_folder, options.test_folder)
         is_test = check_split(context.split) == "test" and folders.test is not None

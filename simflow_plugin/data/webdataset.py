@@ -37,7 +37,7 @@ class WebDataset(FileDataset):
 
     Options = WebDatasetOptions
 
-    def __init__(self, options: Options, context: DataContext) -> None:
+    def __init__(self, options: WebDatasetOptions, context: DataContext) -> None:
         cache = Path(options.cache).expanduser() if options.cache else cache_folder() / "webdataset"
         own = options.test_shards is not None
         is_test = own and check_split(context.split) == "test"

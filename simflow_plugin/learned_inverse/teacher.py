@@ -21,7 +21,7 @@ REMEDY = "Put the weights of then back, or start a new run."
 
 
 def build_teacher(options: TeacherOptions, context: ModelContext) -> Any:
-    """Build the teacher, frozen; with its weights, unless the context says that a checkpoint brings them.
+    """Build the teacher, frozen; with its weights, unless a checkpoint brings them (`context.is_restored`).
 
     Args:
         options: resolved.

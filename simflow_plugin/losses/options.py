@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from simflow_plugin.contexts import DataContext
 from simflow_plugin.errors import ShapeError
 from simflow_plugin.local_paths import LocalPath
-from simflow_plugin.options import MomentDecay, Options
+from simflow_plugin.options import MomentDecay, Options, Size
 
 Colour = tuple[float, float, float]
 
@@ -32,7 +32,7 @@ class TimmLossOptions(Options):
     arguments: dict[str, Any] = Field(
         default_factory=dict, description="more arguments of the backbone, such as `patch_size: 4`."
     )
-    resize: PositiveInt | None = Field(
+    resize: Size | None = Field(
         None, description="image size in pixels that the backbone sees; default as is."
     )
     mean: Colour | None = Field(None, description="of images in [0, 1]; default the backbone's.")
@@ -118,8 +118,8 @@ class AdversarialOptions(Options):
     start_step: NonNegativeInt = Field(
         0, description="first optimizer step with the adversary, counted from 0."
     )
-    width: PositiveInt = Field(64, description="of the discriminator's first layer.")
-    num_layers: PositiveInt = Field(3, description="strided layers; fewer for small images.")
+    width: Size = Field(64, description="of the discriminator's first layer.")
+    num_layers: Size = Field(3, description="strided layers; fewer for small images.")
     norm: Norm = Field("batch", description="normalisation in the discriminator.")
     lecam_weight: NonNegativeFloat = Field(0.0, description="of the LeCam regularisation; 0: off.")
     lecam_decay: float = Field(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from simflow_plugin.contexts import ModelFacts
 from simflow_plugin.diffusion.options import BackboneOptions
@@ -48,8 +48,9 @@ class LearnedInverseOptions(Options):
     )
     guidance_targets: Literal["exact", "extrapolated"] = Field(
         "exact",
-        description="exact: the teacher's guided inverse of random noise, as many rows as `exact_share` says; "
-        "extrapolated: z + w (z - G(u, none)), with the student's own unconditional answer, at no sequential cost.",
+        description="exact: data come with the noise from which guided sampling makes them, found in parallel, and "
+        "random noise with its guided inverse; extrapolated: z + w (z - G(u, none)), with the student's "
+        "own unconditional answer.",
     )
     exact_share: float = Field(
         0.25, ge=0, le=1, description="share of a batch that is random noise with its exact inverse."
@@ -68,15 +69,6 @@ class LearnedInverseOptions(Options):
     def resolved(self) -> LearnedInverseOptions:
         """Return the options with the teacher's model and checksum written out."""
         return self.model_copy(update={"teacher": self.teacher.resolved()})
-
-    @model_validator(mode="after")
-    def _guidance_has_targets(self) -> LearnedInverseOptions:
-        if self.guidance_max > 0 and self.guidance_targets == "exact" and self.exact_share == 0:
-            raise ValueError(
-                "guidance_max > 0 with guidance_targets: exact learns from pairs of the exact inverse: set exact_share "
-                "(0.25, say), or guidance_targets: extrapolated"
-            )
-        return self
 
 
 class LearnedInverseFacts(ModelFacts):
