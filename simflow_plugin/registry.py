@@ -104,8 +104,11 @@ class Registry:
         Raises:
             RegistryError: see `get`.
         """
+        self._import_declarations()
+        if name not in self._declared:
+            return self.get(name)
         self._claims(name)
-        return self._declared[name][1] if name in self._declared else self.get(name)
+        return self._declared[name][1]
 
     def get(self, name: str) -> Any:
         """Return the factory registered as `name`; a third-party part is imported now.
