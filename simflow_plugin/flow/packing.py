@@ -12,6 +12,7 @@ and its output down, though the kernels of the lower type reckon in float32 insi
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -79,6 +80,7 @@ class CastLinear(Cast):
     """x W^T + b for inference under autocast."""
 
     def forward(self, hidden: Tensor) -> Tensor:
+        assert self.weight is not None
         return functional.linear(hidden, self.weight, self.bias)
 
 
@@ -90,13 +92,24 @@ class CastNorm(Cast):
 
     def __init__(self, norm: nn.LayerNorm | RmsNorm, dtype: torch.dtype) -> None:
         super().__init__(norm, dtype)
-        self._norm = functional.layer_norm if isinstance(norm, nn.LayerNorm) else functional.rms_norm
-        self._shape, self._eps, self._dtype = tuple(norm.normalized_shape), norm.eps, dtype
+        self._normalize: Callable[..., Tensor]
+        if isinstance(norm, nn.LayerNorm):
+            self._normalize = functools.partial(_layer_norm, norm)
+        else:
+            self._normalize = functools.partial(_rms_norm, norm)
+        self._dtype = dtype
 
     def forward(self, hidden: Tensor) -> Tensor:
-        weights = (self.weight, self.bias) if self._norm is functional.layer_norm else (self.weight,)
         with torch.autocast(hidden.device.type, enabled=False):
-            return self._norm(hidden.to(self._dtype), self._shape, *weights, eps=self._eps)  # type: ignore[operator]
+            return self._normalize(hidden.to(self._dtype), self.weight, self.bias)
+
+
+def _layer_norm(norm: nn.LayerNorm, hidden: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    return functional.layer_norm(hidden, norm.normalized_shape, weight, bias, norm.eps)
+
+
+def _rms_norm(norm: RmsNorm, hidden: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    return functional.rms_norm(hidden, norm.normalized_shape, weight, norm.eps)
 
 
 def can_pack(like: Tensor) -> bool:
