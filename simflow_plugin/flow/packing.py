@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import torch
@@ -65,15 +65,28 @@ class Cast(nn.Module):
 
     def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
-        self._sources = {name: getattr(module, name, None) for name in ("weight", "bias")}
-        for name, source in self._sources.items():
-            self.__dict__[name] = None if source is None else source.detach().to(dtype)
+        self.sources = {name: getattr(module, name, None) for name in ("weight", "bias")}
+        for name, source in self.sources.items():
+            self.__dict__[name] = None if source is None else torch.empty_like(source.detach(), dtype=dtype)
 
-    def refresh(self) -> None:
-        """Cast the module's present weights into the same memory."""
-        for name, source in self._sources.items():
-            if source is not None:
-                self.__dict__[name].copy_(source.detach())
+
+@torch.no_grad()
+def refresh(casts: Iterable[Cast]) -> None:
+    """Cast the present weights of the modules that `casts` were made of into their memory, all in a few launches."""
+    pairs = [
+        (cast.__dict__[name], source.detach())
+        for cast in casts
+        for name, source in cast.sources.items()
+        if source is not None
+    ]
+    if pairs:
+        targets, sources = map(list, zip(*pairs, strict=True))
+        torch._foreach_copy_(targets, sources)
+
+
+def casts_of(module: nn.Module) -> list[Cast]:
+    """Return the casts within `module`."""
+    return [child for child in module.modules() if isinstance(child, Cast)]
 
 
 class CastLinear(Cast):
@@ -139,13 +152,19 @@ def packed_copy(module: M, rows: int) -> M:
 
 def cast_copy(module: M, dtype: torch.dtype) -> M:
     """Return a copy of `module` that shares its parameters, with the weights of linear maps and norms in `dtype`."""
+    twin = _cast_copy(module, dtype)
+    refresh(casts_of(twin))
+    return twin
+
+
+def _cast_copy(module: M, dtype: torch.dtype) -> M:
     if isinstance(module, AdaLN):
         return module
     if isinstance(module, nn.Linear):
         return CastLinear(module, dtype)  # type: ignore[return-value]
     if isinstance(module, (nn.LayerNorm, RmsNorm)):
         return CastNorm(module, dtype)  # type: ignore[return-value]
-    return _with_children(module, lambda child: cast_copy(child, dtype))
+    return _with_children(module, lambda child: _cast_copy(child, dtype))
 
 
 def _with_children(module: M, replace: Callable[[nn.Module], nn.Module]) -> M:
