@@ -77,6 +77,7 @@ def train(
     """
     from simflow_plugin.config.checks import check_before_training
     from simflow_plugin.data.order import GlobalBatches
+    from simflow_plugin.runs.autoguidance import check_guide_before_training
     from simflow_plugin.runs.checkpoints import checkpoint_folders
     from simflow_plugin.runs.environment import describe_environment
     from simflow_plugin.runs.initialisation import Classes, start_from
@@ -97,6 +98,7 @@ def train(
                 check_before_training(config, dataset.num_classes)
             summary = describe_data(config, dataset, report, allows_pipes)
             parts = build_parts(config, dataset.num_classes)
+            check_guide_before_training(config, run.path, parts)
             started = (
                 []
                 if checkpoint_folders(run.checkpoints)

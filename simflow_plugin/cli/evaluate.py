@@ -8,6 +8,7 @@ With --samples and --reference, images that others made are measured without a r
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +22,7 @@ from simflow_plugin.cli.evaluate_options import (
     Scope,
     WeightsOptions,
     make_request,
+    with_second_sampler,
 )
 from simflow_plugin.exits import exit_on_user_error
 from simflow_plugin.option_groups import grouped
@@ -33,7 +35,8 @@ if TYPE_CHECKING:
 def evaluate(
     context: typer.Context,
     run: Annotated[
-        Path | None, typer.Argument(help="Run directory; without one, images are named by --samples.")
+        Path | None,
+        typer.Argument(help="Run directory or exported folder; without one, --samples names images."),
     ] = None,
     samples: Annotated[
         Path | None,
@@ -73,35 +76,48 @@ def _evaluate_run(
     from accelerate import PartialState
 
     from simflow_plugin.evaluation.evaluator import RunEvaluator
-    from simflow_plugin.runs.loaded_run import load_run
+    from simflow_plugin.runs.sources import open_run
     from simflow_plugin.training.distributed.processes import leaving_together
 
     request, files = make_request(scope, drawn, held_out), _sample_files(outputs)
     state = PartialState(cpu=not torch.cuda.is_available())
-    loaded = load_run(
+    loaded = open_run(
         run, state.device, not chosen.last_weights, chosen.step, chosen.precision, chosen.ema_length
     )
-    evaluator = RunEvaluator(loaded.with_data_root(scope.data_root), request)
-    _check_has_samples(files, evaluator)
+    loaded = loaded.with_data_root(scope.data_root)
+    evaluators = [RunEvaluator(loaded, request)]
+    named: dict[str, Path | str] = {**files}
+    if scope.against:
+        named["--against"] = scope.against[0]
+    _check_has_samples(named, evaluators[0])
+    if scope.against:
+        evaluators.append(RunEvaluator(loaded, with_second_sampler(request, scope.against)))
     with leaving_together():  # the other processes do not wait while the main one measures
-        evaluator.make_samples(state.process_index, state.num_processes)
+        for evaluator in evaluators:
+            evaluator.make_samples(state.process_index, state.num_processes)
     if state.is_main_process:
-        _measure(evaluator, files)
+        _measure(evaluators, files)
 
 
-def _measure(evaluator: RunEvaluator, files: dict[str, Path]) -> None:
+def _measure(evaluators: list[RunEvaluator], files: dict[str, Path]) -> None:
+    """Measure the first sampler and write its results; set a second one beside it."""
     from simflow_plugin.evaluation.report.run_report import (
         terminal_lines,
         write_evaluation_page,
         write_run_report,
     )
+    from simflow_plugin.evaluation.report.two_samplers import sampler_lines
     from simflow_plugin.evaluation.sample_files import save_samples
 
+    evaluator = evaluators[0]
     evaluation, loaded = evaluator.measure(), evaluator.loaded
     for option, out in files.items():
         save_samples(out, evaluator.request.num_samples, evaluator.shards.read(), option, loaded.class_names)
     page = write_evaluation_page(evaluator, evaluation)
     typer.echo("\n".join([*terminal_lines(evaluation), str(page)]))
+    if len(evaluators) > 1:
+        second = evaluators[1].measure()
+        typer.echo("\n".join(sampler_lines((evaluator, evaluation), (evaluators[1], second))))
     if evaluator.is_of_the_run_itself:
         write_run_report(evaluator, evaluation)
         typer.echo(f"{loaded.directory.report_file}")
@@ -124,7 +140,7 @@ def _sample_files(outputs: OutputOptions) -> dict[str, Path]:
     return {option: out for option, out in files.items() if out is not None}
 
 
-def _check_has_samples(files: dict[str, Path], evaluator: RunEvaluator) -> None:
+def _check_has_samples(files: Mapping[str, Path | str], evaluator: RunEvaluator) -> None:
     from simflow_plugin.errors import ConfigError
 
     if "generation" not in evaluator.parts:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,13 +24,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Scope:
-    """Parts to measure, and images at a time."""
+    """Parts to measure, a second sampler to compare with, and images at a time."""
 
     only: Annotated[
         list[str] | None,
         typer.Option(
             help="generation, reconstruction, likelihood, classification; default: the first three."
         ),
+    ] = None
+    against: Annotated[
+        list[str] | None,
+        typer.Option(help="key=value of a second sampler, measured alike beside the first: method=cached."),
     ] = None
     batch_size: Annotated[int | None, typer.Option(min=1, help="Does not change the samples.")] = None
     data_root: DataRootOption = None
@@ -137,3 +141,17 @@ def make_request(scope: Scope, drawn: SampleOptions, held_out: HeldOutOptions) -
         "lpips_backbone": None if backbone is None else str(backbone),
     }
     return EvaluationRequest(tuple(scope.only) if scope.only else None, batch_size=scope.batch_size, **values)
+
+
+def with_second_sampler(request: EvaluationRequest, sampling: list[str]) -> EvaluationRequest:
+    """Return a request for the samples of another sampler, `key=value` of its options, and for nothing else."""
+    return replace(
+        request,
+        parts=("generation",),
+        sampling=(*request.sampling, *sampling),
+        lpips_backbone=None,
+        likelihood="gaussian",
+        posterior_samples=type(request).posterior_samples,
+        classify=False,
+        ood=None,
+    )

@@ -58,17 +58,14 @@ def sample(
         from simflow_plugin.evaluation.drawing import ImageSampler, labels_in_turn
         from simflow_plugin.evaluation.sample_files import save_grid, save_samples
         from simflow_plugin.progress_bar import count_progress
-        from simflow_plugin.runs.autoguidance import with_autoguidance
         from simflow_plugin.runs.sources import open_run
 
         _check_places(out, grid, overwrite)
-        loaded = with_autoguidance(
-            open_run(run, precision=drawn.precision, ema_length=drawn.ema_length), drawn.autoguidance
-        )
+        loaded = open_run(run, precision=drawn.precision, ema_length=drawn.ema_length)
         chosen = loaded.class_numbers(classes)
         if num is None:
             num = 100 if out is not None else PER_CLASS * min(len(chosen) or PER_CLASS, MOST_ROWS)
-        sampler = ImageSampler.of_run(loaded, drawn.guidance, drawn.seed)
+        sampler = ImageSampler.of_run(loaded, drawn.guidance, drawn.seed, drawn.autoguidance)
         labels = labels_in_turn(num, chosen)
         with count_progress("sampling", num) as advance:
             images = sampler.draw_in_batches(

@@ -14,6 +14,7 @@ import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from simflow_plugin.config.averages import Average, ExponentialAverage, from_earlier_keys
+from simflow_plugin.local_paths import LocalPathOrName
 from simflow_plugin.options import MomentDecay, Options
 from simflow_plugin.registry import AUTOENCODERS, DATASETS, ENCODERS, JUDGES, MODELS, Part
 
@@ -163,10 +164,47 @@ class Training(Options):
         return from_earlier_keys(value)
 
 
+class Autoguidance(Options):
+    """A weaker model in place of the unconditional half of guidance; written as `RUN[@step]`, or as a mapping."""
+
+    run: LocalPathOrName | None = Field(
+        None, min_length=1, description="run directory or exported folder; null: this run itself, at `step`"
+    )
+    step: int | None = Field(None, ge=1, description="of the checkpoint; null: the newest")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return guide_from_text(value) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _is_weaker(self) -> Autoguidance:
+        if self.run is None and self.step is None:
+            raise ValueError(
+                "without a run it is this run itself, whose newest checkpoint would change nothing; name an earlier "
+                "step, or a run"
+            )
+        return self
+
+    def __str__(self) -> str:
+        return "@".join(str(part) for part in (self.run or "", self.step) if part is not None)
+
+
+def guide_from_text(text: str) -> dict[str, Any]:
+    """Return `run` and `step` of `RUN[@step]`; `@step` is a checkpoint of the run itself."""
+    path, separator, step = text.rpartition("@")
+    if separator and step.isdigit():
+        return {"run": path or None, "step": int(step)}
+    return {"run": text, "step": None}
+
+
 class Sampling(Options):
     """Guidance and batches of samples, during training and after it."""
 
     guidance: float = Field(0.0, ge=0, description="weight w; 0 is the conditional model itself")
+    autoguidance: Autoguidance | None = Field(
+        None, description="a weaker model to guide by; null: the unconditional half of the model"
+    )
     batch_size: int = Field(100, gt=0, le=MOST_IMAGES)
     grid_per_class: int = Field(8, gt=0, le=1000, description="samples per class in the grids")
 

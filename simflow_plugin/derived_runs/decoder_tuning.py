@@ -48,8 +48,19 @@ def decoder_values(files: ParentFiles) -> dict[str, Any]:
         "objective": {**config["objective"], "adversarial": {**given, "start_step": 0}},
         "optimizer": {**config["optimizer"], "warmup_steps": warmup},
         "training": {**config["training"], "steps": steps, "init_from": None},
-        "sampling": config["sampling"],
+        "sampling": _sampling(config["sampling"], files),
         "evaluation": config["evaluation"],
+    }
+
+
+def _sampling(sampling: dict[str, Any], files: ParentFiles) -> dict[str, Any]:
+    """Return how the parent samples; an earlier checkpoint that guides it stays one of the parent."""
+    guide = sampling["autoguidance"]
+    if guide is None or guide["run"] is not None:
+        return sampling
+    return {
+        **sampling,
+        "autoguidance": {**guide, "run": str(files.loaded.directory.path.resolve())},
     }
 
 

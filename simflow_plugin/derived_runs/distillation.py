@@ -28,6 +28,8 @@ def student_values(files: ParentFiles) -> dict[str, Any]:
             "name a run of a flow (simflow, starflow)."
         )
     config = loaded.config.model_dump(mode="json")
+    # A student learns guidance by the unconditional half; a weaker model has no part in it.
+    guidance = config["sampling"]["guidance"] if model.supports_guidance else 0.0
     return {
         "name": f"{loaded.config.name}-one-pass",
         "seed": config["seed"],
@@ -42,10 +44,10 @@ def student_values(files: ParentFiles) -> dict[str, Any]:
                 "source": files.source,
             },
             "student": default_sizes(flow.config),
-            "guidance_max": config["sampling"]["guidance"] if model.supports_guidance else 0.0,
+            "guidance_max": guidance,
         },
         "optimizer": {**config["optimizer"], "autoencoder_lr": None},
         "training": {**config["training"], "init_from": None},
-        "sampling": config["sampling"],
+        "sampling": {**config["sampling"], "guidance": guidance, "autoguidance": None},
         "evaluation": config["evaluation"],
     }

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,8 +57,9 @@ from simflow_plugin.evaluation.sample_shards import SampleShards
 from simflow_plugin.evaluation.shared_features import SharedFeatures
 from simflow_plugin.progress_bar import count_progress
 from simflow_plugin.registry import Part
-from simflow_plugin.runs.autoguidance import guide_name, with_autoguidance
+from simflow_plugin.runs.autoguidance import chosen_guide
 from simflow_plugin.runs.checkpoints import MANIFEST, checkpoint_folders
+from simflow_plugin.runs.exported import exported_digests
 from simflow_plugin.runs.loaded_run import LoadedRun
 from simflow_plugin.runs.parts import build_dataset
 from simflow_plugin.runs.run_precision import Precision
@@ -80,13 +82,15 @@ class RunEvaluator:
         self.parts = checked_parts(loaded, request)
         if "classification" in self.parts:
             check_classifies(loaded)
-        self.loaded = with_autoguidance(with_sampling(loaded, request.sampling), request.autoguidance)
+        self.loaded = with_sampling(loaded, request.sampling)
         self.request = request
         self.config = loaded.config
         self.batch_size = request.batch_size or loaded.config.sampling.batch_size
         self.sampler: ImageSampler | None = None
         if "generation" in self.parts:
-            self.sampler = ImageSampler.of_run(self.loaded, request.guidance, request.seed)
+            self.sampler = ImageSampler.of_run(
+                self.loaded, request.guidance, request.seed, request.autoguidance
+            )
         self.extractor: Extractor | None = None
         self._sample_features: ImageFeatures | None = None  # kept for the distance to reconstructions
         if request.extractor is not None and set(self.parts) & {"generation", "reconstruction"}:
@@ -118,10 +122,17 @@ class RunEvaluator:
             "seed": SEED,
             "precision": str(precision),
         }
-        newest = checkpoint_folders(self.loaded.directory.checkpoints)[-1]
+        folders = checkpoint_folders(self.loaded.directory.checkpoints)
+        if not folders:  # an exported run; its summary and model card tell of the run that it came from
+            return False
         is_own = found == found | own and self.loaded.ema_length is None
         is_own = is_own and self.request.autoguidance is None
-        return is_own and self.loaded.checkpoint.path == newest
+        return is_own and self.loaded.checkpoint.path == folders[-1]
+
+    @property
+    def sample_features(self) -> ImageFeatures | None:
+        """Features of the samples, once they were measured with an extractor."""
+        return self._sample_features
 
     @cached_property
     def train(self) -> ImageDataset:
@@ -333,17 +344,27 @@ class RunEvaluator:
 def evaluation_settings(loaded: LoadedRun, request: EvaluationRequest) -> dict[str, Any]:
     """Return what decides a sample, in words that a report can show; equal settings share a folder."""
     guidance = loaded.config.sampling.guidance if request.guidance is None else request.guidance
+    own = loaded.directory.path
+    guide = chosen_guide(loaded.config, own, request.autoguidance) if guidance > 0 else None
     return {
         "step": loaded.checkpoint.step,
-        "checkpoint": fingerprint({"manifest": (loaded.checkpoint.path / MANIFEST).read_text()}),
+        "checkpoint": fingerprint(weights_facts(loaded.checkpoint.path)),
         "weights": "EMA" if loaded.averaged else "last",
         **({} if loaded.ema_length is None else {"ema_length": loaded.ema_length}),
         "guidance": guidance,
-        **({} if request.autoguidance is None else {"autoguidance": guide_name(request.autoguidance)}),
+        **({} if guide is None else {"autoguidance": guide.settings_name()}),
         "sampling": {**sampler_options(loaded.config.model), **dict(map(assignment, request.sampling))},
         "seed": request.seed,
         "precision": str(loaded.precision),
     }
+
+
+def weights_facts(folder: Path) -> dict[str, Any]:
+    """Return what tells the weights of a checkpoint's folder, or of an exported run's, from others."""
+    manifest = folder / MANIFEST
+    if manifest.is_file():
+        return {"manifest": manifest.read_text()}
+    return {"exported": exported_digests(folder)}
 
 
 def sampler_options(model: Part | None) -> dict[str, Any]:

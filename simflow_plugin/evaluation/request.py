@@ -49,7 +49,7 @@ class EvaluationRequest:
         ood: a data set by name, or a YAML mapping, for out-of-distribution detection by likelihood.
         batch_size: None is the run's own.
         judge: of the samples; None is the run's own.
-        autoguidance: `RUN[@step]` to guide by, or None for the unconditional half.
+        autoguidance: `RUN[@step]` to guide by, or `none` for the unconditional half; None is the run's own.
     """
 
     parts: tuple[str, ...] | None = None

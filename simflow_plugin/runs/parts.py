@@ -101,7 +101,7 @@ def build_model(
     if part is None:
         return None
     model = part.build(registry.MODELS, context)
-    if sampling is not None:
+    if sampling is not None and sampling.autoguidance is None:  # a guide stands for the unconditional half
         check_guidance(sampling.guidance, model, context.num_classes, "sampling.guidance")
     return model
 
@@ -115,8 +115,12 @@ def check_guidance(weight: float, model: GenerativeModel, num_classes: int | Non
         num_classes: of the data set, or None.
         option: name of the option or key, for the message.
     Raises:
-        ConfigError: for a weight above 0 without classes, or without an unconditional half.
+        ConfigError: for a weight above 0 without classes, or without an unconditional half, unless a guide stands for
+            it.
     """
+    if model.guide is not None:
+        model.check_guidance(weight)
+        return
     if weight > 0 and num_classes is None:
         raise ConfigError(f"{option} {weight:g}: the data set has no labels to guide by. Use {option} 0.")
     if weight > 0 and not model.supports_guidance:

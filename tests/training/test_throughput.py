@@ -10,7 +10,7 @@ import torch
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.runs.run_precision import Precision
 from simflow_plugin.train import make_accelerator
-from simflow_plugin.training import loop as loop_module
+from simflow_plugin.training import checkpointing
 from tests.training.tiny_runs import ADVERSARIAL, losses_of, make_trainer, tiny_config, tiny_values
 
 WAITING = ("item", "tolist", "numpy", "cpu", "nonzero", "__bool__", "__int__", "__float__", "__index__")
@@ -147,9 +147,9 @@ def test_loss_scaler_steps_both_optimizers_and_is_updated_once(tmp_path):
 def test_last_checkpoint_is_read_only_to_stop(tmp_path, monkeypatch):
     """Verifying a checkpoint reads all of it: not something for every row of the log."""
     reads = []
-    original = loop_module.latest_checkpoint
+    original = checkpointing.latest_checkpoint
     monkeypatch.setattr(
-        loop_module, "latest_checkpoint", lambda folder: reads.append(folder) or original(folder)
+        checkpointing, "latest_checkpoint", lambda folder: reads.append(folder) or original(folder)
     )
     make_trainer(tiny_config(steps=4, log_every=1, checkpoint_every=1), tmp_path / "run").train()
     assert len(reads) == 1
