@@ -26,7 +26,7 @@ class SizeOptions:
 
 @grouped
 def analyze(
-    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    run: Annotated[Path, typer.Argument(help="Run directory or exported folder.")],
     last_weights: LastWeightsOption = False,
     precision: PrecisionOption = None,
     data_root: DataRootOption = None,
@@ -37,9 +37,9 @@ def analyze(
     with exit_on_user_error():
         from simflow_plugin.evaluation.analysis import AnalysisRequest, analyze_run
         from simflow_plugin.evaluation.report.analysis_report import STATISTICS, write_analysis
-        from simflow_plugin.runs.loaded_run import load_run
+        from simflow_plugin.runs.sources import open_run
 
-        loaded = load_run(run, averaged=not last_weights, precision=precision).with_data_root(data_root)
+        loaded = open_run(run, averaged=not last_weights, precision=precision).with_data_root(data_root)
         backbone = None if size.lpips_backbone is None else str(size.lpips_backbone)
         analysis = analyze_run(loaded, AnalysisRequest(**{**vars(size), "lpips_backbone": backbone}))
         page = write_analysis(loaded, analysis)

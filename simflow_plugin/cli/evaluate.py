@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 def evaluate(
     context: typer.Context,
     run: Annotated[
-        Path | None, typer.Argument(help="Run directory; without one, images are named by --samples.")
+        Path | None,
+        typer.Argument(help="Run directory or exported folder; without one, --samples names images."),
     ] = None,
     samples: Annotated[
         Path | None,
@@ -75,12 +76,12 @@ def _evaluate_run(
     from accelerate import PartialState
 
     from simflow_plugin.evaluation.evaluator import RunEvaluator
-    from simflow_plugin.runs.loaded_run import load_run
+    from simflow_plugin.runs.sources import open_run
     from simflow_plugin.training.distributed.processes import leaving_together
 
     request, files = make_request(scope, drawn, held_out), _sample_files(outputs)
     state = PartialState(cpu=not torch.cuda.is_available())
-    loaded = load_run(
+    loaded = open_run(
         run, state.device, not chosen.last_weights, chosen.step, chosen.precision, chosen.ema_length
     )
     loaded = loaded.with_data_root(scope.data_root)

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from simflow_plugin.autoencoders.architecture import NAMED_ARCHITECTURES
 from simflow_plugin.autoencoders.diffusers_config import config_statistics
 from simflow_plugin.autoencoders.ldm import diffusers_to_ldm
-from simflow_plugin.autoencoders.network import NAMED_ARCHITECTURES
 from simflow_plugin.errors import RunDirectoryError, WeightsError
 from simflow_plugin.files import replacing
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from simflow_plugin.contracts import Example, ImageDataset, ReadsBatches, ToleratesCorruption
 from simflow_plugin.data.decoding import CorruptImage
-from simflow_plugin.data.image_files import DEFAULT_MAX_CORRUPT_SHARE
+from simflow_plugin.data.options import DEFAULT_MAX_CORRUPT_SHARE
 from simflow_plugin.data.order import DataOrder, GlobalBatches, coin_flips
 from simflow_plugin.errors import DataError
 

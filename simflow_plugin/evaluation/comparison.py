@@ -18,8 +18,10 @@ from simflow_plugin.evaluation.flops import ComputeCost, measure_run
 from simflow_plugin.evaluation.intervals import repeated
 from simflow_plugin.evaluation.request import EvaluationRequest
 from simflow_plugin.evaluation.result import Evaluation, Measured, read_evaluation
-from simflow_plugin.runs.loaded_run import LoadedRun, load_run
+from simflow_plugin.runs.exported import is_exported, without_local_folders
+from simflow_plugin.runs.loaded_run import LoadedRun
 from simflow_plugin.runs.run_directory import differing_keys
+from simflow_plugin.runs.sources import open_run
 
 NEVER_REFUSED = frozenset({"sampling_seconds", "latent_bits_per_dim"})
 """Metrics whose conditions are shown beside them and need not agree."""
@@ -75,7 +77,7 @@ def read_runs(
     """Load the runs with what was measured of them.
 
     Args:
-        paths: run directories, at least two.
+        paths: run directories or exported runs, at least two.
         guidance: of the evaluations to use; None is each run's own.
         precision: likewise, and of the samples shown.
     Raises:
@@ -86,7 +88,7 @@ def read_runs(
         raise EvaluationError(f"compare: {len(paths)} run given, two are the least.")
     if len({path.resolve() for path in paths}) < len(paths):
         raise EvaluationError("compare: one run is given twice.")
-    loaded = [load_run(path, precision=precision) for path in paths]
+    loaded = [open_run(path, precision=precision) for path in paths]
     return [_read_run(run, name, guidance) for run, name in zip(loaded, _names(loaded), strict=True)]
 
 
@@ -103,6 +105,9 @@ def check_comparable(runs: Sequence[ComparedRun], force: bool) -> list[str]:
             {"data": c.data.model_dump(mode="json"), "image_size": c.image_size}
             for c in (first.loaded.config, run.loaded.config)
         )
+        if any(is_exported(r.loaded.directory.path) for r in (first, run)):
+            # An exported configuration names no folder of the machine that it was trained on.
+            ours, theirs = without_local_folders(ours), without_local_folders(theirs)
         for key, (was, now) in differing_keys(ours, theirs).items():
             problems.append(f"{key}: {was!r} in {first.name}, {now!r} in {run.name}")
     for key in dict.fromkeys(key for run in runs for key in run.metrics if key not in NEVER_REFUSED):

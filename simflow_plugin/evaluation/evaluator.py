@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,7 @@ from simflow_plugin.progress_bar import count_progress
 from simflow_plugin.registry import Part
 from simflow_plugin.runs.autoguidance import chosen_guide
 from simflow_plugin.runs.checkpoints import MANIFEST, checkpoint_folders
+from simflow_plugin.runs.exported import exported_digests
 from simflow_plugin.runs.loaded_run import LoadedRun
 from simflow_plugin.runs.parts import build_dataset
 from simflow_plugin.runs.run_precision import Precision
@@ -120,10 +122,12 @@ class RunEvaluator:
             "seed": SEED,
             "precision": str(precision),
         }
-        newest = checkpoint_folders(self.loaded.directory.checkpoints)[-1]
+        folders = checkpoint_folders(self.loaded.directory.checkpoints)
+        if not folders:  # an exported run; its summary and model card tell of the run that it came from
+            return False
         is_own = found == found | own and self.loaded.ema_length is None
         is_own = is_own and self.request.autoguidance is None
-        return is_own and self.loaded.checkpoint.path == newest
+        return is_own and self.loaded.checkpoint.path == folders[-1]
 
     @property
     def sample_features(self) -> ImageFeatures | None:
@@ -344,7 +348,7 @@ def evaluation_settings(loaded: LoadedRun, request: EvaluationRequest) -> dict[s
     guide = chosen_guide(loaded.config, own, request.autoguidance) if guidance > 0 else None
     return {
         "step": loaded.checkpoint.step,
-        "checkpoint": fingerprint({"manifest": (loaded.checkpoint.path / MANIFEST).read_text()}),
+        "checkpoint": fingerprint(weights_facts(loaded.checkpoint.path)),
         "weights": "EMA" if loaded.averaged else "last",
         **({} if loaded.ema_length is None else {"ema_length": loaded.ema_length}),
         "guidance": guidance,
@@ -353,6 +357,14 @@ def evaluation_settings(loaded: LoadedRun, request: EvaluationRequest) -> dict[s
         "seed": request.seed,
         "precision": str(loaded.precision),
     }
+
+
+def weights_facts(folder: Path) -> dict[str, Any]:
+    """Return what tells the weights of a checkpoint's folder, or of an exported run's, from others."""
+    manifest = folder / MANIFEST
+    if manifest.is_file():
+        return {"manifest": manifest.read_text()}
+    return {"exported": exported_digests(folder)}
 
 
 def sampler_options(model: Part | None) -> dict[str, Any]:

@@ -9,15 +9,12 @@ Reference: BiFlow, arXiv:2512.10953; FARMER, arXiv:2510.23588.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from simflow_plugin import options
 from simflow_plugin.contracts import NO_LABEL, DataContext, GenerativeModel, ModelContext, SamplerFacts
-from simflow_plugin.diffusion.transformer import BackboneOptions
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.flow import TransformerFlow, drop_labels
 from simflow_plugin.flow.guidance import GuidanceContext, GuidanceRule
@@ -25,77 +22,15 @@ from simflow_plugin.flow.guided_forward import guided_trajectory
 from simflow_plugin.flow.sampling import parse_methods
 from simflow_plugin.flow.sampling.passes import sequential_passes
 from simflow_plugin.learned_inverse.student import InverseStudent
-from simflow_plugin.learned_inverse.targets import (
-    Pairs,
-    joined,
-    relative_error,
-    state_error,
-)
-from simflow_plugin.learned_inverse.teacher import TeacherOptions, build_teacher
+from simflow_plugin.learned_inverse.targets import Pairs, joined, relative_error, state_error
+from simflow_plugin.learned_inverse.teacher import build_teacher
+from simflow_plugin.models.learned_inverse_options import LearnedInverseFacts, LearnedInverseOptions
 from simflow_plugin.randomness import Random
 from simflow_plugin.registry import GUIDANCE, MODELS, RECONSTRUCTION_LOSSES, Part
 
 
-class ImageLossOptions(options.Options):
-    """A loss between the decoded prediction and the decoded target."""
-
-    name: str = Field("lpips", description="of the registry of reconstruction losses: lpips, timm, l1, l2.")
-    weight: float = Field(1.0, gt=0)
-    options: dict[str, Any] = Field(default_factory=dict)
-
-
-class LearnedSampling(options.Options):
-    """How samples are drawn."""
-
-    method: str | dict[str, Any] = Field(
-        "learned",
-        description="learned: one pass of the student; hybrid: exact, by Jacobi iteration from the student's guess; "
-        "or a method of the teacher's exact inverse: cached, jacobi, auto, naive",
-    )
-    guidance_rule: Annotated[Part, GUIDANCE] = Field(
-        Part(name="starflow"), description="of the exact inverse, and of the pairs that teach guidance"
-    )
-
-
-class LearnedInverseOptions(options.Options):
-    """Options of `model: learned_inverse`."""
-
-    teacher: TeacherOptions
-    student: BackboneOptions = Field(default_factory=lambda: BackboneOptions.model_validate({"size": "S"}))
-    sampling: LearnedSampling = Field(default_factory=lambda: LearnedSampling.model_validate({}))
-    initial: Literal["random", "teacher"] = Field(
-        "random", description="teacher: attention and MLP weights start as those of the teacher's layers."
-    )
-    guidance_max: float = Field(
-        0.0, ge=0, description="one pass serves any guidance weight in [0, guidance_max]."
-    )
-    guidance_targets: Literal["exact", "extrapolated"] = Field(
-        "exact",
-        description="exact: data come with the noise from which guided sampling makes them, found in parallel, and "
-        "random noise with its guided inverse; extrapolated: z + w (z - G(u, none)), with the student's "
-        "own unconditional answer.",
-    )
-    exact_share: float = Field(
-        0.25, ge=0, le=1, description="share of a batch that is random noise with its exact inverse."
-    )
-    class_dropout: float = Field(0.1, ge=0, lt=1, description="share of rows from data without their label.")
-    state_weight: float = Field(
-        1.0, ge=0, description="of the error of inner states against that of the latents."
-    )
-    input_noise: float = Field(
-        0.0, ge=0, description="std of noise that is added to the student's input in training (FARMER)."
-    )
-    image_loss: ImageLossOptions | None = Field(
-        None, description="compare decoded images too, by a perceptual loss say; null: latents only."
-    )
-
-    def resolved(self) -> LearnedInverseOptions:
-        """Return the options with the teacher's model and checksum written out."""
-        return self.model_copy(update={"teacher": self.teacher.resolved()})
-
-
 @MODELS.register("learned_inverse")
-class LearnedInverse(GenerativeModel):
+class LearnedInverse(LearnedInverseFacts, GenerativeModel):
     """A student of a flow: samples in one pass, density of the teacher.
 
     Args:
@@ -106,7 +41,6 @@ class LearnedInverse(GenerativeModel):
         WeightsError: if the teacher's weights are missing or have changed.
     """
 
-    Options = LearnedInverseOptions
     teacher: Any
     """A frozen model with a flow; never in training mode."""
 

@@ -8,19 +8,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from simflow_plugin import options
 from simflow_plugin.alignment.head import AlignmentHead
 from simflow_plugin.autoguidance import check_kind
 from simflow_plugin.contracts import GenerativeModel, ModelContext, SamplerFacts
-from simflow_plugin.errors import ConfigError
 from simflow_plugin.flow import (
-    FlowArchitecture,
     FlowConfig,
     TransformerFlow,
     drop_labels,
@@ -32,44 +28,10 @@ from simflow_plugin.flow.guidance import GuidanceContext, GuidanceRule
 from simflow_plugin.flow.input_checks import check_guide
 from simflow_plugin.flow.sampling import parse_methods
 from simflow_plugin.flow.sampling.passes import sequential_passes
+from simflow_plugin.models.flow_options import FlowSampling as FlowSampling
+from simflow_plugin.models.flow_options import SimFlowFacts, SimFlowOptions
 from simflow_plugin.randomness import Random
-from simflow_plugin.registry import GUIDANCE, MODELS, Part
-
-
-class FlowSampling(options.Options):
-    """How the flow is inverted."""
-
-    method: str | dict[str, Any] | list[str | dict[str, Any]] = Field(
-        "cached",
-        description="naive, cached, jacobi or auto; or a mapping with a name and the method's options; or a list of "
-        "these, one per block in training order",
-    )
-    guidance_rule: Annotated[Part, GUIDANCE] = Field(
-        Part(name="starflow"), description="a name, or a mapping with a name and the rule's options"
-    )
-
-
-class SimFlowOptions(options.Options):
-    """Options of `model: simflow`."""
-
-    flow: FlowArchitecture = Field(default_factory=lambda: FlowArchitecture.model_validate({}))
-    sampling: FlowSampling = Field(default_factory=lambda: FlowSampling.model_validate({}))
-
-    def check(self, context: ModelContext) -> None:
-        config = FlowConfig.for_latents(self.flow, context.latent_shape)
-        deep_layers = self.flow.layers_per_block[-1]
-        if context.alignment is not None and context.alignment.layer > deep_layers:
-            raise ConfigError(
-                f"alignment.layer {context.alignment.layer} is beyond the deep block's {deep_layers} layers "
-                f"(model.flow.layers_per_block {list(self.flow.layers_per_block)})."
-            )
-        if context.guidance > 0 and self.flow.class_dropout == 0:
-            raise ConfigError(
-                f"sampling.guidance {context.guidance} needs an unconditional model, but model.flow.class_dropout is "
-                "0. Set model.flow.class_dropout (0.1, say) or sampling.guidance: 0."
-            )
-        self.sampling.guidance_rule.build(GUIDANCE, GuidanceContext(config.num_blocks))
-        parse_methods(self.sampling.method, config.num_blocks)
+from simflow_plugin.registry import GUIDANCE, MODELS
 
 
 class LikelihoodOutput(NamedTuple):
@@ -82,7 +44,7 @@ class LikelihoodOutput(NamedTuple):
 
 
 @MODELS.register("simflow")
-class SimFlow(GenerativeModel):
+class SimFlow(SimFlowFacts, GenerativeModel):
     """Transformer autoregressive flow p(z given y) on the latent grid.
 
     Args:
@@ -91,10 +53,6 @@ class SimFlow(GenerativeModel):
     Raises:
         ConfigError: if the latent grid is not divisible by the patch size.
     """
-
-    Options = SimFlowOptions
-    coupled_terms: ClassVar[frozenset[str]] = frozenset({"nll", "alignment", "intermediate"})
-    supports_alignment = True
 
     def __init__(self, options: SimFlowOptions, context: ModelContext) -> None:
         super().__init__()

@@ -24,7 +24,7 @@ from simflow_plugin.config.validation import validate
 from simflow_plugin.config.yaml_source import read_yaml_source
 from simflow_plugin.contracts import Autoencoder, DataContext, GenerativeModel, ModelContext
 from simflow_plugin.errors import CheckpointError, ConfigError, EvaluationError, WeightsError
-from simflow_plugin.files import give_usual_mode, read_json_object
+from simflow_plugin.files import file_digest, give_usual_mode, read_json_object
 from simflow_plugin.registry import Part
 from simflow_plugin.runs.checkpoints import Checkpoint
 from simflow_plugin.runs.loaded_run import LoadedRun
@@ -43,6 +43,12 @@ STATE_KEYS = ("num_classes", "class_names", "seconds", "skipped_steps", "num_ima
 def is_exported(folder: Path) -> bool:
     """Return whether a folder holds an exported run."""
     return (folder / CONFIG).is_file() and (folder / AUTOENCODER / CONFIG).is_file()
+
+
+def exported_digests(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of the weights of every part of an exported run."""
+    files = {part: folder / part / WEIGHTS for part in (AUTOENCODER, MODEL)}
+    return {part: file_digest(file) for part, file in files.items() if file.is_file()}
 
 
 def write_exported(loaded: LoadedRun, folder: Path) -> None:
