@@ -17,7 +17,7 @@ from simflow_plugin.registry import GUIDANCE, Part
 
 
 class FlowSampling(Options):
-    """How the flow is inverted."""
+    """Inversion of the flow."""
 
     method: str | dict[str, Any] | list[str | dict[str, Any]] = Field(
         "cached",
@@ -53,7 +53,7 @@ class SimFlowOptions(Options):
 
 
 DEFAULT_NOISE_STD = 0.3
-"""What STARFlow trains its 256x256 models with, in units of the normalised latents."""
+"""Noise that STARFlow trains its 256x256 models with, in units of the normalised latents."""
 
 
 class StarFlowOptions(SimFlowOptions):
