@@ -17,6 +17,7 @@ from simflow_plugin.config.loading import load_config
 from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.errors import EmptySplit
 from simflow_plugin.exits import exit_on_user_error
+from simflow_plugin.readable_help import ReadableCommand, readable
 from simflow_plugin.runs.run_directory import RunDirectory
 from simflow_plugin.streams import surviving_readers
 from simflow_plugin.train_options import (
@@ -233,5 +234,5 @@ def make_accelerator(config: RunConfig) -> Accelerator:
 
 if __name__ == "__main__":
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(train_command)
+    app.command(cls=ReadableCommand)(readable(train_command))
     app()

@@ -28,6 +28,7 @@ from simflow_plugin.cli import (
     study,
     train,
 )
+from simflow_plugin.readable_help import ReadableCommand, readable, without_technical_types
 from simflow_plugin.exits import exit_on_user_error
 from simflow_plugin.streams import surviving_readers
 
@@ -39,6 +40,9 @@ class Commands(TyperGroup):
         with surviving_readers(), exit_on_user_error():
             return super().invoke(ctx)
 
+    def get_params(self, ctx: Any) -> Any:
+        return without_technical_types(super().get_params(ctx))
+
 
 app = typer.Typer(
     cls=Commands,
@@ -46,23 +50,23 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-app.command("init")(init.init)
-app.command("train")(train.train)
-app.command("distill")(distill.distill)
-app.command("finetune-decoder")(finetune_decoder.finetune_decoder)
-app.command("sample")(sample.sample)
-app.command("evaluate")(evaluate.evaluate)
-app.command("statistics")(statistics.statistics)
-app.command("analyze")(analyze.analyze)
-app.command("compare")(compare.compare)
-app.command("export")(export.export)
-app.command("convert")(convert.convert)
-app.command("patch")(patch.patch)
-app.command("plan")(plan.plan)
-app.command("pretrain-encoder")(pretrain_encoder.pretrain_encoder)
-app.command("bench")(bench.bench)
-app.command("study")(study.study)
-app.command("doctor")(doctor.doctor)
+app.command("init", cls=ReadableCommand)(readable(init.init))
+app.command("train", cls=ReadableCommand)(readable(train.train))
+app.command("distill", cls=ReadableCommand)(readable(distill.distill))
+app.command("finetune-decoder", cls=ReadableCommand)(readable(finetune_decoder.finetune_decoder))
+app.command("sample", cls=ReadableCommand)(readable(sample.sample))
+app.command("evaluate", cls=ReadableCommand)(readable(evaluate.evaluate))
+app.command("statistics", cls=ReadableCommand)(readable(statistics.statistics))
+app.command("analyze", cls=ReadableCommand)(readable(analyze.analyze))
+app.command("compare", cls=ReadableCommand)(readable(compare.compare))
+app.command("export", cls=ReadableCommand)(readable(export.export))
+app.command("convert", cls=ReadableCommand)(readable(convert.convert))
+app.command("patch", cls=ReadableCommand)(readable(patch.patch))
+app.command("plan", cls=ReadableCommand)(readable(plan.plan))
+app.command("pretrain-encoder", cls=ReadableCommand)(readable(pretrain_encoder.pretrain_encoder))
+app.command("bench", cls=ReadableCommand)(readable(bench.bench))
+app.command("study", cls=ReadableCommand)(readable(study.study))
+app.command("doctor", cls=ReadableCommand)(readable(doctor.doctor))
 app.add_typer(config.app, name="config")
 
 

@@ -52,7 +52,8 @@ def evaluate(
         int, typer.Option(help="Of the samples' noise; sample i depends on the seed and i only.")
     ] = 0,
     sampling: Annotated[
-        list[str] | None, typer.Option(help="key=value of the model's sampler: method=jacobi.")
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Of the model's sampler: method=jacobi."),
     ] = None,
     step: Annotated[int | None, typer.Option(help="Of the checkpoint; default: the newest.")] = None,
     last_weights: LastWeightsOption = False,

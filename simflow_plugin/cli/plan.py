@@ -22,7 +22,7 @@ def plan(
     gpu: Annotated[str, typer.Option(help="a100, h100, h200, l40s or rtx4090.")] = "h100",
     utilisation: Annotated[float, typer.Option(help="Share of the GPU's peak that is reached.")] = 0.4,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="key.sub=value, as often as needed.")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As in training.steps=100.")
     ] = None,
 ) -> None:
     """Print parameters, memory per device, FLOPs per image and days of training; nothing is trained or loaded."""

@@ -17,7 +17,8 @@ AutoguidanceOption = Annotated[
     str | None,
     typer.Option(
         "--autoguidance",
-        help="RUN[@step]: guide by this weaker checkpoint or smaller run, not by the unconditional model.",
+        metavar="RUN or RUN@STEP",
+        help="Guide by this weaker checkpoint or smaller run, not by the unconditional model.",
     ),
 ]
 EmaLengthOption = Annotated[
