@@ -20,6 +20,7 @@ from simflow_plugin.exits import exit_on_user_error
 from simflow_plugin.readable_help import ReadableCommand, readable
 from simflow_plugin.runs.run_directory import RunDirectory
 from simflow_plugin.streams import surviving_readers
+from simflow_plugin.thumbnail import show_thumbnail
 from simflow_plugin.train_options import (
     AllowChangedOption,
     AllowPipesOption,
@@ -157,6 +158,8 @@ def train(
         if report:
             trainer.processes.run_on_main((lambda: measure(config, run, trainer.device)) if is_main else None)
         if is_main:
+            for grid in sorted(run.samples.glob("step_*.png"))[-1:]:
+                show_thumbnail(grid)
             print("\n".join(closing_lines(config, run)), flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Help of every command: types in words, none of Python's or the parser's names, and limits said when they are broken."""
+"""Help of every command: types in words, none of the names of Python or of the parser, and limits in the same words."""
 
 import re
 

@@ -28,8 +28,8 @@ from simflow_plugin.cli import (
     study,
     train,
 )
-from simflow_plugin.readable_help import ReadableCommand, readable, without_technical_types
 from simflow_plugin.exits import exit_on_user_error
+from simflow_plugin.readable_help import ReadableCommand, readable, without_technical_types
 from simflow_plugin.streams import surviving_readers
 
 

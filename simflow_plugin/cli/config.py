@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from simflow_plugin.readable_help import ReadableCommand, readable
 from simflow_plugin.exits import exit_on_user_error
+from simflow_plugin.readable_help import ReadableCommand, readable
 
 app = typer.Typer(help="Look at configurations.", no_args_is_help=True)
 

@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.runs.run_directory import RunDirectory
 
@@ -21,11 +23,13 @@ class Timing:
         step: of one optimizer step.
         grid: of one grid of samples.
         grid_images: number of samples in the grid.
+        share: of the processor's time that this process got; less where other programs keep it busy.
     """
 
     step: float
     grid: float
     grid_images: int
+    share: float = 1.0
 
 
 def time_here(config: RunConfig) -> Timing:
@@ -49,12 +53,20 @@ def time_here(config: RunConfig) -> Timing:
     with tempfile.TemporaryDirectory() as folder, stop_on_signals() as stop:
         run = RunDirectory(Path(folder) / "run")
         run.prepare(short, [])
-        trainer = Trainer(short, run, parts, dataset, make_accelerator(short), stop, shows_progress=False)
+        accelerator = make_accelerator(short)
+        trainer = Trainer(short, run, parts, dataset, accelerator, stop, shows_progress=False)
+        began, began_cpu = time.monotonic(), time.process_time()
         trainer.train()
+        share = (time.process_time() - began_cpu) / (time.monotonic() - began) / torch.get_num_threads()
         rows = run.read_metrics()
         started = time.monotonic()
         trainer.sample_grids.save(steps, trainer.joint, trainer.averages.main)
         grid = time.monotonic() - started
     first, last = rows[0]["seconds"], rows[-1]["seconds"]
     num_rows = min(MAX_ROWS, dataset.num_classes) if dataset.num_classes else ROWS_WITHOUT_CLASSES
-    return Timing((last - first) / TIMED_STEPS, grid, num_rows * config.sampling.grid_per_class)
+    return Timing(
+        (last - first) / TIMED_STEPS,
+        grid,
+        num_rows * config.sampling.grid_per_class,
+        min(1.0, share) if accelerator.device.type == "cpu" else 1.0,
+    )
