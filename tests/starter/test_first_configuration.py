@@ -35,7 +35,7 @@ def _no_trial(monkeypatch):
 
 def test_a_busy_machine_is_said(tmp_path, monkeypatch):
     make_images(tmp_path / "images")
-    assert "busy" not in initialise(tmp_path / "images", tmp_path)[1]
+    assert "keep this machine busy" not in initialise(tmp_path / "images", tmp_path)[1]
     busy = Timing(step=0.1, grid=2.0, grid_images=16, share=0.2)
     monkeypatch.setattr(first, "time_here", lambda config: busy)
     status, output, _ = initialise(tmp_path / "images", tmp_path, "--overwrite")

@@ -207,12 +207,12 @@ def _curves(runs: Sequence[ComparedRun]) -> list[Part]:
     logged = {key for run in runs for row in run.rows for key in row}
     terms = [term for term in SHARED_TERMS if term in logged]
     parts: list[Part] = []
-    for x, what in (("step", "optimizer step"), ("seconds", "seconds of training")):
+    for x, label, what in (("step", "optimizer step", "steps"), ("seconds", "seconds of training", "time")):
         panels = _evaluated(runs, x)
         if panels:
-            caption = f"Evaluated quality against {what}, at each run's own guidance."
-            parts.append(plot_panels(panels, what, caption, marker="o"))
-        caption = f"Training losses against {what}; weighted terms compare at equal weights only."
+            caption = f"Evaluated quality against {what} of training, at each run's own guidance."
+            parts.append(plot_panels(panels, label, caption, marker="o"))
+        caption = f"Training losses against {what} of training; weighted terms compare at equal weights only."
         plots = plot_terms(rows_by_run, x, terms, caption) if terms else None
         if plots is not None:
             parts.append(plots)

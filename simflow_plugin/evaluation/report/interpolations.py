@@ -45,7 +45,7 @@ def interpolation_strips(
     if known is None or min(labels) < 0:
         return strips.float().cpu(), []
     names = [shortened_name(known[label]) for label in labels]
-    return strips.float().cpu(), [f"{a} – {b}" for a, b in pairwise(names)]
+    return strips.float().cpu(), [f"{a} to {b}" for a, b in pairwise(names)]
 
 
 def strips_figure(strips: Tensor, names: list[str]) -> Figure:

@@ -70,7 +70,7 @@ def test_earlier_checkpoints_draw_curves_of_quality(runs, tmp_path):
     run = copy_run(runs[0], tmp_path / "run")
     call("evaluate", run, *QUICK, "--step", 2, "--only", "reconstruction")
     call("compare", run, runs[1], "--out", tmp_path / "out", "--per-class", 1)
-    assert "Evaluated quality against optimizer step" in (tmp_path / "out" / "comparison.html").read_text()
+    assert "Evaluated quality against steps of training" in (tmp_path / "out" / "comparison.html").read_text()
 
 
 def test_missing_checkpoint_lists_those_that_are_there(runs):
