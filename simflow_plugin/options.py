@@ -16,6 +16,9 @@ OF_FIELD = "of_field"
 """Type of the errors of `Options` as a whole that are about one field, which their context names."""
 LARGEST_INTEGER = 2**63 - 1
 
+Size = Annotated[int, Field(gt=0, le=1 << 16)]
+"""A count of channels, layers or heads, or a side in pixels: no network has more, so that more is a slip."""
+
 MomentDecay = Annotated[float, Field(ge=0, lt=1)]
 """A beta of Adam: the decay per step of a running mean."""
 

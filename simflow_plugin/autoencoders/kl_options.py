@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from simflow_plugin.autoencoders.network import (
     DEFAULT_WIDTHS,
@@ -19,7 +19,7 @@ from simflow_plugin.autoencoders.pretrained import load_pretrained
 from simflow_plugin.contracts import DataContext, PosteriorContext
 from simflow_plugin.errors import ConfigError, WeightsError
 from simflow_plugin.local_paths import LocalPathOrName
-from simflow_plugin.options import Options, did_you_mean
+from simflow_plugin.options import Options, Size, did_you_mean
 from simflow_plugin.registry import POSTERIORS, Part
 
 Numbers = float | list[float]
@@ -60,17 +60,13 @@ class KLOptions(Options):
     architecture: str | None = Field(
         None, description="a named one (f16d64): fills in the numbers of the network; what is written wins."
     )
-    factor: PositiveInt | None = Field(
-        None, description="pixels per latent pixel, a power of two; default 8."
-    )
-    latent_channels: PositiveInt | None = Field(None, description="C; default 4.")
-    widths: list[PositiveInt] | None = Field(
+    factor: Size | None = Field(None, description="pixels per latent pixel, a power of two; default 8.")
+    latent_channels: Size | None = Field(None, description="C; default 4.")
+    widths: list[Size] | None = Field(
         None, description="channels by level, finest first, log2(factor) + 1 of them."
     )
-    layers_per_block: PositiveInt | None = Field(None, description="residual layers by level; default 2.")
-    norm_num_groups: PositiveInt | None = Field(
-        None, description="groups of the group norms; default by widths."
-    )
+    layers_per_block: Size | None = Field(None, description="residual layers by level; default 2.")
+    norm_num_groups: Size | None = Field(None, description="groups of the group norms; default by widths.")
     uses_mid_attention: bool | None = Field(
         None, description="attention at the coarsest level; default true."
     )

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from simflow_plugin.contracts import NO_LABEL
 from simflow_plugin.diffusion.embeddings import LabelEmbedding, TimeEmbedding, sincos_positions
 from simflow_plugin.errors import ConfigError, ShapeError
-from simflow_plugin.options import Options
+from simflow_plugin.options import Options, Size
 
 NORM_EPS = 1e-6
 
@@ -33,15 +33,15 @@ class BackboneOptions(Options):
     size: Literal["S", "B", "L", "XL"] = Field(
         default="B", description="published size; XL/2 has 675 M parameters"
     )
-    patch_size: int = Field(
-        default=2, ge=1, description="latent elements per token and side; published: 1, 2, 4, 8"
+    patch_size: Size = Field(
+        default=2, description="latent elements per token and side; published: 1, 2, 4, 8"
     )
-    width: int | None = Field(
+    width: Size | None = Field(
         default=None, ge=4, description="channels of the hidden tokens, divisible by 4; null: by size"
     )
-    depth: int | None = Field(default=None, ge=1, description="layers; null: by size")
-    num_heads: int | None = Field(
-        default=None, ge=1, description="attention heads, a divisor of width; null: by size"
+    depth: Size | None = Field(default=None, description="layers; null: by size")
+    num_heads: Size | None = Field(
+        default=None, description="attention heads, a divisor of width; null: by size"
     )
     mlp_ratio: float = Field(default=4.0, gt=0, description="hidden width of the MLP as a multiple of width")
     uses_qk_norm: bool = Field(default=False, description="layer norm of queries and keys")

@@ -13,13 +13,13 @@ The loop owns two optimisers. From `start_step` on, in each step:
 from __future__ import annotations
 
 import torch
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from simflow_plugin.contracts import DataContext
 from simflow_plugin.losses.discriminator import Norm, PatchDiscriminator, check_image_size
-from simflow_plugin.options import MomentDecay, Options
+from simflow_plugin.options import MomentDecay, Options, Size
 
 MAX_ADAPTIVE_WEIGHT = 1e4
 
@@ -37,8 +37,8 @@ class AdversarialOptions(Options):
     start_step: NonNegativeInt = Field(
         0, description="first optimizer step with the adversary, counted from 0."
     )
-    width: PositiveInt = Field(64, description="of the discriminator's first layer.")
-    num_layers: PositiveInt = Field(3, description="strided layers; fewer for small images.")
+    width: Size = Field(64, description="of the discriminator's first layer.")
+    num_layers: Size = Field(3, description="strided layers; fewer for small images.")
     norm: Norm = Field("batch", description="normalisation in the discriminator.")
     lecam_weight: NonNegativeFloat = Field(0.0, description="of the LeCam regularisation; 0: off.")
     lecam_decay: float = Field(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor, nn
 
 from simflow_plugin.alignment.encoder_weights import find_weights, load_weights
@@ -22,7 +22,7 @@ from simflow_plugin.convolution_layout import convolution_layout
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.local_paths import LocalPath
 from simflow_plugin.losses.perceptual import PerceptualLoss, freeze
-from simflow_plugin.options import Options
+from simflow_plugin.options import Options, Size
 from simflow_plugin.registry import RECONSTRUCTION_LOSSES
 
 CHECKPOINT = "checkpoint of the timm loss"
@@ -46,7 +46,7 @@ class TimmLossOptions(Options):
     arguments: dict[str, Any] = Field(
         default_factory=dict, description="more arguments of the backbone, such as `patch_size: 4`."
     )
-    resize: PositiveInt | None = Field(
+    resize: Size | None = Field(
         None, description="image size in pixels that the backbone sees; default as is."
     )
     mean: Colour | None = Field(None, description="of images in [0, 1]; default the backbone's.")
