@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from simflow_plugin.cli.completion import complete_configuration
 from simflow_plugin.exits import exit_on_user_error
 from simflow_plugin.readable_help import ReadableCommand, readable
 
@@ -15,7 +16,12 @@ app = typer.Typer(help="Look at configurations.", no_args_is_help=True)
 @app.command(cls=ReadableCommand)
 @readable
 def show(
-    name: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped one.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A YAML file, or the name of a shipped one.", autocompletion=complete_configuration
+        ),
+    ],
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As in training.steps=100.")
     ] = None,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from simflow_plugin.cli.completion import complete_configuration
 from simflow_plugin.exits import exit_on_user_error
 
 if TYPE_CHECKING:
@@ -16,7 +17,12 @@ GIGA, TERA = 1e9, 1e12
 
 
 def plan(
-    config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped one.")],
+    config: Annotated[
+        str,
+        typer.Argument(
+            help="A YAML file, or the name of a shipped one.", autocompletion=complete_configuration
+        ),
+    ],
     devices: Annotated[int, typer.Option(min=1, help="Number of GPUs.")] = 8,
     sharding: Annotated[str, typer.Option(help="none (DDP), zero2 or zero3 (FSDP2).")] = "none",
     gpu: Annotated[str, typer.Option(help="a100, h100, h200, l40s or rtx4090.")] = "h100",

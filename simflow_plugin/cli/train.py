@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from simflow_plugin.cli.completion import complete_configuration
 from simflow_plugin.train_options import (
     AllowChangedOption,
     AllowPipesOption,
@@ -19,7 +20,13 @@ from simflow_plugin.train_options import (
 
 
 def train(
-    config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped one (quickstart).")],
+    config: Annotated[
+        str,
+        typer.Argument(
+            help="A YAML file, or the name of a shipped one (quickstart).",
+            autocompletion=complete_configuration,
+        ),
+    ],
     out: OutOption = None,
     set_: SetOption = None,
     allow_changed: AllowChangedOption = None,

@@ -435,3 +435,18 @@ def test_run_is_measured_from_any_folder_and_where_its_images_moved(tiny, tmp_pa
     )  # fmt: skip
     assert status == 0, output
     assert "goes on after step 4 of 6" in output
+
+
+def test_shell_completes_commands_configurations_and_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quiet.yaml").touch()
+    (tmp_path / "quick.txt").touch()
+
+    def completed(words):
+        typed = {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+        environment = {"_SIMFLOW_COMPLETE": "complete_bash", **typed}
+        return CliRunner().invoke(app, [], env=environment, prog_name="simflow").output.split()
+
+    assert completed("simflow tra") == ["train"]
+    assert completed("simflow train qui") == ["quickstart", "quiet.yaml"]
+    assert "imagenet256/simflow" in completed("simflow config show imagenet256/s")
