@@ -66,7 +66,7 @@ class ModelContext:
 
 
 class SamplerFacts(NamedTuple):
-    """How a model draws a sample, for tables.
+    """A model's sampler, for tables.
 
     `name` of the sampler; `passes`: sequential evaluations of a network for one batch of samples, whatever its size
     and with both halves of guidance counted as one; None where the number depends on values.
@@ -92,10 +92,13 @@ class GenerativeModel(nn.Module, ABC):
     """Whether `training_losses`, given features, returns an `alignment` term of hidden tokens."""
 
     supports_guidance: bool = False
-    """Whether `sample` accepts guidance > 0 (it needs label dropout in training)."""
+    """True if `sample` accepts guidance > 0 (it needs label dropout in training)."""
 
     noise_std: float = 0.0
     """Std of the noise that the model itself adds to latents in training (STARFlow), in their normalised units."""
+
+    guide: GenerativeModel | None = None
+    """With autoguidance, the weaker model in place of the unconditional half of guidance; see `GuidedByWeaker`."""
 
     @abstractmethod
     def training_losses(
@@ -143,7 +146,7 @@ class GenerativeModel(nn.Module, ABC):
         return SamplerFacts(type(self).__name__, None)
 
     def check_guidance(self, guidance: float) -> None:
-        """Refuse a weight that `sample` cannot be called with, beyond what `supports_guidance` says.
+        """Refuse a weight that `sample` cannot be called with, beyond `supports_guidance`.
 
         Raises:
             ConfigError: naming the weights that it can.
@@ -188,7 +191,7 @@ class Posterior(Protocol):
 
     @property
     def learns_variance(self) -> bool:
-        """Whether the encoder predicts the variance, so that the objective adds an entropy or KL term to it."""
+        """True if the encoder predicts the variance, so that the objective adds an entropy or KL term to it."""
 
     def sample(self, generator: torch.Generator | None = None, noise: Tensor | None = None) -> Tensor: ...
     def mode(self) -> Tensor: ...
@@ -512,7 +515,7 @@ class ReadsContent(Protocol):
 
 @runtime_checkable
 class CountsIgnored(Protocol):
-    """A data set that says what it left out of its source."""
+    """A data set that counts what it left out of its source."""
 
     ignored: dict[str, int]
     """Number of files, folders or members that are no image, by kind."""

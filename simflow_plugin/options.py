@@ -64,7 +64,7 @@ class Options(BaseModel):
         """Refuse values that do not fit the run; called before anything is built, and by default refuses nothing.
 
         Args:
-            context: as the part will be built with, as far as the configuration tells: a `ModelContext` for models
+            context: as the part will be built with, as far as the configuration gives it: a `ModelContext` for models
                 (its number of classes is None), a `PosteriorContext` for posteriors, else a `DataContext`.
         Raises:
             ConfigError: naming the option.

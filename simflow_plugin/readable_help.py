@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import types
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import typer
 from typer.core import TyperCommand
@@ -35,7 +36,9 @@ def without_technical_types(parameters: Any) -> Any:
 
 def readable(function: Function) -> Function:
     """Name the type of every parameter of a command in words, and check its limits with a message in the same words."""
-    hints = get_type_hints(function, include_extras=True)
+    # Not get_type_hints: Python 3.10 wraps what has a default of None in an Optional of its own.
+    signature = inspect.signature(function, eval_str=True)
+    hints = {name: parameter.annotation for name, parameter in signature.parameters.items()}
     for name, hint in hints.items():
         if get_origin(hint) is not Annotated:
             continue

@@ -125,7 +125,7 @@ class Registry:
         return part
 
     def _check_contract(self, name: str, owner: str, check: Callable[[], None]) -> None:
-        """Say whose part it is that a check refuses, or that breaks when it is looked at."""
+        """Name the distribution of a part whose check fails, or that breaks when it is looked up."""
         with plugins.blaming(f"{self.kind}: `{name}`", owner):
             try:
                 check()

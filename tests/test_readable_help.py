@@ -29,7 +29,7 @@ def test_no_command_shows_types_of_the_parser(words):
     [
         ("train", "--set +KEY=VALUE, repeatable"),
         ("study", "--seed +INTEGER >= 0, repeatable"),
-        ("evaluate", r"--autoguidance +RUN or RUN@STEP"),
+        ("evaluate", r"--autoguidance +RUN@STEP"),
         ("bench", r"--dtype +float32\|bfloat16\|float16"),
     ],
 )

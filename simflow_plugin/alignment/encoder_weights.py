@@ -24,7 +24,7 @@ HUB_FILES = (
 )
 CHECKPOINT_OPTION = "alignment.encoder.checkpoint"
 NESTED_WEIGHTS = ("state_dict_ema", "model_ema", "state_dict", "model")
-"""Where training scripts keep the weights in a file that holds more."""
+"""Keys under which training scripts keep the weights in a file that holds more."""
 UNUSED_PREFIXES = ("head", "fc_norm", "mask_token", "decoder", "attn_pool")
 """Parts of a published checkpoint that patch features do not need: classifier, MAE's decoder, ..."""
 

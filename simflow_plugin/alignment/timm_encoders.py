@@ -128,7 +128,7 @@ class EncoderPlan:
 
 
 def plan_encoder(model: str, image_size: int, input_size: int | None, stage: int | None) -> EncoderPlan:
-    """Settle the input size and the layer of a timm network, without making its weights.
+    """Resolve the input size and the layer of a timm network, without making its weights.
 
     Args:
         model: name in timm.

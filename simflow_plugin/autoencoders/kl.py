@@ -118,7 +118,7 @@ class KLAutoencoder(Autoencoder):
 
     @classmethod
     def geometry(cls, options: KLOptions) -> tuple[int, int] | None:
-        """Return (factor, latent_channels), or None where only the pretrained weights tell."""
+        """Return (factor, latent_channels), or None where they are known to the pretrained weights only."""
         if options.pretrained is not None:  # what is stated is compared with the weights when they are read
             stated = options.factor, options.latent_channels
             return None if stated[0] is None or stated[1] is None else (stated[0], stated[1])

@@ -17,8 +17,9 @@ AutoguidanceOption = Annotated[
     str | None,
     typer.Option(
         "--autoguidance",
-        metavar="RUN or RUN@STEP",
-        help="Guide by this weaker checkpoint or smaller run, not by the unconditional model.",
+        metavar="RUN@STEP",
+        help="Guide by this weaker model: RUN, RUN@STEP, or @STEP of the run itself; none: by the unconditional half. "
+        "Default: the run's own.",
     ),
 ]
 EmaLengthOption = Annotated[

@@ -8,7 +8,14 @@ from typing import Any
 from simflow_plugin import registry
 from simflow_plugin.config.schema import Alignment, Evaluation, Objective, Optimizer, RunConfig, Training
 from simflow_plugin.config.yaml_source import KeyPath, YamlSource
-from simflow_plugin.contracts import AlignmentContext, Autoencoder, DataContext, GenerativeModel, ModelContext
+from simflow_plugin.contracts import (
+    AlignmentContext,
+    Autoencoder,
+    DataContext,
+    GenerativeModel,
+    GuidedByWeaker,
+    ModelContext,
+)
 from simflow_plugin.errors import ConfigError, SimflowError
 from simflow_plugin.registry import Part
 
@@ -27,6 +34,7 @@ def check_config(config: RunConfig, source: YamlSource | None = None) -> None:
     _check_training(config.training, config.optimizer, where)
     _check_effects(config, learns_variance, where)
     _check_judge(config, where)
+    _check_autoguidance(config, where)
     _check_trainable(config, trained, where)
     _check_frozen_model(config, trained, where)
     if config.alignment is not None:
@@ -136,8 +144,22 @@ def _check_num_samples(evaluation: Evaluation, num_classes: int, where: YamlSour
         )
 
 
+def _check_autoguidance(config: RunConfig, where: YamlSource) -> None:
+    sampling, model = config.sampling, config.model
+    if sampling.autoguidance is None:
+        return
+    path, named = ("sampling", "autoguidance"), f"sampling.autoguidance {sampling.autoguidance}"
+    if model is None or sampling.guidance == 0:
+        found = "model: null" if model is None else "sampling.guidance: 0"
+        raise _refused(where, path, f"{named} has no effect with {found}. Set a weight, or remove it.")
+    if not issubclass(registry.MODELS.get(model.name), GuidedByWeaker):
+        raise _refused(
+            where, path, f"{named}: model `{model.name}` cannot be guided by another model. Remove it."
+        )
+
+
 def _check_trainable(config: RunConfig, trainable: str, where: YamlSource) -> None:
-    """What trains the decoder needs a decoder that is trained, and the other way round."""
+    """Require a trained decoder for options that train it, and losses for a decoder that is trained."""
     if config.training.cache_latents and trainable == "full":
         raise _refused(
             where,
@@ -232,7 +254,7 @@ def _check_alignment(alignment: Alignment, model: Part | None, trainable: str, w
 def _check_geometry(
     config: RunConfig, factory: type[Autoencoder], options: Any, where: YamlSource
 ) -> tuple[int, int, int] | None:
-    """Return the latents' shape, None where only pretrained weights tell it."""
+    """Return the latents' shape, None where it is known to pretrained weights only."""
     try:
         with registry.AUTOENCODERS.blaming(config.autoencoder.name):
             geometry = factory.geometry(options)
@@ -265,7 +287,9 @@ def _check_own_options(
         _check_part(config.alignment.encoder, registry.ENCODERS, context, where, ("alignment", "encoder"))
         alignment = AlignmentContext(1, config.alignment.layer, config.alignment.projector_dim)
     if config.model is not None and latent_shape is not None:
-        model_context = ModelContext(latent_shape, None, alignment, guidance=config.sampling.guidance)
+        # With autoguidance no unconditional half is needed.
+        weight = config.sampling.guidance if config.sampling.autoguidance is None else 0.0
+        model_context = ModelContext(latent_shape, None, alignment, guidance=weight)
         _check_part(config.model, registry.MODELS, model_context, where, ("model",))
 
 

@@ -118,7 +118,7 @@ def read_image_file(path: Path) -> bytes:
 
 
 def used_bits(content: bytes) -> int | None:
-    """Return how many bits the pixels of a 16-bit grey image use; None for another image, or one that says how many.
+    """Return how many bits the pixels of a 16-bit grey image use; None for another image, or one that states it.
 
     Raises:
         CorruptImage: if it is unreadable.

@@ -204,7 +204,7 @@ def read_labels(base: Path, names: list[str]) -> list[Key] | None:
     """Return the labels of the images `names`, or None if the file has none.
 
     Raises:
-        DataError: if a label is no whole number, naming the image; if images have none, or two.
+        DataError: if a label is no integer, naming the image; if images have none, or two.
     """
     label_of = _listed_labels(base)
     if label_of is None:

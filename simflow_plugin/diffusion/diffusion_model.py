@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from typing import Annotated, ClassVar, Literal
 
@@ -10,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from simflow_plugin.alignment.head import AlignmentHead
+from simflow_plugin.autoguidance import check_classes, check_kind
 from simflow_plugin.contracts import NO_LABEL, GenerativeModel, ModelContext
 from simflow_plugin.diffusion.guidance import GuidanceRule, GuidedPrediction
 from simflow_plugin.diffusion.transformer import AdaLNTransformer, BackboneOptions, BackboneOutput
@@ -79,6 +81,7 @@ class DiffusionModel(GenerativeModel):
     def __init__(self, options: DiffusionOptions, sampling: SamplingOptions, context: ModelContext) -> None:
         super().__init__()
         options.check(context)
+        self.num_classes = context.num_classes
         self.supports_guidance = context.num_classes is not None and options.label_dropout > 0
         self.label_dropout = options.label_dropout
         self.guidance_rule: GuidanceRule = sampling.guidance_rule.build(DIFFUSION_GUIDANCE, None)
@@ -164,7 +167,35 @@ class DiffusionModel(GenerativeModel):
             terms["alignment"] = self.alignment(output.hidden, self.backbone.grid_size, features)
         return terms
 
+    def guided_by(self, weaker: GenerativeModel) -> DiffusionModel:
+        """Return this model, its weights shared, with `weaker` in place of the unconditional half of its guidance.
+
+        Both predict at the same state, in the space of normalised latents.
+
+        Raises:
+            ConfigError: if that is no model of the same kind, on the same latents and classes.
+        """
+        check_kind(self, weaker)
+        assert isinstance(weaker, DiffusionModel)
+        for name, own in self.process_facts().items():
+            if (found := weaker.process_facts()[name]) != own:
+                raise ConfigError(
+                    f"autoguidance: the guide's {name} is {found}, the model's {own}; take a checkpoint of the same "
+                    "run, or a run that differs in size or training only"
+                )
+        check_classes(weaker.num_classes, self.num_classes)
+        twin = copy.copy(self)
+        # No submodule: the state of this model stays its own.
+        twin.__dict__ |= {"guide": weaker, "supports_guidance": True}
+        return twin
+
+    def process_facts(self) -> dict[str, object]:
+        """Return what two models must share for their predictions to be combined, by name."""
+        return {"latent shape": tuple(self.backbone.latent_shape)}
+
     def _guided(self, weight: float) -> GuidedPrediction:
+        if isinstance(self.guide, DiffusionModel):
+            return GuidedPrediction(self.guidance_rule, weight, self.guide.predict)
         if weight > 0 and not self.supports_guidance:
             raise ConfigError(
                 f"guidance is {weight}, but this {type(self).__name__} was trained without label dropout or "

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.errors import EvaluationError
 from simflow_plugin.evaluation.drawing import ImageSampler, class_labels, grid_indices, to_uint8
 from simflow_plugin.evaluation.evaluator import evaluation_settings
@@ -37,7 +36,7 @@ NOT_OF_SAMPLES = (
 )
 """Prefixes of metrics that another seed of the samples does not change."""
 WARM_UP = 2
-SAME = ("step", "checkpoint", "weights", "guidance", "sampling")
+SAME = ("step", "checkpoint", "weights", "ema_length", "guidance", "autoguidance", "sampling")
 """Settings that the evaluations of a column share; their seeds may differ."""
 
 
@@ -68,10 +67,6 @@ class ComparedRun:
     indices: list[int] = field(default_factory=list)
     samples: NDArray[np.uint8] | None = None
     notes: list[str] = field(default_factory=list)
-
-    @property
-    def config(self) -> RunConfig:
-        return self.loaded.config
 
 
 def read_runs(
@@ -105,8 +100,8 @@ def check_comparable(runs: Sequence[ComparedRun], force: bool) -> list[str]:
     first = runs[0]
     for run in runs[1:]:
         ours, theirs = (
-            {"data": r.config.data.model_dump(mode="json"), "image_size": r.config.image_size}
-            for r in (first, run)
+            {"data": c.data.model_dump(mode="json"), "image_size": c.image_size}
+            for c in (first.loaded.config, run.loaded.config)
         )
         for key, (was, now) in differing_keys(ours, theirs).items():
             problems.append(f"{key}: {was!r} in {first.name}, {now!r} in {run.name}")
@@ -163,7 +158,7 @@ def _read_run(loaded: LoadedRun, name: str, guidance: float | None) -> ComparedR
     folders = sorted((directory.path / "evaluations").glob("*/"))
     evaluations = [read_evaluation(folder) for folder in folders if (folder / "result.json").exists()]
     own = evaluation_settings(loaded, EvaluationRequest(guidance=guidance))
-    same = [e for e in evaluations if all(e.settings[key] == own[key] for key in SAME)]
+    same = [e for e in evaluations if all(e.settings.get(key) == own.get(key) for key in SAME)]
     # Of a run that was evaluated on another machine the precision may be another; two are never mixed.
     precisions = [evaluation.settings.get("precision", "float32") for evaluation in same]
     if precisions and own["precision"] not in precisions:
@@ -191,7 +186,7 @@ def _merge(evaluations: Sequence[Evaluation]) -> dict[str, Measured]:
 
 
 def _names(loaded: Sequence[LoadedRun]) -> list[str]:
-    """Return the configurations' names, or else folders', or else paths: the first that tell all runs apart."""
+    """Return the configurations' names, or else folders', or else paths: the first that are unique."""
     choices = (
         [run.config.name for run in loaded],
         [run.directory.path.resolve().name for run in loaded],

@@ -27,7 +27,7 @@ from simflow_plugin.alignment.encoder_weights import find_weights, load_weights
 from simflow_plugin.alignment.timm_names import check_timm_name
 from simflow_plugin.convolution_layout import convolution_layout
 from simflow_plugin.errors import EvaluationError, WeightsError
-from simflow_plugin.features_name import suffix_of
+from simflow_plugin.evaluation.result import suffix_of
 from simflow_plugin.files import file_digest
 from simflow_plugin.options import did_you_mean
 from simflow_plugin.weights import listed, not_finite, read_tensors

@@ -74,7 +74,7 @@ def _model_beside(weights: Path) -> Part:
 
 
 def build_teacher(options: TeacherOptions, context: ModelContext) -> Any:
-    """Build the teacher, frozen; with its weights, unless the context says that a checkpoint brings them.
+    """Build the teacher, frozen; with its weights, unless a checkpoint brings them (`context.is_restored`).
 
     Args:
         options: resolved.

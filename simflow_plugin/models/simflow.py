@@ -16,6 +16,7 @@ from torch import Tensor
 
 from simflow_plugin import options
 from simflow_plugin.alignment.head import AlignmentHead
+from simflow_plugin.autoguidance import check_kind
 from simflow_plugin.contracts import GenerativeModel, ModelContext, SamplerFacts
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.flow import (
@@ -29,7 +30,8 @@ from simflow_plugin.flow import (
 )
 from simflow_plugin.flow.guidance import GuidanceContext, GuidanceRule
 from simflow_plugin.flow.input_checks import check_guide
-from simflow_plugin.flow.sampling import Auto, Jacobi, parse_methods
+from simflow_plugin.flow.sampling import parse_methods
+from simflow_plugin.flow.sampling.passes import sequential_passes
 from simflow_plugin.randomness import Random
 from simflow_plugin.registry import GUIDANCE, MODELS, Part
 
@@ -93,8 +95,6 @@ class SimFlow(GenerativeModel):
     Options = SimFlowOptions
     coupled_terms: ClassVar[frozenset[str]] = frozenset({"nll", "alignment", "intermediate"})
     supports_alignment = True
-    guide: SimFlow | None = None
-    """With autoguidance, a weaker model; see `guided_by`."""
 
     def __init__(self, options: SimFlowOptions, context: ModelContext) -> None:
         super().__init__()
@@ -164,7 +164,7 @@ class SimFlow(GenerativeModel):
             guidance=guidance,
             guidance_rule=self.guidance_rule,
             method=self.options.sampling.method,
-            guide=None if self.guide is None else self.guide.flow,
+            guide=self.guide.flow if isinstance(self.guide, SimFlow) else None,
         )
         return self.latents(tokens)
 
@@ -172,10 +172,10 @@ class SimFlow(GenerativeModel):
         """Return this model, its weights shared, with `weaker` in place of the unconditional half of its guidance.
 
         Raises:
-            ConfigError: if that is no flow on the same tokens.
+            ConfigError: if that is no model of the same kind, on the same tokens and classes.
         """
-        if not isinstance(weaker, SimFlow):
-            raise ConfigError(f"autoguidance: found a {type(weaker).__name__}, expected a flow like this one")
+        check_kind(self, weaker)
+        assert isinstance(weaker, SimFlow)
         check_guide(weaker.flow.config, self.flow.config)
         twin = copy.copy(self)
         # No submodule: the state of this model stays its own.
@@ -188,14 +188,7 @@ class SimFlow(GenerativeModel):
     def sampler_facts(self) -> SamplerFacts:
         methods = parse_methods(self.options.sampling.method, self.flow.config.num_blocks)
         names = "/".join(dict.fromkeys(method.name for method in methods))
-        if any(isinstance(method, Jacobi | Auto) for method in methods):
-            return SamplerFacts(names, None)  # as many as it takes to converge
-        # One pass per token and block; an output shift leaves the first token of a block as it is.
-        steps = [
-            self.flow.config.num_tokens - block.lag
-            for block in (*self.flow.shallow_blocks, self.flow.deep_block)
-        ]
-        return SamplerFacts(names, sum(steps))
+        return SamplerFacts(names, sequential_passes(self.flow, methods))
 
     def token_flow(self) -> TransformerFlow:
         return self.flow

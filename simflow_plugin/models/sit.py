@@ -94,6 +94,13 @@ class SiT(DiffusionModel):
         sampler = Sampler(sampling.method, sampling.num_steps)
         return self.denormalize(sampler(velocity, noise, self.interpolant, random))
 
+    def process_facts(self) -> dict[str, object]:
+        return {
+            **super().process_facts(),
+            "interpolant": self.options.interpolant,
+            "normalizes_latents": self.options.normalizes_latents,
+        }
+
     def sampler_facts(self) -> SamplerFacts:
         sampling = self.options.sampling
         passes = 2 * sampling.num_steps - 1 if sampling.method == "heun" else sampling.num_steps

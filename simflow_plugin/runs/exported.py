@@ -77,7 +77,7 @@ def write_exported(loaded: LoadedRun, folder: Path) -> None:
         **{key: state[key] for key in STATE_KEYS if key in state},
     }
     write_json(folder / CONFIG, described)
-    cleaned = RunConfig.model_validate(without_local_folders(config.model_dump(mode="json")))
+    cleaned = RunConfig.model_validate(without_local_folders(standing_alone(config).model_dump(mode="json")))
     (folder / "config.yaml").write_text(cleaned.to_yaml(), encoding="utf-8")
     if loaded.directory.summary_file.is_file():
         summary = json.loads(loaded.directory.summary_file.read_text(encoding="utf-8"))
@@ -163,6 +163,14 @@ def build_exported_model(described: dict[str, Any]) -> GenerativeModel:
     channels, height, width = described["latent_shape"]
     context = ModelContext((channels, height, width), described["num_classes"], None, is_restored=True)
     return part.build(registry.MODELS, context)
+
+
+def standing_alone(config: RunConfig) -> RunConfig:
+    """Return the configuration without autoguidance: an exported folder holds one model, and samples it unguided."""
+    if config.sampling.autoguidance is None:
+        return config
+    sampling = config.sampling.model_copy(update={"autoguidance": None, "guidance": 0.0})
+    return config.model_copy(update={"sampling": sampling})
 
 
 def without_local_folders(value: Any) -> Any:

@@ -24,7 +24,7 @@ ORPHANS_LIVE = 15.0
 """Seconds. Processes that read images inherit the lock; after their parent was killed torch ends them within 5."""
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)
-"""What `flock` fails with on a file system that has no locks."""
+"""Errors of `flock` on a file system that has no locks."""
 
 
 class RunLock:

@@ -1,6 +1,7 @@
 """Guidance of a prediction within an interval of time: the contract of a rule, and its use at one step of a sampler.
 
-Outside [low, high], and at w = 0, the conditional model answers, in one pass. Reference: arXiv:2404.07724.
+Outside [low, high], and at w = 0, the conditional model answers, in one pass. With autoguidance a weaker model stands
+for the unconditional half. References: arXiv:2404.07724; autoguidance, arXiv:2406.02507.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class GuidanceRule(ABC):
 
         Args:
             conditional: (B, ...), of the noise or the velocity, as the model predicts it.
-            unconditional: (B, ...).
+            unconditional: (B, ...); with autoguidance, that of a weaker model.
             weight: w > 0.
             time: where the step began, in [0, 1].
         """
@@ -73,12 +74,14 @@ class GuidedPrediction:
     Args:
         rule: that combines the predictions.
         weight: w >= 0.
+        weaker: autoguidance: a weaker model, asked with the same labels in place of the unconditional half; or None.
     Raises:
         ConfigError: if the weight is out of range.
     """
 
     rule: GuidanceRule
     weight: float
+    weaker: Prediction | None = None
 
     def __post_init__(self) -> None:
         if not self.weight >= 0 or self.weight == float("inf"):
@@ -99,7 +102,11 @@ class GuidedPrediction:
             labels: (B,) int64.
         """
         low, high = self.rule.options.interval
-        if self.weight == 0 or labels is None or not low <= time <= high:
+        if self.weight == 0 or not low <= time <= high:
+            return predict(x, t, labels)
+        if self.weaker is not None:
+            return self.rule.combine(predict(x, t, labels), self.weaker(x, t, labels), self.weight, time)
+        if labels is None:
             return predict(x, t, labels)
         both = torch.cat([labels, torch.full_like(labels, NO_LABEL)])
         conditional, unconditional = predict(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)

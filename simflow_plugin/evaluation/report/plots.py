@@ -170,7 +170,11 @@ def fit_scale(axis: Axes, values: Sequence[float]) -> None:
         if span > 0 and sign * (value - edge) > FAR * span:
             axis.set_ylim(**{side: edge + sign * 0.3 * span})
             height = 0.97 if sign > 0 else 0.03
-            place = {"transform": axis.transAxes, "va": "top" if sign > 0 else "bottom", "ha": "right"}
+            place: dict[str, Any] = {
+                "transform": axis.transAxes,
+                "va": "top" if sign > 0 else "bottom",
+                "ha": "right",
+            }
             axis.text(0.99, height, f"outside: {words} {value:.3g}", fontsize=8, color=INK, **place)
 
 

@@ -105,7 +105,7 @@ class GuidanceRule(ABC):
         if guidance == 0 or not self._reaches(block):
             return None
         position = torch.arange(num_tokens)
-        weights = torch.full((num_tokens,), float(guidance))
+        weights = torch.full((num_tokens,), float(guidance), dtype=torch.float64)
         if self.options.annealed:
             weights = weights * position / max(num_tokens - 1, 1)
         first, last = (fraction * num_tokens for fraction in self.options.token_interval)
