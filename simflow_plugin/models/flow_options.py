@@ -48,7 +48,7 @@ class SimFlowOptions(Options):
                 f"sampling.guidance {context.guidance} needs an unconditional model, but model.flow.class_dropout is "
                 "0. Set model.flow.class_dropout (0.1, say) or sampling.guidance: 0."
             )
-        self.sampling.guidance_rule.check(GUIDANCE, GuidanceContext(config.num_blocks))
+        self.sampling.guidance_rule.check_options(GUIDANCE, GuidanceContext(config.num_blocks))
         parse_methods(self.sampling.method, config.num_blocks)
 
 
