@@ -10,10 +10,19 @@ import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from simflow_plugin.alignment.options import MODEL_BY_PRESET
-
 DIGITS = re.compile(r"-([0-9a-f]{8})\.pth$")
 TORCHVISION = "https://download.pytorch.org/models/"
+MODEL_BY_PRESET = {
+    "dinov2-b": "vit_base_patch14_dinov2.lvd142m",
+    "dinov2-l": "vit_large_patch14_dinov2.lvd142m",
+    "dinov2-b-reg": "vit_base_patch14_reg4_dinov2.lvd142m",
+    "dinov2-l-reg": "vit_large_patch14_reg4_dinov2.lvd142m",
+    "dinov3-b": "vit_base_patch16_dinov3.lvd1689m",
+    "mae-b": "vit_base_patch16_224.mae",
+    "mae-l": "vit_large_patch16_224.mae",
+    "clip-l": "vit_large_patch14_clip_quickgelu_224.openai",
+}
+"""timm's name of each published encoder by its short name, for alignment."""
 
 
 @dataclass(frozen=True)

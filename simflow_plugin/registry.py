@@ -250,7 +250,7 @@ class Part(Options):
         except ValidationError as error:
             raise ConfigError(f"{self.name}: {error}") from error
 
-    def check(self, parts: Registry, context: Any) -> None:
+    def check_options(self, parts: Registry, context: Any) -> None:
         """Check the part's options against what it will be built with; see `Options.check`."""
         with parts.blaming(self.name):
             self.options_of(parts.facts(self.name)).check(context)

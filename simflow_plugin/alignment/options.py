@@ -1,4 +1,4 @@
-"""Options of the frozen encoders, and the published ones by their short names."""
+"""Options of the frozen encoders."""
 
 from __future__ import annotations
 
@@ -6,17 +6,6 @@ from pydantic import Field
 
 from simflow_plugin.local_paths import LocalPath
 from simflow_plugin.options import Options
-
-MODEL_BY_PRESET = {
-    "dinov2-b": "vit_base_patch14_dinov2.lvd142m",
-    "dinov2-l": "vit_large_patch14_dinov2.lvd142m",
-    "dinov2-b-reg": "vit_base_patch14_reg4_dinov2.lvd142m",
-    "dinov2-l-reg": "vit_large_patch14_reg4_dinov2.lvd142m",
-    "dinov3-b": "vit_base_patch16_dinov3.lvd1689m",
-    "mae-b": "vit_base_patch16_224.mae",
-    "mae-l": "vit_large_patch16_224.mae",
-    "clip-l": "vit_large_patch14_clip_quickgelu_224.openai",
-}
 
 
 class WeightsOptions(Options):

@@ -6,16 +6,24 @@ from typing import Annotated
 
 import typer
 
+from simflow_plugin.cli.completion import complete_configuration
 from simflow_plugin.exits import exit_on_user_error
+from simflow_plugin.readable_help import ReadableCommand, readable
 
 app = typer.Typer(help="Look at configurations.", no_args_is_help=True)
 
 
-@app.command()
+@app.command(cls=ReadableCommand)
+@readable
 def show(
-    name: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped one.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A YAML file, or the name of a shipped one.", autocompletion=complete_configuration
+        ),
+    ],
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="key.sub=value, as often as needed.")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As in training.steps=100.")
     ] = None,
 ) -> None:
     """Print the resolved configuration, every default written out; what it needs and is not there goes to stderr."""
@@ -29,7 +37,7 @@ def show(
             typer.echo(f"missing: {key}: {path} does not exist", err=True)
 
 
-@app.command("list")
+@app.command("list", cls=ReadableCommand)
 def list_() -> None:
     """Print the names of the configurations that ship with the package."""
     from simflow_plugin.config.yaml_source import shipped_configs

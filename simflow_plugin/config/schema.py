@@ -109,7 +109,7 @@ class InitialWeights(Options):
 
 
 class Compilation(Options):
-    """How torch.compile compiles the repeated layers of the model."""
+    """Options of torch.compile on the repeated layers of the model."""
 
     mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = Field(
         "default", description="torch.compile's; reduce-overhead and max-autotune capture CUDA graphs"

@@ -16,7 +16,7 @@ from simflow_plugin.options import Options
 
 
 class SiTSampling(SamplingOptions):
-    """How SiT samples."""
+    """Sampler of SiT."""
 
     method: Literal["euler", "heun", "euler_maruyama"] = Field(
         default="euler", description="ODE (first two) or SDE"
@@ -40,7 +40,7 @@ class SiTOptions(DiffusionOptions):
 
 
 class DiTSampling(SamplingOptions):
-    """How DiT samples."""
+    """Sampler of DiT."""
 
     num_steps: int = Field(default=250, ge=1, le=NUM_TRAIN_STEPS, description="DDIM steps from noise to data")
     eta: float = Field(

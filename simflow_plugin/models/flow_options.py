@@ -17,7 +17,7 @@ from simflow_plugin.registry import GUIDANCE, Part
 
 
 class FlowSampling(Options):
-    """How the flow is inverted."""
+    """Inversion of the flow."""
 
     method: str | dict[str, Any] | list[str | dict[str, Any]] = Field(
         "cached",
@@ -48,12 +48,12 @@ class SimFlowOptions(Options):
                 f"sampling.guidance {context.guidance} needs an unconditional model, but model.flow.class_dropout is "
                 "0. Set model.flow.class_dropout (0.1, say) or sampling.guidance: 0."
             )
-        self.sampling.guidance_rule.check(GUIDANCE, GuidanceContext(config.num_blocks))
+        self.sampling.guidance_rule.check_options(GUIDANCE, GuidanceContext(config.num_blocks))
         parse_methods(self.sampling.method, config.num_blocks)
 
 
 DEFAULT_NOISE_STD = 0.3
-"""What STARFlow trains its 256x256 models with, in units of the normalised latents."""
+"""Noise that STARFlow trains its 256x256 models with, in units of the normalised latents."""
 
 
 class StarFlowOptions(SimFlowOptions):

@@ -22,7 +22,7 @@ class ImageLossOptions(Options):
 
 
 class LearnedSampling(Options):
-    """How samples are drawn."""
+    """Sampler of the student."""
 
     method: str | dict[str, Any] = Field(
         "learned",
