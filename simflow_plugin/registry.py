@@ -70,6 +70,11 @@ class Registry:
         self._import_builtins()
         return sorted({*self._builtin, *(entry.name for entry in plugins.entry_points(self.group))})
 
+    def builtin_parts(self) -> dict[str, Any]:
+        """Return the factories of the built-in parts by name, sorted; other distributions are not looked at."""
+        self._import_builtins()
+        return dict(sorted(self._builtin.items()))
+
     def get(self, name: str) -> Any:
         """Return the factory registered as `name`; a third-party part is imported now.
 

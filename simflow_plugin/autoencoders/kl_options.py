@@ -19,7 +19,7 @@ from simflow_plugin.autoencoders.pretrained import load_pretrained
 from simflow_plugin.contracts import DataContext, PosteriorContext
 from simflow_plugin.errors import ConfigError, WeightsError
 from simflow_plugin.local_paths import LocalPathOrName
-from simflow_plugin.options import Options, did_you_mean
+from simflow_plugin.options import Choices, Options, did_you_mean
 from simflow_plugin.registry import POSTERIORS, Part
 
 Numbers = float | list[float]
@@ -57,7 +57,7 @@ class KLOptions(Options):
         description="q(z given x), a name or a mapping with a name: `fixed`, `fixed_layernorm`, `learnable`, "
         "`learnable_noise`, or another package's",
     )
-    architecture: str | None = Field(
+    architecture: Annotated[str | None, Choices(NAMED_ARCHITECTURES)] = Field(
         None, description="a named one (f16d64): fills in the numbers of the network; what is written wins."
     )
     factor: PositiveInt | None = Field(

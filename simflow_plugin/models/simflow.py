@@ -29,7 +29,7 @@ from simflow_plugin.flow import (
 )
 from simflow_plugin.flow.guidance import GuidanceContext, GuidanceRule
 from simflow_plugin.flow.input_checks import check_guide
-from simflow_plugin.flow.sampling import Auto, Jacobi, parse_methods
+from simflow_plugin.flow.sampling import METHODS, Auto, Jacobi, parse_methods
 from simflow_plugin.randomness import Random
 from simflow_plugin.registry import GUIDANCE, MODELS, Part
 
@@ -37,7 +37,7 @@ from simflow_plugin.registry import GUIDANCE, MODELS, Part
 class FlowSampling(options.Options):
     """How the flow is inverted."""
 
-    method: str | dict[str, Any] | list[str | dict[str, Any]] = Field(
+    method: Annotated[str | dict[str, Any] | list[str | dict[str, Any]], options.Choices(METHODS)] = Field(
         "cached",
         description="naive, cached, jacobi or auto; or a mapping with a name and the method's options; or a list of "
         "these, one per block in training order",
