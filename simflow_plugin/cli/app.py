@@ -24,6 +24,7 @@ from simflow_plugin.cli import (
     plan,
     pretrain_encoder,
     sample,
+    serve,
     statistics,
     study,
     train,
@@ -55,6 +56,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("statistics")(statistics.statistics)
 app.command("analyze")(analyze.analyze)
 app.command("compare")(compare.compare)
+app.command("app")(serve.serve)
 app.command("export")(export.export)
 app.command("convert")(convert.convert)
 app.command("patch")(patch.patch)
