@@ -26,6 +26,8 @@ ALL_CLASSES = "all classes"
 COLUMNS = 8
 STEPS = 9
 """Pictures of an interpolation, both ends included."""
+SMALLEST_PICTURE = 480
+"""Pixels that a picture is at least about as wide as."""
 DIGEST_SHOWN = 12
 
 
@@ -156,4 +158,7 @@ def weights_digest(loaded: LoadedRun) -> str:
 
 
 def _tiles(images: Tensor, columns: int) -> Image.Image:
-    return image_grid(to_uint8(images).numpy(), columns)
+    """Return a grid, enlarged by a whole factor where it is small."""
+    grid = image_grid(to_uint8(images).numpy(), columns)
+    factor = max(1, SMALLEST_PICTURE // grid.width)
+    return grid.resize((grid.width * factor, grid.height * factor), Image.Resampling.NEAREST)

@@ -72,10 +72,15 @@ class LikelihoodReference:
         scorer = fit_control_variate(
             loaded, train, Scorer(loaded.autoencoder, model, likelihood, DRAWS), size
         )
-        held_out = HeldOut(test, f"{loaded.config.data.name}", min(num_held_out, len(test)), size)
+        held_out = HeldOut(test, loaded.config.data.name, min(num_held_out, len(test)), size)
         scores, _ = score_images(loaded, held_out, scorer, has_labels=False)
         values = sorted(scores.image_bits_per_dim.tolist())
-        return cls(likelihood.scale, scorer.control, tuple(values), f"{held_out.counted}, held out")
+        return cls(
+            likelihood.scale,
+            scorer.control,
+            tuple(values),
+            f"{held_out.num_measured:,} held-out images of {held_out.name}",
+        )
 
     def bits_of(self, loaded: LoadedRun, images: Tensor) -> list[float]:
         """Return bits per dimension of images (B, 3, H, W) in [-1, 1], without a label."""

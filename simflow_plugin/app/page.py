@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 LOOPBACK = "127.0.0.1"
 LARGEST_UPLOAD = "20mb"
+UPLOAD_HEIGHT = 240
 
 
 def build_page(answers: Answers) -> Any:
@@ -108,7 +109,7 @@ def _samples_tab(gradio: Any, answers: Answers) -> None:
             inputs.append(gradio.State(None))
         own = answers.run.loaded.config.sampling.guidance
         guidance = gradio.Slider(
-            0, max(5, own), value=own, step=0.1, label="guidance weight w (0: off)", visible=answers.can_guide
+            0, max(5, own), value=own, step=0.1, label="guidance (0: off)", visible=answers.can_guide
         )
         inputs += [
             guidance,
@@ -116,7 +117,7 @@ def _samples_tab(gradio: Any, answers: Answers) -> None:
             gradio.Slider(1, MOST_SAMPLES, value=16, step=1, label="samples"),
         ]
     button = gradio.Button("Draw", variant="primary", elem_id="draw")
-    grid = gradio.Image(label="samples", type="pil", format="png", interactive=False, elem_id="samples")
+    grid = _picture(gradio, "samples")
     button.click(_said(gradio, answers.samples), inputs, grid, api_name="samples")
 
 
@@ -129,12 +130,13 @@ def _image_tab(gradio: Any, answers: Answers) -> None:
 
     with gradio.Row():
         with gradio.Column():
-            upload = gradio.Image(label="image", type="pil", image_mode=None, elem_id="upload")
+            upload = gradio.Image(
+                label="image", type="pil", image_mode=None, height=UPLOAD_HEIGHT, elem_id="upload"
+            )
             button = gradio.Button("Examine", variant="primary", elem_id="examine")
         with gradio.Column():
-            picture = gradio.Image(
-                label="as the model sees it, and reconstructed", type="pil", format="png", interactive=False
-            )
+            gradio.Markdown("As the model sees it, and reconstructed:")
+            picture = _picture(gradio, "reconstruction")
             likelihood = gradio.Markdown(elem_id="likelihood")
             classes = gradio.Label(
                 label="likeliest classes: share of p(image given class), all classes equally likely before",
@@ -153,7 +155,8 @@ def _interpolation_tab(gradio: Any, answers: Answers) -> None:
 
     with gradio.Row():
         ends = [
-            gradio.Image(label=name, type="pil", image_mode=None, elem_id=name) for name in ("from", "to")
+            gradio.Image(label=name, type="pil", image_mode=None, height=UPLOAD_HEIGHT, elem_id=name)
+            for name in ("from", "to")
         ]
     if answers.class_choices:
         class_ = gradio.Dropdown(
@@ -162,8 +165,22 @@ def _interpolation_tab(gradio: Any, answers: Answers) -> None:
     else:
         class_ = gradio.State(None)
     button = gradio.Button("Interpolate", variant="primary", elem_id="interpolate")
-    strip = gradio.Image(label="interpolation", type="pil", format="png", interactive=False, elem_id="strip")
+    strip = _picture(gradio, "strip")
     button.click(_said(gradio, between), [*ends, class_], strip, api_name="interpolate")
+
+
+def _picture(gradio: Any, name: str) -> Any:
+    """Return a place for a picture that was computed; a label would lie on top of it."""
+    buttons = ["download", "fullscreen"]
+    return gradio.Image(
+        type="pil",
+        format="png",
+        interactive=False,
+        show_label=False,
+        buttons=buttons,
+        elem_id=name,
+        label=name,
+    )
 
 
 def _said(gradio: Any, answer: Callable[..., Any]) -> Callable[..., Any]:

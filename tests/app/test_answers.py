@@ -14,7 +14,7 @@ from simflow_plugin.errors import DataError
 from simflow_plugin.evaluation.drawing import to_pil, to_uint8
 from simflow_plugin.evaluation.monte_carlo import ControlVariate
 from simflow_plugin.hub.folder import export_run
-from simflow_plugin.runs.parts import build_dataset
+from tests.app.images import held_out_image
 from tests.evaluation.runs import make_run
 
 
@@ -25,14 +25,14 @@ def answers(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def image(answers):
-    return to_pil(build_dataset(answers.run.loaded.config, "test")[0].image[None])[0]
+    return held_out_image(answers.run, 0)
 
 
 def tiles(picture, count, side):
     """Return the first `count` tiles of a one-row picture, at the model's own size."""
     pixels = np.asarray(picture.convert("RGB"))
     factor = pixels.shape[0] // side
-    step = side * factor + 2
+    step = side * factor + 2 * factor * side // 48  # the gap is of 2 where a tile is of 48
     return np.stack(
         [pixels[: side * factor : factor, i * step : i * step + side * factor : factor] for i in range(count)]
     )

@@ -15,8 +15,7 @@ import simflow_plugin
 from simflow_plugin.app.answers import Answers
 from simflow_plugin.cli.app import app
 from simflow_plugin.errors import ConfigError
-from simflow_plugin.evaluation.drawing import to_pil
-from simflow_plugin.runs.parts import build_dataset
+from tests.app.images import held_out_image
 from tests.evaluation.report.conftest import BINARIES
 from tests.evaluation.runs import make_run
 
@@ -113,9 +112,8 @@ def picture(driver, name):
 
 @pytest.fixture
 def files(answers, tmp_path):
-    test = build_dataset(answers.run.loaded.config, "test")
     for index in (0, 1):
-        to_pil(test[index].image[None])[0].save(tmp_path / f"{index}.png")
+        held_out_image(answers.run, index).save(tmp_path / f"{index}.png")
     return [tmp_path / "0.png", tmp_path / "1.png"]
 
 
