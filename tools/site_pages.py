@@ -15,6 +15,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = "notebooks/digits"
+OPTIONS_BEGIN, OPTIONS_END = '<div class="options" markdown>', "</div>"
+LONGEST_DEFAULT = 60
 INCLUDED = re.compile(r"^<!-- README: (.+) -->$", re.MULTILINE)
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 
@@ -63,35 +65,38 @@ def _seen_from_docs(link: re.Match[str]) -> str:
 
 def options_page() -> str:
     """Return the page of every option of a configuration."""
-    from simflow_plugin.config.explanation import merged, parts_in_words
     from simflow_plugin.config.reference import all_options, section_summaries
 
     lines = [
         "# Options of a configuration",
         "",
         "Read from where each option is declared; `simflow config explain KEY` says the same, with the parts of other "
-        "packages. A key is written as `--set` takes it. `for` names the parts that have the option.",
+        "packages. A key is written as `--set` takes it.",
     ]
     options = list(all_options(third_party=False))
+    of_section = {name: [one for one in options if one.way[0].name == name] for name in section_summaries()}
+    alone = [name for name, own in of_section.items() if len(own) == 1]
+    lines += _table_of_options("The run itself", "", [of_section[name][0] for name in alone])
     for section, summary in section_summaries().items():
-        own = [option for option in options if option.way[0].name == section]
-        lines += [
-            "",
-            f"## {section}",
-            "",
-            _cell(summary),
-            "",
-            "| key | type | default | meaning |",
-            "|---|---|---|---|",
-        ]
-        for option, parts in merged(own):
-            allowed = ", ".join(filter(None, [option.type, option.range]))
-            if option.choices:
-                allowed += f": {', '.join(f'`{name}`' for name in option.choices)}"
-            meaning = option.description + (f" For {parts_in_words(parts)}." if parts else "")
-            default = option.default if len(option.default) < 60 else "see the keys below"
-            lines.append(f"| `{option.key}` | {_cell(allowed)} | {_code(default)} | {_cell(meaning)} |")
+        if section not in alone:
+            lines += _table_of_options(section, summary, of_section[section])
     return "\n".join(lines) + "\n"
+
+
+def _table_of_options(title: str, summary: str, options: list[Any]) -> list[str]:
+    from simflow_plugin.config.explanation import merged, parts_in_words
+
+    rows = []
+    for option, parts in merged(options):
+        allowed = ", ".join(filter(None, [option.type, option.range]))
+        if option.choices:
+            allowed += f": {', '.join(f'`{name}`' for name in option.choices)}"
+        meaning = option.description + (f". For {parts_in_words(parts)}." if parts else "")
+        default = option.default if len(option.default) < LONGEST_DEFAULT else "see the keys below"
+        cells = (_key(option.key), _cell(allowed), _code(default), _cell(meaning.replace("..", ".")))
+        rows.append(f"| {' | '.join(cells)} |")
+    head = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    return ["", f"## {title}", "", _cell(summary), "", OPTIONS_BEGIN, "", *head, *rows, "", OPTIONS_END]
 
 
 def commands_page() -> str:
@@ -107,7 +112,8 @@ def commands_page() -> str:
             _parameter(parameter) for parameter in command.params if not getattr(parameter, "hidden", False)
         ]
         if rows:
-            lines += ["", "| argument or option | default | meaning |", "|---|---|---|", *rows]
+            head = ["| argument or option | default | meaning |", "|---|---|---|"]
+            lines += ["", OPTIONS_BEGIN, "", *head, *rows, "", OPTIONS_END]
     return "\n".join(lines) + "\n"
 
 
@@ -143,6 +149,11 @@ def _cell(text: str) -> str:
     """Return text for a cell of a table, or a line: nothing in it is markup but code."""
     escaped = text.replace("|", "\\|").replace("<", "&lt;")
     return re.sub(r"(?<![`\w])\*|_(?=\w*\b_)", lambda found: f"\\{found[0]}", escaped)
+
+
+def _key(key: str) -> str:
+    """Return a key that may be broken after its dots."""
+    return f"<code>{key.replace('.', '.<wbr>')}</code>"
 
 
 def _code(text: str) -> str:
