@@ -9,8 +9,9 @@ when they are first used.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from simflow_plugin.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from simflow_plugin.alignment.head import AlignmentHead as AlignmentHead
@@ -37,13 +38,7 @@ _MODULE_OF = {
 
 __all__ = [*_MODULE_OF, "__version__"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_MODULE_OF[name]), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_attributes(__name__, _MODULE_OF)
 
 
 def __dir__() -> list[str]:

@@ -13,60 +13,27 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from simflow_plugin.contexts import NO_LABEL as NO_LABEL
+from simflow_plugin.contexts import AlignmentContext as AlignmentContext
+from simflow_plugin.contexts import AutoencoderFacts, ModelFacts, PosteriorFacts
+from simflow_plugin.contexts import DataContext as DataContext
+from simflow_plugin.contexts import ModelContext as ModelContext
+from simflow_plugin.contexts import PosteriorContext as PosteriorContext
 from simflow_plugin.errors import ShapeError, WeightsError
 from simflow_plugin.options import CONTRACT_VERSION as CONTRACT_VERSION
-from simflow_plugin.options import Options
 from simflow_plugin.randomness import Random
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-NO_LABEL = -1
-"""The label of an image without one, and of a row whose label was dropped for guidance."""
-
-
-@dataclass(frozen=True)
-class AlignmentContext:
-    """The alignment term that a generative model computes.
-
-    Args:
-        feature_dim: F, channels of the frozen encoder's patch features.
-        layer: counted from 1; the hidden tokens after that layer are aligned.
-        projector_dim: width of the projector's two hidden layers.
-    """
-
-    feature_dim: int
-    layer: int
-    projector_dim: int = 2048
-
-
-@dataclass(frozen=True)
-class ModelContext:
-    """Latents, classes and alignment that a generative model is built for.
-
-    Args:
-        latent_shape: (C, h, w) of the latents.
-        num_classes: number of classes, or None for an unlabelled data set.
-        alignment: None when no alignment is configured.
-        is_restored: whether a checkpoint brings the weights, so that a model need not look for pretrained ones.
-        guidance: weight w >= 0 that the run draws its samples with, for `Options.check`.
-    """
-
-    latent_shape: tuple[int, int, int]
-    num_classes: int | None = None
-    alignment: AlignmentContext | None = None
-    is_restored: bool = False
-    guidance: float = 0.0
-
-
 class SamplerFacts(NamedTuple):
-    """How a model draws a sample, for tables.
+    """A model's sampler, for tables.
 
     `name` of the sampler; `passes`: sequential evaluations of a network for one batch of samples, whatever its size
     and with both halves of guidance counted as one; None where the number depends on values.
@@ -76,26 +43,20 @@ class SamplerFacts(NamedTuple):
     passes: int | None
 
 
-class GenerativeModel(nn.Module, ABC):
+class GenerativeModel(ModelFacts, nn.Module, ABC):
     """A generative model of latents in the harness; the loop knows no more of it than this.
 
     Subclasses are built as `factory(options, context)` and declare `Options`.
     """
 
-    Options: ClassVar[type[Options]]
-
-    coupled_terms: ClassVar[frozenset[str]] = frozenset()
-    """Names of the terms whose gradient may reach a trainable autoencoder through `latents`. The other terms see
-    the latents detached; the harness does the routing, the model never detaches."""
-
-    supports_alignment: ClassVar[bool] = False
-    """Whether `training_losses`, given features, returns an `alignment` term of hidden tokens."""
-
     supports_guidance: bool = False
-    """Whether `sample` accepts guidance > 0 (it needs label dropout in training)."""
+    """True if `sample` accepts guidance > 0 (it needs label dropout in training)."""
 
     noise_std: float = 0.0
     """Std of the noise that the model itself adds to latents in training (STARFlow), in their normalised units."""
+
+    guide: GenerativeModel | None = None
+    """With autoguidance, the weaker model in place of the unconditional half of guidance; see `GuidedByWeaker`."""
 
     @abstractmethod
     def training_losses(
@@ -143,7 +104,7 @@ class GenerativeModel(nn.Module, ABC):
         return SamplerFacts(type(self).__name__, None)
 
     def check_guidance(self, guidance: float) -> None:
-        """Refuse a weight that `sample` cannot be called with, beyond what `supports_guidance` says.
+        """Refuse a weight that `sample` cannot be called with, beyond `supports_guidance`.
 
         Raises:
             ConfigError: naming the weights that it can.
@@ -188,7 +149,7 @@ class Posterior(Protocol):
 
     @property
     def learns_variance(self) -> bool:
-        """Whether the encoder predicts the variance, so that the objective adds an entropy or KL term to it."""
+        """True if the encoder predicts the variance, so that the objective adds an entropy or KL term to it."""
 
     def sample(self, generator: torch.Generator | None = None, noise: Tensor | None = None) -> Tensor: ...
     def mode(self) -> Tensor: ...
@@ -197,13 +158,6 @@ class Posterior(Protocol):
     def log_prob(self, latents: Tensor) -> Tensor: ...
     def normalized(self, shift: Tensor, scale: Tensor) -> Posterior:
         """Return the distribution of (z - shift) * scale, with shift and scale > 0 that broadcast to z."""
-
-
-@dataclass(frozen=True)
-class PosteriorContext:
-    """Latents that a posterior head is built for: `latent_channels` is C."""
-
-    latent_channels: int
 
 
 class MomentsMap(NamedTuple):
@@ -218,7 +172,7 @@ class MomentsMap(NamedTuple):
     bias: Tensor
 
 
-class PosteriorHead(nn.Module, ABC):
+class PosteriorHead(PosteriorFacts, nn.Module, ABC):
     """A map from the encoder's output, the moments, to q(z given x); the encoder is built to fit it.
 
     Subclasses register in `posteriors`. `simflow_plugin.posteriors.gaussian` has Gaussians to return.
@@ -229,11 +183,6 @@ class PosteriorHead(nn.Module, ABC):
     Raises:
         ConfigError: if the options do not fit the context.
     """
-
-    Options: ClassVar[type[Options]]
-
-    learns_variance: ClassVar[bool]
-    """Whether the variance is trained, so that the objective adds an entropy or KL term; as in `Posterior`."""
 
     def __init__(self, options: Any, context: PosteriorContext) -> None:
         super().__init__()
@@ -291,14 +240,13 @@ class PosteriorHead(nn.Module, ABC):
         )
 
 
-class Autoencoder(nn.Module, ABC):
+class Autoencoder(AutoencoderFacts, nn.Module, ABC):
     """Images (B, 3, H, W) in [-1, 1] <-> latents (B, C, H / factor, W / factor).
 
     Latents are in the normalised space: a fixed per-channel (or scalar) shift and scale of the raw latents are
     part of the autoencoder, applied in `encode` and undone in `decode`.
     """
 
-    Options: ClassVar[type[Options]]
     factor: int
     latent_channels: int
     trainable: str
@@ -336,34 +284,6 @@ class Autoencoder(nn.Module, ABC):
         options already do.
         """
         return None
-
-    @classmethod
-    def geometry(cls, options: Any) -> tuple[int, int] | None:
-        """Return (factor, latent_channels) as far as the options alone tell, for checks before anything is built.
-
-        Raises:
-            ConfigError: if the options clash.
-        """
-        return None
-
-    @classmethod
-    def trained_part(cls, options: Any) -> str:
-        """Return `trainable` as the options set it; `full` unless overridden."""
-        return "full"
-
-    @classmethod
-    def learns_variance(cls, options: Any) -> bool:
-        """Return whether the posterior's variance is trained, so that `objective.kl_weight` has an effect."""
-        return True
-
-    @classmethod
-    def shape_options(cls, options: dict[str, Any]) -> dict[str, Any]:
-        """Return options of the same shapes that need no file, for `simflow plan`.
-
-        Raises:
-            ConfigError: if the shapes are known to a file only.
-        """
-        return options
 
     def latent_shape(self, image_size: int) -> tuple[int, int, int]:
         """Return (C, h, w) for square images of `image_size` pixels."""
@@ -446,20 +366,6 @@ class Example(NamedTuple):
     label: int
 
 
-@dataclass(frozen=True)
-class DataContext:
-    """The images of a run: `image_size` in pixels, `split` 'train' or 'test', and the run's `seed`.
-
-    `allows_pipes` is the consent of who started the command to run commands that the configuration names; it is never
-    part of a configuration.
-    """
-
-    image_size: int
-    split: str
-    seed: int = 0
-    allows_pipes: bool = False
-
-
 class ImageDataset(Protocol):
     """A map-style data set of square uint8 images, built as `factory(options, context)`."""
 
@@ -512,7 +418,7 @@ class ReadsContent(Protocol):
 
 @runtime_checkable
 class CountsIgnored(Protocol):
-    """A data set that says what it left out of its source."""
+    """A data set that counts what it left out of its source."""
 
     ignored: dict[str, int]
     """Number of files, folders or members that are no image, by kind."""

@@ -132,13 +132,17 @@ def give_usual_mode(path: Path) -> None:
 def is_disk_full(error: BaseException) -> bool:
     """Return whether an error says that the disk is full, or a quota or a limit on file sizes reached."""
     messages = ("No space left", "Disk quota exceeded", "File too large")
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(
-        message in str(error) for message in messages
-    )
+    try:
+        number, text = getattr(error, "errno", None), str(error)
+    except BaseException:  # an exception of a plugin's class, whose own code fails
+        return False
+    return number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(message in text for message in messages)
 
 
 def _flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
+    """Wait until a file, or the names in a folder, are on the disk; Windows opens no folder, and writes its names."""
+    if os.name == "nt" and path.is_dir():
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

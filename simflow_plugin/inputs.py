@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from simflow_plugin.errors import DataError, ShapeError
 from simflow_plugin.options import did_you_mean
+from simflow_plugin.randomness import IndexedRandom
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,6 +22,37 @@ if TYPE_CHECKING:
 
 ROUNDING = 1e-3
 """By how much a float may lie outside of [-1, 1]."""
+
+
+class LabelledBatch(NamedTuple):
+    """Rows of a call: `images` (B, 3, H, W) and `labels` (B,) or None on one device, `random` draws by row."""
+
+    images: Tensor
+    labels: Tensor | None
+    random: IndexedRandom
+
+
+def labelled_batches(
+    images: Tensor, labels: Tensor | None, batch_size: int, seed: int, device: torch.device
+) -> Iterator[LabelledBatch]:
+    """Cut images into batches; row i has the noise of (seed, i).
+
+    Args:
+        images: of `as_images`.
+        labels: of `as_labels`, one for all or one an image; or None.
+        batch_size: the last one may be smaller.
+        seed: of the noise.
+        device: of the batches.
+    Raises:
+        DataError: for another number of labels.
+    """
+    if labels is not None:
+        if len(labels) not in (1, len(images)):
+            raise DataError(f"{len(labels)} labels for {len(images)} images; give one, or one an image")
+        labels = labels.expand(len(images))
+    for rows in torch.arange(len(images)).split(batch_size):
+        of_rows = None if labels is None else labels[rows].to(device)
+        yield LabelledBatch(images[rows].to(device), of_rows, IndexedRandom(seed, tuple(rows.tolist())))
 
 
 def as_images(images: Images, size: int) -> Tensor:

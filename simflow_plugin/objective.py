@@ -204,7 +204,7 @@ class JointObjective(nn.Module):
 
     @property
     def moves_autoencoder_by_alignment_only(self) -> bool:
-        """Whether the model reaches the autoencoder by its alignment and nothing else (SiT and DiT with REPA-E)."""
+        """True if the model reaches the autoencoder by its alignment and nothing else (SiT and DiT with REPA-E)."""
         if self.model is None or self.autoencoder.trainable != "full":
             return False
         return self._coupled_terms() == {"alignment"}

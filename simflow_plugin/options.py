@@ -17,6 +17,9 @@ OF_FIELD = "of_field"
 """Type of the errors of `Options` as a whole that are about one field, which their context names."""
 LARGEST_INTEGER = 2**63 - 1
 
+Size = Annotated[int, Field(gt=0, le=1 << 16)]
+"""A count of channels, layers or heads, or a side in pixels: no network has more, so that more is a slip."""
+
 MomentDecay = Annotated[float, Field(ge=0, lt=1)]
 """A beta of Adam: the decay per step of a running mean."""
 
@@ -80,7 +83,7 @@ class Options(BaseModel):
         """Refuse values that do not fit the run; called before anything is built, and by default refuses nothing.
 
         Args:
-            context: as the part will be built with, as far as the configuration tells: a `ModelContext` for models
+            context: as the part will be built with, as far as the configuration gives it: a `ModelContext` for models
                 (its number of classes is None), a `PosteriorContext` for posteriors, else a `DataContext`.
         Raises:
             ConfigError: naming the option.

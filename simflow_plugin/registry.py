@@ -4,6 +4,9 @@ A part is a class (or factory) under a short name. Built-in parts register thems
 their own file; other distributions declare an entry point in the group `simflow_plugin.<kind>`. Nothing is
 imported before a name is asked for.
 
+A built-in part has two halves: its options and facts, which a configuration is checked against and which import no
+torch, are declared by name in `declared.py` of its room; the part itself is imported when it is built.
+
 A factory is called as `factory(options, context)`, where `options` is an instance of `factory.Options` (a subclass
 of `simflow_plugin.options.Options`) and `context` is what the harness knows: see `simflow_plugin.contracts`.
 Attention backends have no options and are called as `factory(context)`.
@@ -15,6 +18,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import EntryPoint
 from typing import Any, TypeVar
 
 from pydantic import Field, ValidationError, model_serializer, model_validator
@@ -35,15 +39,20 @@ class Registry:
         kind: for example `models`; the entry-point group is `simflow_plugin.<kind>`.
         package: the package (or module) whose files hold the built-in parts.
         takes_options: False for parts that are called as `factory(context)`.
+        declarations: the module that declares the built-in parts; None: all files of `package` are imported for them.
     """
 
-    def __init__(self, kind: str, package: str, takes_options: bool = True) -> None:
+    def __init__(
+        self, kind: str, package: str, takes_options: bool = True, declarations: str | None = None
+    ) -> None:
         self._takes_options = takes_options
+        self._declarations = declarations
+        self._declared: dict[str, tuple[str, Any]] = {}
         self.kind = kind
         self.group = f"simflow_plugin.{kind}"
         self._package = package
         self._builtin: dict[str, Any] = {}
-        self._builtins_imported = False
+        self._is_ready = False
 
     def register(self, name: str) -> Callable[[T], T]:
         """Decorate a built-in part to register it under `name`.
@@ -65,15 +74,44 @@ class Registry:
 
         return decorate
 
-    def names(self) -> list[str]:
-        """Return all names, sorted. Imports the built-in parts and no third-party one."""
-        self._import_builtins()
-        return sorted({*self._builtin, *(entry.name for entry in plugins.entry_points(self.group))})
+    def declare(self, name: str, module: str, facts: Any) -> None:
+        """Declare a built-in part, which `module` registers when it is imported.
 
-    def builtin_parts(self) -> dict[str, Any]:
-        """Return the factories of the built-in parts by name, sorted; other distributions are not looked at."""
-        self._import_builtins()
-        return dict(sorted(self._builtin.items()))
+        Args:
+            name: of the part.
+            module: full name.
+            facts: a class with `Options` and what else configurations are checked against, which the part
+                inherits; or the options alone.
+        Raises:
+            RegistryError: if another part is declared under that name.
+        """
+        if issubclass(facts, Options):
+            facts = type(f"{facts.__name__}Facts", (), {"Options": facts})
+        elif name in self._declared and self._declared[name] != (module, facts):
+            raise RegistryError(f"{self.kind}: `{name}` is declared twice in {OWN_DISTRIBUTION}.")
+        self._declared[name] = (module, facts)
+
+    def names(self) -> list[str]:
+        """Return all names, sorted. Imports no part that is declared and no third-party one."""
+        self._import_declarations()
+        return sorted(
+            {*self._declared, *self._builtin, *(entry.name for entry in plugins.entry_points(self.group))}
+        )
+
+    def facts(self, name: str) -> Any:
+        """Return `Options` and facts of a part: of a built-in one without importing it, else the factory itself.
+
+        Raises:
+            RegistryError: see `get`.
+        """
+        self._claims(name)
+        return self._declared[name][1] if name in self._declared else self.get(name)
+
+    def builtin_facts(self) -> dict[str, tuple[str, Any]]:
+        """Return module and facts (see `facts`) of each built-in part; other distributions are not looked at."""
+        self._import_declarations()
+        own = {name: (part.__module__, part) for name, part in self._builtin.items()}
+        return {**own, **self._declared}
 
     def get(self, name: str) -> Any:
         """Return the factory registered as `name`; a third-party part is imported now.
@@ -83,10 +121,22 @@ class Registry:
                 distributions, if its entry point does not import, or if the part declares no `Options`, was written
                 for another version of the contracts, or lacks a member that the harness reads.
         """
-        self._import_builtins()
+        claims, owners = self._claims(name)
+        if self._is_own(name):
+            return self._own(name)
+        with plugins.blaming(f"{self.kind}: entry point `{name}`", f"{owners[0]} ({claims[0].value})"):
+            part = claims[0].load()
+            if self._takes_options:
+                self._check_options(name, part, owners[0])
+        self._check_contract(name, owners[0], lambda: plugins.check_class(self.kind, part))
+        return part
+
+    def _claims(self, name: str) -> tuple[list[EntryPoint], list[str]]:
+        """Return the entry points of a name and all of its owners, of which there must be one."""
+        self._import_declarations()
         claims = [entry for entry in plugins.entry_points(self.group) if entry.name == name]
         owners = [plugins.owner(entry) for entry in claims]
-        if name in self._builtin:
+        if self._is_own(name):
             owners.insert(0, OWN_DISTRIBUTION)
         if len(owners) > 1:
             raise RegistryError(
@@ -95,20 +145,22 @@ class Registry:
             )
         if not owners:
             raise RegistryError(f"{self.kind}: unknown name `{name}`.{did_you_mean(name, self.names())}")
-        if name in self._builtin:
-            return self._builtin[name]
-        with plugins.blaming(f"{self.kind}: entry point `{name}`", f"{owners[0]} ({claims[0].value})"):
-            part = claims[0].load()
-            if self._takes_options:
-                self._check_options(name, part, owners[0])
-        self._check_contract(name, owners[0], lambda: plugins.check_class(self.kind, part))
-        return part
+        return claims, owners
+
+    def _is_own(self, name: str) -> bool:
+        return name in self._declared or name in self._builtin
+
+    def _own(self, name: str) -> Any:
+        """Return a built-in part, whose file is imported now."""
+        if name not in self._builtin:
+            importlib.import_module(self._declared[name][0])
+        return self._builtin[name]
 
     @contextmanager
     def blaming(self, name: str) -> Iterator[None]:
         """Within the block, whatever a third-party part called `name` raises is a `RegistryError` that names it."""
         owners = [plugins.owner(entry) for entry in plugins.entry_points(self.group) if entry.name == name]
-        if name in self._builtin or not owners:
+        if self._is_own(name) or not owners:
             yield
             return
         with plugins.blaming(f"{self.kind}: `{name}`", owners[0]):
@@ -121,7 +173,7 @@ class Registry:
             RegistryError: see `get`; or if a third-party part fails, or lacks what the harness reads of it.
         """
         factory = self.get(name)
-        if name in self._builtin:
+        if self._is_own(name):
             return factory(*arguments)
         with self.blaming(name):
             part = factory(*arguments)
@@ -130,7 +182,7 @@ class Registry:
         return part
 
     def _check_contract(self, name: str, owner: str, check: Callable[[], None]) -> None:
-        """Say whose part it is that a check refuses, or that breaks when it is looked at."""
+        """Name the distribution of a part whose check fails, or that breaks when it is looked up."""
         with plugins.blaming(f"{self.kind}: `{name}`", owner):
             try:
                 check()
@@ -152,15 +204,16 @@ class Registry:
                 f"Install a release of {owner} for this one, or another simflow-plugin."
             )
 
-    def _import_builtins(self) -> None:
-        if self._builtins_imported:
+    def _import_declarations(self) -> None:
+        if self._is_ready:
             return
-        package = importlib.import_module(self._package)
-        for module in pkgutil.iter_modules(getattr(package, "__path__", [])):
-            importlib.import_module(f"{self._package}.{module.name}")
-        self._builtins_imported = (
-            True  # only now: a part that did not import fails again, under its own error
-        )
+        if self._declarations is not None:
+            importlib.import_module(self._declarations)
+        else:
+            package = importlib.import_module(self._package)
+            for module in pkgutil.iter_modules(getattr(package, "__path__", [])):
+                importlib.import_module(f"{self._package}.{module.name}")
+        self._is_ready = True  # only now: what did not import fails again, under its own error
 
 
 def _defined_as(part: Any) -> str:
@@ -203,6 +256,11 @@ class Part(Options):
         except ValidationError as error:
             raise ConfigError(f"{self.name}: {error}") from error
 
+    def check(self, parts: Registry, context: Any) -> None:
+        """Check the part's options against what it will be built with; see `Options.check`."""
+        with parts.blaming(self.name):
+            self.options_of(parts.facts(self.name)).check(context)
+
     def build(self, parts: Registry, context: Any) -> Any:
         """Build the part: `factory(options, context)`."""
         with parts.blaming(self.name):
@@ -210,13 +268,27 @@ class Part(Options):
         return parts.build(self.name, options, context)
 
 
-MODELS = Registry("models", "simflow_plugin.models")
-AUTOENCODERS = Registry("autoencoders", "simflow_plugin.autoencoders")
-POSTERIORS = Registry("posteriors", "simflow_plugin.posteriors")
-ENCODERS = Registry("encoders", "simflow_plugin.alignment")
-DATASETS = Registry("datasets", "simflow_plugin.data")
-RECONSTRUCTION_LOSSES = Registry("reconstruction_losses", "simflow_plugin.losses")
-GUIDANCE = Registry("guidance", "simflow_plugin.flow.guidance")
-DIFFUSION_GUIDANCE = Registry("diffusion_guidance", "simflow_plugin.diffusion.guidance")
+MODELS = Registry("models", "simflow_plugin.models", declarations="simflow_plugin.models.declared")
+AUTOENCODERS = Registry(
+    "autoencoders", "simflow_plugin.autoencoders", declarations="simflow_plugin.autoencoders.declared"
+)
+POSTERIORS = Registry(
+    "posteriors", "simflow_plugin.posteriors", declarations="simflow_plugin.posteriors.declared"
+)
+ENCODERS = Registry("encoders", "simflow_plugin.alignment", declarations="simflow_plugin.alignment.declared")
+DATASETS = Registry("datasets", "simflow_plugin.data", declarations="simflow_plugin.data.declared")
+RECONSTRUCTION_LOSSES = Registry(
+    "reconstruction_losses", "simflow_plugin.losses", declarations="simflow_plugin.losses.declared"
+)
+GUIDANCE = Registry(
+    "guidance", "simflow_plugin.flow.guidance", declarations="simflow_plugin.flow.guidance.declared"
+)
+DIFFUSION_GUIDANCE = Registry(
+    "diffusion_guidance",
+    "simflow_plugin.diffusion.guidance",
+    declarations="simflow_plugin.diffusion.guidance.declared",
+)
 ATTENTION = Registry("attention", "simflow_plugin.flow.attention", takes_options=False)
-JUDGES = Registry("judges", "simflow_plugin.evaluation.judges")
+JUDGES = Registry(
+    "judges", "simflow_plugin.evaluation.judges", declarations="simflow_plugin.evaluation.declared"
+)

@@ -17,7 +17,7 @@ import math
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -32,17 +32,15 @@ from simflow_plugin.evaluation.held_out import fit_control_variate, fit_likeliho
 from simflow_plugin.evaluation.likelihood import (
     Scorer,
     bits_per_dim,
-    draw_latents,
     latent_log_prob,
     posterior_draws,
 )
 from simflow_plugin.evaluation.monte_carlo import ENTROPY_REPLACED
 from simflow_plugin.evaluation.request import EvaluationRequest, with_sampling_options
 from simflow_plugin.files import check_new_folder
-from simflow_plugin.inputs import as_images, as_labels
-from simflow_plugin.interpolation import slerp
+from simflow_plugin.inputs import LabelledBatch, as_images, as_labels, labelled_batches
+from simflow_plugin.interpolation import images_between
 from simflow_plugin.progress_bar import count_progress
-from simflow_plugin.randomness import IndexedRandom
 from simflow_plugin.runs.loaded_run import LoadedRun
 from simflow_plugin.runs.parts import build_dataset
 from simflow_plugin.runs.sources import fetch_from_hub, open_run
@@ -53,14 +51,6 @@ if TYPE_CHECKING:
 
 DRAWS = EvaluationRequest.posterior_samples
 """Posterior samples an image that likelihoods are means of."""
-
-
-class LabelledBatch(NamedTuple):
-    """Rows of a call: `images` (B, 3, H, W) and `labels` (B,) or None on the run's device, `random` draws by row."""
-
-    images: Tensor
-    labels: Tensor | None
-    random: IndexedRandom
 
 
 class Run(ModelHubMixin):
@@ -223,7 +213,9 @@ class Run(ModelHubMixin):
                 f"from {len(start)} images to {len(end)} in {num} steps: expected as many at both ends, and num >= 2"
             )
         starts, ends = self._batches(start, labels, seed), self._batches(end, labels, seed)
-        return self._joined([self._way(*pair, num) for pair in zip(starts, ends, strict=True)])
+        return self._joined(
+            [images_between(self.loaded, *pair, num) for pair in zip(starts, ends, strict=True)]
+        )
 
     # ------------------------------------------------------------------ likelihood
 
@@ -373,39 +365,10 @@ class Run(ModelHubMixin):
         return self._by_method[method]
 
     def _batches(self, images: Images, labels: Labels | None, seed: int) -> Iterator[LabelledBatch]:
-        """Cut a call into batches; row i has the noise of (seed, i)."""
-        checked, known = as_images(images, self.image_size), None
-        if labels is not None:
-            known = as_labels(labels, self.classes)
-            if len(known) not in (1, len(checked)):
-                raise DataError(f"{len(known)} labels for {len(checked)} images; give one, or one an image")
-            known = known.expand(len(checked))
-        for rows in torch.arange(len(checked)).split(self.loaded.config.sampling.batch_size):
-            random = IndexedRandom(seed, tuple(rows.tolist()))
-            of_rows = None if known is None else known[rows].to(self.loaded.device)
-            yield LabelledBatch(checked[rows].to(self.loaded.device), of_rows, random)
-
-    def _way(self, start: LabelledBatch, end: LabelledBatch, num: int) -> Tensor:
-        loaded, model, labels = self.loaded, self.loaded.model, start.labels
-        flow = None if model is None else model.token_flow()
-        noise_std = 0.0 if model is None else model.noise_std
-        ends = []
-        with loaded.precision.active():
-            for batch in (start, end):
-                posterior = self.autoencoder.encode(batch.images)
-                noise = batch.random.normal("posterior", posterior.mean.shape, loaded.device)
-                ends.append(draw_latents(posterior, noise_std, noise))
-            if flow is not None:
-                ends = [flow(model.tokens(latents), labels).noise for latents in ends]  # type: ignore[union-attr, operator]
-            way = []
-            first, last = ends
-            for share in torch.linspace(0, 1, num).tolist():
-                point = torch.lerp(first, last, share) if flow is None else slerp(first, last, share)
-                if flow is not None:
-                    point = model.latents(flow.inverse(point, labels))  # type: ignore[union-attr, operator]
-                clean = point if model is None else model.remove_noise(point, labels)
-                way.append(self.autoencoder.decode(clean).float().clamp(-1, 1).cpu())
-        return torch.stack(way, dim=1)
+        size, device = self.loaded.config.sampling.batch_size, self.loaded.device
+        checked = as_images(images, self.image_size)
+        known = None if labels is None else as_labels(labels, self.classes)
+        return labelled_batches(checked, known, size, seed, device)
 
     def _joined(self, parts: list[Tensor]) -> Tensor:
         return torch.cat(parts) if parts else torch.zeros(0, 3, self.image_size, self.image_size)

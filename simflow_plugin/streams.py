@@ -45,9 +45,8 @@ class SurvivingStream:
             raise error
         nowhere = os.open(os.devnull, os.O_WRONLY)
         try:
-            with contextlib.suppress(
-                OSError
-            ):  # a stream without a descriptor has no buffer that could fail later
+            # A stream without a descriptor has no buffer that could fail later.
+            with contextlib.suppress(OSError):
                 os.dup2(nowhere, self._stream.fileno())
         finally:
             os.close(nowhere)

@@ -17,19 +17,11 @@ from simflow_plugin.config.loading import load_config
 from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.errors import EmptySplit
 from simflow_plugin.exits import exit_on_user_error
+from simflow_plugin.option_groups import grouped
 from simflow_plugin.runs.run_directory import RunDirectory
 from simflow_plugin.streams import surviving_readers
-from simflow_plugin.train_options import (
-    AllowChangedOption,
-    AllowPipesOption,
-    DataRootOption,
-    DryRunOption,
-    NoReportOption,
-    OutOption,
-    ProfileOption,
-    SetOption,
-)
-from simflow_plugin.training.interrupts import RESUME_EXIT_STATUS, Interrupted, stop_on_signals
+from simflow_plugin.train_options import TrainOptions
+from simflow_plugin.training.interrupts import announced_stop, stop_on_signals
 
 if TYPE_CHECKING:
     import torch
@@ -39,51 +31,27 @@ if TYPE_CHECKING:
     from simflow_plugin.data.summary import DataSummary
 
 
+@grouped
 def train_command(
     config: Annotated[str, typer.Option("--config", "-c", help="A YAML file, or the name of a shipped one.")],
-    out: OutOption = None,
-    set_: SetOption = None,
-    allow_changed: AllowChangedOption = None,
-    dry_run: DryRunOption = False,
-    no_report: NoReportOption = False,
-    profile: ProfileOption = 0,
-    allow_pipes: AllowPipesOption = False,
-    data_root: DataRootOption = None,
+    options: TrainOptions,
 ) -> None:
     """Train, from the start or from the run's last checkpoint; then measure, and write the report."""
     with surviving_readers(), exit_on_user_error():
-        moved = [] if data_root is None else [f"data.root={json.dumps(str(data_root))}"]
-        resolved = load_config(config, [*(set_ or []), *moved])
-        if dry_run:
-            print(resolved.to_yaml(), end="")
-            return
-        run = RunDirectory(out if out is not None else Path("runs") / resolved.name)
-        train_or_stop(
-            resolved,
-            run,
-            [*(allow_changed or []), *(["data.root"] if moved else [])],
-            report=not no_report,
-            profile_steps=profile,
-            allows_pipes=allow_pipes,
-        )
+        train_by_name(config, options)
 
 
-def train_or_stop(
-    config: RunConfig,
-    run: RunDirectory,
-    allow_changed: list[str],
-    report: bool = True,
-    profile_steps: int = 0,
-    allows_pipes: bool = False,
-) -> None:
-    """Train as a command does: after a signal, say how to go on and leave with the status that asks for it."""
-    try:
-        train(
-            config, run, allow_changed, report=report, profile_steps=profile_steps, allows_pipes=allows_pipes
-        )
-    except Interrupted as interruption:
-        typer.echo(f"{interruption}. Saved: run the same command again to go on.", err=True)
-        raise typer.Exit(RESUME_EXIT_STATUS) from interruption
+def train_by_name(config: str, options: TrainOptions) -> None:
+    """Train as a command does: from the name of a configuration and the options of the command line."""
+    moved = [] if options.data_root is None else [f"data.root={json.dumps(str(options.data_root))}"]
+    resolved = load_config(config, [*(options.set_ or []), *moved])
+    if options.dry_run:
+        print(resolved.to_yaml(), end="")
+        return
+    run = RunDirectory(options.out if options.out is not None else Path("runs") / resolved.name)
+    allow_changed = [*(options.allow_changed or []), *(["data.root"] if moved else [])]
+    with announced_stop():
+        train(resolved, run, allow_changed, not options.no_report, options.profile, options.allow_pipes)
 
 
 def train(
@@ -102,13 +70,14 @@ def train(
         allow_changed: dotted keys that may differ from the run that is resumed.
         report: measure it afterwards, and write its report.
         profile_steps: record this many.
-        allows_pipes: run the commands that `data` names; no configuration may say so.
+        allows_pipes: run the commands that `data` names; no configuration may allow it.
     Raises:
         SimflowError: before anything is written, if parts do not fit or the directory is another run's.
         Interrupted: after a signal, when the state was saved.
     """
     from simflow_plugin.config.checks import check_before_training
     from simflow_plugin.data.order import GlobalBatches
+    from simflow_plugin.runs.autoguidance import check_guide_before_training
     from simflow_plugin.runs.checkpoints import checkpoint_folders
     from simflow_plugin.runs.environment import describe_environment
     from simflow_plugin.runs.initialisation import Classes, start_from
@@ -118,28 +87,24 @@ def train(
     from simflow_plugin.training.run_header import header_lines
 
     accelerator = make_accelerator(config)
-    # Libraries speak up from warnings on: what they did (`generated new fontManager`) is no news of the run.
-    logging.basicConfig(
-        level=logging.WARNING if accelerator.is_main_process else logging.ERROR, format="%(message)s"
-    )
-    logging.getLogger("simflow_plugin").setLevel(
-        logging.INFO if accelerator.is_main_process else logging.ERROR
-    )
-    if not accelerator.is_main_process:  # each process reads images of its own, and names the corrupt ones
-        logging.getLogger("simflow_plugin.data").setLevel(logging.WARNING)
+    _set_up_logging(accelerator.is_main_process)
     GlobalBatches(config.training.batch_size, accelerator.num_processes, config.training.accumulation)
     with leaving_together(), ExitStack() as stack:
-        with (
-            stop_on_signals() as stop
-        ):  # from here on, so that a large model may be stopped while it is built
+        # From here on, so that a large model may be stopped while it is built.
+        with stop_on_signals() as stop:
             # Everything that can be refused is built before the directory is touched.
             dataset = build_dataset(config, "train", allows_pipes)
             if report:
                 check_before_training(config, dataset.num_classes)
             summary = describe_data(config, dataset, report, allows_pipes)
             parts = build_parts(config, dataset.num_classes)
+            check_guide_before_training(config, run.path, parts)
             started = (
-                [] if checkpoint_folders(run.checkpoints) else start_from(parts, config, Classes.of(dataset))
+                []
+                if checkpoint_folders(run.checkpoints)
+                else start_from(
+                    config.training.init_from, parts, config.model, config.image_size, Classes.of(dataset)
+                )
             )
             if accelerator.is_main_process:
                 stack.enter_context(run.locked())
@@ -159,8 +124,16 @@ def train(
             print("\n".join(closing_lines(config, run)), flush=True)
 
 
+def _set_up_logging(is_main: bool) -> None:
+    """Let this package inform on the main process, and libraries warn: what else they did is no news of the run."""
+    logging.basicConfig(level=logging.WARNING if is_main else logging.ERROR, format="%(message)s")
+    logging.getLogger("simflow_plugin").setLevel(logging.INFO if is_main else logging.ERROR)
+    if not is_main:  # each process reads images of its own, and names the corrupt ones
+        logging.getLogger("simflow_plugin.data").setLevel(logging.WARNING)
+
+
 def measure(config: RunConfig, run: RunDirectory, device: torch.device) -> None:
-    """Measure the trained run, write its pages and tell its trackers, unless that was done."""
+    """Measure the trained run, write its pages and send its metrics to the trackers, unless that was done."""
     from simflow_plugin.evaluation.report.run_report import evaluate_after_training
     from simflow_plugin.training.trackers import log_final_metrics
 
@@ -211,7 +184,7 @@ def describe_data(
 
 
 def make_accelerator(config: RunConfig) -> Accelerator:
-    """Build the Accelerator: device, processes and precision.
+    """Build the Accelerator: device, processes, precision and kernels.
 
     Raises:
         ConfigError: if float16 is asked for without a GPU, or accelerate was configured for DeepSpeed.
@@ -220,13 +193,14 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     from accelerate import Accelerator
     from accelerate.utils import parse_flag_from_env
 
-    from simflow_plugin.runs.run_precision import Precision
+    from simflow_plugin.runs.run_precision import Precision, choose_kernels
     from simflow_plugin.training.distributed.processes import process_group_options
 
     has_gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
     chosen = Precision.of_training(config.training, "cuda" if has_gpu else "cpu")
     torch.backends.cuda.matmul.allow_tf32 = chosen.tf32
     torch.backends.cudnn.allow_tf32 = chosen.tf32
+    choose_kernels(config.training.deterministic)
     mixed = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[chosen.name]
     return Accelerator(mixed_precision=mixed, **process_group_options(has_gpu))
 

@@ -1,5 +1,6 @@
 """Options of the command line that `simflow train` and `python -m simflow_plugin.train` share."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -26,3 +27,17 @@ NoReportOption = Annotated[bool, typer.Option("--no-report", help="Train only: n
 ProfileOption = Annotated[
     int, typer.Option("--profile", min=0, help="Record N steps to trace.json, a Chrome trace.")
 ]
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """All of them."""
+
+    out: OutOption = None
+    set_: SetOption = None
+    allow_changed: AllowChangedOption = None
+    dry_run: DryRunOption = False
+    no_report: NoReportOption = False
+    profile: ProfileOption = 0
+    allow_pipes: AllowPipesOption = False
+    data_root: DataRootOption = None

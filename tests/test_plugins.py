@@ -57,12 +57,16 @@ def test_constructor_that_fails_in_any_way_is_named(install: Any, counted: str, 
         Part(name="hostile").build(MODELS, None)
 
 
-def test_command_ends_with_status_2_and_a_message(install: Any, counted: str) -> None:
-    install("hostile-models", counted, "import sys; sys.exit(0)", "hostile", "Model")
-    result = CliRunner().invoke(app, ["config", "show", "quickstart", "--set", "model=hostile"])
+@pytest.mark.parametrize("how", FAILURES)
+@pytest.mark.parametrize("command", [["config", "show"], ["train"]], ids=["show", "train"])
+def test_command_ends_with_status_2_and_a_message(
+    install: Any, counted: str, command: list[str], how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    install("hostile-models", counted, RAISING + FAILURES[how], "hostile", "Model")
+    result = CliRunner().invoke(app, [*command, "quickstart", "--set", "model=hostile"])
     assert result.exit_code == 2
     assert "hostile-models" in result.stderr
-    assert "SystemExit" in result.stderr
     assert CliRunner().invoke(app, ["config", "show", "quickstart"]).exit_code == 0
 
 

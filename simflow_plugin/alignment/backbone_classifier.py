@@ -17,7 +17,7 @@ class BackboneClassifier(nn.Module):
     """A timm network with a classifier of its own.
 
     Args:
-        architecture: `model` is a name in timm, `img_size` the pixels at which it sees images, `num_classes` as said.
+        architecture: `model` is a name in timm, `img_size` the pixels at which it sees images, `num_classes` as given.
     Raises:
         ConfigError: if timm does not know the model, or it gives no features in a grid at that size.
     """

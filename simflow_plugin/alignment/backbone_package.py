@@ -42,7 +42,7 @@ def rename_packaged(state: dict[str, Tensor], network: nn.Module) -> dict[str, T
         state: in the order of the file.
         network: timm's, with or without a classifier.
     Raises:
-        WeightsError: if the network has another number of tensors, so that the order tells nothing.
+        WeightsError: if the network has another number of tensors, so that their order identifies none.
     """
     names = list(network.state_dict())
     tensors = list(state.values())

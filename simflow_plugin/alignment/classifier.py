@@ -14,19 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from simflow_plugin import options, registry
+from simflow_plugin import registry
 from simflow_plugin.alignment.backbone_classifier import BackboneClassifier
 from simflow_plugin.alignment.conv_stem import ConvStem
 from simflow_plugin.alignment.encoder import FrozenEncoder
 from simflow_plugin.alignment.feature_layer import FeatureLayer
+from simflow_plugin.alignment.options import ClassifierOptions
 from simflow_plugin.alignment.timm_names import check_timm_name
 from simflow_plugin.contracts import DataContext
 from simflow_plugin.errors import ConfigError, RunDirectoryError, WeightsError
 from simflow_plugin.files import replacing
-from simflow_plugin.local_paths import LocalPath
 from simflow_plugin.weights import load_strictly, read_metadata, read_tensors
 
 FORMAT = "simflow-classifier-1"
@@ -177,10 +176,9 @@ class ClassifierEncoder(FrozenEncoder):
         WeightsError: if the file is missing, damaged, or something else.
     """
 
-    class Options(options.Options):
-        checkpoint: LocalPath = Field(description="file made by `simflow pretrain-encoder`")
+    Options = ClassifierOptions
 
-    def __init__(self, options: Options, context: DataContext) -> None:
+    def __init__(self, options: ClassifierOptions, context: DataContext) -> None:
         network, card = load_classifier(Path(options.checkpoint).expanduser())
         size = card.architecture["img_size"]
         super().__init__(network, context.image_size, size, network.layer, card.mean, card.std)

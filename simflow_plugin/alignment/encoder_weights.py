@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from simflow_plugin.alignment.backbone_package import find_packaged_weights, is_packaged, rename_packaged
 from simflow_plugin.errors import WeightsError
+from simflow_plugin.published_weights import fetch_command
 from simflow_plugin.weights import load_strictly, read_tensors
 
 HUB_FILES = (
@@ -24,7 +25,7 @@ HUB_FILES = (
 )
 CHECKPOINT_OPTION = "alignment.encoder.checkpoint"
 NESTED_WEIGHTS = ("state_dict_ema", "model_ema", "state_dict", "model")
-"""Where training scripts keep the weights in a file that holds more."""
+"""Keys under which training scripts keep the weights in a file that holds more."""
 UNUSED_PREFIXES = ("head", "fc_norm", "mask_token", "decoder", "attn_pool")
 """Parts of a published checkpoint that patch features do not need: classifier, MAE's decoder, ..."""
 
@@ -53,8 +54,8 @@ def find_weights(model: str, checkpoint: str | None, option: str = CHECKPOINT_OP
     if found is not None:
         return found
     raise WeightsError(
-        f"the weights of {model} are not on this machine. Set {option} to their file (safetensors or .pth), or put "
-        f"them into the local cache. {addresses}"
+        f"the weights of {model} are not on this machine.{fetch_command(model)} Or set {option} to their file "
+        f"(safetensors or .pth), or put them into the local cache. {addresses}"
     )
 
 

@@ -20,6 +20,7 @@ from simflow_plugin.alignment.classifier import ClassifierCard, make_network
 from simflow_plugin.alignment.encoder import resize_and_normalize
 from simflow_plugin.contracts import ImageDataset
 from simflow_plugin.data.loader import Batch, evaluation_batches, make_loader
+from simflow_plugin.data.order import GlobalBatches
 from simflow_plugin.errors import ConfigError, DataError
 from simflow_plugin.progress_bar import count_progress
 from simflow_plugin.randomness import BatchRandom, derive_seed
@@ -151,7 +152,11 @@ def pretrain_classifier(
     preprocess = Preprocessing(int(architecture["img_size"]), mean, std)
     network.to(device)
     batches = make_loader(
-        train, options.batch_size, options.seed, 0, options.steps, horizontal_flip=options.horizontal_flip
+        train,
+        GlobalBatches(options.batch_size),
+        options.seed,
+        range(options.steps),
+        horizontal_flip=options.horizontal_flip,
     )
     _train(network, iter(batches), options, preprocess, report)
     accuracy, num_test = measure_accuracy(network.eval(), test, options.batch_size, preprocess)

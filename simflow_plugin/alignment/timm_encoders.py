@@ -5,48 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from pydantic import Field
 from torch import nn
 
 from simflow_plugin import options, registry
 from simflow_plugin.alignment.encoder import FrozenEncoder, choose_input_size
 from simflow_plugin.alignment.encoder_weights import find_weights, load_weights
 from simflow_plugin.alignment.feature_layer import FeatureLayer, find_layer, is_transformer
+from simflow_plugin.alignment.options import MODEL_BY_PRESET, TimmOptions, WeightsOptions
 from simflow_plugin.alignment.timm_names import check_timm_name
 from simflow_plugin.contracts import DataContext, NetworkOutline
 from simflow_plugin.errors import ConfigError
-from simflow_plugin.local_paths import LocalPath
 
-MODEL_BY_PRESET = {
-    "dinov2-b": "vit_base_patch14_dinov2.lvd142m",
-    "dinov2-l": "vit_large_patch14_dinov2.lvd142m",
-    "dinov2-b-reg": "vit_base_patch14_reg4_dinov2.lvd142m",
-    "dinov2-l-reg": "vit_large_patch14_reg4_dinov2.lvd142m",
-    "dinov3-b": "vit_base_patch16_dinov3.lvd1689m",
-    "mae-b": "vit_base_patch16_224.mae",
-    "mae-l": "vit_large_patch16_224.mae",
-    "clip-l": "vit_large_patch14_clip_quickgelu_224.openai",
-}
 PIXELS_PER_FEATURE = {14: 16}
 """Pixels of the image per feature, by patch size, where that is not the patch itself."""
-
-
-class WeightsOptions(options.Options):
-    """Options that all timm encoders share."""
-
-    checkpoint: LocalPath | None = Field(None, description="file of the weights; null: the local caches")
-    input_size: int | None = Field(
-        None,
-        gt=0,
-        description="pixels at which the encoder sees the image; null: 16 x 16 features of a vision transformer for "
-        "256 pixels, the image as it is for a convolutional network",
-    )
-    stage: int | None = Field(
-        None,
-        ge=0,
-        description="block of a transformer or stage of a convolutional network, from 0, as in timm's "
-        "forward_intermediates; null: the last",
-    )
 
 
 @registry.ENCODERS.register("timm")
@@ -61,10 +32,9 @@ class TimmEncoder(FrozenEncoder):
         WeightsError: if the weights are missing or of another architecture.
     """
 
-    class Options(WeightsOptions):
-        model: str = Field(description="name in timm, with its tag if any: vit_base_patch14_dinov2.lvd142m")
+    Options = TimmOptions
 
-    def __init__(self, options: Options, context: DataContext) -> None:
+    def __init__(self, options: TimmOptions, context: DataContext) -> None:
         import timm
 
         plan = plan_encoder(options.model, context.image_size, options.input_size, options.stage)
@@ -77,7 +47,7 @@ class TimmEncoder(FrozenEncoder):
         )
 
     @staticmethod
-    def outline(options: Options, context: DataContext) -> NetworkOutline:
+    def outline(options: TimmOptions, context: DataContext) -> NetworkOutline:
         """Return the network without weights, the pixels that it sees, and the shape of its features."""
         return plan_encoder(options.model, context.image_size, options.input_size, options.stage).outline()
 
@@ -128,7 +98,7 @@ class EncoderPlan:
 
 
 def plan_encoder(model: str, image_size: int, input_size: int | None, stage: int | None) -> EncoderPlan:
-    """Settle the input size and the layer of a timm network, without making its weights.
+    """Resolve the input size and the layer of a timm network, without making its weights.
 
     Args:
         model: name in timm.

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from simflow_plugin.autoencoders.kl_options import KLOptions, Numbers, resolve_architecture
+from simflow_plugin.autoencoders.kl_options import KLFacts, KLOptions, Numbers, resolve_architecture
 from simflow_plugin.autoencoders.network import default_norm_groups, select_moments
 from simflow_plugin.autoencoders.network_weights import AutoencoderWeights
 from simflow_plugin.autoencoders.to_diffusers import to_diffusers
@@ -26,12 +26,9 @@ from simflow_plugin.weights import load_strictly
 
 log = logging.getLogger(__name__)
 
-FROM_FILES = ("pretrained", "pretrained_format", "subfolder", "scale", "shift")
-"""Options that need a file, or values to check; none of them changes a shape."""
-
 
 @AUTOENCODERS.register("kl")
-class KLAutoencoder(Autoencoder):
+class KLAutoencoder(KLFacts, Autoencoder):
     """Images (B, 3, H, W) in [-1, 1] <-> latents (B, C, H / factor, W / factor).
 
     Args:
@@ -42,7 +39,6 @@ class KLAutoencoder(Autoencoder):
         WeightsError: if pretrained weights are missing, torn or of another architecture.
     """
 
-    Options = KLOptions
     latent_scale: Tensor
     latent_shift: Tensor
 
@@ -115,35 +111,6 @@ class KLAutoencoder(Autoencoder):
     def last_layer(self) -> nn.Parameter:
         """Return the weight of the decoder's last convolution."""
         return self.network.decoder.conv_out.weight
-
-    @classmethod
-    def geometry(cls, options: KLOptions) -> tuple[int, int] | None:
-        """Return (factor, latent_channels), or None where only the pretrained weights tell."""
-        if options.pretrained is not None:  # what is stated is compared with the weights when they are read
-            stated = options.factor, options.latent_channels
-            return None if stated[0] is None or stated[1] is None else (stated[0], stated[1])
-        architecture, _ = resolve_architecture(options)
-        return architecture.factor, architecture.latent_channels
-
-    @classmethod
-    def trained_part(cls, options: KLOptions) -> str:
-        return options.trainable
-
-    @classmethod
-    def learns_variance(cls, options: KLOptions) -> bool:
-        return POSTERIORS.get(options.posterior.name).learns_variance
-
-    @classmethod
-    def shape_options(cls, options: dict[str, Any]) -> dict[str, Any]:
-        if options.get("pretrained") is not None and None in (
-            options.get("factor"),
-            options.get("latent_channels"),
-        ):
-            raise ConfigError(
-                f"autoencoder: the shape of {options['pretrained']} is known to that file only. Write down `factor` "
-                "and `latent_channels` (and `widths`, if they are not the usual ones) to plan without it."
-            )
-        return {key: value for key, value in options.items() if key not in FROM_FILES}
 
     def to_diffusers(self) -> Any:
         """Return a diffusers AutoencoderKL on the CPU that encodes and decodes alike.

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from simflow_plugin.autoencoders.network import (
+from simflow_plugin.autoencoders.architecture import (
     DEFAULT_WIDTHS,
     NAMED_ARCHITECTURES,
     Architecture,
     default_norm_groups,
 )
-from simflow_plugin.autoencoders.network_weights import AutoencoderWeights
-from simflow_plugin.autoencoders.pretrained import load_pretrained
-from simflow_plugin.contracts import DataContext, PosteriorContext
+from simflow_plugin.contexts import AutoencoderFacts, DataContext, PosteriorContext
 from simflow_plugin.errors import ConfigError, WeightsError
 from simflow_plugin.local_paths import LocalPathOrName
-from simflow_plugin.options import Choices, Options, did_you_mean
+from simflow_plugin.options import Choices, Options, Size, did_you_mean
 from simflow_plugin.registry import POSTERIORS, Part
+
+if TYPE_CHECKING:
+    from simflow_plugin.autoencoders.network_weights import AutoencoderWeights
 
 Numbers = float | list[float]
 DEFAULT_POSTERIOR = "fixed"
+FROM_FILES = ("pretrained", "pretrained_format", "subfolder", "scale", "shift")
+"""Options that need a file, or values to check; none of them changes a shape."""
 NETWORK_OPTIONS = (
     "factor",
     "latent_channels",
@@ -60,17 +63,13 @@ class KLOptions(Options):
     architecture: Annotated[str | None, Choices(NAMED_ARCHITECTURES)] = Field(
         None, description="a named one (f16d64): fills in the numbers of the network; what is written wins."
     )
-    factor: PositiveInt | None = Field(
-        None, description="pixels per latent pixel, a power of two; default 8."
-    )
-    latent_channels: PositiveInt | None = Field(None, description="C; default 4.")
-    widths: list[PositiveInt] | None = Field(
+    factor: Size | None = Field(None, description="pixels per latent pixel, a power of two; default 8.")
+    latent_channels: Size | None = Field(None, description="C; default 4.")
+    widths: list[Size] | None = Field(
         None, description="channels by level, finest first, log2(factor) + 1 of them."
     )
-    layers_per_block: PositiveInt | None = Field(None, description="residual layers by level; default 2.")
-    norm_num_groups: PositiveInt | None = Field(
-        None, description="groups of the group norms; default by widths."
-    )
+    layers_per_block: Size | None = Field(None, description="residual layers by level; default 2.")
+    norm_num_groups: Size | None = Field(None, description="groups of the group norms; default by widths.")
     uses_mid_attention: bool | None = Field(
         None, description="attention at the coarsest level; default true."
     )
@@ -128,7 +127,7 @@ class KLOptions(Options):
         if self.pretrained is None:
             channels = resolve_architecture(self)[0].latent_channels
         if channels is not None:
-            factory = POSTERIORS.get(self.posterior.name)
+            factory = POSTERIORS.facts(self.posterior.name)
             self.posterior.options_of(factory).check(PosteriorContext(channels))
 
 
@@ -145,6 +144,8 @@ def resolve_architecture(options: KLOptions) -> tuple[Architecture, AutoencoderW
                 "pretrained_format and subfolder have no effect without `pretrained`: remove them"
             )
         return architecture_from_options(options), None
+    from simflow_plugin.autoencoders.pretrained import load_pretrained
+
     architecture, weights = load_pretrained(
         options.pretrained, options.subfolder, options.pretrained_format, options.norm_num_groups
     )
@@ -189,3 +190,38 @@ def architecture_from_options(options: KLOptions) -> Architecture:
         attention_levels=tuple(options.attention_levels or ()),
         uses_quant_conv=bool(options.uses_quant_conv),
     )
+
+
+class KLFacts(AutoencoderFacts):
+    """Facts of the `kl` autoencoder."""
+
+    Options: ClassVar[type[Options]] = KLOptions
+
+    @classmethod
+    def geometry(cls, options: KLOptions) -> tuple[int, int] | None:
+        """Return (factor, latent_channels), or None where only the pretrained weights tell."""
+        if options.pretrained is not None:  # what is stated is compared with the weights when they are read
+            stated = options.factor, options.latent_channels
+            return None if stated[0] is None or stated[1] is None else (stated[0], stated[1])
+        architecture, _ = resolve_architecture(options)
+        return architecture.factor, architecture.latent_channels
+
+    @classmethod
+    def trained_part(cls, options: KLOptions) -> str:
+        return options.trainable
+
+    @classmethod
+    def learns_variance(cls, options: KLOptions) -> bool:
+        return POSTERIORS.facts(options.posterior.name).learns_variance
+
+    @classmethod
+    def shape_options(cls, options: dict[str, Any]) -> dict[str, Any]:
+        if options.get("pretrained") is not None and None in (
+            options.get("factor"),
+            options.get("latent_channels"),
+        ):
+            raise ConfigError(
+                f"autoencoder: the shape of {options['pretrained']} is known to that file only. Write down `factor` "
+                "and `latent_channels` (and `widths`, if they are not the usual ones) to plan without it."
+            )
+        return {key: value for key, value in options.items() if key not in FROM_FILES}

@@ -13,38 +13,27 @@ from collections.abc import Mapping
 from torch import Tensor
 
 RULES = (
-    (r"\.norm_out\.", ".conv_norm_out."),
-    (r"\.mid\.block_1\.", ".mid_block.resnets.0."),
-    (r"\.mid\.block_2\.", ".mid_block.resnets.1."),
-    (r"\.mid\.attn_1\.", ".mid_block.attentions.0."),
-    (r"\.down\.(\d+)\.", r".down_blocks.\1."),
-    (r"\.block\.(\d+)\.", r".resnets.\1."),
-    (r"\.attn\.(\d+)\.", r".attentions.\1."),
-    (r"\.nin_shortcut\.", ".conv_shortcut."),
-    (r"\.downsample\.conv\.", ".downsamplers.0.conv."),
-    (r"\.upsample\.conv\.", ".upsamplers.0.conv."),
-    (r"(\.attentions\.\d+)\.norm\.", r"\1.group_norm."),
-    (r"(\.attentions\.\d+)\.(q|k|v)\.", r"\1.to_\2."),
-    (r"(\.attentions\.\d+)\.proj_out\.", r"\1.to_out.0."),
+    (".norm_out.", ".conv_norm_out."),
+    (".down.{1}.", ".down_blocks.{1}."),
+    (".block.{1}.", ".resnets.{1}."),
+    (".attn.{1}.", ".attentions.{1}."),
+    (".nin_shortcut.", ".conv_shortcut."),
+    (".downsample.conv.", ".downsamplers.0.conv."),
+    (".upsample.conv.", ".upsamplers.0.conv."),
+    (".mid.block_1.", ".mid_block.resnets.0."),
+    (".mid.block_2.", ".mid_block.resnets.1."),
+    (".mid.attn_1.", ".mid_block.attentions.0."),
+    (".attentions.{1}.norm.", ".attentions.{1}.group_norm."),
+    (".attentions.{1}.{2}.", ".attentions.{1}.to_{2}."),
+    (".attentions.{1}.proj_out.", ".attentions.{1}.to_out.0."),
 )
+"""Parts of names in LDM and in diffusers, applied in this order, and backwards for the inverse.
+
+{1} is a number, {2} is q, k or v.
+"""
 CURRENT_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """Names of attention in diffusers before version 0.15, under which the fine-tuned SD-VAEs are published, and now."""
 EARLIER_ATTENTION = re.compile(rf"(\.attentions\.\d+)\.({'|'.join(CURRENT_ATTENTION)})\.")
-INVERSE_RULES = (
-    (r"\.conv_norm_out\.", ".norm_out."),
-    (r"\.mid_block\.resnets\.0\.", ".mid.block_1."),
-    (r"\.mid_block\.resnets\.1\.", ".mid.block_2."),
-    (r"(\.attentions\.\d+)\.group_norm\.", r"\1.norm."),
-    (r"(\.attentions\.\d+)\.to_(q|k|v)\.", r"\1.\2."),
-    (r"(\.attentions\.\d+)\.to_out\.0\.", r"\1.proj_out."),
-    (r"\.mid_block\.attentions\.0\.", ".mid.attn_1."),
-    (r"\.down_blocks\.(\d+)\.", r".down.\1."),
-    (r"\.resnets\.(\d+)\.", r".block.\1."),
-    (r"\.attentions\.(\d+)\.", r".attn.\1."),
-    (r"\.conv_shortcut\.", ".nin_shortcut."),
-    (r"\.downsamplers\.0\.conv\.", ".downsample.conv."),
-    (r"\.upsamplers\.0\.conv\.", ".upsample.conv."),
-)
 UP_BLOCK = re.compile(r"^decoder\.up_blocks\.(\d+)\.")
 UP_LEVEL = re.compile(r"^decoder\.up\.(\d+)\.")
 PROJECTION = re.compile(r"\.attentions\.\d+\.to_(q|k|v|out\.0)\.weight$")
@@ -84,8 +73,8 @@ def diffusers_to_ldm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     renamed = {}
     for name, value in state.items():
         shaped = value[:, :, None, None] if PROJECTION.search(name) else value
-        for pattern, replacement in INVERSE_RULES:
-            name = re.sub(pattern, replacement, name)
+        for ldm, diffusers in reversed(RULES):
+            name = _replaced(name, diffusers, ldm)
         renamed[UP_BLOCK.sub(lambda match: f"decoder.up.{num_levels - 1 - int(match[1])}.", name)] = shaped
     return renamed
 
@@ -93,6 +82,11 @@ def diffusers_to_ldm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def diffusers_name(name: str, num_levels: int) -> str:
     """Return diffusers' name for the LDM name of a tensor, in a network of `num_levels` levels."""
     name = UP_LEVEL.sub(lambda match: f"decoder.up_blocks.{num_levels - 1 - int(match[1])}.", name)
-    for pattern, replacement in RULES:
-        name = re.sub(pattern, replacement, name)
+    for ldm, diffusers in RULES:
+        name = _replaced(name, ldm, diffusers)
     return name
+
+
+def _replaced(name: str, old: str, new: str) -> str:
+    pattern = old.replace(".", r"\.").replace("{1}", r"(\d+)").replace("{2}", "(q|k|v)")
+    return re.sub(pattern, new.replace("{1}", r"\1").replace("{2}", r"\2"), name)

@@ -25,7 +25,7 @@ from simflow_plugin.weights import listed, read_tensors
 ANCHOR = "encoder.conv_in.weight"
 PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 OWN_PREFIX = "network."
-"""Where our own autoencoder keeps diffusers' network."""
+"""Prefix of diffusers' network in the state of our own autoencoder."""
 LDM_SCALE = "scale_factor"
 """latents = raw * scale_factor, in latent-diffusion checkpoints: a buffer, or a number among the arguments."""
 

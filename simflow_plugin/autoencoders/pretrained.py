@@ -31,7 +31,7 @@ def load_pretrained(
         name: a file, a diffusers folder, or a hub name `owner/model`; what is on disk comes first.
         subfolder: of a folder or hub name.
         layout: `auto`, or the layout that must be found.
-        norm_num_groups: for a file that does not tell it; None for the default.
+        norm_num_groups: for a file without it; None for the default.
     Raises:
         WeightsError: if it is missing, unreachable, torn or of another layout.
     """

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from simflow_plugin.config.loading import load_config
-from simflow_plugin.data.loader import measure_loader_speed
+from simflow_plugin.data.loader import make_loader
+from simflow_plugin.data.order import GlobalBatches
 from simflow_plugin.runs.parts import build_dataset
 
 
@@ -39,6 +41,8 @@ class LoaderSpeed:
 def measure_loader(name: str, overrides: Sequence[str] = (), num_batches: int = 20) -> LoaderSpeed:
     """Time the training loader of a configuration, without model and device.
 
+    The first batch, which pays for starting workers and opening files, is not counted.
+
     Args:
         name: of a shipped configuration, or a path.
         overrides: `key=value`.
@@ -48,6 +52,16 @@ def measure_loader(name: str, overrides: Sequence[str] = (), num_batches: int = 
     """
     config = load_config(name, list(overrides))
     training = config.training
-    dataset = build_dataset(config, "train")
-    speed = measure_loader_speed(dataset, training.batch_size, training.num_workers, num_batches)
+    loader = make_loader(
+        build_dataset(config, "train"),
+        GlobalBatches(training.batch_size),
+        config.seed,
+        range(num_batches + 1),
+        num_workers=training.num_workers,
+    )
+    batches = iter(loader)
+    next(batches)
+    started = time.perf_counter()
+    num_images = sum(len(batch.labels) for batch in batches)
+    speed = num_images / (time.perf_counter() - started)
     return LoaderSpeed(speed, training.batch_size, training.num_workers, config.data.name)

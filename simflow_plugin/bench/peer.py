@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from simflow_plugin.bench.workload import Workload, make_optimizer
+from simflow_plugin.bench.workload import TimedModel, Workload, make_optimizer
 from simflow_plugin.convert import from_ml_starflow
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.flow import FlowConfig, TransformerFlow
 
 
-class StarflowPeer:
+class StarflowPeer(TimedModel):
     """The peer's model of the same architecture.
 
     Args:
@@ -48,17 +48,6 @@ class StarflowPeer:
         self._optimizer = make_optimizer(self.model)
         self._workload = workload
 
-    def training_step(self) -> None:
-        """Run one step: forward, backward, optimiser."""
-        self._optimizer.zero_grad(set_to_none=True)
-        self._loss().backward()
-        self._optimizer.step()
-
-    def gradients(self) -> None:
-        """Run forward and backward on gradients that are already allocated."""
-        self._optimizer.zero_grad(set_to_none=False)
-        self._loss().backward()
-
     @torch.no_grad()
     def sample(self, guidance: float, jacobi: bool) -> tuple[Tensor, None]:
         """Return tokens (B, T, D), by the peer's cached sampler or by its Jacobi iteration as it ships.
@@ -75,7 +64,8 @@ class StarflowPeer:
             )
         return images.flatten(2).transpose(1, 2), None
 
-    def _loss(self) -> Tensor:
+    def loss(self) -> Tensor:
+        """Return the peer's loss of the workload's tokens."""
         workload = self._workload
         with workload.autocast():
             noise, _, _, logdets = self.model(self._images(workload.tokens), workload.condition["condition"])

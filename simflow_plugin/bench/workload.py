@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -20,7 +21,28 @@ from simflow_plugin.learned_inverse.student import InverseStudent, default_sizes
 from simflow_plugin.randomness import named_generator
 
 
-class Workload:
+class TimedModel(ABC):
+    """A model with an optimizer, whose training step is timed."""
+
+    _optimizer: torch.optim.Optimizer
+
+    @abstractmethod
+    def loss(self) -> Tensor:
+        """Return the loss of one batch, a scalar."""
+
+    def training_step(self) -> None:
+        """Run one step: forward, backward, optimiser."""
+        self._optimizer.zero_grad(set_to_none=True)
+        self.loss().backward()
+        self._optimizer.step()
+
+    def gradients(self) -> None:
+        """Run forward and backward on gradients that are already allocated."""
+        self._optimizer.zero_grad(set_to_none=False)
+        self.loss().backward()
+
+
+class Workload(TimedModel):
     """A flow with tokens, noise and conditions to run it on.
 
     Args:
@@ -50,17 +72,6 @@ class Workload:
     def blocks(self) -> list[FlowBlock]:
         """All blocks, in training order."""
         return [*self.flow.shallow_blocks, self.flow.deep_block]
-
-    def training_step(self) -> None:
-        """Run one step: forward, backward, optimiser."""
-        self._optimizer.zero_grad(set_to_none=True)
-        self.loss().backward()
-        self._optimizer.step()
-
-    def gradients(self) -> None:
-        """Run forward and backward on gradients that are already allocated."""
-        self._optimizer.zero_grad(set_to_none=False)
-        self.loss().backward()
 
     def loss(self) -> Tensor:
         """Return the mean negative log-likelihood per dimension, nats."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -9,31 +10,38 @@ import typer
 
 from simflow_plugin.cli.run_options import DataRootOption, LastWeightsOption, LpipsOption, PrecisionOption
 from simflow_plugin.exits import exit_on_user_error
+from simflow_plugin.option_groups import grouped
 
 
+@dataclass(frozen=True)
+class SizeOptions:
+    """Images, strips and noise of an analysis."""
+
+    num_images: Annotated[int | None, typer.Option(min=2, help="Held-out images; default: all.")] = None
+    num_strips: Annotated[int, typer.Option(min=1, help="Interpolation strips.")] = 6
+    seed: Annotated[int, typer.Option(help="Of noise and posterior samples.")] = 0
+    lpips_backbone: LpipsOption = None
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Does not change the numbers.")] = None
+
+
+@grouped
 def analyze(
-    run: Annotated[Path, typer.Argument(help="Run directory.")],
-    num_images: Annotated[int | None, typer.Option(min=2, help="Held-out images; default: all.")] = None,
-    num_strips: Annotated[int, typer.Option(min=1, help="Interpolation strips.")] = 6,
-    seed: Annotated[int, typer.Option(help="Of noise and posterior samples.")] = 0,
+    run: Annotated[Path, typer.Argument(help="Run directory or exported folder.")],
     last_weights: LastWeightsOption = False,
-    lpips_backbone: LpipsOption = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Does not change the numbers.")] = None,
     precision: PrecisionOption = None,
     data_root: DataRootOption = None,
+    *,
+    size: SizeOptions,
 ) -> None:
     """Analyze a run's latent space on held-out images; writes RUN/analysis/."""
     with exit_on_user_error():
         from simflow_plugin.evaluation.analysis import AnalysisRequest, analyze_run
         from simflow_plugin.evaluation.report.analysis_report import STATISTICS, write_analysis
-        from simflow_plugin.runs.loaded_run import load_run
+        from simflow_plugin.runs.sources import open_run
 
-        loaded = load_run(run, averaged=not last_weights, precision=precision).with_data_root(data_root)
-        backbone = str(lpips_backbone) if lpips_backbone is not None else None
-        request = AnalysisRequest(
-            num_images, num_strips, seed=seed, batch_size=batch_size, lpips_backbone=backbone
-        )
-        analysis = analyze_run(loaded, request)
+        loaded = open_run(run, averaged=not last_weights, precision=precision).with_data_root(data_root)
+        backbone = None if size.lpips_backbone is None else str(size.lpips_backbone)
+        analysis = analyze_run(loaded, AnalysisRequest(**{**vars(size), "lpips_backbone": backbone}))
         page = write_analysis(loaded, analysis)
         for name, title in STATISTICS.items():
             number = analysis.metrics[name]

@@ -18,10 +18,13 @@ from simflow_plugin.cli import (
     doctor,
     evaluate,
     export,
+    fetch,
     finetune_decoder,
     init,
+    latents,
     patch,
     plan,
+    prepare,
     pretrain_encoder,
     sample,
     serve,
@@ -58,9 +61,12 @@ app.command("analyze")(analyze.analyze)
 app.command("compare")(compare.compare)
 app.command("app")(serve.serve)
 app.command("export")(export.export)
+app.command("fetch")(fetch.fetch)
 app.command("convert")(convert.convert)
 app.command("patch")(patch.patch)
 app.command("plan")(plan.plan)
+app.command("prepare")(prepare.prepare)
+app.command("latents")(latents.latents)
 app.command("pretrain-encoder")(pretrain_encoder.pretrain_encoder)
 app.command("bench")(bench.bench)
 app.command("study")(study.study)

@@ -13,7 +13,10 @@ from simflow_plugin.exits import exit_on_user_error
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Run directories, evaluated alike (simflow evaluate).")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Run directories or exported folders, evaluated alike (simflow evaluate)."),
+    ],
     out: Annotated[Path, typer.Option(help="Folder for comparison.html, .md and .json.")] = Path(
         "comparison"
     ),

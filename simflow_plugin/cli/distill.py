@@ -7,42 +7,26 @@ from typing import Annotated
 
 import typer
 
+from simflow_plugin.cli.derived_run import DerivedOptions, train_derived
 from simflow_plugin.exits import exit_on_user_error
-from simflow_plugin.train_options import (
-    AllowChangedOption,
-    DryRunOption,
-    NoReportOption,
-    SetOption,
-)
+from simflow_plugin.option_groups import grouped
 
 
+@grouped
 def distill(
-    run: Annotated[Path, typer.Argument(help="Run directory of a flow, the teacher.")],
-    config: Annotated[
-        str | None, typer.Option("--config", "-c", help="A YAML file whose keys replace the derived ones.")
-    ] = None,
+    run: Annotated[Path, typer.Argument(help="Run directory of a flow, the teacher and parent.")],
     out: Annotated[
         Path | None, typer.Option(help="Run directory of the student. Default: RUN-one-pass.")
     ] = None,
-    step: Annotated[int | None, typer.Option(help="Checkpoint of the teacher. Default: the newest.")] = None,
-    set_: SetOption = None,
-    allow_changed: AllowChangedOption = None,
-    dry_run: DryRunOption = False,
-    no_report: NoReportOption = False,
+    *,
+    options: DerivedOptions,
 ) -> None:
     """Learn the inverse of a trained flow: samples in one parallel pass, likelihood of the teacher.
 
     The student is a run: `sample`, `evaluate`, `compare` take it, and the same command goes on where it was stopped.
     """
     with exit_on_user_error():
-        from simflow_plugin.derived_runs.distillation import distillation_config
-        from simflow_plugin.derived_runs.parent import DerivedRun
-        from simflow_plugin.runs.run_directory import RunDirectory
-        from simflow_plugin.train import train_or_stop
+        from simflow_plugin.derived_runs.distillation import student_values
 
-        directory = RunDirectory(out if out is not None else run.with_name(f"{run.resolve().name}-one-pass"))
-        resolved = distillation_config(DerivedRun(run, directory, step, config, tuple(set_ or ())))
-        if dry_run:
-            print(resolved.to_yaml(), end="")
-            return
-        train_or_stop(resolved, directory, allow_changed or [], report=not no_report)
+        student = out if out is not None else run.with_name(f"{run.resolve().name}-one-pass")
+        train_derived(run, student, options, student_values)

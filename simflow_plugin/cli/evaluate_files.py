@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
+
+if TYPE_CHECKING:
+    from simflow_plugin.cli.evaluate_options import OutputOptions, SampleOptions
 
 FILE_OPTIONS = {
     "samples",
@@ -50,15 +54,9 @@ def check_options(context: typer.Context, run: Path | None, samples: Path | None
 
 
 def evaluate_samples(
-    samples: Path,
-    reference: Path,
-    extractor: str,
-    weights: Path | None,
-    seed: int,
-    batch_size: int | None,
-    json_file: Path | None,
+    samples: Path, drawn: SampleOptions, batch_size: int | None, outputs: OutputOptions
 ) -> None:
-    """Measure, print, and write the numbers to `json_file` if there is one."""
+    """Measure, print, and write the numbers to a file if one is named."""
     import torch
 
     from simflow_plugin.errors import ConfigError
@@ -66,14 +64,18 @@ def evaluate_samples(
     from simflow_plugin.evaluation.file_evaluation import evaluate_files, open_reference
     from simflow_plugin.evaluation.image_sets import open_images
     from simflow_plugin.evaluation.report.metric_names import metric_lines
+    from simflow_plugin.evaluation.sample_files import check_not_there
     from simflow_plugin.files import replacing
 
+    extractor, reference, json_file = drawn.extractor, Path(drawn.reference), outputs.json_file
+    if json_file is not None:
+        check_not_there(json_file, outputs.overwrite, "--json")
     if extractor == "none":
         raise ConfigError("--extractor none: leaves nothing to measure with --samples. Name another.")
     found, against = open_images(samples, "--samples"), open_reference(reference)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    loaded = build_extractor(extractor, weights, device)
-    result = evaluate_files(found, against, loaded, batch_size or BATCH_SIZE, seed)
+    loaded = build_extractor(extractor, drawn.weights, device)
+    result = evaluate_files(found, against, loaded, batch_size or BATCH_SIZE, drawn.seed)
     typer.echo(f"{found.count:,} images of {samples} against {reference}, features of {extractor}")
     for line in [*metric_lines(result.metrics), *result.notes]:
         typer.echo(line)
@@ -82,7 +84,7 @@ def evaluate_samples(
             "samples": str(samples),
             "reference": str(reference),
             "extractor": extractor,
-            "seed": seed,
+            "seed": drawn.seed,
         }
         document = {
             "settings": {**settings, "num_samples": found.count, "weights": loaded.digest},

@@ -47,7 +47,7 @@ def init(
 
 
 def _name(folder: Path) -> str:
-    """Return a name for run and file: of a folder called `train` or `images`, that above it says more."""
+    """Return a name for run and file: of a folder called `train` or `images`, it is the name of the folder above."""
     resolved = folder.expanduser().resolve()
     name = resolved.parent.name if resolved.name.lower() in ("train", "images", "data") else resolved.name
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip("-.") or "images"

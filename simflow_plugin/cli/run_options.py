@@ -17,7 +17,8 @@ AutoguidanceOption = Annotated[
     str | None,
     typer.Option(
         "--autoguidance",
-        help="RUN[@step]: guide by this weaker checkpoint or smaller run, not by the unconditional model.",
+        help="RUN[@step], or @step of the run itself: guide by this weaker model; none: by the unconditional half. "
+        "Default: the run's own.",
     ),
 ]
 EmaLengthOption = Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -14,11 +15,25 @@ from simflow_plugin.cli.run_options import (
     PrecisionOption,
 )
 from simflow_plugin.exits import exit_on_user_error
+from simflow_plugin.option_groups import grouped
 
 PER_CLASS, MOST_ROWS = 8, 20
 """Samples of a class, and classes, in a grid where no number is given."""
 
 
+@dataclass(frozen=True)
+class DrawingOptions:
+    """The noise, the weights and the guidance of the samples."""
+
+    guidance: Annotated[float | None, typer.Option(min=0, help="Weight w; default: the run's own.")] = None
+    seed: Annotated[int, typer.Option(help="Of the noise; sample i depends on the seed and i only.")] = 0
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Does not change the samples.")] = None
+    precision: PrecisionOption = None
+    ema_length: EmaLengthOption = None
+    autoguidance: AutoguidanceOption = None
+
+
+@grouped
 def sample(
     run: Annotated[Path, typer.Argument(help="Run directory, exported folder, or OWNER/NAME on the Hub.")],
     out: Annotated[
@@ -34,50 +49,46 @@ def sample(
         int | None,
         typer.Option(min=1, help="Number of samples; classes in turn. Default 100; for a grid 8 a class."),
     ] = None,
-    guidance: Annotated[float | None, typer.Option(min=0, help="Weight w; default: the run's own.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the noise; sample i depends on the seed and i only.")] = 0,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Does not change the samples.")] = None,
-    precision: PrecisionOption = None,
-    ema_length: EmaLengthOption = None,
-    autoguidance: AutoguidanceOption = None,
     overwrite: OverwriteOption = False,
+    *,
+    drawn: DrawingOptions,
 ) -> None:
     """Draw class-balanced samples from the averaged (EMA) weights of a run."""
     with exit_on_user_error():
-        from simflow_plugin.errors import ConfigError
         from simflow_plugin.evaluation.drawing import ImageSampler, labels_in_turn
-        from simflow_plugin.evaluation.sample_files import (
-            check_grid,
-            check_not_there,
-            check_out,
-            save_grid,
-            save_samples,
-        )
+        from simflow_plugin.evaluation.sample_files import save_grid, save_samples
         from simflow_plugin.progress_bar import count_progress
-        from simflow_plugin.runs.autoguidance import with_autoguidance
         from simflow_plugin.runs.sources import open_run
 
-        if out is None and grid is None:
-            raise ConfigError(
-                "sample: nowhere to write: name --out FILE.npz, --out FOLDER or --grid FILE.png."
-            )
-        if out is not None:
-            check_out(out)
-            check_not_there(out, overwrite)
-        if grid is not None:
-            check_grid(grid)
-            check_not_there(grid, overwrite, "--grid")
-        loaded = with_autoguidance(open_run(run, precision=precision, ema_length=ema_length), autoguidance)
+        _check_places(out, grid, overwrite)
+        loaded = open_run(run, precision=drawn.precision, ema_length=drawn.ema_length)
         chosen = loaded.class_numbers(classes)
         if num is None:
             num = 100 if out is not None else PER_CLASS * min(len(chosen) or PER_CLASS, MOST_ROWS)
-        sampler = ImageSampler.of_run(loaded, guidance, seed)
+        sampler = ImageSampler.of_run(loaded, drawn.guidance, drawn.seed, drawn.autoguidance)
         labels = labels_in_turn(num, chosen)
         with count_progress("sampling", num) as advance:
-            images = sampler.draw_in_batches(labels, batch_size or loaded.config.sampling.batch_size, advance)
+            images = sampler.draw_in_batches(
+                labels, drawn.batch_size or loaded.config.sampling.batch_size, advance
+            )
         if out is not None:
             save_samples(out, num, [(images.numpy(), labels.numpy())], class_names=loaded.class_names)
         if grid is not None:
             save_grid(grid, images.numpy(), labels.numpy(), loaded.class_names)
         written = ", ".join(str(path) for path in (out, grid) if path is not None)
         typer.echo(f"{num} samples, guidance {sampler.guidance:g}, {loaded.precision} -> {written}")
+
+
+def _check_places(out: Path | None, grid: Path | None, overwrite: bool) -> None:
+    """Refuse places that cannot be written, before anything is drawn."""
+    from simflow_plugin.errors import ConfigError
+    from simflow_plugin.evaluation.sample_files import check_grid, check_not_there, check_out
+
+    if out is None and grid is None:
+        raise ConfigError("sample: nowhere to write: name --out FILE.npz, --out FOLDER or --grid FILE.png.")
+    if out is not None:
+        check_out(out)
+        check_not_there(out, overwrite)
+    if grid is not None:
+        check_grid(grid)
+        check_not_there(grid, overwrite, "--grid")

@@ -78,13 +78,10 @@ def _run_one(study: Study, settings: StudySettings) -> dict[str, Any]:
     """Run a study with one seed and write its pages; return the content of its study.json."""
     from simflow_plugin.cli.compare import compare
     from simflow_plugin.studies.runner import StudyRunner
-    from simflow_plugin.training.interrupts import RESUME_EXIT_STATUS, Interrupted
+    from simflow_plugin.training.interrupts import announced_stop
 
-    try:
+    with announced_stop():
         document = StudyRunner(study, settings).run()
-    except Interrupted as interruption:
-        typer.echo(f"{interruption}. Saved: run the same command again to go on.", err=True)
-        raise typer.Exit(RESUME_EXIT_STATUS) from interruption
     runs = [settings.out / "runs" / variant.name for variant in study.variants]
     for guidance in study.guidance:
         compare(runs, settings.out / f"comparison_guidance_{guidance:g}", guidance, 0, 3, False)

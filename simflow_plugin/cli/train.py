@@ -6,30 +6,16 @@ from typing import Annotated
 
 import typer
 
-from simflow_plugin.train_options import (
-    AllowChangedOption,
-    AllowPipesOption,
-    DataRootOption,
-    DryRunOption,
-    NoReportOption,
-    OutOption,
-    ProfileOption,
-    SetOption,
-)
+from simflow_plugin.option_groups import grouped
+from simflow_plugin.train_options import TrainOptions
 
 
+@grouped
 def train(
     config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped one (quickstart).")],
-    out: OutOption = None,
-    set_: SetOption = None,
-    allow_changed: AllowChangedOption = None,
-    dry_run: DryRunOption = False,
-    no_report: NoReportOption = False,
-    profile: ProfileOption = 0,
-    allow_pipes: AllowPipesOption = False,
-    data_root: DataRootOption = None,
+    options: TrainOptions,
 ) -> None:
     """Train a model, or go on with a run that was interrupted; then measure it and write its report."""
-    from simflow_plugin.train import train_command
+    from simflow_plugin.train import train_by_name
 
-    train_command(config, out, set_, allow_changed, dry_run, no_report, profile, allow_pipes, data_root)
+    train_by_name(config, options)

@@ -15,7 +15,7 @@ Length = Annotated[float, Field(gt=0, lt=LONGEST)]
 
 
 class AverageOptions(Options):
-    """What every average has."""
+    """Options that all averages share."""
 
     includes_autoencoder: bool | None = Field(
         None,

@@ -8,8 +8,15 @@ from typing import Any
 from simflow_plugin import registry
 from simflow_plugin.config.schema import Alignment, Evaluation, Objective, Optimizer, RunConfig, Training
 from simflow_plugin.config.yaml_source import KeyPath, YamlSource
-from simflow_plugin.contracts import AlignmentContext, Autoencoder, DataContext, GenerativeModel, ModelContext
+from simflow_plugin.contexts import (
+    AlignmentContext,
+    AutoencoderFacts,
+    DataContext,
+    ModelContext,
+    ModelFacts,
+)
 from simflow_plugin.errors import ConfigError, SimflowError
+from simflow_plugin.losses.options import AdversarialOptions
 from simflow_plugin.registry import Part
 
 
@@ -20,13 +27,14 @@ def check_config(config: RunConfig, source: YamlSource | None = None) -> None:
         ConfigError: with the values that clash.
     """
     where = source or YamlSource({}, {}, config.name)
-    factory: type[Autoencoder] = registry.AUTOENCODERS.get(config.autoencoder.name)
+    factory: type[AutoencoderFacts] = registry.AUTOENCODERS.facts(config.autoencoder.name)
     options = config.autoencoder.options_of(factory)
     with registry.AUTOENCODERS.blaming(config.autoencoder.name):
         trained, learns_variance = factory.trained_part(options), factory.learns_variance(options)
     _check_training(config.training, config.optimizer, where)
     _check_effects(config, learns_variance, where)
     _check_judge(config, where)
+    _check_autoguidance(config, where)
     _check_trainable(config, trained, where)
     _check_frozen_model(config, trained, where)
     if config.alignment is not None:
@@ -112,7 +120,7 @@ def _check_judge(config: RunConfig, where: YamlSource) -> None:
     judge = config.evaluation.judge
     if judge is None:
         return
-    factory = registry.JUDGES.get(judge.name)
+    factory = registry.JUDGES.facts(judge.name)
     if factory.data not in (None, config.data.name):
         raise _refused(
             where,
@@ -136,8 +144,24 @@ def _check_num_samples(evaluation: Evaluation, num_classes: int, where: YamlSour
         )
 
 
+def _check_autoguidance(config: RunConfig, where: YamlSource) -> None:
+    sampling, model = config.sampling, config.model
+    if sampling.autoguidance is None:
+        return
+    path, named = ("sampling", "autoguidance"), f"sampling.autoguidance {sampling.autoguidance}"
+    if model is None or sampling.guidance == 0:
+        found = "model: null" if model is None else "sampling.guidance: 0"
+        raise _refused(where, path, f"{named} has no effect with {found}. Set a weight, or remove it.")
+    from simflow_plugin.contracts import GuidedByWeaker
+
+    if not issubclass(registry.MODELS.get(model.name), GuidedByWeaker):
+        raise _refused(
+            where, path, f"{named}: model `{model.name}` cannot be guided by another model. Remove it."
+        )
+
+
 def _check_trainable(config: RunConfig, trainable: str, where: YamlSource) -> None:
-    """What trains the decoder needs a decoder that is trained, and the other way round."""
+    """Require a trained decoder for options that train it, and losses for a decoder that is trained."""
     if config.training.cache_latents and trainable == "full":
         raise _refused(
             where,
@@ -198,7 +222,7 @@ def _check_alignment(alignment: Alignment, model: Part | None, trainable: str, w
             "alignment has no effect with model: null, whose hidden tokens it would align. Set alignment: null, or "
             "name a model.",
         )
-    factory: type[GenerativeModel] = registry.MODELS.get(model.name)
+    factory: type[ModelFacts] = registry.MODELS.facts(model.name)
     if not factory.supports_alignment:
         raise _refused(
             where,
@@ -230,9 +254,9 @@ def _check_alignment(alignment: Alignment, model: Part | None, trainable: str, w
 
 
 def _check_geometry(
-    config: RunConfig, factory: type[Autoencoder], options: Any, where: YamlSource
+    config: RunConfig, factory: type[AutoencoderFacts], options: Any, where: YamlSource
 ) -> tuple[int, int, int] | None:
-    """Return the latents' shape, None where only pretrained weights tell it."""
+    """Return the latents' shape, None where it is known to pretrained weights only."""
     try:
         with registry.AUTOENCODERS.blaming(config.autoencoder.name):
             geometry = factory.geometry(options)
@@ -265,7 +289,9 @@ def _check_own_options(
         _check_part(config.alignment.encoder, registry.ENCODERS, context, where, ("alignment", "encoder"))
         alignment = AlignmentContext(1, config.alignment.layer, config.alignment.projector_dim)
     if config.model is not None and latent_shape is not None:
-        model_context = ModelContext(latent_shape, None, alignment, guidance=config.sampling.guidance)
+        # With autoguidance no unconditional half is needed.
+        weight = config.sampling.guidance if config.sampling.autoguidance is None else 0.0
+        model_context = ModelContext(latent_shape, None, alignment, guidance=weight)
         _check_part(config.model, registry.MODELS, model_context, where, ("model",))
 
 
@@ -275,15 +301,13 @@ def _check_objective(objective: Objective, context: DataContext, where: YamlSour
         place = ("objective", "reconstruction", name)
         _check_part(part, registry.RECONSTRUCTION_LOSSES, context, where, place)
     if objective.adversarial is not None:
-        from simflow_plugin.losses.adversarial import AdversarialLoss
-
-        options = AdversarialLoss.Options.model_validate(objective.adversarial)
+        options = AdversarialOptions.model_validate(objective.adversarial)
         _check_options(options, context, where, ("objective", "adversarial"))
 
 
 def _check_part(part: Part, parts: registry.Registry, context: Any, where: YamlSource, path: KeyPath) -> None:
     with parts.blaming(part.name):
-        _check_options(part.options_of(parts.get(part.name)), context, where, path)
+        _check_options(part.options_of(parts.facts(part.name)), context, where, path)
 
 
 def _check_options(options: Any, context: Any, where: YamlSource, path: KeyPath) -> None:
@@ -295,7 +319,7 @@ def _check_options(options: Any, context: Any, where: YamlSource, path: KeyPath)
 
 def _check_coupling(model: Part, alignment: Alignment | None, trainable: str, where: YamlSource) -> None:
     """A trained encoder must get a gradient from the model: reconstruction alone would ignore it."""
-    factory: type[GenerativeModel] = registry.MODELS.get(model.name)
+    factory: type[ModelFacts] = registry.MODELS.facts(model.name)
     coupled = set(factory.coupled_terms)
     if alignment is None or alignment.mode == "repa":
         coupled.discard("alignment")

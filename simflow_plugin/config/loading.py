@@ -14,6 +14,7 @@ from simflow_plugin.config.schema import Objective, RunConfig
 from simflow_plugin.config.validation import validate
 from simflow_plugin.config.yaml_source import KeyPath, YamlSource, read_yaml_source
 from simflow_plugin.errors import ConfigError, RegistryError
+from simflow_plugin.losses.options import AdversarialOptions
 from simflow_plugin.options import Options
 from simflow_plugin.registry import RECONSTRUCTION_LOSSES, Part, Registry
 
@@ -75,9 +76,7 @@ def _resolve_losses(objective: Objective, source: YamlSource, path: KeyPath) -> 
         losses[name] = loss.model_copy(update={"options": part.options})
     adversarial = objective.adversarial
     if adversarial is not None:
-        from simflow_plugin.losses.adversarial import AdversarialLoss
-
-        options = validate(AdversarialLoss.Options, adversarial, source, (*path, "adversarial"))
+        options = validate(AdversarialOptions, adversarial, source, (*path, "adversarial"))
         adversarial = options.model_dump(mode="json")
     return objective.model_copy(update={"reconstruction": losses, "adversarial": adversarial})
 
@@ -95,11 +94,11 @@ def resolve_part(part: Part, parts: Registry, source: YamlSource, path: KeyPath)
     """
     key = f"{'.'.join(path)}: " if path else ""
     try:
-        factory = parts.get(part.name)
+        facts = parts.facts(part.name)
     except RegistryError as error:
         raise ConfigError(f"{source.place((*path, 'name'))}: {key}{error}") from error
     with parts.blaming(part.name):
-        options = resolve_parts(validate(factory.Options, part.options, source, path), source, path)
+        options = resolve_parts(validate(facts.Options, part.options, source, path), source, path)
         try:
             options = options.resolved()
         except ConfigError as error:

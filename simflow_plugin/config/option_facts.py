@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import yaml
@@ -69,6 +72,24 @@ def summary_of(thing: Any) -> str:
     if first.startswith("See ") or first.startswith(f"{thing.__name__}("):
         first = _first_sentence(getattr(inspect.getmodule(thing), "__doc__", ""))
     return first
+
+
+def summary_of_part(name: str, module: str) -> str:
+    """Return the first sentence about the built-in part that a module registers, which is not imported for it."""
+    specification = find_spec(module)
+    if specification is None or specification.origin is None:
+        return ""
+    tree = ast.parse(Path(specification.origin).read_text(encoding="utf-8"))
+    for node in tree.body:
+        names = [
+            call.args[0].value
+            for call in (node.decorator_list if isinstance(node, ast.ClassDef) else [])
+            if isinstance(call, ast.Call) and call.args and isinstance(call.args[0], ast.Constant)
+        ]
+        if isinstance(node, ast.ClassDef) and name in names:
+            first = _first_sentence(ast.get_docstring(node))
+            return _first_sentence(ast.get_docstring(tree)) if first.startswith("See ") else first
+    return ""
 
 
 def _first_sentence(text: str | None) -> str:

@@ -9,16 +9,23 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, get_args, get_origin
+from typing import get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from simflow_plugin.config.option_facts import REQUIRED, default_of, description_of, element_types, summary_of
+from simflow_plugin.config.option_facts import (
+    REQUIRED,
+    default_of,
+    description_of,
+    element_types,
+    summary_of,
+    summary_of_part,
+)
 from simflow_plugin.config.schema import RunConfig, WeightedLoss
 from simflow_plugin.config.type_words import allows_none, bounds, literals, members, type_in_words
 from simflow_plugin.errors import RegistryError
-from simflow_plugin.options import Choices, OptionsIn
+from simflow_plugin.options import Choices, Options, OptionsIn
 from simflow_plugin.registry import Part, Registry
 
 LOSS_OPTIONS = "options"
@@ -127,13 +134,23 @@ def section_summaries() -> dict[str, str]:
     }
 
 
+class NoOptions(Options):
+    """Of parts that take none, such as attention backends."""
+
+
+@dataclass(frozen=True)
+class _PartFacts:
+    summary: str
+    options: type[BaseModel]
+
+
 @dataclass(frozen=True)
 class _Walk:
     """The walk; `known` keeps the parts of each kind, since one kind stands in several places."""
 
     third_party: bool
     failures: list[str]
-    known: dict[str, dict[str, Any]] = field(default_factory=dict)
+    known: dict[str, dict[str, _PartFacts]] = field(default_factory=dict)
 
     def fields(self, options: type[BaseModel], place: _Place, only: str | None = None) -> Iterator[Option]:
         for name, declared in options.model_fields.items():
@@ -191,35 +208,39 @@ class _Walk:
     def parts(self, registry: Registry, place: _Place) -> Iterator[Option]:
         if registry in place.registries:
             return  # a part that holds a part of its own kind: its options stand where that kind stands
-        for name, factory in self.factories(registry).items():
-            yield from self.fields(factory.Options, place.inside(name, registry))
+        for name, part in self.facts(registry).items():
+            yield from self.fields(part.options, place.inside(name, registry))
 
     def losses(self, registry: Registry, place: _Place) -> Iterator[Option]:
         """Yield the reconstruction losses, whose names are keys; their options lie one level further down."""
-        for name, factory in self.factories(registry).items():
+        for name, part in self.facts(registry).items():
             loss = place.at(name)
             below = replace(loss, way=(*loss.way, Step(LOSS_OPTIONS, may_be_left_out=True)))
-            yield Option(
-                loss.way, loss.of, "number > 0, or mapping", "", {}, "(not used)", summary_of(factory)
-            )
+            yield Option(loss.way, loss.of, "number > 0, or mapping", "", {}, "(not used)", part.summary)
             yield from self.fields(WeightedLoss, loss)
-            yield from self.fields(factory.Options, below)
+            yield from self.fields(part.options, below)
 
-    def factories(self, registry: Registry) -> dict[str, Any]:
-        """Return the parts of a registry by name; one that does not load is noted."""
+    def facts(self, registry: Registry) -> dict[str, _PartFacts]:
+        """Return the parts of a registry by name; one that does not load is noted, and no built-in one is imported."""
         if registry.kind not in self.known:
-            found = registry.builtin_parts()
+            own = registry.builtin_facts()
+            found = {
+                name: _PartFacts(summary_of_part(name, module), getattr(facts, "Options", NoOptions))
+                for name, (module, facts) in own.items()
+            }
             for name in set(registry.names() if self.third_party else ()) - set(found):
                 try:
-                    found[name] = registry.get(name)
+                    factory = registry.facts(name)
                 except RegistryError as error:
                     self.failures.append(str(error))
+                else:
+                    found[name] = _PartFacts(summary_of(factory), getattr(factory, "Options", NoOptions))
             self.known[registry.kind] = dict(sorted(found.items()))
         return self.known[registry.kind]
 
     def choices(self, field: FieldInfo, registry: Registry | None) -> dict[str, str]:
         if registry is not None:
-            return {name: summary_of(factory) for name, factory in self.factories(registry).items()}
+            return {name: part.summary for name, part in self.facts(registry).items()}
         for entry in field.metadata:
             if isinstance(entry, Choices):
                 return {name: summary_of(value) for name, value in entry.by_name.items()}

@@ -14,6 +14,7 @@ import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from simflow_plugin.config.averages import Average, ExponentialAverage, from_earlier_keys
+from simflow_plugin.local_paths import LocalPathOrName
 from simflow_plugin.options import MomentDecay, Options, OptionsIn
 from simflow_plugin.registry import (
     AUTOENCODERS,
@@ -64,7 +65,7 @@ class Objective(Options):
         "likelihood does not reach the encoder",
     )
     adversarial: Annotated[
-        dict[str, Any] | None, OptionsIn("simflow_plugin.losses.adversarial:AdversarialOptions")
+        dict[str, Any] | None, OptionsIn("simflow_plugin.losses.options:AdversarialOptions")
     ] = Field(None, description="options of the adversarial loss; null: none")
 
 
@@ -130,8 +131,16 @@ class InitialWeights(Options):
         return {"source": value} if isinstance(value, str) else value
 
 
+class Compilation(Options):
+    """How torch.compile compiles the repeated layers of the model."""
+
+    mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = Field(
+        "default", description="torch.compile's; reduce-overhead and max-autotune capture CUDA graphs"
+    )
+
+
 class Training(Options):
-    """How long, how large, how often."""
+    """Length and batches of training, precision, averages, and intervals of logs and checkpoints."""
 
     steps: int = Field(gt=0, le=10**10, description="optimizer steps")
     init_from: InitialWeights | None = Field(
@@ -145,10 +154,17 @@ class Training(Options):
         "auto", description="auto: bfloat16 on a GPU that has it, float32 on CPU"
     )
     tf32: bool = Field(True, description="allow TF32 matrix products on CUDA")
-    compile: bool = Field(False, description="torch.compile the repeated layers of the model")
+    deterministic: bool = Field(
+        False,
+        description="only kernels that repeat their results bit for bit; slower on a GPU. A CPU repeats them anyway",
+    )
+    compile: bool | Compilation = Field(
+        False, description="torch.compile the repeated layers of the model: true, or a mapping with a mode"
+    )
     horizontal_flip: bool = Field(False, description="mirror every training image with probability 1/2")
     cache_latents: bool = Field(
-        False, description="keep what a frozen encoder says of all training images on disk, by data set"
+        False,
+        description="keep the moments that a frozen encoder gives for all training images on disk, by data set",
     )
     num_workers: int = Field(
         0,
@@ -178,10 +194,47 @@ class Training(Options):
         return from_earlier_keys(value)
 
 
+class Autoguidance(Options):
+    """A weaker model in place of the unconditional half of guidance; written as `RUN[@step]`, or as a mapping."""
+
+    run: LocalPathOrName | None = Field(
+        None, min_length=1, description="run directory or exported folder; null: this run itself, at `step`"
+    )
+    step: int | None = Field(None, ge=1, description="of the checkpoint; null: the newest")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return guide_from_text(value) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _is_weaker(self) -> Autoguidance:
+        if self.run is None and self.step is None:
+            raise ValueError(
+                "without a run it is this run itself, whose newest checkpoint would change nothing; name an earlier "
+                "step, or a run"
+            )
+        return self
+
+    def __str__(self) -> str:
+        return "@".join(str(part) for part in (self.run or "", self.step) if part is not None)
+
+
+def guide_from_text(text: str) -> dict[str, Any]:
+    """Return `run` and `step` of `RUN[@step]`; `@step` is a checkpoint of the run itself."""
+    path, separator, step = text.rpartition("@")
+    if separator and step.isdigit():
+        return {"run": path or None, "step": int(step)}
+    return {"run": text, "step": None}
+
+
 class Sampling(Options):
-    """How samples are drawn, during training and after it."""
+    """Guidance and batches of samples, during training and after it."""
 
     guidance: float = Field(0.0, ge=0, description="weight w; 0 is the conditional model itself")
+    autoguidance: Autoguidance | None = Field(
+        None, description="a weaker model to guide by; null: the unconditional half of the model"
+    )
     batch_size: int = Field(
         100, gt=0, le=MOST_IMAGES, description="images at a time; it does not change them"
     )
@@ -189,7 +242,7 @@ class Sampling(Options):
 
 
 class Evaluation(Options):
-    """What is measured when training ends."""
+    """Measurements at the end of training."""
 
     num_samples: int = Field(
         1000,

@@ -1,4 +1,4 @@
-"""Validation of raw values by pydantic, with errors that say where a key came from and what was meant.
+"""Validation of raw values by pydantic, with errors that name where a key came from and the nearest known one.
 
 One mistake is one line. Where a value may be of several types pydantic reports every one of them, under names of its
 own: only what the user wrote is kept, and what comes nearest to it.
@@ -18,7 +18,7 @@ from simflow_plugin.options import OF_FIELD, did_you_mean
 
 MAPPING_TYPES = ("model_type", "model_attributes_type", "dataclass_type", "dict_type", "mapping_type")
 SHORT = 60
-"""Characters of a mapping up to which it is shown whole."""
+"""Characters of a mapping up to which it is shown in full."""
 OTHER_TYPE = ("_type", "_parsing")
 """Ends of pydantic's error types that mean: not this type at all (as opposed to: this type, out of range)."""
 
@@ -27,7 +27,7 @@ def validate(model: type[BaseModel], values: Any, source: YamlSource, prefix: Ke
     """Return `values` as a `model`.
 
     Args:
-        model: options of a part, or the whole configuration.
+        model: options of a part, or a configuration.
         values: raw, as read.
         source: where each key came from.
         prefix: path of `values` in the source.

@@ -25,7 +25,7 @@ LARGEST_FILE = 1 << 20
 MOST_NODES = 100_000
 """Values of a configuration after every alias is written out: nine lines of aliases can stand for 10^9."""
 BASE_60_OR_OCTAL = re.compile(r"[-+]?(\d[\d_]*(:[0-5]?\d)+(\.\d*)?|0[0-7_]*[0-7])")
-"""What YAML 1.1 reads as another number than the one that is written: 1:30 as 90, 010 as 8."""
+"""Numbers that YAML 1.1 reads as others than are written: 1:30 as 90, 010 as 8."""
 PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 WITHOUT_TAG = "Write the value itself; to start from another file use `extends: FILE`."
 

@@ -173,9 +173,8 @@ def flow_config(arguments: StarflowArguments) -> FlowConfig:
         ConfigError: if the sizes of heads and channels clash.
     """
     side = arguments.img_size // arguments.patch_size
-    is_modulated_throughout = (
-        arguments.adaln and not arguments.cond_top_only
-    )  # then no layer has a norm's weight
+    # Then no layer has a norm's weight.
+    is_modulated_throughout = arguments.adaln and not arguments.cond_top_only
     return make_config(
         PEER,
         family="starflow",

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from simflow_plugin.contracts import AlignmentContext, ModelContext
-from simflow_plugin.diffusion.transformer import PUBLISHED_SIZES, BackboneOptions
+from simflow_plugin.diffusion.options import PUBLISHED_SIZES, BackboneOptions
 from simflow_plugin.errors import WeightsError
 from simflow_plugin.models.sit import SiT, SiTOptions
 from simflow_plugin.weights import load_strictly, without_wrappers

@@ -19,7 +19,7 @@ REMEDY = (
     "Names are ours. Check num_blocks, layers_per_block, the sizes and the switches that add tensors against the "
     "checkpoint."
 )
-"""What to do about weights that do not fit the peer's arguments."""
+"""Advice for weights that do not fit the peer's arguments."""
 ANCHOR = "blocks.0.proj_in.weight"
 """Every flow of both peers has it: where it is found, the flow's tensors are."""
 

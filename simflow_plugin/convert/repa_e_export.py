@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from simflow_plugin.autoencoders.architecture import NAMED_ARCHITECTURES
 from simflow_plugin.autoencoders.diffusers_config import config_statistics
 from simflow_plugin.autoencoders.ldm import diffusers_to_ldm
-from simflow_plugin.autoencoders.network import NAMED_ARCHITECTURES
 from simflow_plugin.errors import RunDirectoryError, WeightsError
 from simflow_plugin.files import replacing
 
@@ -59,7 +59,7 @@ def write_repa_e(network: Any, out: Path) -> None:
 
 
 def _save(content: dict[str, Tensor], path: Path) -> None:
-    """Write a file of torch.save, whose own errors do not tell a full disk from anything else."""
+    """Write a file of torch.save, whose errors look the same for a full disk as for anything else."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
     with replacing(path, RunDirectoryError) as part:

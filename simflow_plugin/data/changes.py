@@ -1,4 +1,4 @@
-"""Comparison of a run's data then and now: other classes are refused, other images are said."""
+"""Comparison of a run's data then and now: other classes are refused, other images are reported."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def data_changes(state: Mapping[str, Any], train: ImageDataset) -> list[str]:
     A share that is held out by seed is drawn anew when images are added or removed.
 
     Args:
-        state: of the run's checkpoint; older ones do not say all of it.
+        state: of the run's checkpoint; older ones lack some of it.
         train: the training split now.
     Returns:
         what has changed of the images, for the log or the notes of a result.

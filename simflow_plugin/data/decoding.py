@@ -17,8 +17,10 @@ import stat
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageColor, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from simflow_plugin.data.background import background_colour as background_colour
+from simflow_plugin.data.background import check_background as check_background
 from simflow_plugin.data.image_formats import readable_formats
 from simflow_plugin.errors import DataError
 
@@ -42,6 +44,10 @@ TURN_BY_ORIENTATION = {
 UNCLEAR_FLOATS = 16.0
 """A float image whose maximum lies between 1 and this is either of [0, 1] with overshoot or a black one of [0, 255]."""
 BITS_TAG, PHOTOMETRIC_TAG, WHITE_IS_ZERO = 258, 262, 0
+
+
+PLAIN_FILE = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+"""Flags of `os.open`, as far as the system has them: opening a FIFO would wait for a writer."""
 
 
 class CorruptImage(DataError):
@@ -103,7 +109,7 @@ def read_image_file(path: Path) -> bytes:
     """
     try:
         # Non-blocking: opening a FIFO would wait for a writer. It has no effect on regular files.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | PLAIN_FILE)
         with open(descriptor, "rb") as file:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
@@ -118,7 +124,7 @@ def read_image_file(path: Path) -> bytes:
 
 
 def used_bits(content: bytes) -> int | None:
-    """Return how many bits the pixels of a 16-bit grey image use; None for another image, or one that says how many.
+    """Return how many bits the pixels of a 16-bit grey image use; None for another image, or one that states it.
 
     Raises:
         CorruptImage: if it is unreadable.
@@ -134,23 +140,6 @@ def used_bits(content: bytes) -> int | None:
 
 def _declared_bits(image: Image.Image) -> int:
     return int(getattr(image, "tag_v2", {}).get(BITS_TAG, (16,))[0])
-
-
-def check_background(value: str) -> str:
-    """Return a colour name or `#rrggbb` if Pillow knows it.
-
-    Raises:
-        ValueError: otherwise.
-    """
-    if len(ImageColor.getrgb(value)) != 3:
-        raise ValueError(f"`{value}`: a background cannot be transparent itself")
-    return value
-
-
-def background_colour(value: str) -> tuple[int, int, int]:
-    """Return (red, green, blue) of a colour that `check_background` let pass."""
-    red, green, blue = ImageColor.getrgb(value)[:3]
-    return red, green, blue
 
 
 def _upright(image: Image.Image, rgb: Image.Image) -> Image.Image:

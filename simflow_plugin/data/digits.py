@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from simflow_plugin import options, registry
+from simflow_plugin import registry
 from simflow_plugin.contracts import DataContext
 from simflow_plugin.data.memory import InMemoryDataset
+from simflow_plugin.data.options import DigitsOptions
 from simflow_plugin.data.split import split_indices
 from simflow_plugin.errors import DataError
 
@@ -33,13 +33,11 @@ class Digits(InMemoryDataset):
         DataError: if `image_size` is below 8.
     """
 
-    class Options(options.Options):
-        test_share: float = Field(0.2, gt=0, lt=1, description="of every class, held out for evaluation")
-        split_seed: int = Field(0, description="which images are held out; the run's seed does not move them")
+    Options = DigitsOptions
 
     raw_images: np.ndarray
 
-    def __init__(self, options: Options, context: DataContext) -> None:
+    def __init__(self, options: DigitsOptions, context: DataContext) -> None:
         from sklearn.datasets import load_digits
 
         if context.image_size < RAW_SIZE:

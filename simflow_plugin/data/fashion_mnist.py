@@ -5,19 +5,18 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from simflow_plugin import options, registry
+from simflow_plugin import registry
 from simflow_plugin.contracts import DataContext
 from simflow_plugin.data.disk_cache import cache_folder
 from simflow_plugin.data.idx import read_idx
 from simflow_plugin.data.images import resize_batch
 from simflow_plugin.data.memory import InMemoryDataset
+from simflow_plugin.data.options import FashionMnistOptions
 from simflow_plugin.data.split import check_split
 from simflow_plugin.errors import DataError
-from simflow_plugin.local_paths import LocalPath
 
 CLASS_NAMES = [
     "T-shirt/top",
@@ -50,13 +49,9 @@ class FashionMnist(InMemoryDataset):
         Xiao, Rasul and Vollgraf, arXiv:1708.07747.
     """
 
-    class Options(options.Options):
-        root: LocalPath | None = Field(
-            None, description="folder of the four idx files (.gz or not); null: search"
-        )
-        download: bool = Field(False, description="fetch them by torchvision when they are found nowhere")
+    Options = FashionMnistOptions
 
-    def __init__(self, options: Options, context: DataContext) -> None:
+    def __init__(self, options: FashionMnistOptions, context: DataContext) -> None:
         prefix = PREFIX_BY_SPLIT[check_split(context.split)]
         folder = find_fashion_mnist(options.root, options.download)
         images = read_idx(find_file(folder, f"{prefix}-images-idx3-ubyte"), (None, NATIVE_SIZE, NATIVE_SIZE))

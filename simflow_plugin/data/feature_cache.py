@@ -5,7 +5,8 @@
     folder/<key>/cache.json     the facts that the values depend on
 
 The key is a hash of the facts: data set and its files, split, image size, encoder and its weights, ... The folder
-gets its name when it is complete.
+gets its name when it is complete. Until then `folder/<key>.parts` holds what any process has computed (`SharedParts`);
+while one puts them together, the values are on the disk twice.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ from simflow_plugin.contracts import DescribesContent, HasLabels, ImageDataset
 from simflow_plugin.data.block_checksums import BlockChecksums, all_checksums
 from simflow_plugin.data.disk_cache import fingerprint, tensors_digest
 from simflow_plugin.data.loader import evaluation_batches
+from simflow_plugin.data.shared_parts import SharedParts
 from simflow_plugin.errors import DataError
 from simflow_plugin.files import read_json_object, replacing
 
@@ -134,16 +137,9 @@ def open_cache(folder: Path, facts: Mapping[str, Any]) -> FeatureCache | None:
     return FeatureCache(values, place, BlockChecksums(values, checksums, place))
 
 
-def build_cache(
-    folder: Path,
-    facts: Mapping[str, Any],
-    dataset: ImageDataset,
-    compute: Callable[[Tensor], Tensor],
-    batch_size: int = 64,
-    with_flips: bool = False,
-    dtype: str = "float16",
-) -> FeatureCache:
-    """Return the cache for `facts`, computing it first if need be.
+@dataclass(frozen=True)
+class CacheJob:
+    """A cache that may have to be built: by one process, `finish`, or by several, each `compute_share` before it.
 
     Args:
         folder: of all caches.
@@ -154,46 +150,88 @@ def build_cache(
         batch_size: images at a time.
         with_flips: also compute the mirrored images.
         dtype: 'float16' or 'float32', on disk.
-    Raises:
-        DataError: if the disk is full, or the cache that is there is damaged.
     """
-    facts = {**facts, "num": len(dataset), "views": 1 + with_flips, "dtype": dtype}
-    known = open_cache(folder, facts)
-    if known is not None:
-        return known
-    place = folder / fingerprint(facts)
-    try:
-        with replacing(place) as part:
-            part.mkdir()
-            _compute_all(part / VALUES, dataset, compute, batch_size, 1 + with_flips, dtype)
-            written = np.load(part / VALUES, mmap_mode="r", allow_pickle=False)
-            np.save(part / CHECKSUMS, all_checksums(written))
-            (part / FACTS).write_text(json.dumps(facts, default=str, indent=1))
-    except OSError as error:
-        if not place.is_dir():  # another process may have been faster
-            raise DataError(f"{place}: the cache cannot be written: {error}") from error
-    built = open_cache(folder, facts)
-    assert built is not None
-    return built
 
+    folder: Path
+    facts: Mapping[str, Any]
+    dataset: ImageDataset
+    compute: Callable[[Tensor], Tensor]
+    batch_size: int = 64
+    with_flips: bool = False
+    dtype: Literal["float16", "float32"] = "float16"
 
-@torch.no_grad()
-def _compute_all(
-    path: Path,
-    dataset: ImageDataset,
-    compute: Callable[[Tensor], Tensor],
-    batch_size: int,
-    num_views: int,
-    dtype: str,
-) -> None:
-    values = None
-    for batch in evaluation_batches(dataset, batch_size):
-        for view in range(num_views):
-            result = compute(batch.images.flip(-1) if view else batch.images).float().cpu().numpy()
+    def __post_init__(self) -> None:
+        views = {"num": len(self.dataset), "views": 1 + self.with_flips, "dtype": self.dtype}
+        object.__setattr__(self, "facts", {**self.facts, **views})
+
+    @property
+    def place(self) -> Path:
+        return self.folder / fingerprint(self.facts)
+
+    @cached_property
+    def parts(self) -> SharedParts:
+        return SharedParts(
+            self.place.with_suffix(".parts"), len(self.dataset), self._compute, 16 * self.batch_size
+        )
+
+    def compute_share(self, rank: int, world_size: int) -> None:
+        """Compute what is missing of the share of one process among several.
+
+        Raises:
+            DataError: if the disk is full, or the cache that is there is damaged.
+        """
+        if open_cache(self.folder, self.facts) is None:
+            self.parts.make_missing(rank, world_size)
+
+    def finish(self) -> FeatureCache:
+        """Return the cache; compute what is still missing, and put the parts together, where it is not there.
+
+        Raises:
+            DataError: if the disk is full, or the cache that is there is damaged.
+        """
+        known = open_cache(self.folder, self.facts)
+        if known is not None:
+            return known
+        try:
+            with replacing(self.place) as part:
+                part.mkdir()
+                self._put_together(part / VALUES)
+                written = np.load(part / VALUES, mmap_mode="r", allow_pickle=False)
+                np.save(part / CHECKSUMS, all_checksums(written))
+                (part / FACTS).write_text(json.dumps(self.facts, default=str, indent=1))
+        except OSError as error:
+            if not self.place.is_dir():  # another process may have been faster
+                raise DataError(f"{self.place}: the cache cannot be written: {error}") from error
+        self.parts.remove()
+        built = open_cache(self.folder, self.facts)
+        assert built is not None
+        return built
+
+    @cached_property
+    def _corrupt(self) -> set[int]:
+        return set()
+
+    @torch.no_grad()
+    def _compute(self, items: range) -> dict[str, Tensor]:
+        indices, values = [], []
+        for batch in evaluation_batches(self.dataset, self.batch_size, items, self._corrupt):
+            views = [batch.images, *([batch.images.flip(-1)] if self.with_flips else [])]
+            indices.append(batch.indices)
+            values.append(torch.stack([self.compute(view).float().cpu() for view in views]))
+        if not indices:
+            return {}
+        dtype = torch.float16 if self.dtype == "float16" else torch.float32
+        return {"indices": torch.cat(indices), "values": torch.cat(values, dim=1).to(dtype)}
+
+    def _put_together(self, path: Path) -> None:
+        values = None
+        for part in self.parts.read():
+            if not part:
+                continue
             if values is None:
-                shape = (num_views, len(dataset), *result.shape[1:])
-                values = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+                shape = (1 + self.with_flips, len(self.dataset), *part["values"].shape[2:])
+                values = np.lib.format.open_memmap(path, mode="w+", dtype=self.dtype, shape=shape)
                 values[:] = np.nan
-            values[view, batch.indices.numpy()] = result
-    assert values is not None
-    values.flush()
+            values[:, part["indices"].numpy()] = part["values"].numpy()
+        assert values is not None, "a data set none of whose images can be read is refused before"
+        values.flush()

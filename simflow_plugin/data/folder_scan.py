@@ -94,7 +94,7 @@ def describe_ignored(ignored: Counter[str] | dict[str, int]) -> str:
 
 
 def _refuse_two_classes(base: Path, same: list[_Found]) -> None:
-    """Refuse one file under two classes: which one it is of cannot be told."""
+    """Refuse one file under two classes: its label would be ambiguous."""
     by_class = {found.path.split(os.sep)[0]: found.path for found in same if os.sep in found.path}
     if len(by_class) > 1:
         first, second = sorted(by_class.values())[:2]

@@ -15,17 +15,16 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from pydantic import Field
 
 from simflow_plugin import registry
 from simflow_plugin.contracts import DataContext
 from simflow_plugin.data.decoding import MAX_FILE_BYTES, CorruptImage
 from simflow_plugin.data.disk_cache import file_facts
-from simflow_plugin.data.image_files import FileDataset, FileOptions, own_or_held_out
+from simflow_plugin.data.image_files import FileDataset, own_or_held_out
 from simflow_plugin.data.image_formats import is_image_name, suffix_of, unread_kind
 from simflow_plugin.data.labels import Key, number_labels, parse_label, shown
+from simflow_plugin.data.options import Hdf5Options
 from simflow_plugin.errors import DataError
-from simflow_plugin.local_paths import LocalPath
 
 IMAGES, NAMES, LABELS = "images.h5", "images_h5.json", "dataset.json"
 ARRAY = ".npy"
@@ -40,11 +39,9 @@ class Hdf5Images(FileDataset):
             are not there.
     """
 
-    class Options(FileOptions):
-        root: LocalPath = Field(description="folder of images.h5 and images_h5.json")
-        test_root: LocalPath | None = Field(None, description="the same for testing; null: hold a share out")
+    Options = Hdf5Options
 
-    def __init__(self, options: Options, context: DataContext) -> None:
+    def __init__(self, options: Hdf5Options, context: DataContext) -> None:
         train = Path(options.root).expanduser()
         test = Path(options.test_root).expanduser() if options.test_root is not None else None
         if test is not None and test.resolve() == train.resolve():
@@ -204,7 +201,7 @@ def read_labels(base: Path, names: list[str]) -> list[Key] | None:
     """Return the labels of the images `names`, or None if the file has none.
 
     Raises:
-        DataError: if a label is no whole number, naming the image; if images have none, or two.
+        DataError: if a label is no integer, naming the image; if images have none, or two.
     """
     label_of = _listed_labels(base)
     if label_of is None:

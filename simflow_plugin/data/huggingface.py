@@ -8,16 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
 from simflow_plugin import registry
 from simflow_plugin.contracts import NO_LABEL, DataContext
 from simflow_plugin.data.decoding import CorruptImage, read_image_file
-from simflow_plugin.data.image_files import FileDataset, FileOptions, own_or_held_out
+from simflow_plugin.data.image_files import FileDataset, own_or_held_out
 from simflow_plugin.data.labels import Key, number_labels, parse_label
+from simflow_plugin.data.options import HuggingFaceOptions
 from simflow_plugin.data.split import check_split
 from simflow_plugin.errors import DataError
-from simflow_plugin.local_paths import LocalPathOrName
 
 LABEL_NAMES = ("label", "labels", "class", "class_label", "category", "target", "y")
 """Columns of numbers or words that are taken for labels where no column is declared as class labels."""
@@ -32,17 +30,9 @@ class HuggingFaceImages(FileDataset):
             that could be meant.
     """
 
-    class Options(FileOptions):
-        path: LocalPathOrName = Field(description="name on the hub, or a folder written by save_to_disk")
-        subset: str | None = Field(None, description="the hub's configuration name")
-        train_split: str = Field("train", description="name of the split to train on")
-        test_split: str | None = Field(None, description="null: hold a share of the training split out")
-        image_column: str | None = Field(None, description="null: the only column of images")
-        label_column: str | None = Field(
-            None, description="null: the only column of class labels, or one called `label`, `class`, ..."
-        )
+    Options = HuggingFaceOptions
 
-    def __init__(self, options: Options, context: DataContext) -> None:
+    def __init__(self, options: HuggingFaceOptions, context: DataContext) -> None:
         own = options.test_split is not None
         if options.test_split == options.train_split:
             raise DataError(

@@ -4,49 +4,22 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field, field_validator
 from torch import Tensor
 
-from simflow_plugin import options
 from simflow_plugin.contracts import NO_LABEL, Example
 from simflow_plugin.data import decoding
-from simflow_plugin.data.decoding import CorruptImage, background_colour, check_background, decode_image
+from simflow_plugin.data.decoding import CorruptImage, background_colour, decode_image
 from simflow_plugin.data.disk_cache import fingerprint
 from simflow_plugin.data.images import center_crop
 from simflow_plugin.data.labels import Classes
+from simflow_plugin.data.options import FileOptions
 from simflow_plugin.data.split import split_indices
 from simflow_plugin.errors import EmptySplit
-
-DEFAULT_MAX_CORRUPT_SHARE = 0.01
-
-
-class FileOptions(options.Options):
-    """Options that all data sets of files share."""
-
-    labels: bool | Literal["auto"] = Field("auto", description="auto: labelled if the data has labels")
-    test_share: float = Field(
-        0.05, gt=0, lt=1, description="held out where the data brings no split of its own"
-    )
-    split_seed: int = Field(0, description="which images are held out; the run's seed does not move them")
-    background: str = Field(
-        "white", description="a colour name or #rrggbb: what shows through transparent pixels"
-    )
-    max_corrupt_share: float = Field(
-        DEFAULT_MAX_CORRUPT_SHARE,
-        ge=0,
-        le=1,
-        description="of unreadable images; more than that, and more than one, stops the run. 0 allows none",
-    )
-
-    @field_validator("background")
-    @classmethod
-    def _background_is_a_colour(cls, value: str) -> str:
-        return check_background(value)
 
 
 class PackedStrings(Sequence[str]):

@@ -11,19 +11,17 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
 from simflow_plugin import registry
 from simflow_plugin.contracts import DataContext
 from simflow_plugin.data.decoding import read_image_file
 from simflow_plugin.data.disk_cache import file_facts, fingerprint
 from simflow_plugin.data.folder_scan import scan_folder
-from simflow_plugin.data.image_files import FileDataset, FileOptions, own_or_held_out
+from simflow_plugin.data.image_files import FileDataset, own_or_held_out
 from simflow_plugin.data.labels import number_labels
+from simflow_plugin.data.options import ImageFolderOptions
 from simflow_plugin.data.split import check_split
 from simflow_plugin.data.split_folders import find_split_folders, refuse_splits_inside_classes
 from simflow_plugin.errors import DataError
-from simflow_plugin.local_paths import LocalPath
 
 
 @registry.DATASETS.register("image_folder")
@@ -35,18 +33,9 @@ class ImageFolder(FileDataset):
             splits and which classes, or if labels are asked for that are not there.
     """
 
-    class Options(FileOptions):
-        root: LocalPath = Field(description="the folder")
-        train_folder: str | None = Field(
-            None,
-            description="folder of the training images below root; `.`: root itself, every folder a class; null: "
-            "`train` where it lies alone or beside test, val, valid or validation, else root",
-        )
-        test_folder: str | None = Field(
-            None, description="folder of the test images below root; null: found beside `train`, or a share"
-        )
+    Options = ImageFolderOptions
 
-    def __init__(self, options: Options, context: DataContext) -> None:
+    def __init__(self, options: ImageFolderOptions, context: DataContext) -> None:
         root = Path(options.root).expanduser()
         folders = find_split_folders(root, options.train_folder, options.test_folder)
         is_test = check_split(context.split) == "test" and folders.test is not None

@@ -35,10 +35,8 @@ def center_crop(image: Image.Image, size: int) -> Tensor:
     width, height = max(size, round(image.width * ratio)), max(size, round(image.height * ratio))
     left, top = (width - size) // 2, (height - size) // 2
     if max(width, height) > MAX_SCALED_SQUARES * size:
-        across, down = (
-            image.width / width,
-            image.height / height,
-        )  # pixels of the picture per pixel of the output
+        # Pixels of the picture per pixel of the output.
+        across, down = (image.width / width, image.height / height)
         square = (left * across, top * down, (left + size) * across, (top + size) * down)
         return hwc_to_chw(np.asarray(_scale_square(image, square, size)))
     if ratio != 1:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import signal
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -19,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from simflow_plugin.contracts import Example, ImageDataset, ReadsBatches, ToleratesCorruption
 from simflow_plugin.data.decoding import CorruptImage
-from simflow_plugin.data.image_files import DEFAULT_MAX_CORRUPT_SHARE
+from simflow_plugin.data.options import DEFAULT_MAX_CORRUPT_SHARE
 from simflow_plugin.data.order import DataOrder, GlobalBatches, coin_flips
 from simflow_plugin.errors import DataError
 
@@ -54,37 +53,30 @@ class Read(NamedTuple):
 
 def make_loader(
     dataset: ImageDataset,
-    batch_size: int,
+    batches: GlobalBatches,
     seed: int,
-    start_step: int,
-    num_steps: int,
+    steps: range,
     rank: int = 0,
-    world_size: int = 1,
-    accumulation: int = 1,
     horizontal_flip: bool = False,
     num_workers: int = 0,
     corrupt: set[int] | None = None,
 ) -> Loader:
-    """Return the training batches of one process, `num_steps * accumulation` of them, from `start_step` on.
+    """Return the training batches of one process, as many of each step as `batches` accumulates.
 
     Args:
         dataset: map-style.
-        batch_size: of the global batch, over all processes and accumulation steps.
+        batches: their size, and the processes and accumulation steps that share it.
         seed: of the run.
-        start_step: optimizer step to start at.
-        num_steps: optimizer steps to serve.
+        steps: optimizer steps to serve, without gaps.
         rank: of this process.
-        world_size: number of processes.
-        accumulation: micro-batches per optimizer step.
         horizontal_flip: mirror every other image, decided by (seed, position).
         num_workers: processes that read images; 0 reads in this one.
         corrupt: images known to be so, which are neither counted nor named again; grows.
     Raises:
-        ConfigError: if the batch size is not divisible; DataError: if the data set is empty.
+        DataError: if the data set is empty.
     """
-    batches = GlobalBatches(batch_size, world_size, accumulation)
     source = TrainingSource(dataset, DataOrder(len(dataset), seed), batches, rank, horizontal_flip)
-    micros = range(start_step * accumulation, (start_step + num_steps) * accumulation)
+    micros = range(steps.start * batches.accumulation, steps.stop * batches.accumulation)
     return Loader(source, micros, num_workers, set() if corrupt is None else corrupt)
 
 
@@ -293,18 +285,3 @@ def check_corrupt(dataset: ImageDataset, num_corrupt: int, example: str = "") ->
 def to_float(images: Tensor) -> Tensor:
     """Turn uint8 images in [0, 255] into float32 in [-1, 1]."""
     return images.to(torch.float32).div_(127.5).sub_(1.0)
-
-
-def measure_loader_speed(
-    dataset: ImageDataset, batch_size: int, num_workers: int = 0, num_batches: int = 20
-) -> float:
-    """Return how many images per second the loader delivers when nothing else slows it.
-
-    The first batch, which pays for starting workers and opening files, is not counted.
-    """
-    loader = make_loader(dataset, batch_size, 0, 0, num_batches + 1, num_workers=num_workers)
-    batches = iter(loader)
-    next(batches)
-    started = time.perf_counter()
-    num_images = sum(len(batch.labels) for batch in batches)
-    return num_images / (time.perf_counter() - started)

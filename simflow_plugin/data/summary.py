@@ -99,7 +99,7 @@ class DataSummary:
 
 
 def summarize(name: str, train: ImageDataset, test: ImageDataset | None, batch_size: int = 1) -> DataSummary:
-    """Read a few images of each split and say what the data set holds.
+    """Read a few images of each split and describe the data set.
 
     Args:
         name: of the kind of data set.

@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import Field
 
 from simflow_plugin import registry
 from simflow_plugin.contracts import DataContext
 from simflow_plugin.data.decoding import CorruptImage
 from simflow_plugin.data.disk_cache import cache_folder, file_facts, fingerprint
-from simflow_plugin.data.image_files import FileDataset, FileOptions, PackedStrings, own_or_held_out
-from simflow_plugin.data.labels import number_labels
+from simflow_plugin.data.image_files import FileDataset, PackedStrings, own_or_held_out
+from simflow_plugin.data.labels import Key, number_labels
+from simflow_plugin.data.options import WebDatasetOptions
 from simflow_plugin.data.split import check_split
 from simflow_plugin.data.tar_index import ShardIndex, cached_index, raw_labels
 from simflow_plugin.data.tar_shards import local_shards
 from simflow_plugin.errors import DataError
-from simflow_plugin.local_paths import Shards
+from simflow_plugin.files import read_json_object
 
 
 @registry.DATASETS.register("webdataset")
@@ -35,21 +35,9 @@ class WebDataset(FileDataset):
             cannot be read, or labels are asked for that are not there.
     """
 
-    class Options(FileOptions):
-        shards: Shards = Field(
-            description="paths, globs, addresses (http, https, file; pipe:command with "
-            "--allow-pipes); {0000..0012} is a range"
-        )
-        test_shards: Shards | None = Field(None, description="the same for testing; null: hold a share out")
-        image_member: str | None = Field(
-            None,
-            description="ending of the member that is the image, `jpg` or `seg.png`; null: the one that ends like one",
-        )
-        cache: str | None = Field(
-            None, description="folder for fetched shards and indices; null: the usual one"
-        )
+    Options = WebDatasetOptions
 
-    def __init__(self, options: Options, context: DataContext) -> None:
+    def __init__(self, options: WebDatasetOptions, context: DataContext) -> None:
         cache = Path(options.cache).expanduser() if options.cache else cache_folder() / "webdataset"
         own = options.test_shards is not None
         is_test = own and check_split(context.split) == "test"
@@ -69,7 +57,10 @@ class WebDataset(FileDataset):
             if is_test:
                 _, trained_on = _index_all(options.shards, cache, options.image_member, context.allows_pipes)
                 training = raw_labels(trained_on)
-            labels, classes = number_labels(where, found, training, options.labels, keys)
+            # Shards of `simflow prepare` number their classes, and name them in the card beside them.
+            declared = classes_of_card(Path(self.shards[0]).parent)
+            found, training = named(found, declared), named(training, declared)
+            labels, classes = number_labels(where, found, training, options.labels, keys, declared)
         rows, targets = own_or_held_out(where, len(keys), labels, context.split, options, own)
         self._shard = np.repeat(np.arange(len(indices)), [len(index.keys) for index in indices])[rows]
         self._offset = np.concatenate([index.offsets for index in indices])[rows]
@@ -95,6 +86,32 @@ class WebDataset(FileDataset):
 
     def describe(self, index: int) -> str:
         return f"{self.shards[self._shard[index]]}:{self.names[index]}"
+
+
+CARD = "dataset.json"
+"""Beside the shards of `simflow prepare`: counts, digests and `classes`, the names by number."""
+
+
+def classes_of_card(folder: Path) -> list[Key] | None:
+    """Return the names of the classes of shards that `simflow prepare` wrote; None for other shards.
+
+    Raises:
+        DataError: if the card is damaged.
+    """
+    if not (folder / CARD).is_file():
+        return None
+    card = read_json_object(folder / CARD, DataError)
+    if card.get("written_by") != "simflow prepare" or card.get("classes") is None:
+        return None
+    return [str(name) for name in card["classes"]]
+
+
+def named(labels: list[Key] | None, classes: list[Key] | None) -> list[Key] | None:
+    """Return labels by name, where the classes have names; a number without one stays."""
+    if labels is None or classes is None:
+        return labels
+    known = range(len(classes))
+    return [classes[label] if isinstance(label, int) and label in known else label for label in labels]
 
 
 def shard_paths(shards: str | list[str], cache: Path, allows_pipes: bool = False) -> list[Path]:

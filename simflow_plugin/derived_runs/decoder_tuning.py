@@ -13,8 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from simflow_plugin.config.schema import RunConfig
-from simflow_plugin.derived_runs.parent import DerivedRun, ParentFiles, derived_config
+from simflow_plugin.derived_runs.parent import ParentFiles
 from simflow_plugin.errors import ShapeError
 from simflow_plugin.files import file_digest
 from simflow_plugin.losses.discriminator import check_image_size
@@ -25,12 +24,8 @@ ADVERSARIAL_WEIGHT = 0.05
 MOST_LAYERS = 3
 
 
-def decoder_config(run: DerivedRun) -> RunConfig:
-    """Return the configuration that trains the decoder of `run.parent` on; see `derived_config` for what it raises."""
-    return derived_config(run, _derive)
-
-
-def _derive(files: ParentFiles) -> dict[str, Any]:
+def decoder_values(files: ParentFiles) -> dict[str, Any]:
+    """Return the values of the configuration that trains the parent's decoder on, for `derived_config`."""
     config = files.loaded.config.model_dump(mode="json")
     steps = max(1, round(STEPS_RATIO * config["training"]["steps"]))
     warmup = min(round(STEPS_RATIO * config["optimizer"]["warmup_steps"]), steps)
@@ -53,8 +48,19 @@ def _derive(files: ParentFiles) -> dict[str, Any]:
         "objective": {**config["objective"], "adversarial": {**given, "start_step": 0}},
         "optimizer": {**config["optimizer"], "warmup_steps": warmup},
         "training": {**config["training"], "steps": steps, "init_from": None},
-        "sampling": config["sampling"],
+        "sampling": _sampling(config["sampling"], files),
         "evaluation": config["evaluation"],
+    }
+
+
+def _sampling(sampling: dict[str, Any], files: ParentFiles) -> dict[str, Any]:
+    """Return how the parent samples; an earlier checkpoint that guides it stays one of the parent."""
+    guide = sampling["autoguidance"]
+    if guide is None or guide["run"] is not None:
+        return sampling
+    return {
+        **sampling,
+        "autoguidance": {**guide, "run": str(files.loaded.directory.path.resolve())},
     }
 
 

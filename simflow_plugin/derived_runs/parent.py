@@ -32,7 +32,7 @@ FOLDER = ".parent"
 
 @dataclass(frozen=True)
 class ParentFiles:
-    """What the new run takes from its parent.
+    """Parts that the new run takes from its parent.
 
     Args:
         loaded: the parent, with averaged weights.
@@ -49,7 +49,7 @@ class ParentFiles:
 
 @dataclass(frozen=True)
 class DerivedRun:
-    """What a command is given that derives a run.
+    """Arguments of a command that derives a run.
 
     Args:
         parent: run directory.

@@ -1,1 +1,1 @@
-"""What the diffusion baselines share: interpolants, time sampling, samplers, the adaLN-zero transformer."""
+"""Parts that the diffusion baselines share: interpolants, time sampling, samplers, the adaLN-zero transformer."""

@@ -18,10 +18,9 @@ from typing import Any
 
 from torch import Tensor
 
+from simflow_plugin.diffusion.options import NUM_TRAIN_STEPS
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.randomness import Random
-
-NUM_TRAIN_STEPS = 1000
 
 
 def ddim_schedule() -> Any:  # diffusers' scheduler mixin hides its attributes from type checkers

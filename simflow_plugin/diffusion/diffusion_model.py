@@ -2,67 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
-from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from simflow_plugin.alignment.head import AlignmentHead
+from simflow_plugin.autoguidance import check_classes, check_kind
 from simflow_plugin.contracts import NO_LABEL, GenerativeModel, ModelContext
 from simflow_plugin.diffusion.guidance import GuidanceRule, GuidedPrediction
-from simflow_plugin.diffusion.transformer import AdaLNTransformer, BackboneOptions, BackboneOutput
+from simflow_plugin.diffusion.options import DiffusionFacts, DiffusionOptions, SamplingOptions
+from simflow_plugin.diffusion.transformer import AdaLNTransformer, BackboneOutput
 from simflow_plugin.errors import ConfigError
-from simflow_plugin.options import Options
 from simflow_plugin.randomness import Random
-from simflow_plugin.registry import DIFFUSION_GUIDANCE, Part
+from simflow_plugin.registry import DIFFUSION_GUIDANCE
 
 
-class SamplingOptions(Options):
-    """Options of every sampler of a diffusion model."""
-
-    num_steps: int = Field(default=250, ge=1, description="steps from noise to data")
-    guidance_rule: Annotated[Part, DIFFUSION_GUIDANCE] = Field(
-        Part(name="classifier_free"), description="a name, or a mapping with a name and the rule's options"
-    )
-
-
-class DiffusionOptions(Options):
-    """Options of every diffusion model."""
-
-    backbone: BackboneOptions = BackboneOptions()
-    label_dropout: float = Field(
-        default=0.1, ge=0, lt=1, description="share of rows trained without their label"
-    )
-
-    def check(self, context: ModelContext) -> None:
-        self.backbone.check_grid(context.latent_shape)
-        _, depth, _ = self.backbone.dimensions
-        if context.alignment is not None and not 1 <= context.alignment.layer <= depth:
-            raise ConfigError(
-                f"alignment.layer is {context.alignment.layer}, but the model has hidden tokens after layers "
-                f"1 to {depth} only."
-            )
-        if context.guidance > 0 and self.label_dropout == 0:
-            raise ConfigError(
-                f"sampling.guidance {context.guidance} needs an unconditional model, but model.label_dropout is 0. "
-                "Set model.label_dropout (0.1, say) or sampling.guidance: 0."
-            )
-
-    autoencoder_pass: Literal["evaluation", "training"] = Field(
-        default="evaluation",
-        description="what the alignment's gradient for the autoencoder (REPA-E) is taken through. evaluation: a pass "
-        "of its own without label dropout and with the running statistics of the latents' norm, as in the REPA-E "
-        "host; training: the model's own pass, which is cheaper",
-    )
-
-
-class DiffusionModel(GenerativeModel):
+class DiffusionModel(DiffusionFacts, GenerativeModel):
     """A denoiser of latents with an adaLN-zero transformer; children add process, loss and sampler.
-
-    Only the alignment's gradient may reach the autoencoder: the denoising loss would flatten the latents
-    (REPA-E, arXiv:2504.10483, section 3.1).
 
     Args:
         options: of the model.
@@ -73,12 +31,10 @@ class DiffusionModel(GenerativeModel):
             asked of a model that never trains without labels.
     """
 
-    coupled_terms: ClassVar[frozenset[str]] = frozenset({"alignment"})
-    supports_alignment = True
-
     def __init__(self, options: DiffusionOptions, sampling: SamplingOptions, context: ModelContext) -> None:
         super().__init__()
         options.check(context)
+        self.num_classes = context.num_classes
         self.supports_guidance = context.num_classes is not None and options.label_dropout > 0
         self.label_dropout = options.label_dropout
         self.guidance_rule: GuidanceRule = sampling.guidance_rule.build(DIFFUSION_GUIDANCE, None)
@@ -164,7 +120,35 @@ class DiffusionModel(GenerativeModel):
             terms["alignment"] = self.alignment(output.hidden, self.backbone.grid_size, features)
         return terms
 
+    def guided_by(self, weaker: GenerativeModel) -> DiffusionModel:
+        """Return this model, its weights shared, with `weaker` in place of the unconditional half of its guidance.
+
+        Both predict at the same state, in the space of normalised latents.
+
+        Raises:
+            ConfigError: if that is no model of the same kind, on the same latents and classes.
+        """
+        check_kind(self, weaker)
+        assert isinstance(weaker, DiffusionModel)
+        for name, own in self.process_facts().items():
+            if (found := weaker.process_facts()[name]) != own:
+                raise ConfigError(
+                    f"autoguidance: the guide's {name} is {found}, the model's {own}; take a checkpoint of the same "
+                    "run, or a run that differs in size or training only"
+                )
+        check_classes(weaker.num_classes, self.num_classes)
+        twin = copy.copy(self)
+        # No submodule: the state of this model stays its own.
+        twin.__dict__ |= {"guide": weaker, "supports_guidance": True}
+        return twin
+
+    def process_facts(self) -> dict[str, object]:
+        """Return what two models must share for their predictions to be combined, by name."""
+        return {"latent shape": tuple(self.backbone.latent_shape)}
+
     def _guided(self, weight: float) -> GuidedPrediction:
+        if isinstance(self.guide, DiffusionModel):
+            return GuidedPrediction(self.guidance_rule, weight, self.guide.predict)
         if weight > 0 and not self.supports_guidance:
             raise ConfigError(
                 f"guidance is {weight}, but this {type(self).__name__} was trained without label dropout or "

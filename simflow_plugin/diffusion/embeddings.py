@@ -1,4 +1,4 @@
-"""How time, class and position enter the diffusion transformer."""
+"""Embeddings of time, class and position for the diffusion transformer."""
 
 from __future__ import annotations
 

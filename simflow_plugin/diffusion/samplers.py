@@ -27,7 +27,7 @@ What changes the field by intervals of time (guidance) goes by the start of the 
 Heun's are of one field."""
 
 SDE_LAST_TIME = 0.04
-"""Where Euler-Maruyama stops adding noise: the score is singular at t = 0, so the rest is one mean step."""
+"""Time at which Euler-Maruyama stops adding noise: the score is singular at t = 0, so the rest is one mean step."""
 
 
 @dataclass(frozen=True)

@@ -8,76 +8,19 @@ Reference: DiT, arXiv:2212.09748.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from simflow_plugin.contracts import NO_LABEL
 from simflow_plugin.diffusion.embeddings import LabelEmbedding, TimeEmbedding, sincos_positions
-from simflow_plugin.errors import ConfigError, ShapeError
-from simflow_plugin.options import Options
+from simflow_plugin.diffusion.options import BackboneOptions
+from simflow_plugin.errors import ShapeError
 
 NORM_EPS = 1e-6
-
-PUBLISHED_SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
-"""(width, depth, num_heads) by size, from DiT, table 1."""
-
-
-class BackboneOptions(Options):
-    """A published size, of which `width`, `depth` and `num_heads` override single numbers where given."""
-
-    size: Literal["S", "B", "L", "XL"] = Field(
-        default="B", description="published size; XL/2 has 675 M parameters"
-    )
-    patch_size: int = Field(
-        default=2, ge=1, description="latent elements per token and side; published: 1, 2, 4, 8"
-    )
-    width: int | None = Field(
-        default=None, ge=4, description="channels of the hidden tokens, divisible by 4; null: by size"
-    )
-    depth: int | None = Field(default=None, ge=1, description="layers; null: by size")
-    num_heads: int | None = Field(
-        default=None, ge=1, description="attention heads, a divisor of width; null: by size"
-    )
-    mlp_ratio: float = Field(default=4.0, gt=0, description="hidden width of the MLP as a multiple of width")
-    uses_qk_norm: bool = Field(default=False, description="layer norm of queries and keys")
-    uses_activation_checkpointing: bool = Field(
-        default=False, description="recompute layers in backward: less memory, slower"
-    )
-
-    @property
-    def dimensions(self) -> tuple[int, int, int]:
-        """(width, depth, num_heads) after overrides."""
-        width, depth, num_heads = PUBLISHED_SIZES[self.size]
-        return self.width or width, self.depth or depth, self.num_heads or num_heads
-
-    @model_validator(mode="after")
-    def _dimensions_fit(self) -> BackboneOptions:
-        width, _, num_heads = self.dimensions
-        if width % num_heads or width % 4:
-            raise ValueError(
-                f"width {width} must be divisible by num_heads {num_heads} and by 4 (sine-cosine positions); "
-                "set width and num_heads together"
-            )
-        return self
-
-    def check_grid(self, latent_shape: tuple[int, int, int]) -> tuple[int, int]:
-        """Return the grid (h, w) in tokens of latents (C, h, w).
-
-        Raises:
-            ConfigError: if the patch size does not divide it.
-        """
-        _, height, width = latent_shape
-        if height % self.patch_size or width % self.patch_size:
-            raise ConfigError(
-                f"model.backbone.patch_size {self.patch_size} does not divide the latent grid "
-                f"{height} x {width}. Change the patch size, image_size or the autoencoder's factor."
-            )
-        return height // self.patch_size, width // self.patch_size
 
 
 class BackboneOutput(NamedTuple):

@@ -14,7 +14,6 @@ from simflow_plugin.errors import EvaluationError
 from simflow_plugin.evaluation.flow_diagnostics import (
     FlowDiagnostics,
     diagnose_flow,
-    flow_of,
     jacobi_iterations,
 )
 from simflow_plugin.evaluation.held_out import find_lpips
@@ -197,7 +196,7 @@ def _strips(loaded: LoadedRun, images: Tensor, request: AnalysisRequest) -> Tens
 def _analyze_flow(
     loaded: LoadedRun, latents: Tensor, labels: Tensor, request: AnalysisRequest, batch_size: int
 ) -> tuple[FlowDiagnostics | None, dict[float, list[int]] | None, int]:
-    flow = flow_of(loaded.model)
+    flow = None if loaded.model is None else loaded.model.token_flow()
     if flow is None:
         return None, None, 0
     model: Any = loaded.model

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.errors import EvaluationError
 from simflow_plugin.evaluation.drawing import ImageSampler, class_labels, grid_indices, to_uint8
 from simflow_plugin.evaluation.evaluator import evaluation_settings
@@ -19,8 +18,10 @@ from simflow_plugin.evaluation.flops import ComputeCost, measure_run
 from simflow_plugin.evaluation.intervals import repeated
 from simflow_plugin.evaluation.request import EvaluationRequest
 from simflow_plugin.evaluation.result import Evaluation, Measured, read_evaluation
-from simflow_plugin.runs.loaded_run import LoadedRun, load_run
+from simflow_plugin.runs.exported import is_exported, without_local_folders
+from simflow_plugin.runs.loaded_run import LoadedRun
 from simflow_plugin.runs.run_directory import differing_keys
+from simflow_plugin.runs.sources import open_run
 
 NEVER_REFUSED = frozenset({"sampling_seconds", "latent_bits_per_dim"})
 """Metrics whose conditions are shown beside them and need not agree."""
@@ -37,7 +38,7 @@ NOT_OF_SAMPLES = (
 )
 """Prefixes of metrics that another seed of the samples does not change."""
 WARM_UP = 2
-SAME = ("step", "checkpoint", "weights", "guidance", "sampling")
+SAME = ("step", "checkpoint", "weights", "ema_length", "guidance", "autoguidance", "sampling")
 """Settings that the evaluations of a column share; their seeds may differ."""
 
 
@@ -69,10 +70,6 @@ class ComparedRun:
     samples: NDArray[np.uint8] | None = None
     notes: list[str] = field(default_factory=list)
 
-    @property
-    def config(self) -> RunConfig:
-        return self.loaded.config
-
 
 def read_runs(
     paths: Sequence[Path], guidance: float | None = None, precision: str | None = None
@@ -80,7 +77,7 @@ def read_runs(
     """Load the runs with what was measured of them.
 
     Args:
-        paths: run directories, at least two.
+        paths: run directories or exported runs, at least two.
         guidance: of the evaluations to use; None is each run's own.
         precision: likewise, and of the samples shown.
     Raises:
@@ -91,7 +88,7 @@ def read_runs(
         raise EvaluationError(f"compare: {len(paths)} run given, two are the least.")
     if len({path.resolve() for path in paths}) < len(paths):
         raise EvaluationError("compare: one run is given twice.")
-    loaded = [load_run(path, precision=precision) for path in paths]
+    loaded = [open_run(path, precision=precision) for path in paths]
     return [_read_run(run, name, guidance) for run, name in zip(loaded, _names(loaded), strict=True)]
 
 
@@ -105,9 +102,12 @@ def check_comparable(runs: Sequence[ComparedRun], force: bool) -> list[str]:
     first = runs[0]
     for run in runs[1:]:
         ours, theirs = (
-            {"data": r.config.data.model_dump(mode="json"), "image_size": r.config.image_size}
-            for r in (first, run)
+            {"data": c.data.model_dump(mode="json"), "image_size": c.image_size}
+            for c in (first.loaded.config, run.loaded.config)
         )
+        if any(is_exported(r.loaded.directory.path) for r in (first, run)):
+            # An exported configuration names no folder of the machine that it was trained on.
+            ours, theirs = without_local_folders(ours), without_local_folders(theirs)
         for key, (was, now) in differing_keys(ours, theirs).items():
             problems.append(f"{key}: {was!r} in {first.name}, {now!r} in {run.name}")
     for key in dict.fromkeys(key for run in runs for key in run.metrics if key not in NEVER_REFUSED):
@@ -163,7 +163,7 @@ def _read_run(loaded: LoadedRun, name: str, guidance: float | None) -> ComparedR
     folders = sorted((directory.path / "evaluations").glob("*/"))
     evaluations = [read_evaluation(folder) for folder in folders if (folder / "result.json").exists()]
     own = evaluation_settings(loaded, EvaluationRequest(guidance=guidance))
-    same = [e for e in evaluations if all(e.settings[key] == own[key] for key in SAME)]
+    same = [e for e in evaluations if all(e.settings.get(key) == own.get(key) for key in SAME)]
     # Of a run that was evaluated on another machine the precision may be another; two are never mixed.
     precisions = [evaluation.settings.get("precision", "float32") for evaluation in same]
     if precisions and own["precision"] not in precisions:
@@ -191,7 +191,7 @@ def _merge(evaluations: Sequence[Evaluation]) -> dict[str, Measured]:
 
 
 def _names(loaded: Sequence[LoadedRun]) -> list[str]:
-    """Return the configurations' names, or else folders', or else paths: the first that tell all runs apart."""
+    """Return the configurations' names, or else folders', or else paths: the first that are unique."""
     choices = (
         [run.config.name for run in loaded],
         [run.directory.path.resolve().name for run in loaded],

@@ -15,8 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from simflow_plugin.contracts import NO_LABEL, Autoencoder, GenerativeModel
-from simflow_plugin.errors import EvaluationError
+from simflow_plugin.errors import ConfigError, EvaluationError
 from simflow_plugin.randomness import IndexedRandom
+from simflow_plugin.runs.autoguidance import NONE, with_autoguidance
 from simflow_plugin.runs.loaded_run import LoadedRun
 from simflow_plugin.runs.run_precision import Precision
 
@@ -45,13 +46,31 @@ class ImageSampler:
     seed: int = SEED
 
     @classmethod
-    def of_run(cls, loaded: LoadedRun, guidance: float | None = None, seed: int = SEED) -> ImageSampler:
-        """Return the sampler of a run; a guidance of None is the run's own.
+    def of_run(
+        cls,
+        loaded: LoadedRun,
+        guidance: float | None = None,
+        seed: int = SEED,
+        autoguidance: str | None = None,
+    ) -> ImageSampler:
+        """Return the sampler of a run.
 
+        Args:
+            loaded: the run.
+            guidance: weight w >= 0; None is the run's own.
+            seed: of the noise.
+            autoguidance: `RUN[@step]` to guide by, or `none`; None is the run's own.
         Raises:
-            EvaluationError: if the run trained an autoencoder alone.
-            ConfigError: if its model cannot be guided.
+            EvaluationError: if the run trained an autoencoder alone, or the guide has other latents.
+            ConfigError, CheckpointError: if its model cannot be guided so, or there is no such guide.
         """
+        weight = loaded.config.sampling.guidance if guidance is None else guidance
+        if weight > 0:
+            loaded = with_autoguidance(loaded, autoguidance)
+        elif autoguidance not in (None, NONE):
+            raise ConfigError(
+                f"--autoguidance {autoguidance}: has no effect with guidance 0. Set --guidance, or leave it out."
+            )
         weight, size = loaded.checked_guidance(guidance), loaded.config.image_size
         return cls(loaded.autoencoder, loaded.require_model(), size, loaded.precision, weight, seed)
 
@@ -124,9 +143,9 @@ def grid_indices(num_classes: int | None, per_class: int, max_classes: int = 10)
 
 
 def not_finite_rows(tensor: Tensor) -> list[int]:
-    """Return the rows of a batch that hold NaN or infinity."""
+    """Return the rows of a batch that hold NaN or infinity; waits for the device once, whatever is found."""
     is_broken = ~tensor.isfinite().flatten(1).all(1)
-    return [int(row) for row in is_broken.nonzero()[:, 0]]
+    return [row for row, broken in enumerate(is_broken.tolist()) if broken]
 
 
 def to_uint8(images: Tensor) -> Tensor:

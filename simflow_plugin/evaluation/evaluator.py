@@ -10,9 +10,10 @@ studies all measure here, so that one setting of a run has one number.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,6 @@ import torch
 from torch import Tensor
 
 from simflow_plugin import registry
-from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.contracts import DataContext, ImageDataset
 from simflow_plugin.data.changes import data_changes
 from simflow_plugin.data.disk_cache import fingerprint
@@ -31,7 +31,7 @@ from simflow_plugin.errors import EvaluationError, SimflowError
 from simflow_plugin.evaluation.classification import check_classifies, classify, measure_classification
 from simflow_plugin.evaluation.drawing import SEED, ImageSampler, class_labels, to_uint8
 from simflow_plugin.evaluation.extractors import Extractor, ImageFeatures, build_extractor
-from simflow_plugin.evaluation.fidelity import cached_features, distance, extract, fidelity
+from simflow_plugin.evaluation.fidelity import distance, fidelity
 from simflow_plugin.evaluation.held_out import (
     HeldOut,
     find_lpips,
@@ -54,9 +54,12 @@ from simflow_plugin.evaluation.request import (
 )
 from simflow_plugin.evaluation.result import Evaluation, Measured, read_evaluation
 from simflow_plugin.evaluation.sample_shards import SampleShards
+from simflow_plugin.evaluation.shared_features import SharedFeatures
 from simflow_plugin.progress_bar import count_progress
-from simflow_plugin.runs.autoguidance import guide_name, with_autoguidance
+from simflow_plugin.registry import Part
+from simflow_plugin.runs.autoguidance import chosen_guide
 from simflow_plugin.runs.checkpoints import MANIFEST, checkpoint_folders
+from simflow_plugin.runs.exported import exported_digests
 from simflow_plugin.runs.loaded_run import LoadedRun
 from simflow_plugin.runs.parts import build_dataset
 from simflow_plugin.runs.run_precision import Precision
@@ -79,13 +82,15 @@ class RunEvaluator:
         self.parts = checked_parts(loaded, request)
         if "classification" in self.parts:
             check_classifies(loaded)
-        self.loaded = with_autoguidance(with_sampling(loaded, request.sampling), request.autoguidance)
+        self.loaded = with_sampling(loaded, request.sampling)
         self.request = request
         self.config = loaded.config
         self.batch_size = request.batch_size or loaded.config.sampling.batch_size
         self.sampler: ImageSampler | None = None
         if "generation" in self.parts:
-            self.sampler = ImageSampler.of_run(self.loaded, request.guidance, request.seed)
+            self.sampler = ImageSampler.of_run(
+                self.loaded, request.guidance, request.seed, request.autoguidance
+            )
         self.extractor: Extractor | None = None
         self._sample_features: ImageFeatures | None = None  # kept for the distance to reconstructions
         if request.extractor is not None and set(self.parts) & {"generation", "reconstruction"}:
@@ -101,7 +106,8 @@ class RunEvaluator:
                 self.evaluation.note("reconstruction", note)
         self.shards = SampleShards(self.evaluation.folder, request.num_samples)
         self.test = build_dataset(self.config, "test")
-        self.other = other_data(loaded.config, request, self.batch_size)
+        self._context = DataContext(self.config.image_size, "test", self.config.seed)
+        self.other = other_data(request, self._context, self.batch_size)
         self.judge = self._build_judge(needs_judge)
 
     @property
@@ -112,14 +118,21 @@ class RunEvaluator:
         own = {
             "weights": "EMA",
             "guidance": config.sampling.guidance,
-            "sampling": sampler_options(config),
+            "sampling": sampler_options(config.model),
             "seed": SEED,
             "precision": str(precision),
         }
-        newest = checkpoint_folders(self.loaded.directory.checkpoints)[-1]
+        folders = checkpoint_folders(self.loaded.directory.checkpoints)
+        if not folders:  # an exported run; its summary and model card tell of the run that it came from
+            return False
         is_own = found == found | own and self.loaded.ema_length is None
         is_own = is_own and self.request.autoguidance is None
-        return is_own and self.loaded.checkpoint.path == newest
+        return is_own and self.loaded.checkpoint.path == folders[-1]
+
+    @property
+    def sample_features(self) -> ImageFeatures | None:
+        """Features of the samples, once they were measured with an extractor."""
+        return self._sample_features
 
     @cached_property
     def train(self) -> ImageDataset:
@@ -127,9 +140,16 @@ class RunEvaluator:
         return build_dataset(self.config, "train")
 
     def make_samples(self, rank: int = 0, world_size: int = 1) -> None:
-        """Draw the missing samples of this process."""
+        """Draw the missing samples of this process, and extract its share of all features."""
         if self.sampler is None:
             return
+        self._draw_samples(rank, world_size)
+        if self.extractor is not None:
+            for features in (self._sample_features_of(self.extractor), self._real_features(self.extractor)):
+                features.make_missing(rank, world_size)
+
+    def _draw_samples(self, rank: int, world_size: int) -> None:
+        assert self.sampler is not None
         started, drawn = time.monotonic(), 0
 
         def draw(indices: Sequence[int]) -> tuple[Any, Any]:
@@ -176,10 +196,8 @@ class RunEvaluator:
         samples_on = f"{count:,} samples"
         if self.extractor is not None:
             reference = self.request.reference
-            real_set = self.test if reference == "test" else self.train
-            with count_progress("features of samples", count) as advance:
-                self._sample_features = extract(self.extractor, self._sample_batches(), advance)
-            real = self._real_features(real_set, reference, len(real_set))
+            self._sample_features = self._sample_features_of(self.extractor).read()
+            real = self._real_features(self.extractor).read()
             num_real = len(real.pooled)  # those that could be read
             on = (
                 f"{samples_on} against {num_real:,} images, {self._name(reference)}, {self._extractor_name()}"
@@ -193,22 +211,32 @@ class RunEvaluator:
             except SimflowError as error:  # the other numbers, and the samples, are worth keeping
                 self.evaluation.note("generation", f"not judged: {error}")
 
-    def _sample_batches(self) -> Iterator[Tensor]:
-        for images, _ in self.shards.read():
-            yield from torch.from_numpy(images).permute(0, 3, 1, 2).split(self.batch_size)
+    def _sample_features_of(self, extractor: Extractor) -> SharedFeatures:
+        """Return the features of the samples: a shard's in a part, so that who draws it may extract them too."""
+        size, count = self.shards.shard_size, self.request.num_samples
 
-    def _real_features(self, dataset: ImageDataset, split: str, count: int) -> ImageFeatures:
-        extractor, data = self.extractor, self.config.data
-        assert extractor is not None
+        def images(numbers: range) -> Iterable[Tensor]:
+            pixels, _ = self.shards.read_shard(numbers.start // size)
+            return torch.from_numpy(pixels).permute(0, 3, 1, 2).split(self.batch_size)
+
+        facts = {"samples": self.evaluation.folder.name, "count": count}
+        return SharedFeatures(
+            "samples", facts, extractor, images, count, self.evaluation.folder, part_size=size, keeps=False
+        )
+
+    def _real_features(self, extractor: Extractor) -> SharedFeatures:
+        """Return the features of the reference, cached by what its images are."""
+        split, data = self.request.reference, self.config.data
+        dataset = self.test if split == "test" else self.train
         facts = dataset_facts(data.name, data.options, dataset, split, self.config.image_size)
+        corrupt: set[int] = set()
 
-        def compute() -> ImageFeatures:
-            with count_progress("features of real images", count) as advance:
-                batches = evaluation_batches(dataset, self.batch_size, range(count))
-                pixels = (to_uint8(batch.images).permute(0, 3, 1, 2) for batch in batches)
-                return extract(extractor, pixels, advance)
+        def images(numbers: range) -> Iterable[Tensor]:
+            for batch in evaluation_batches(dataset, self.batch_size, numbers, corrupt):
+                yield to_uint8(batch.images).permute(0, 3, 1, 2)
 
-        return cached_features({**facts, "count": count}, extractor, compute)
+        count = len(dataset)
+        return SharedFeatures("real images", {**facts, "count": count}, extractor, images, count)
 
     def _judge(self, judge: Judge, samples_on: str) -> None:
         images, labels = (np.concatenate(part) for part in zip(*self.shards.read(), strict=True))
@@ -233,7 +261,7 @@ class RunEvaluator:
                     f"--num-samples {count}: evaluation.judge: {part.name} needs two samples of each of "
                     f"{self.loaded.num_classes} classes: {least}."
                 )
-            return part.build(registry.JUDGES, DataContext(self.config.image_size, "test", self.config.seed))
+            return part.build(registry.JUDGES, self._context)
         except SimflowError as error:
             if is_needed:
                 raise
@@ -316,19 +344,29 @@ class RunEvaluator:
 def evaluation_settings(loaded: LoadedRun, request: EvaluationRequest) -> dict[str, Any]:
     """Return what decides a sample, in words that a report can show; equal settings share a folder."""
     guidance = loaded.config.sampling.guidance if request.guidance is None else request.guidance
+    own = loaded.directory.path
+    guide = chosen_guide(loaded.config, own, request.autoguidance) if guidance > 0 else None
     return {
         "step": loaded.checkpoint.step,
-        "checkpoint": fingerprint({"manifest": (loaded.checkpoint.path / MANIFEST).read_text()}),
+        "checkpoint": fingerprint(weights_facts(loaded.checkpoint.path)),
         "weights": "EMA" if loaded.averaged else "last",
         **({} if loaded.ema_length is None else {"ema_length": loaded.ema_length}),
         "guidance": guidance,
-        **({} if request.autoguidance is None else {"autoguidance": guide_name(request.autoguidance)}),
-        "sampling": {**sampler_options(loaded.config), **dict(map(assignment, request.sampling))},
+        **({} if guide is None else {"autoguidance": guide.settings_name()}),
+        "sampling": {**sampler_options(loaded.config.model), **dict(map(assignment, request.sampling))},
         "seed": request.seed,
         "precision": str(loaded.precision),
     }
 
 
-def sampler_options(config: RunConfig) -> dict[str, Any]:
+def weights_facts(folder: Path) -> dict[str, Any]:
+    """Return what tells the weights of a checkpoint's folder, or of an exported run's, from others."""
+    manifest = folder / MANIFEST
+    if manifest.is_file():
+        return {"manifest": manifest.read_text()}
+    return {"exported": exported_digests(folder)}
+
+
+def sampler_options(model: Part | None) -> dict[str, Any]:
     """Return the options of a model's sampler, as far as it has any."""
-    return config.model.options.get("sampling", {}) if config.model is not None else {}
+    return {} if model is None else model.options.get("sampling", {})

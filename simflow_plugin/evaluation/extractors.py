@@ -27,9 +27,10 @@ from simflow_plugin.alignment.encoder_weights import find_weights, load_weights
 from simflow_plugin.alignment.timm_names import check_timm_name
 from simflow_plugin.convolution_layout import convolution_layout
 from simflow_plugin.errors import EvaluationError, WeightsError
-from simflow_plugin.features_name import suffix_of
+from simflow_plugin.evaluation.result import suffix_of
 from simflow_plugin.files import file_digest
 from simflow_plugin.options import did_you_mean
+from simflow_plugin.published_weights import fetch_command
 from simflow_plugin.weights import listed, not_finite, read_tensors
 
 TIMM_BY_NAME = {
@@ -218,8 +219,9 @@ def find_extractor_weights(name: str, weights: Path | None) -> Path:
         if cached.is_file():
             return cached
         raise WeightsError(
-            f"{cached}: the Inception weights that FID is defined on are missing. {published(name)} Download them, and "
-            "name the file with --weights or copy it there; or use another: --extractor none, pretrained, timm:MODEL."
+            f"{cached}: the Inception weights that FID is defined on are missing.{fetch_command(cached.name)} "
+            f"{published(name)} Or download them, and name the file with --weights or copy it there; or use another: "
+            "--extractor none, pretrained, timm:MODEL."
         )
     if name == "pretrained":
         raise WeightsError(f"extractor `pretrained`: name its file with --weights. {published(name)}")
@@ -227,8 +229,8 @@ def find_extractor_weights(name: str, weights: Path | None) -> Path:
         return find_weights(timm_model(name), None)
     except WeightsError as error:
         raise WeightsError(
-            f"extractor `{name}`: the weights of {timm_model(name)} are not on this machine. Name their file with "
-            f"--weights. {published(name)}"
+            f"extractor `{name}`: the weights of {timm_model(name)} are not on this machine."
+            f"{fetch_command(timm_model(name))} Or name their file with --weights. {published(name)}"
         ) from error
 
 

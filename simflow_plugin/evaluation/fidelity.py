@@ -9,7 +9,6 @@ neighbours, k = 3, on the same features, as in the ADM evaluation suite.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,7 +19,6 @@ from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, i
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
-from simflow_plugin.data.disk_cache import cache_folder, fingerprint, load_checked, save_checked
 from simflow_plugin.errors import EvaluationError
 from simflow_plugin.evaluation.extractors import Extractor, ImageFeatures
 from simflow_plugin.evaluation.intervals import t_quantile
@@ -34,8 +32,6 @@ FEWEST_REAL = 5_000
 BLOCKS, MIN_BLOCK = 10, 20
 """Disjoint parts that KID's interval is measured on, and the least rows of one."""
 NEIGHBOURS = 3
-FEATURES_VERSION = 2
-"""Of what an extractor returns; cached features of another version are not read."""
 USUAL_SAMPLES = {
     "fid": 50_000,
     "sfid": 50_000,
@@ -68,32 +64,6 @@ def extract(
     return ImageFeatures.concatenate(found)
 
 
-def cached_features(
-    facts: dict[str, object],
-    extractor: Extractor,
-    compute: Callable[[], ImageFeatures],
-    folder: Path | None = None,
-) -> ImageFeatures:
-    """Return features of real images from the cache, or compute and keep them.
-
-    Args:
-        facts: what the images are: data set with its options, split, size, number.
-        extractor: its name and the digest of its weights join the key.
-        compute: extracts them.
-        folder: of the cache; None is `statistics` in the data cache.
-    """
-    version = {"extractor": extractor.name, "weights": extractor.digest, "features": FEATURES_VERSION}
-    key = fingerprint({**facts, **version})
-    path = (folder or cache_folder() / "statistics") / f"{extractor.suffix}_{key}.safetensors"
-    if path.is_file():
-        tensors = load_checked(path)
-        if tensors is not None:
-            return ImageFeatures(**tensors)
-    features = compute()
-    save_checked(path, {name: part for name, part in features._asdict().items() if part is not None})
-    return features
-
-
 def fidelity(
     samples: ImageFeatures, real: ImageFeatures, extractor: Extractor, seed: int = 0
 ) -> dict[str, Measured]:
@@ -106,7 +76,7 @@ def fidelity(
         seed: of KID's subsets and of IS's splits.
     Returns:
         `fid`, `sfid`, `kid`, `is`, `precision`, `recall`; with another extractor than Inception `fd_<extractor>`,
-        `kd_<extractor>`, `precision_<extractor>`, `recall_<extractor>`. Too few samples are said in `warning`.
+        `kd_<extractor>`, `precision_<extractor>`, `recall_<extractor>`. Too few samples give a `warning`.
     Raises:
         EvaluationError: if there are fewer than two samples or real images, or a feature is not finite.
     """
@@ -241,7 +211,7 @@ def _with_warning(name: str, number: Measured, num_samples: int, num_real: int, 
 
 
 def few_samples_warning(name: str, num_samples: int, num_real: int, dims: int) -> str:
-    """Return what to say beside a metric that too few images were measured for, or nothing.
+    """Return the warning beside a metric that too few images were measured for, or nothing.
 
     Args:
         name: a key of `USUAL_SAMPLES`.

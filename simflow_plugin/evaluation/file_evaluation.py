@@ -30,7 +30,7 @@ UNKNOWN_NUM_IMAGES = 50_000
 
 @dataclass(frozen=True)
 class Reference:
-    """What samples are compared with: images, statistics, or both, as ADM's reference batches have them."""
+    """The reference of samples: images, statistics, or both, as ADM's reference batches have them."""
 
     path: Path
     images: ImageSet | None

@@ -23,6 +23,7 @@ from simflow_plugin.losses.pixel import L2Loss
 from simflow_plugin.losses.reconstruction import ReconstructionLoss
 from simflow_plugin.objective import JointInputs, JointObjective, ObjectiveWeights
 from simflow_plugin.randomness import IndexedRandom
+from simflow_plugin.runs.autoguidance import with_autoguidance
 from simflow_plugin.runs.loaded_run import LoadedRun
 from simflow_plugin.runs.parts import objective_weights
 
@@ -112,7 +113,8 @@ def measure_run(loaded: LoadedRun, guidance: float) -> ComputeCost:
     )
     # A loaded run is frozen; what it trained is up to its autoencoder's `trainable`.
     autoencoder = without_data(loaded.autoencoder).requires_grad_(True)
-    model = without_data(loaded.require_model()).requires_grad_(config.frozen_model is None)
+    guided = with_autoguidance(loaded) if guidance > 0 else loaded
+    model = without_data(guided.require_model()).requires_grad_(config.frozen_model is None)
     return measure_compute(autoencoder, model, setting)
 
 
@@ -211,10 +213,12 @@ class _FlopCounter(TorchDispatchMode):
 def without_data(module: M) -> M:
     """Return a copy of `module` on the meta device, made without copying its tensors."""
     memo: dict[int, Any] = {}
-    for parameter in module.parameters():
+    guide = getattr(module, "guide", None)  # of autoguidance: no submodule
+    parts: list[nn.Module] = [module, *([guide] if isinstance(guide, nn.Module) else [])]
+    for parameter in (parameter for part in parts for parameter in part.parameters()):
         empty = torch.empty_like(parameter, device="meta")
         memo[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
-    for buffer in module.buffers():
+    for buffer in (buffer for part in parts for buffer in part.buffers()):
         memo[id(buffer)] = torch.empty_like(buffer, device="meta")
     return copy.deepcopy(module, memo)
 

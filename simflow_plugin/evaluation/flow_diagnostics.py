@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from simflow_plugin.contracts import GenerativeModel
 from simflow_plugin.errors import EvaluationError
 from simflow_plugin.flow import TransformerFlow
 
@@ -35,11 +34,6 @@ class FlowDiagnostics:
     variance_by_token: Tensor
     token_correlation: float
     channel_correlation: float
-
-
-def flow_of(model: GenerativeModel | None) -> TransformerFlow | None:
-    """Return the flow of a model that has one, or None."""
-    return model.token_flow() if model is not None else None
 
 
 @torch.no_grad()
@@ -79,13 +73,13 @@ def diagnose_flow(
 def jacobi_iterations(
     flow: TransformerFlow, noise: Tensor, labels: Tensor | None, tolerances: Sequence[float]
 ) -> dict[float, list[int]]:
-    """Return how many Jacobi iterations over the whole sequence each block takes to settle, by tolerance.
+    """Return how many Jacobi iterations over the whole sequence each block takes to converge, by tolerance.
 
     Args:
         flow: in eval mode.
         noise: (B, T, D), standard normal: blocks are inverted in generation order, each on what the one before made.
         labels: (B,) int64, or None.
-        tolerances: largest change of a token that counts as settled, relative to max(1, its size).
+        tolerances: largest change of a token that counts as converged, relative to max(1, its size).
     Returns:
         tolerance -> iterations by block, in training order; T at most, which is what one token after the other takes.
     """

@@ -96,7 +96,8 @@ def find_lpips(loaded: LoadedRun, backbone: str | None) -> tuple[LPIPSDistance |
             raise WeightsError(f"--lpips-backbone: {error}") from error
         return (
             None,
-            f"LPIPS: not measured; name AlexNet's weights ({BACKBONES['alex'].address}) with --lpips-backbone",
+            "LPIPS: not measured; `simflow fetch lpips` fetches AlexNet's weights, or name them with --lpips-backbone "
+            f"({BACKBONES['alex'].address})",
         )
 
 

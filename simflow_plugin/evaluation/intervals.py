@@ -55,9 +55,8 @@ def bootstrap(
         raise EvaluationError("an interval was asked for, but there are no values.")
     generator = np.random.default_rng(derive_seed(seed, "bootstrap"))
     found = []
-    for start in range(
-        0, num_resamples, 100
-    ):  # in parts: R x N indices of many images do not fit into memory
+    # In parts: R x N indices of many images do not fit into memory.
+    for start in range(0, num_resamples, 100):
         rows = generator.integers(0, len(values), (min(100, num_resamples - start), len(values)))
         found.append(statistic(values[rows]))
     tail = (1 - LEVEL) / 2

@@ -23,7 +23,7 @@ WINDOW, WINDOW_STD = 11, 1.5
 C1, C2 = 0.01**2, 0.03**2
 """SSIM's constants for values in [0, 1]."""
 MAX_PSNR = 100.0
-"""What identical images get; beyond any real value at 8 bits (one level in one pixel of a megapixel is 108
+"""PSNR of identical images; beyond any real value at 8 bits (one level in one pixel of a megapixel is 108
 dB)."""
 
 
@@ -95,9 +95,8 @@ class LPIPSDistance:
             ShapeError: if the shapes differ.
         """
         _check(images, originals)
-        with torch.autocast(
-            images.device.type, enabled=False
-        ):  # a metric, whatever precision the run computes in
+        # A metric, whatever precision the run computes in.
+        with torch.autocast(images.device.type, enabled=False):
             return self._network(images.float().clamp(-1, 1), originals.float()).flatten()
 
 

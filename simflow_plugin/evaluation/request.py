@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from simflow_plugin import registry
 from simflow_plugin.config.loading import resolve_part
-from simflow_plugin.config.schema import RunConfig
+from simflow_plugin.config.schema import Evaluation
 from simflow_plugin.config.validation import validate
 from simflow_plugin.config.yaml_source import YamlSource
 from simflow_plugin.contracts import DataContext, GenerativeModel
@@ -46,10 +46,10 @@ class EvaluationRequest:
         posterior_samples: per image in the likelihood; 1 leaves its Monte-Carlo error unknown.
         lpips_backbone: AlexNet's file; None looks into torch's hub cache.
         classify: also measure the part `classification`: the class of the largest likelihood.
-        ood: a data set by name, or a YAML mapping, to tell apart by likelihood.
+        ood: a data set by name, or a YAML mapping, for out-of-distribution detection by likelihood.
         batch_size: None is the run's own.
         judge: of the samples; None is the run's own.
-        autoguidance: `RUN[@step]` to guide by, or None for the unconditional half.
+        autoguidance: `RUN[@step]` to guide by, or `none` for the unconditional half; None is the run's own.
     """
 
     parts: tuple[str, ...] | None = None
@@ -71,9 +71,8 @@ class EvaluationRequest:
     autoguidance: str | None = None
 
     @classmethod
-    def after_training(cls, config: RunConfig) -> EvaluationRequest:
+    def after_training(cls, evaluation: Evaluation, has_model: bool) -> EvaluationRequest:
         """Return what the section `evaluation` of a configuration asks for when training ends."""
-        evaluation, has_model = config.evaluation, config.model is not None
         is_wanted = {
             "generation": has_model and evaluation.num_samples > 0,
             "reconstruction": evaluation.num_likelihood > 0,
@@ -173,8 +172,8 @@ def with_sampling_options(loaded: LoadedRun, changes: Mapping[str, Any], option:
     return loaded.with_model_options(options)
 
 
-def other_data(config: RunConfig, request: EvaluationRequest, batch_size: int) -> HeldOut | None:
-    """Return the images of another data set to tell apart by likelihood, or None.
+def other_data(request: EvaluationRequest, context: DataContext, batch_size: int) -> HeldOut | None:
+    """Return the images of another data set for out-of-distribution detection, or None.
 
     Raises:
         ConfigError: if `request.ood` names no data set, or one with wrong options.
@@ -185,7 +184,7 @@ def other_data(config: RunConfig, request: EvaluationRequest, batch_size: int) -
     source.override(f"data={request.ood}", option="--ood")
     raw = validate(Part, source.values["data"], source, ("data",))
     part = resolve_part(raw, registry.DATASETS, source, ("data",))
-    dataset = part.build(registry.DATASETS, DataContext(config.image_size, "test", config.seed))
+    dataset = part.build(registry.DATASETS, context)
     count = min(request.num_held_out or len(dataset), len(dataset))
     return HeldOut(dataset, f"test split of {part.name}", count, batch_size)
 

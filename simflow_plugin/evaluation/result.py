@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from simflow_plugin.errors import EvaluationError
 from simflow_plugin.files import read_json_object, write_text_atomically
+
+
+def suffix_of(extractor: str) -> str:
+    """Return the suffix of metrics in the features of `extractor`: `timm:resnet50@96` gives `resnet50_96`."""
+    return re.sub(r"[^a-z0-9]+", "_", extractor.lower().removeprefix("timm:")).strip("_")
 
 
 @dataclass(frozen=True)
@@ -103,9 +109,8 @@ def read_evaluation(folder: Path) -> Evaluation:
         document = read_json_object(folder / "result.json", EvaluationError)
         metrics = {name: Measured.from_json(values) for name, values in document["metrics"].items()}
         notes = document["notes"]
-        by_part = (
-            dict(notes) if isinstance(notes, dict) else {"data": list(notes)}
-        )  # a list in earlier versions
+        # A list in earlier versions.
+        by_part = dict(notes) if isinstance(notes, dict) else {"data": list(notes)}
         return Evaluation(folder, document["settings"], metrics, document.get("details", {}), by_part)
     except (EvaluationError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise EvaluationError(

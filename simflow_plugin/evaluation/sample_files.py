@@ -84,9 +84,8 @@ def save_grid(
     columns, names, order = math.isqrt(len(images) - 1) + 1, None, np.arange(len(images))
     if classes:
         by_class = [np.flatnonzero(labels == label) for label in classes]
-        columns = min(
-            map(len, by_class)
-        )  # the samples of a round that did not reach every class are left out
+        # The samples of a round that did not reach every class are left out.
+        columns = min(map(len, by_class))
         order = np.concatenate([rows[:columns] for rows in by_class])
         names = [class_names[label] if class_names is not None else str(label) for label in classes]
     try:
@@ -98,7 +97,7 @@ def save_grid(
 
 
 def check_not_there(out: Path, overwrite: bool, option: str = "--out") -> None:
-    """Refuse a file that is there already, perhaps the work of an hour, unless it was said that it may go.
+    """Refuse a file that is there already, perhaps the work of an hour, unless `overwrite` is set.
 
     Raises:
         ConfigError: naming the option.

@@ -59,7 +59,7 @@ class SampleShards:
         world_size: int = 1,
         advance: Callable[[int], None] = lambda count: None,
     ) -> None:
-        """Make the shards of this process that are not there, or not whole.
+        """Make the shards of this process that are missing or damaged.
 
         Args:
             draw: draws samples by index.
@@ -108,14 +108,21 @@ class SampleShards:
             EvaluationError: if a shard is missing or corrupt.
         """
         for shard in range(self.num_shards):
-            problem = self.problem(shard)
-            if problem is not None:
-                raise EvaluationError(
-                    f"{self.path(shard)}: {problem}. Run the same command again: it makes what is missing."
-                )
-            with np.load(self.path(shard), allow_pickle=False) as file:
-                images, labels = file["arr_0"], file["labels"]
-            yield images[: self.wanted(shard)], labels[: self.wanted(shard)]
+            yield self.read_shard(shard)
+
+    def read_shard(self, shard: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Return the images (B, H, W, 3) and labels (B,) that are wanted of one shard.
+
+        Raises:
+            EvaluationError: if it is missing or corrupt.
+        """
+        problem = self.problem(shard)
+        if problem is not None:
+            raise EvaluationError(
+                f"{self.path(shard)}: {problem}. Run the same command again: it makes what is missing."
+            )
+        with np.load(self.path(shard), allow_pickle=False) as file:
+            return file["arr_0"][: self.wanted(shard)], file["labels"][: self.wanted(shard)]
 
     def images(self, indices: Sequence[int]) -> NDArray[np.uint8]:
         """Return the images (len(indices), H, W, 3) of these samples.

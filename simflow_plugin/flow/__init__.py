@@ -1,11 +1,19 @@
-"""The transformer autoregressive flow: usable without the rest of the package."""
+"""The transformer autoregressive flow: usable without the rest of the package.
 
-from simflow_plugin.flow.architecture import FlowArchitecture, FlowConfig
-from simflow_plugin.flow.conditioning import drop_labels
-from simflow_plugin.flow.flow import FlowOutput, TransformerFlow, standard_normal_log_prob
-from simflow_plugin.flow.patchify import patchify, unpatchify
-from simflow_plugin.flow.sampling import Auto, Cached, Jacobi, Naive, SamplingStatistics
-from simflow_plugin.flow.sizes import FAMILIES, SIZES
+Names are imported when they are first used: the options of a flow load without torch.
+"""
+
+from typing import TYPE_CHECKING
+
+from simflow_plugin.lazy import lazy_attributes
+
+if TYPE_CHECKING:
+    from simflow_plugin.flow.architecture import FlowArchitecture, FlowConfig
+    from simflow_plugin.flow.conditioning import drop_labels
+    from simflow_plugin.flow.flow import FlowOutput, TransformerFlow, standard_normal_log_prob
+    from simflow_plugin.flow.patchify import patchify, unpatchify
+    from simflow_plugin.flow.sampling import Auto, Cached, Jacobi, Naive, SamplingStatistics
+    from simflow_plugin.flow.sizes import FAMILIES, SIZES
 
 __all__ = [
     "FAMILIES",
@@ -24,3 +32,16 @@ __all__ = [
     "standard_normal_log_prob",
     "unpatchify",
 ]
+
+_FLOW = "simflow_plugin.flow."
+__getattr__ = lazy_attributes(
+    __name__,
+    {
+        **dict.fromkeys(("FlowArchitecture", "FlowConfig"), _FLOW + "architecture"),
+        **dict.fromkeys(("FlowOutput", "TransformerFlow", "standard_normal_log_prob"), _FLOW + "flow"),
+        **dict.fromkeys(("Auto", "Cached", "Jacobi", "Naive", "SamplingStatistics"), _FLOW + "sampling"),
+        **dict.fromkeys(("patchify", "unpatchify"), _FLOW + "patchify"),
+        **dict.fromkeys(("FAMILIES", "SIZES"), _FLOW + "sizes"),
+        "drop_labels": _FLOW + "conditioning",
+    },
+)

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.flow.sizes import FAMILIES, SIZES
-from simflow_plugin.options import Choices, Options, did_you_mean
+from simflow_plugin.options import Choices, Options, Size, did_you_mean
 from simflow_plugin.registry import ATTENTION
 
 
@@ -26,17 +26,17 @@ class FlowArchitecture(Options):
     size: Annotated[str | None, Choices(SIZES)] = Field(
         None, description="A named size (`simflow_plugin.flow.SIZES`): fills in what it names; see (size)."
     )
-    width: int = Field(gt=0, description="Channels of the hidden tokens (size).")
-    layers_per_block: tuple[int, ...] = Field(
+    width: Size = Field(description="Channels of the hidden tokens (size).")
+    layers_per_block: tuple[Size, ...] = Field(
         min_length=1,
         description="Layers of each block in training order; the last block is the deep one (size).",
     )
-    head_dim: int = Field(64, gt=0, description="Channels of an attention head (size).")
-    num_heads: int | None = Field(None, gt=0, description="Query heads; width / head_dim if null.")
-    num_kv_heads: int | None = Field(
-        None, gt=0, description="Key and value heads; as many as query heads if null."
+    head_dim: Size = Field(64, description="Channels of an attention head (size).")
+    num_heads: Size | None = Field(None, description="Query heads; width / head_dim if null.")
+    num_kv_heads: Size | None = Field(
+        None, description="Key and value heads; as many as query heads if null."
     )
-    patch_size: int = Field(1, gt=0, description="Side of a patch in latent pixels; a token is a patch.")
+    patch_size: Size = Field(1, description="Side of a patch in latent pixels; a token is a patch.")
 
     positions: Literal["rope", "learned"] = Field(
         description="2-D rotary or learned additive positions (family)."

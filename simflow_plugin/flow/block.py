@@ -85,6 +85,23 @@ class FlowBlock(nn.Module):
             hidden_layer: counted from 1; the hidden tokens after that layer are returned.
         """
         ordered = self.reorder(tokens)
+        affine, hidden = self.affine_of(ordered, condition, rotation, hidden_layer)
+        noise, logdet = affine_forward(ordered, affine)
+        return BlockOutput(self.reorder(noise), logdet, hidden)
+
+    def affine_of(
+        self,
+        ordered: Tensor,
+        condition: Tensor | None,
+        rotation: Tensor | None,
+        hidden_layer: int | None = None,
+    ) -> tuple[Affine, Tensor | None]:
+        """Return the affine parameters (B, T, D) of all targets, and the hidden tokens that were asked for.
+
+        Args:
+            ordered: (B, T, D), tokens in the block's own order, as the parameters are.
+            condition: as for `forward`, and so are `rotation` and `hidden_layer`.
+        """
         embedding = self.embed_condition(condition)
         sequence = self.embed_inputs(
             self.shift_inputs(ordered), self.position_rows(0, ordered.shape[1]), embedding
@@ -99,9 +116,7 @@ class FlowBlock(nn.Module):
             sequence = self._run(layer, sequence, turn, modulation)
             if number == hidden_layer:
                 hidden = self.reorder(sequence[:, num_prefix:])
-        affine = self.head(sequence[:, num_prefix:])
-        noise, logdet = affine_forward(ordered, self.align(affine))
-        return BlockOutput(self.reorder(noise), logdet, hidden)
+        return self.align(self.head(sequence[:, num_prefix:])), hidden
 
     def reorder(self, tokens: Tensor) -> Tensor:
         """Go from raster order to the block's own order, or back: both orders are their own inverse."""

@@ -243,7 +243,7 @@ class TransformerFlow(nn.Module):
         methods = parse_methods(method, self.config.num_blocks)
         if guess is not None:
             self._check_guess(guess, noise, methods)
-        beside = None if guide is None else Guide(list(guide.blocks), guide._rotation(rows))  # type: ignore[arg-type]
+        beside = None if guide is None else guide._beside(rows)
         request = SamplingRequest(rows, null_rows, guidance, rule, methods, guess, beside)
         noise = noise.to(torch.promote_types(noise.dtype, torch.float32))
         if self.prior_log_std is not None:
@@ -321,6 +321,11 @@ class TransformerFlow(nn.Module):
     def _rotation(self, rows: Tensor | None) -> Tensor | None:
         """Return the rotary table in the precision of the weights, whatever that of the tokens."""
         return rotation_table(self.config, self._num_prefix(rows), self.deep_block.proj_in.weight)
+
+    def _beside(self, rows: Tensor | None) -> Guide:
+        """Return this flow as the guide of another whose condition's rows are given."""
+        own = rows if self.config.num_classes is not None or self.config.condition_dim is not None else None
+        return Guide(list(self.blocks), own, self._rotation(own))  # type: ignore[arg-type]
 
     def _null_rows(
         self, rows: Tensor | None, null_condition: Tensor | None, guidance: float

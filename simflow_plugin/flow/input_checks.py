@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from simflow_plugin.autoguidance import check_classes
 from simflow_plugin.contracts import NO_LABEL
 from simflow_plugin.errors import ConfigError, ShapeError
 from simflow_plugin.flow.architecture import FlowConfig
@@ -85,7 +86,7 @@ def check_condition(
 def check_guide(guide: FlowConfig, flow: FlowConfig) -> None:
     """Raise ConfigError unless a flow can guide another: same tokens, condition, number and order of blocks."""
     names = (
-        *("token_dim", "grid_size", "patch_size", "num_classes", "condition_dim"),
+        *("token_dim", "grid_size", "patch_size", "condition_dim"),
         *("num_blocks", "first_order", "start_token", "scale"),
     )
     for name in names:
@@ -95,6 +96,7 @@ def check_guide(guide: FlowConfig, flow: FlowConfig) -> None:
                 f"autoguidance: the guide's {name} is {found}, the flow's {expected}; take a checkpoint of the same "
                 "run, or a run that differs in width, layers or training only"
             )
+    check_classes(guide.num_classes, flow.num_classes)
     if flow.scale == "unit":
         raise ConfigError(
             "autoguidance: scale `unit` keeps its spread in the prior, where no rule reaches it"

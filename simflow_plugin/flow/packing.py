@@ -5,7 +5,8 @@ anew each time; oneDNN takes a weight that was laid out once, and is also the fa
 Packing costs about one pass over the weights, so it pays from a few steps on.
 
 Under autocast every product casts its weight again, since inference mode turns autocast's cache off: 8 bytes a
-parameter and step (4 read, 2 written, 2 read) where 2 would do.
+parameter and step (4 read, 2 written, 2 read) where 2 would do. And every norm between two products casts its input up
+and its output down, though the kernels of the lower type reckon in float32 inside: two launches where none are needed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from simflow_plugin.flow.adaln import AdaLN
-from simflow_plugin.flow.layers import Mlp
+from simflow_plugin.flow.layers import Mlp, RmsNorm
 from simflow_plugin.flow.matrix_product import onednn_linear, uses_onednn
 
 M = TypeVar("M", bound=nn.Module)
@@ -50,31 +51,52 @@ class PackedLinear(nn.Module):
         return onednn_linear(hidden, self.packed, self.bias, self.activation)
 
 
-class CastLinear(nn.Module):
-    """x W^T + b for inference under autocast, with weights already in its type; nothing here is a parameter.
+class Cast(nn.Module):
+    """Weights of a module in the type that products have under autocast; nothing here is a parameter.
 
     Args:
-        linear: the map to cast; it is not changed.
+        module: with `weight` and `bias`, each perhaps None; it is not changed.
         dtype: of products under autocast.
     """
 
-    weight: Tensor
+    weight: Tensor | None
     bias: Tensor | None
 
-    def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
+    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
-        self._sources = [linear.weight, *([] if linear.bias is None else [linear.bias])]
-        self.__dict__["weight"] = linear.weight.detach().to(dtype)
-        self.__dict__["bias"] = None if linear.bias is None else linear.bias.detach().to(dtype)
+        self._sources = {name: getattr(module, name, None) for name in ("weight", "bias")}
+        for name, source in self._sources.items():
+            self.__dict__[name] = None if source is None else source.detach().to(dtype)
+
+    def refresh(self) -> None:
+        """Cast the module's present weights into the same memory."""
+        for name, source in self._sources.items():
+            if source is not None:
+                self.__dict__[name].copy_(source.detach())
+
+
+class CastLinear(Cast):
+    """x W^T + b for inference under autocast."""
 
     def forward(self, hidden: Tensor) -> Tensor:
         return functional.linear(hidden, self.weight, self.bias)
 
-    def refresh(self) -> None:
-        """Cast the map's present weights into the same memory."""
-        for target, source in zip([self.weight, self.bias], self._sources, strict=False):
-            assert target is not None
-            target.copy_(source.detach())
+
+class CastNorm(Cast):
+    """A layer norm or RMS norm for inference under autocast, whose input and output are in the type of products.
+
+    The input has that type already, between two products, and the next product would round the output to it.
+    """
+
+    def __init__(self, norm: nn.LayerNorm | RmsNorm, dtype: torch.dtype) -> None:
+        super().__init__(norm, dtype)
+        self._norm = functional.layer_norm if isinstance(norm, nn.LayerNorm) else functional.rms_norm
+        self._shape, self._eps, self._dtype = tuple(norm.normalized_shape), norm.eps, dtype
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        weights = (self.weight, self.bias) if self._norm is functional.layer_norm else (self.weight,)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self._norm(hidden.to(self._dtype), self._shape, *weights, eps=self._eps)  # type: ignore[operator]
 
 
 def can_pack(like: Tensor) -> bool:
@@ -103,11 +125,13 @@ def packed_copy(module: M, rows: int) -> M:
 
 
 def cast_copy(module: M, dtype: torch.dtype) -> M:
-    """Return a copy of `module` that shares its parameters, with the weights of its linear maps in `dtype`."""
+    """Return a copy of `module` that shares its parameters, with the weights of linear maps and norms in `dtype`."""
     if isinstance(module, AdaLN):
         return module
     if isinstance(module, nn.Linear):
         return CastLinear(module, dtype)  # type: ignore[return-value]
+    if isinstance(module, (nn.LayerNorm, RmsNorm)):
+        return CastNorm(module, dtype)  # type: ignore[return-value]
     return _with_children(module, lambda child: cast_copy(child, dtype))
 
 

@@ -82,7 +82,7 @@ class HostGeometry:
 
 
 class HostedLosses(NamedTuple):
-    """What a host's loop gets.
+    """Losses for a host's loop.
 
     `nll` (B,), nats per latent dimension, with the flow's regularisation if it has one; `alignment`, a scalar in
     [-1, 1]; `projected`, one (B, T, F) for each encoder; `noise` (B, C, h, w), the flow's output on the latent grid.

@@ -26,12 +26,7 @@ class AutoencoderFolder:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **ignored: Any) -> Autoencoder:
-        """Return the autoencoder, frozen, on the CPU, float32.
-
-        Args:
-            folder: with config.json and weights.
-            ignored: what diffusers tells every component about its own models.
-        """
+        """Return the autoencoder, frozen, on the CPU, float32; other arguments of diffusers change nothing."""
         return read_autoencoder(Path(folder))
 
 
@@ -40,10 +35,5 @@ class ModelFolder:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **ignored: Any) -> GenerativeModel:
-        """Return the generative model, frozen, on the CPU, float32.
-
-        Args:
-            folder: with config.json and weights.
-            ignored: what diffusers tells every component about its own models.
-        """
+        """Return the generative model, frozen, on the CPU, float32; other arguments of diffusers change nothing."""
         return read_model(Path(folder))

@@ -6,6 +6,7 @@ diffusers, environment.json, samples.png.
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,14 @@ from simflow_plugin.errors import EvaluationError
 from simflow_plugin.files import read_json_object
 from simflow_plugin.hub.card import model_card
 from simflow_plugin.hub.components import FILE, SOURCE, AutoencoderFolder, ModelFolder
-from simflow_plugin.runs.exported import AUTOENCODER, MODEL, check_exportable, write_exported, write_json
+from simflow_plugin.runs.exported import (
+    AUTOENCODER,
+    MODEL,
+    check_exportable,
+    standing_alone,
+    write_exported,
+    write_json,
+)
 from simflow_plugin.runs.loaded_run import LoadedRun
 
 PIPELINE = "pipeline"  # the name that diffusers looks for
@@ -25,6 +33,8 @@ from simflow_plugin.hub.pipeline import SimFlowPipeline
 __all__ = ["SimFlowPipeline"]
 '''
 PICTURE = "samples.png"
+
+log = logging.getLogger(__name__)
 
 
 def export_run(loaded: LoadedRun, folder: Path, licence: str | None = None) -> None:
@@ -38,6 +48,13 @@ def export_run(loaded: LoadedRun, folder: Path, licence: str | None = None) -> N
         ConfigError: if a part needs a file of this machine to be built.
     """
     check_exportable(loaded)
+    guide = loaded.config.sampling.autoguidance
+    if guide is not None:
+        log.warning(
+            "%s: sampled with autoguidance by %s; the folder holds one model, and samples at guidance 0",
+            loaded.directory.path,
+            guide,
+        )
     write_exported(loaded, folder)
     if loaded.model is not None:
         _write_for_diffusers(loaded, folder)
@@ -70,7 +87,7 @@ def _write_for_diffusers(loaded: LoadedRun, folder: Path) -> None:
         "image_size": config.image_size,
         # A mapping: diffusers takes every list of this file for a component.
         "class_names": None if names is None else {str(number): name for number, name in enumerate(names)},
-        "guidance": config.sampling.guidance,
+        "guidance": standing_alone(config).sampling.guidance,
         "precision": loaded.precision.name,
         "tf32": config.training.tf32,
         "batch_size": config.sampling.batch_size,

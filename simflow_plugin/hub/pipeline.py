@@ -25,7 +25,7 @@ class SimFlowPipeline(DiffusionPipeline):
 
     Args:
         autoencoder: frozen.
-        model: frozen; its options say how it samples.
+        model: frozen; its options decide how it samples.
         image_size: pixels.
         class_names: of the K classes by number, `{"0": "cat", ...}`; None for a model without classes.
         guidance: weight w >= 0 that the run draws its samples with; diffusers' `guidance_scale` is 1 + w.

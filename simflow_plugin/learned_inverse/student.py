@@ -20,6 +20,8 @@ from simflow_plugin.errors import ConfigError
 from simflow_plugin.flow import FlowConfig, TransformerFlow
 
 CHANNELS_PER_HEAD = 32
+SMALLEST_WIDTH = 128
+"""Below it a third of the teacher's parameters is too little to follow it, and one pass costs next to nothing."""
 
 
 class StudentOutput(NamedTuple):
@@ -130,10 +132,12 @@ def state_layers(depth: int, layers_per_block: Sequence[int]) -> tuple[int, ...]
 
 
 def default_sizes(teacher: FlowConfig) -> dict[str, Any]:
-    """Return the default student: at most a third of the teacher's parameters, embeddings included.
+    """Return the default student: at most a third of the teacher's parameters, but not narrower than small teachers.
 
-    A layer of the student has 18 d^2 parameters (12, and 6 of its modulation), one of the teacher 12 D^2 about. The
-    student has two thirds of the teacher's layers, one per block at least, and gives up width for the rest.
+    `SMALLEST_WIDTH`, or the teacher's width where that is less, is the least, so the third holds of teachers wider than
+    some 240 channels. A layer of the student has 18 d^2 parameters (12, and 6 of its modulation), one of the teacher
+    12 D^2 about. The student has two thirds of the teacher's layers, one per block at least, and gives up width for the
+    rest.
 
     Args:
         teacher: configuration of the flow; its width is D.
@@ -143,7 +147,8 @@ def default_sizes(teacher: FlowConfig) -> dict[str, Any]:
     widest = (
         12 * teacher.width**2 * layers / 3.5 / (18 * depth)
     ) ** 0.5  # embeddings take the rest of the third
-    width = max(1, min(int(widest), teacher.width) // CHANNELS_PER_HEAD) * CHANNELS_PER_HEAD
+    width = min(max(int(widest), SMALLEST_WIDTH), teacher.width)
+    width = max(1, width // CHANNELS_PER_HEAD) * CHANNELS_PER_HEAD
     return {
         "width": width,
         "depth": depth,

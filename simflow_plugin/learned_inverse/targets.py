@@ -2,8 +2,11 @@
 
 Two sources of pairs (u, z):
 
-    data:   z an encoded image, u = f(z, y), with all inner states of f; one parallel pass of the flow
-    exact:  u ~ N(0, I), z = f^-1(u, y) with guidance w; the sequential inverse, so that the student sees guidance
+    data:   z an encoded image, u = f_w(z, y) with all inner states of f_w; parallel passes of the flow
+    exact:  u ~ N(0, I), z = f_w^-1(u, y); the sequential inverse, for the noise that samples start from
+
+f_w is the forward pass of guided sampling (`flow/guided_forward.py`): its inverse with weight w gives z back, so
+that data teach every weight at no sequential cost. Noise of data is N(0, I) only as far as the flow fits them.
 
 Errors are squared, relative to the mean square of what is predicted, so that no state outweighs another by its scale:
 
@@ -30,7 +33,7 @@ class Pairs:
         latents: (B, C, h, w), what it should return.
         labels: (B,) int64, or None.
         guidance: (B,), weight w of the target.
-        states: inner states of the teacher in generation order, (n, T, D) each, of the first n rows: those from data.
+        states: inner states of the teacher in generation order, (B, T, D) each.
     """
 
     noise: Tensor
@@ -41,7 +44,7 @@ class Pairs:
 
 
 def joined(first: Pairs, second: Pairs) -> Pairs:
-    """Return the rows of both; the states are those of `first`."""
+    """Return the rows of both."""
     labels = None
     if first.labels is not None and second.labels is not None:
         labels = torch.cat([first.labels, second.labels])
@@ -50,7 +53,7 @@ def joined(first: Pairs, second: Pairs) -> Pairs:
         torch.cat([first.latents, second.latents]),
         labels,
         torch.cat([first.guidance, second.guidance]),
-        first.states,
+        [torch.cat(pair) for pair in zip(first.states, second.states, strict=True)],
     )
 
 
@@ -64,8 +67,8 @@ def state_error(predictions: Sequence[Tensor], states: Sequence[Tensor]) -> Tens
     """Return the mean relative error over inner states.
 
     Args:
-        predictions: (B, T, D) per state; rows beyond those of `states` have no target.
-        states: (n, T, D) per state, n <= B.
+        predictions: (B, T, D) per state.
+        states: (B, T, D) per state.
     """
-    errors = [relative_error(p[: len(s)], s) for p, s in zip(predictions, states, strict=True)]
+    errors = [relative_error(p, s) for p, s in zip(predictions, states, strict=True)]
     return torch.stack(errors).mean()

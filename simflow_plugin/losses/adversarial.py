@@ -13,43 +13,14 @@ The loop owns two optimisers. From `start_step` on, in each step:
 from __future__ import annotations
 
 import torch
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from simflow_plugin.contracts import DataContext
-from simflow_plugin.losses.discriminator import Norm, PatchDiscriminator, check_image_size
-from simflow_plugin.options import MomentDecay, Options
+from simflow_plugin.losses.discriminator import PatchDiscriminator
+from simflow_plugin.losses.options import AdversarialOptions
 
 MAX_ADAPTIVE_WEIGHT = 1e4
-
-
-class AdversarialOptions(Options):
-    """Options of the adversarial loss."""
-
-    weight: NonNegativeFloat = Field(
-        0.1, description="of the generator's term; times the adaptive weight, if used."
-    )
-    uses_adaptive_weight: bool = Field(
-        True,
-        description="balance the gradient norms of reconstruction and adversary at the decoder's last layer.",
-    )
-    start_step: NonNegativeInt = Field(
-        0, description="first optimizer step with the adversary, counted from 0."
-    )
-    width: PositiveInt = Field(64, description="of the discriminator's first layer.")
-    num_layers: PositiveInt = Field(3, description="strided layers; fewer for small images.")
-    norm: Norm = Field("batch", description="normalisation in the discriminator.")
-    lecam_weight: NonNegativeFloat = Field(0.0, description="of the LeCam regularisation; 0: off.")
-    lecam_decay: float = Field(
-        0.999, ge=0, lt=1, description="of the averages of the logits that LeCam pulls to."
-    )
-    r1_weight: NonNegativeFloat = Field(0.0, description="gamma of the R1 gradient penalty; 0: off.")
-    learning_rate: PositiveFloat = Field(1e-4, description="of the discriminator's Adam.")
-    betas: tuple[MomentDecay, MomentDecay] = Field((0.5, 0.9), description="of the discriminator's Adam.")
-
-    def check(self, context: DataContext) -> None:
-        check_image_size(context.image_size, self.num_layers)
 
 
 class AdversarialLoss(nn.Module):

@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from simflow_plugin.errors import ShapeError
-
-KERNEL, PADDING = 4, 1
-LAYER_STRIDE_ONE = 2
-"""Convolutions at the end, each of which takes one pixel off: the last hidden layer, and the logits."""
-
-Norm = Literal["batch", "spectral", "none"]
+from simflow_plugin.losses.options import KERNEL, PADDING, Norm, check_image_size
 
 
 class PatchDiscriminator(nn.Module):
@@ -51,22 +43,6 @@ class PatchDiscriminator(nn.Module):
         """
         check_image_size(min(images.shape[-2:]), self.num_layers)
         return self.layers(images)
-
-
-def check_image_size(image_size: int, num_layers: int) -> None:
-    """Check that images of `image_size` pixels leave one logit or more.
-
-    Raises:
-        ShapeError: if they do not.
-    """
-    side = image_size
-    for _ in range(num_layers):
-        side = (side + 2 * PADDING - KERNEL) // 2 + 1
-    if side - LAYER_STRIDE_ONE < 1:
-        raise ShapeError(
-            f"adversarial.num_layers: {num_layers} strided layers leave no patch of a {image_size}-pixel "
-            "image; lower num_layers"
-        )
 
 
 def _convolution(in_width: int, out_width: int, stride: int, norm: Norm, has_bias: bool = True) -> nn.Module:

@@ -7,48 +7,19 @@ The package brings the calibrated layers; the ImageNet backbone is published els
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from simflow_plugin.contracts import DataContext, NetworkOutline
-from simflow_plugin.errors import ShapeError, WeightsError
-from simflow_plugin.local_paths import LocalPath
+from simflow_plugin.errors import WeightsError
+from simflow_plugin.losses.options import BACKBONES, LPIPSOptions, check_lpips_size
 from simflow_plugin.losses.perceptual import PerceptualLoss, freeze
-from simflow_plugin.options import Options
+from simflow_plugin.published_weights import fetch_command
 from simflow_plugin.registry import RECONSTRUCTION_LOSSES
 from simflow_plugin.weights import load_strictly, read_tensors
-
-
-@dataclass(frozen=True)
-class Backbone:
-    """Published weights of a backbone, and the smallest image that it accepts, in pixels."""
-
-    file_name: str
-    min_image_size: int
-
-    @property
-    def address(self) -> str:
-        return f"https://download.pytorch.org/models/{self.file_name}"
-
-
-BACKBONES = {"vgg": Backbone("vgg16-397923af.pth", 16), "alex": Backbone("alexnet-owt-7be5be79.pth", 31)}
-
-
-class LPIPSOptions(Options):
-    """Options of the LPIPS loss."""
-
-    net: Literal["vgg", "alex"] = Field("vgg", description="backbone; `vgg` is the usual one for training.")
-    backbone_path: LocalPath | None = Field(
-        None, description="torchvision's weights of the backbone; default: torch's hub cache."
-    )
-
-    def check(self, context: DataContext) -> None:
-        _check_size(context.image_size, self.net)
 
 
 @RECONSTRUCTION_LOSSES.register("lpips")
@@ -86,7 +57,7 @@ class LPIPSLoss(PerceptualLoss):
         self.network = freeze(network)
 
     def _distance(self, reconstruction: Tensor, images: Tensor) -> Tensor:
-        _check_size(min(images.shape[-2:]), self._net)
+        check_lpips_size(min(images.shape[-2:]), self._net)
         return self.network(reconstruction, images).mean()
 
     @staticmethod
@@ -96,15 +67,6 @@ class LPIPSLoss(PerceptualLoss):
 
         builders: dict[str, Any] = {"vgg": torchvision.models.vgg16, "alex": torchvision.models.alexnet}
         return NetworkOutline(builders[options.net](weights=None).features, context.image_size)
-
-
-def _check_size(image_size: int, net: str) -> None:
-    smallest = BACKBONES[net].min_image_size
-    if image_size < smallest:
-        raise ShapeError(
-            f"lpips: images of {image_size} pixels are too small for `{net}`, which needs {smallest}; use larger "
-            "images or another reconstruction loss"
-        )
 
 
 def find_backbone(options: LPIPSOptions) -> Path:
@@ -118,7 +80,8 @@ def find_backbone(options: LPIPSOptions) -> Path:
     path = cached if options.backbone_path is None else Path(options.backbone_path).expanduser()
     if not path.is_file():
         raise WeightsError(
-            f"lpips: the backbone's weights {path} are missing. Download {backbone.address} and set "
+            f"lpips: the backbone's weights {path} are missing.{fetch_command(backbone.file_name)} Or download "
+            f"{backbone.address} and set "
             f"`backbone_path` of the loss `lpips` to the file, or copy it to {cached}"
         )
     return path

@@ -9,12 +9,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from simflow_plugin.contracts import DataContext
-from simflow_plugin.options import Options
+from simflow_plugin.losses.options import PixelOptions
 from simflow_plugin.registry import RECONSTRUCTION_LOSSES
-
-
-class PixelOptions(Options):
-    """Pixel losses have no options; their weight belongs to the sum."""
 
 
 class PixelLoss(nn.Module):

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from simflow_plugin.alignment.encoder_weights import find_weights, load_weights
@@ -20,37 +19,11 @@ from simflow_plugin.alignment.timm_names import check_timm_name
 from simflow_plugin.contracts import DataContext
 from simflow_plugin.convolution_layout import convolution_layout
 from simflow_plugin.errors import ConfigError
-from simflow_plugin.local_paths import LocalPath
+from simflow_plugin.losses.options import Colour, TimmLossOptions
 from simflow_plugin.losses.perceptual import PerceptualLoss, freeze
-from simflow_plugin.options import Options
 from simflow_plugin.registry import RECONSTRUCTION_LOSSES
 
 CHECKPOINT = "checkpoint of the timm loss"
-Colour = tuple[float, float, float]
-
-
-class TimmLossOptions(Options):
-    """Options of the timm perceptual loss."""
-
-    backbone: str | None = Field(
-        None,
-        description="timm's name of the backbone; null: the checkpoint is one of `simflow pretrain-encoder`, "
-        "and holds its architecture.",
-    )
-    checkpoint: LocalPath | None = Field(
-        None,
-        description="its weights, in a layout that timm reads: .safetensors, .pth or .bin; null: the local caches "
-        "and packages.",
-    )
-    layers: list[int] | None = Field(None, description="stages (blocks of a ViT) to compare; default all.")
-    arguments: dict[str, Any] = Field(
-        default_factory=dict, description="more arguments of the backbone, such as `patch_size: 4`."
-    )
-    resize: PositiveInt | None = Field(
-        None, description="image size in pixels that the backbone sees; default as is."
-    )
-    mean: Colour | None = Field(None, description="of images in [0, 1]; default the backbone's.")
-    std: Colour | None = Field(None, description="of images in [0, 1]; default the backbone's.")
 
 
 @dataclass(frozen=True)

@@ -10,42 +10,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from simflow_plugin.contracts import ModelContext, SamplerFacts
 from simflow_plugin.diffusion.ddim import NUM_TRAIN_STEPS, ddim, ddim_schedule
-from simflow_plugin.diffusion.diffusion_model import DiffusionModel, DiffusionOptions, SamplingOptions
+from simflow_plugin.diffusion.diffusion_model import DiffusionModel
 from simflow_plugin.diffusion.interpolants import expand_like
+from simflow_plugin.models.diffusion_options import DiTFacts, DiTOptions
 from simflow_plugin.randomness import Random
 from simflow_plugin.registry import MODELS
 
 
-class DiTSampling(SamplingOptions):
-    """How DiT samples."""
-
-    num_steps: int = Field(default=250, ge=1, le=NUM_TRAIN_STEPS, description="DDIM steps from noise to data")
-    eta: float = Field(
-        default=0.0, ge=0, le=1, description="0: deterministic DDIM; 1: as much noise a step as DDPM"
-    )
-
-
-class DiTOptions(DiffusionOptions):
-    """Options of `model: dit`."""
-
-    sampling: DiTSampling = DiTSampling()
-
-
 @MODELS.register("dit")
-class DiT(DiffusionModel):
+class DiT(DiTFacts, DiffusionModel):
     """Noise model of latents.
 
     Args:
         options: of the model.
         context: shape of the latents, number of classes, alignment.
     """
-
-    Options = DiTOptions
 
     def __init__(self, options: DiTOptions, context: ModelContext) -> None:
         super().__init__(options, options.sampling, context)

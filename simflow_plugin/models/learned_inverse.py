@@ -9,96 +9,28 @@ Reference: BiFlow, arXiv:2512.10953; FARMER, arXiv:2510.23588.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from simflow_plugin import options
 from simflow_plugin.contracts import NO_LABEL, DataContext, GenerativeModel, ModelContext, SamplerFacts
-from simflow_plugin.diffusion.transformer import BackboneOptions
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.flow import TransformerFlow, drop_labels
 from simflow_plugin.flow.guidance import GuidanceContext, GuidanceRule
+from simflow_plugin.flow.guided_forward import guided_trajectory
 from simflow_plugin.flow.sampling import parse_methods
+from simflow_plugin.flow.sampling.passes import sequential_passes
 from simflow_plugin.learned_inverse.student import InverseStudent
 from simflow_plugin.learned_inverse.targets import Pairs, joined, relative_error, state_error
-from simflow_plugin.learned_inverse.teacher import TeacherOptions, build_teacher
+from simflow_plugin.learned_inverse.teacher import build_teacher
+from simflow_plugin.models.learned_inverse_options import LearnedInverseFacts, LearnedInverseOptions
 from simflow_plugin.randomness import Random
 from simflow_plugin.registry import GUIDANCE, MODELS, RECONSTRUCTION_LOSSES, Part
 
 
-class ImageLossOptions(options.Options):
-    """A loss between the decoded prediction and the decoded target."""
-
-    name: Annotated[str, RECONSTRUCTION_LOSSES] = Field("lpips", description="of the reconstruction loss.")
-    weight: float = Field(1.0, gt=0, description="factor of this loss beside the error of the latents.")
-    options: dict[str, Any] = Field(
-        default_factory=dict, description="of the loss, as under objective.reconstruction."
-    )
-
-
-class LearnedSampling(options.Options):
-    """How samples are drawn."""
-
-    method: str | dict[str, Any] = Field(
-        "learned",
-        description="learned: one pass of the student; hybrid: exact, by Jacobi iteration from the student's guess; "
-        "or a method of the teacher's exact inverse: cached, jacobi, auto, naive",
-    )
-    guidance_rule: Annotated[Part, GUIDANCE] = Field(
-        Part(name="starflow"), description="of the exact inverse, and of the pairs that teach guidance"
-    )
-
-
-class LearnedInverseOptions(options.Options):
-    """Options of `model: learned_inverse`."""
-
-    teacher: TeacherOptions
-    student: BackboneOptions = Field(default_factory=lambda: BackboneOptions.model_validate({"size": "S"}))
-    sampling: LearnedSampling = Field(default_factory=lambda: LearnedSampling.model_validate({}))
-    initial: Literal["random", "teacher"] = Field(
-        "random", description="teacher: attention and MLP weights start as those of the teacher's layers."
-    )
-    guidance_max: float = Field(
-        0.0, ge=0, description="one pass serves any guidance weight in [0, guidance_max]."
-    )
-    guidance_targets: Literal["exact", "extrapolated"] = Field(
-        "exact",
-        description="exact: the teacher's guided inverse of random noise, as many rows as `exact_share` says; "
-        "extrapolated: z + w (z - G(u, none)), with the student's own unconditional answer, at no sequential cost.",
-    )
-    exact_share: float = Field(
-        0.25, ge=0, le=1, description="share of a batch that is random noise with its exact inverse."
-    )
-    class_dropout: float = Field(0.1, ge=0, lt=1, description="share of rows from data without their label.")
-    state_weight: float = Field(
-        1.0, ge=0, description="of the error of inner states against that of the latents."
-    )
-    input_noise: float = Field(
-        0.0, ge=0, description="std of noise that is added to the student's input in training (FARMER)."
-    )
-    image_loss: ImageLossOptions | None = Field(
-        None, description="compare decoded images too, by a perceptual loss say; null: latents only."
-    )
-
-    def resolved(self) -> LearnedInverseOptions:
-        """Return the options with the teacher's model and checksum written out."""
-        return self.model_copy(update={"teacher": self.teacher.resolved()})
-
-    @model_validator(mode="after")
-    def _guidance_has_targets(self) -> LearnedInverseOptions:
-        if self.guidance_max > 0 and self.guidance_targets == "exact" and self.exact_share == 0:
-            raise ValueError(
-                "guidance_max > 0 with guidance_targets: exact learns from pairs of the exact inverse: set exact_share "
-                "(0.25, say), or guidance_targets: extrapolated"
-            )
-        return self
-
-
 @MODELS.register("learned_inverse")
-class LearnedInverse(GenerativeModel):
+class LearnedInverse(LearnedInverseFacts, GenerativeModel):
     """A student of a flow: samples in one pass, density of the teacher.
 
     Args:
@@ -109,7 +41,6 @@ class LearnedInverse(GenerativeModel):
         WeightsError: if the teacher's weights are missing or have changed.
     """
 
-    Options = LearnedInverseOptions
     teacher: Any
     """A frozen model with a flow; never in training mode."""
 
@@ -152,9 +83,11 @@ class LearnedInverse(GenerativeModel):
         chosen = self.options.image_loss
         if chosen is None:
             return
-        factory = RECONSTRUCTION_LOSSES.get(chosen.name)
+        with torch.no_grad():
+            image_size = decode(torch.zeros(1, *self.latent_shape)).shape[-1]
+        part = Part.model_validate({"name": chosen.name, **chosen.options})
         self._decode = decode
-        self._image_loss = factory(factory.Options.model_validate(chosen.options), DataContext(0, "train"))
+        self._image_loss = part.build(RECONSTRUCTION_LOSSES, DataContext(image_size, "train"))
 
     def train(self, mode: bool = True) -> LearnedInverse:
         """Set the student's mode; the teacher is always in evaluation mode."""
@@ -211,16 +144,25 @@ class LearnedInverse(GenerativeModel):
             # The student answers what the exact sampler would, which removes the noise at the end.
             noisy = self.teacher.add_noise(latents, random)[:stop]
             target = self.teacher.remove_noise(noisy, labels)
-        states = self.teacher.flow.trajectory(self.teacher.tokens(noisy), labels)
-        noise, inner = self.teacher.latents(states[-1]), list(reversed(states[1:-1]))
         guidance = torch.zeros(stop, device=device)
-        if self.options.guidance_max > 0 and self.options.guidance_targets == "extrapolated":
+        if self.options.guidance_max > 0:
             assert labels is not None
-            guidance = self.options.guidance_max * random.uniform("pair_guidance", (rows,), device)[:stop]
-            guidance = torch.where(labels == NO_LABEL, torch.zeros_like(guidance), guidance)
+            guidance = self.options.guidance_max * random.uniform("data_guidance", (rows,), device)[:stop]
+            guidance = torch.where(labels == NO_LABEL, 0.0, guidance)
+        is_exact = self.options.guidance_targets == "exact"
+        states = self._states(self.teacher.tokens(noisy), labels, guidance if is_exact else None)
+        noise, inner = self.teacher.latents(states[-1]), list(reversed(states[1:-1]))
+        if self.options.guidance_max > 0 and not is_exact:
             free = self.student.invert(noise, None, torch.zeros_like(guidance)).latents
             target = target + guidance[:, None, None, None] * (target - free)
         return Pairs(noise, target, labels, guidance, inner)
+
+    def _states(self, tokens: Tensor, labels: Tensor | None, guidance: Tensor | None) -> list[Tensor]:
+        """Return the teacher's states of tokens (B, T, D), those of guided sampling where a weight (B,) is above 0."""
+        flow = self.teacher.flow
+        if guidance is None or labels is None or self.options.guidance_max == 0:
+            return flow.trajectory(tokens, labels)
+        return guided_trajectory(flow, tokens, labels, guidance, self.guidance_rule)
 
     def _exact_pairs(self, like: Tensor, labels: Tensor | None, random: Random, first: int) -> Pairs:
         """Return pairs for the rows from `first` on."""
@@ -231,14 +173,24 @@ class LearnedInverse(GenerativeModel):
             # One weight for all rows of this micro-batch: guidance is a number in the exact inverse.
             uniform = random.uniform("pair_guidance", (len(like),))
             weight = self.options.guidance_max * float(uniform[0])
-        target = self._exact(noise, labels, weight, "cached")
-        return Pairs(noise, target, labels, torch.full((len(noise),), weight, device=like.device), [])
+        tokens = self._exact_tokens(noise, labels, weight, "cached")
+        guidance = torch.full((len(noise),), weight, device=like.device)
+        states = self._states(tokens, labels, guidance)
+        target = self.teacher.remove_noise(self.teacher.latents(tokens), labels)
+        return Pairs(noise, target, labels, guidance, list(reversed(states[1:-1])))
 
     def _exact(
         self, noise: Tensor, labels: Tensor | None, guidance: float, method: Any, **options: Any
     ) -> Tensor:
         """Return the latents (B, C, h, w) of the teacher's exact inverse, its noise removed."""
-        tokens = self.teacher.flow.inverse(
+        tokens = self._exact_tokens(noise, labels, guidance, method, **options)
+        return self.teacher.remove_noise(self.teacher.latents(tokens), labels)
+
+    def _exact_tokens(
+        self, noise: Tensor, labels: Tensor | None, guidance: float, method: Any, **options: Any
+    ) -> Tensor:
+        """Return the tokens (B, T, D) of the teacher's exact inverse."""
+        tokens: Tensor = self.teacher.flow.inverse(
             self.teacher.tokens(noise),
             labels,
             guidance=guidance,
@@ -246,7 +198,7 @@ class LearnedInverse(GenerativeModel):
             method=method,
             **options,
         )
-        return self.teacher.remove_noise(self.teacher.latents(tokens), labels)
+        return tokens
 
     @torch.no_grad()
     def sample(self, labels: Tensor | None, shape: Sequence[int], guidance: float, random: Random) -> Tensor:
@@ -264,7 +216,7 @@ class LearnedInverse(GenerativeModel):
         """Return the exact inverse by Jacobi iteration from the student's guess of every block."""
         guess = self.student.invert(noise, labels, self._weights(guidance, noise)).latents
         # The forward pass of the guess gives a guess of every inner state as well, all in parallel.
-        states = self.teacher.flow.trajectory(self.teacher.tokens(guess), labels)
+        states = self._states(self.teacher.tokens(guess), labels, self._weights(guidance, noise))
         method = self.options.sampling.method
         jacobi = {**method, "name": "jacobi"} if isinstance(method, dict) else "jacobi"
         return self._exact(noise, labels, guidance, jacobi, guess=states[:-1])
@@ -276,7 +228,9 @@ class LearnedInverse(GenerativeModel):
             return SamplerFacts("hybrid", None)
         methods = parse_methods(self.options.sampling.method, self.teacher.flow.config.num_blocks)
         name = f"teacher's {'/'.join(dict.fromkeys(method.name for method in methods))}"
-        return SamplerFacts(name, None)
+        passes = sequential_passes(self.teacher.flow, methods)
+        # Removing the teacher's own noise takes one more.
+        return SamplerFacts(name, passes if passes is None or not self.noise_std else passes + 1)
 
     def check_guidance(self, guidance: float) -> None:
         """Refuse a weight that the student has not learned.

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from simflow_plugin import options
 from simflow_plugin.alignment.head import AlignmentHead
+from simflow_plugin.autoguidance import check_kind
 from simflow_plugin.contracts import GenerativeModel, ModelContext, SamplerFacts
-from simflow_plugin.errors import ConfigError
 from simflow_plugin.flow import (
-    FlowArchitecture,
     FlowConfig,
     TransformerFlow,
     drop_labels,
@@ -29,45 +26,12 @@ from simflow_plugin.flow import (
 )
 from simflow_plugin.flow.guidance import GuidanceContext, GuidanceRule
 from simflow_plugin.flow.input_checks import check_guide
-from simflow_plugin.flow.sampling import METHODS, Auto, Jacobi, parse_methods
+from simflow_plugin.flow.sampling import parse_methods
+from simflow_plugin.flow.sampling.passes import sequential_passes
+from simflow_plugin.models.flow_options import FlowSampling as FlowSampling
+from simflow_plugin.models.flow_options import SimFlowFacts, SimFlowOptions
 from simflow_plugin.randomness import Random
-from simflow_plugin.registry import GUIDANCE, MODELS, Part
-
-
-class FlowSampling(options.Options):
-    """How the flow is inverted."""
-
-    method: Annotated[str | dict[str, Any] | list[str | dict[str, Any]], options.Choices(METHODS)] = Field(
-        "cached",
-        description="naive, cached, jacobi or auto; or a mapping with a name and the method's options; or a list of "
-        "these, one per block in training order",
-    )
-    guidance_rule: Annotated[Part, GUIDANCE] = Field(
-        Part(name="starflow"), description="a name, or a mapping with a name and the rule's options"
-    )
-
-
-class SimFlowOptions(options.Options):
-    """Options of `model: simflow`."""
-
-    flow: FlowArchitecture = Field(default_factory=lambda: FlowArchitecture.model_validate({}))
-    sampling: FlowSampling = Field(default_factory=lambda: FlowSampling.model_validate({}))
-
-    def check(self, context: ModelContext) -> None:
-        config = FlowConfig.for_latents(self.flow, context.latent_shape)
-        deep_layers = self.flow.layers_per_block[-1]
-        if context.alignment is not None and context.alignment.layer > deep_layers:
-            raise ConfigError(
-                f"alignment.layer {context.alignment.layer} is beyond the deep block's {deep_layers} layers "
-                f"(model.flow.layers_per_block {list(self.flow.layers_per_block)})."
-            )
-        if context.guidance > 0 and self.flow.class_dropout == 0:
-            raise ConfigError(
-                f"sampling.guidance {context.guidance} needs an unconditional model, but model.flow.class_dropout is "
-                "0. Set model.flow.class_dropout (0.1, say) or sampling.guidance: 0."
-            )
-        self.sampling.guidance_rule.build(GUIDANCE, GuidanceContext(config.num_blocks))
-        parse_methods(self.sampling.method, config.num_blocks)
+from simflow_plugin.registry import GUIDANCE, MODELS
 
 
 class LikelihoodOutput(NamedTuple):
@@ -80,7 +44,7 @@ class LikelihoodOutput(NamedTuple):
 
 
 @MODELS.register("simflow")
-class SimFlow(GenerativeModel):
+class SimFlow(SimFlowFacts, GenerativeModel):
     """Transformer autoregressive flow p(z given y) on the latent grid.
 
     Args:
@@ -89,12 +53,6 @@ class SimFlow(GenerativeModel):
     Raises:
         ConfigError: if the latent grid is not divisible by the patch size.
     """
-
-    Options = SimFlowOptions
-    coupled_terms: ClassVar[frozenset[str]] = frozenset({"nll", "alignment", "intermediate"})
-    supports_alignment = True
-    guide: SimFlow | None = None
-    """With autoguidance, a weaker model; see `guided_by`."""
 
     def __init__(self, options: SimFlowOptions, context: ModelContext) -> None:
         super().__init__()
@@ -164,7 +122,7 @@ class SimFlow(GenerativeModel):
             guidance=guidance,
             guidance_rule=self.guidance_rule,
             method=self.options.sampling.method,
-            guide=None if self.guide is None else self.guide.flow,
+            guide=self.guide.flow if isinstance(self.guide, SimFlow) else None,
         )
         return self.latents(tokens)
 
@@ -172,10 +130,10 @@ class SimFlow(GenerativeModel):
         """Return this model, its weights shared, with `weaker` in place of the unconditional half of its guidance.
 
         Raises:
-            ConfigError: if that is no flow on the same tokens.
+            ConfigError: if that is no model of the same kind, on the same tokens and classes.
         """
-        if not isinstance(weaker, SimFlow):
-            raise ConfigError(f"autoguidance: found a {type(weaker).__name__}, expected a flow like this one")
+        check_kind(self, weaker)
+        assert isinstance(weaker, SimFlow)
         check_guide(weaker.flow.config, self.flow.config)
         twin = copy.copy(self)
         # No submodule: the state of this model stays its own.
@@ -188,14 +146,7 @@ class SimFlow(GenerativeModel):
     def sampler_facts(self) -> SamplerFacts:
         methods = parse_methods(self.options.sampling.method, self.flow.config.num_blocks)
         names = "/".join(dict.fromkeys(method.name for method in methods))
-        if any(isinstance(method, Jacobi | Auto) for method in methods):
-            return SamplerFacts(names, None)  # as many as it takes to converge
-        # One pass per token and block; an output shift leaves the first token of a block as it is.
-        steps = [
-            self.flow.config.num_tokens - block.lag
-            for block in (*self.flow.shallow_blocks, self.flow.deep_block)
-        ]
-        return SamplerFacts(names, sum(steps))
+        return SamplerFacts(names, sequential_passes(self.flow, methods))
 
     def token_flow(self) -> TransformerFlow:
         return self.flow

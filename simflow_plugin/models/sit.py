@@ -10,60 +10,31 @@ References: SiT, arXiv:2401.08740; REPA-E, arXiv:2504.10483.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from simflow_plugin.contracts import ModelContext, SamplerFacts
-from simflow_plugin.diffusion.diffusion_model import DiffusionModel, DiffusionOptions, SamplingOptions
+from simflow_plugin.diffusion.diffusion_model import DiffusionModel
 from simflow_plugin.diffusion.interpolants import Interpolant
 from simflow_plugin.diffusion.samplers import Sampler
 from simflow_plugin.diffusion.time_sampling import sample_times
+from simflow_plugin.models.diffusion_options import SiTFacts, SiTOptions
 from simflow_plugin.randomness import Random
 from simflow_plugin.registry import MODELS
 
 LATENT_NORM_EPS = 1e-4
 
 
-class SiTSampling(SamplingOptions):
-    """How SiT samples."""
-
-    method: Literal["euler", "heun", "euler_maruyama"] = Field(
-        default="euler", description="ODE (first two) or SDE"
-    )
-
-
-class SiTOptions(DiffusionOptions):
-    """Options of `model: sit`."""
-
-    interpolant: Literal["linear", "cosine"] = Field(
-        default="linear", description="cosine is variance preserving (GVP)"
-    )
-    time_sampling: Literal["uniform", "log_normal"] = Field(
-        default="uniform", description="distribution of the training times t in [0, 1]"
-    )
-    normalizes_latents: bool = Field(
-        default=False, description="batch norm without affine parameters on latents (REPA-E)"
-    )
-    norm_momentum: float = Field(
-        default=0.1, gt=0, le=1, description="of the running statistics of that batch norm"
-    )
-    sampling: SiTSampling = SiTSampling()
-
-
 @MODELS.register("sit")
-class SiT(DiffusionModel):
+class SiT(SiTFacts, DiffusionModel):
     """Velocity model of latents.
 
     Args:
         options: of the model.
         context: shape of the latents, number of classes, alignment.
     """
-
-    Options = SiTOptions
 
     def __init__(self, options: SiTOptions, context: ModelContext) -> None:
         super().__init__(options, options.sampling, context)
@@ -95,6 +66,13 @@ class SiT(DiffusionModel):
         noise = random.normal("latent", shape, next(self.parameters()).device)
         sampler = Sampler(sampling.method, sampling.num_steps)
         return self.denormalize(sampler(velocity, noise, self.interpolant, random))
+
+    def process_facts(self) -> dict[str, object]:
+        return {
+            **super().process_facts(),
+            "interpolant": self.options.interpolant,
+            "normalizes_latents": self.options.normalizes_latents,
+        }
 
     def sampler_facts(self) -> SamplerFacts:
         sampling = self.options.sampling

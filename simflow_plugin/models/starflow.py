@@ -8,52 +8,20 @@ Reference: STARFlow, arXiv:2506.06276; TarFlow, arXiv:2412.06329, section 3.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Sequence
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
 from simflow_plugin.contracts import ModelContext, SamplerFacts
-from simflow_plugin.models.simflow import SimFlow, SimFlowOptions
+from simflow_plugin.models.flow_options import StarFlowFacts, StarFlowOptions
+from simflow_plugin.models.simflow import SimFlow
 from simflow_plugin.randomness import Random
 from simflow_plugin.registry import MODELS
 
-DEFAULT_NOISE_STD = 0.3
-"""What STARFlow trains its 256x256 models with, in units of the normalised latents."""
-
-
-class StarFlowOptions(SimFlowOptions):
-    """Options of `model: starflow`."""
-
-    denoise: Literal["score", "decoder", "none"] = Field(
-        default="score",
-        description="score: by the flow's own score. decoder: the posterior's fixed std is the noise, and "
-        "the decoder, trained on it (autoencoder.trainable: decoder), removes it. none: samples stay noisy.",
-    )
-    noise_std: float | None = Field(
-        default=None, gt=0, description="sigma; null: 0.3, or the posterior's own with denoise: decoder"
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _noise_has_one_source(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping):
-            return values
-        if values.get("denoise") != "decoder":
-            std = values.get("noise_std")
-            return {**values, "noise_std": DEFAULT_NOISE_STD if std is None else std}
-        if values.get("noise_std") is not None:
-            raise ValueError(
-                "noise_std has no effect with denoise: decoder, where the posterior's fixed std is the noise "
-                "that flow and decoder both see; set that, and noise_std: null"
-            )
-        return values
-
 
 @MODELS.register("starflow")
-class StarFlow(SimFlow):
+class StarFlow(StarFlowFacts, SimFlow):
     """SimFlow's flow as STARFlow trains it: latents noised, encoder left alone, samples denoised.
 
     `log_prob` is the density of noised latents.
@@ -63,9 +31,7 @@ class StarFlow(SimFlow):
         context: shape of the latents, number of classes, alignment (of the flow alone: REPA).
     """
 
-    Options = StarFlowOptions
     options: StarFlowOptions
-    coupled_terms: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, options: StarFlowOptions, context: ModelContext) -> None:
         super().__init__(options, context)

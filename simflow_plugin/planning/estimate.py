@@ -9,13 +9,17 @@
 
 P trained and F frozen parameters, one average, sharding `none`: 20 P + 4 F bytes; `zero2`: 8 P + 4 F gathered and
 reduced in turn, 12 P / N at rest; `zero3`: (20 P + 4 F) / N, and two layers gathered; 4 P more for each average more.
-Activations are counted as autograd saves them, under the casts of mixed precision where there are any. Temporary
-buffers and fragmentation come on top: leave a tenth free.
+At a grid of samples there are no gradients and activations, but the averages' place is taken by a copy of the weights
+that they replace, 4 P, or with FSDP by a whole model on the main device, 4 P + 4 F; the sampler comes on top.
+Activations are counted as autograd saves them, under the casts of mixed precision where there are any, with fused
+attention. On one device without accumulation gradients grow while activations go, and only the larger of both counts.
+Temporary buffers and fragmentation come on top: leave a tenth free.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from simflow_plugin.config.averages import PowerAverage
 from simflow_plugin.config.schema import RunConfig
@@ -86,6 +90,9 @@ class Plan:
         flops: per image and training step, by part of the work.
         state_bytes: parameters, gradients, optimizer and averages, per device.
         activation_bytes: of one micro-batch, per device.
+        late_gradient_bytes: of the gradients that are not there before the backward pass: those of one device without
+            accumulation. DDP keeps buckets for them, and a micro-batch before leaves its own.
+        grid_bytes: of all state while a grid of samples is drawn, on the main device.
         micro_batch: images per device and backward pass.
         launches: kernels that forward and backward of a micro-batch launch one by one, at least.
         compute_seconds: of a step, by its arithmetic at the setting's utilisation.
@@ -100,12 +107,25 @@ class Plan:
     flops: dict[str, int]
     state_bytes: float
     activation_bytes: float
+    late_gradient_bytes: float
+    grid_bytes: float
     micro_batch: int
     launches: int
     compute_seconds: float
     launch_seconds: float
     days: float
     assumptions: tuple[str, ...]
+
+    @property
+    def peak_bytes(self) -> float:
+        """Return the most bytes per device, in training or at a grid."""
+        return max(self.step_bytes, self.grid_bytes)
+
+    @property
+    def step_bytes(self) -> float:
+        """Return the most bytes per device in a step: late gradients take the place of activations."""
+        late = min(self.late_gradient_bytes, self.activation_bytes)
+        return self.state_bytes + self.activation_bytes - late
 
 
 def make_plan(config: RunConfig, setting: Setting) -> Plan:
@@ -137,13 +157,10 @@ def make_plan(config: RunConfig, setting: Setting) -> Plan:
     whole = sum(count_parameters(module) for module in beside)
     discriminator = parameters.get("discriminator", 0)
     frozen = count_parameters(joint) - trained
-    ema = config.training.ema
-    num_averages = len(ema.lengths) if isinstance(ema, PowerAverage) else 1
-    state = (
-        _state_bytes(joint, trained, frozen, setting, num_averages)
-        + BYTES * whole
-        + 4 * BYTES * discriminator
-    )
+    counts = _counts(config, joint)
+    beside_bytes = BYTES * whole + 4 * BYTES * discriminator
+    state = _state_bytes(joint, counts, setting) + beside_bytes
+    at_grids = _grid_bytes(counts, setting) + beside_bytes
     gpu = GPUS[setting.gpu]
     work = sum(flops.values()) * training.batch_size
     compute_seconds = work / (setting.devices * gpu.flops * setting.utilisation)
@@ -157,6 +174,8 @@ def make_plan(config: RunConfig, setting: Setting) -> Plan:
         flops,
         state,
         activations,
+        BYTES * trained if shares == 1 else 0,
+        at_grids,
         micro_batch,
         launches,
         compute_seconds,
@@ -166,17 +185,48 @@ def make_plan(config: RunConfig, setting: Setting) -> Plan:
     )
 
 
-def _state_bytes(
-    joint: JointObjective, trained: int, frozen: int, setting: Setting, num_averages: int
-) -> float:
+class _Counts(NamedTuple):
+    """Parameters of the joint module; `averaged` once for each average that is kept."""
+
+    trained: int
+    frozen: int
+    averaged: int
+    num_averages: int
+
+
+def _counts(config: RunConfig, joint: JointObjective) -> _Counts:
+    trained = count_parameters(joint, only_trained=True)
+    ema, averaged = config.training.ema, trained
+    includes_autoencoder = ema.includes_autoencoder
+    if includes_autoencoder is None:
+        includes_autoencoder = not joint.moves_autoencoder_by_alignment_only
+    if not includes_autoencoder:
+        averaged -= count_parameters(joint.autoencoder, only_trained=True)
+    num_averages = len(ema.lengths) if isinstance(ema, PowerAverage) else 1
+    return _Counts(trained, count_parameters(joint) - trained, averaged, num_averages)
+
+
+def _state_bytes(joint: JointObjective, counts: _Counts, setting: Setting) -> float:
     """Return bytes per device of parameters, gradients, AdamW's moments and averages of the joint module."""
-    kept = 2 + num_averages  # moments and averages
+    trained, frozen = counts.trained, counts.frozen
+    kept = 2 * trained + counts.num_averages * counts.averaged  # moments and averages
     if setting.sharding == "none" or setting.devices == 1:
-        return BYTES * ((2 + kept) * trained + frozen)
+        return BYTES * (2 * trained + frozen + kept)
     if setting.sharding == "zero2":
-        return BYTES * (2 * trained + frozen + kept * trained / setting.devices)
+        return BYTES * (2 * trained + frozen + kept / setting.devices)
     names = layer_class_names(joint.model) if joint.model is not None else []
     layers = [count_parameters(module) for module in joint.modules() if type(module).__name__ in names]
     outside = trained + frozen - sum(layers)  # gathered as one unit around all layers
     gathered = outside + 2 * max(layers, default=0)
-    return BYTES * (((2 + kept) * trained + frozen) / setting.devices + gathered)
+    return BYTES * ((2 * trained + frozen + kept) / setting.devices + gathered)
+
+
+def _grid_bytes(counts: _Counts, setting: Setting) -> float:
+    """Return the bytes of the joint module's state on the main device while a grid of samples is drawn."""
+    trained, frozen = counts.trained, counts.frozen
+    held = 3 * trained + frozen + counts.num_averages * counts.averaged  # weights, moments, averages
+    if setting.devices == 1:
+        return BYTES * (held + counts.averaged)
+    if setting.sharding == "none":  # gradients stay: they are views of the buffers that they are averaged in
+        return BYTES * (held + trained + counts.averaged)
+    return BYTES * (held / setting.devices + trained + frozen)

@@ -45,7 +45,7 @@ def foretold_memory(config: RunConfig, parts: Parts, device: torch.device, num_p
         plan = make_plan(config, Setting(devices=num_processes))
     except SimflowError:
         return None  # shapes known to a file of weights only: there is nothing to say, and training says the rest
-    needed = sharing * (plan.state_bytes + plan.activation_bytes)
+    needed = sharing * plan.peak_bytes
     line = f"memory: about {needed / GIB:.1f} GiB to train, {free / GIB:.1f} GiB free"
     if needed < WITHIN_REACH * free:
         return line

@@ -13,10 +13,17 @@ from torch import Tensor, nn
 
 from simflow_plugin import registry
 from simflow_plugin.config.schema import Objective, RunConfig
-from simflow_plugin.contracts import Autoencoder, DataContext, GenerativeModel, NetworkOutline, Outlines
+from simflow_plugin.contracts import (
+    Autoencoder,
+    DataContext,
+    GenerativeModel,
+    ModelContext,
+    NetworkOutline,
+    Outlines,
+)
 from simflow_plugin.errors import SimflowError
 from simflow_plugin.registry import Part
-from simflow_plugin.runs.parts import build_dataset, build_model
+from simflow_plugin.runs.parts import alignment_context, build_dataset, build_model
 
 ASSUMED_CLASSES = 1000
 ASSUMED_FEATURES = (256, 768)
@@ -29,7 +36,7 @@ class Outline:
 
     Args:
         autoencoder, model: on the meta device; the model is None where an autoencoder is trained alone.
-        encoder: network of the frozen alignment encoder; None if there is none, or only its weights tell it.
+        encoder: network of the frozen alignment encoder; None if there is none, or it is known to its weights only.
         feature_shape: (N, F) of its features, or None.
         perceptual: networks of the reconstruction losses.
         discriminator: of the adversarial loss, or None.
@@ -63,7 +70,9 @@ def make_outline(config: RunConfig) -> Outline:
         feature_shape = ASSUMED_FEATURES if encoder is None else encoder.feature_shape
     feature_dim = feature_shape[1] if feature_shape is not None else None
     with init_empty_weights():
-        model = build_model(config, autoencoder.latent_shape(config.image_size), num_classes, feature_dim)
+        shape = autoencoder.latent_shape(config.image_size)
+        model_context = ModelContext(shape, num_classes, alignment_context(config.alignment, feature_dim))
+        model = build_model(config.model, model_context, config.sampling)
     if model is not None:
         model.to("meta")
     return Outline(
@@ -95,7 +104,7 @@ def _autoencoder(part: Part, context: DataContext) -> Autoencoder:
 
 
 def _encoder(part: Part, context: DataContext, assumptions: list[str]) -> NetworkOutline | None:
-    """Return the alignment encoder's network; None where only its weights tell."""
+    """Return the alignment encoder's network; None where it is known to its weights only."""
     outline = _outline(part, registry.ENCODERS, context)
     if outline is None:
         assumptions.append(

@@ -48,9 +48,8 @@ class MixedPrecision(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if (
-            func is torch.autograd.grad
-        ):  # keeps nothing; going back here would recompute checkpoints without the casts
+        # Keeps nothing; going back here would recompute checkpoints without the casts.
+        if func is torch.autograd.grad:
             inputs = args[1] if isinstance(args[1], (list, tuple)) else args[1:2]
             return tuple(torch.zeros_like(tensor) for tensor in inputs)
         if func in LOWER or func in FULL:

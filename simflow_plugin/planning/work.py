@@ -14,6 +14,7 @@ from simflow_plugin.evaluation.flops import count_flops, forward_flops
 from simflow_plugin.losses.pixel import L2Loss
 from simflow_plugin.losses.reconstruction import ReconstructionLoss
 from simflow_plugin.objective import JointInputs, JointObjective, layer_class_names
+from simflow_plugin.planning.fused_attention import FusedAttention
 from simflow_plugin.planning.outline import Outline, zeros
 from simflow_plugin.planning.precision import MixedPrecision
 from simflow_plugin.randomness import IndexedRandom
@@ -119,7 +120,7 @@ def _saved_bytes(joint: JointObjective, config: RunConfig, outline: Outline, num
     names = layer_class_names(joint.model) if joint.model is not None else []
     handles = [m.register_forward_pre_hook(keep_input) for m in joint.modules() if type(m).__name__ in names]
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        with nullcontext() if is_whole else MixedPrecision(lower):
+        with FusedAttention(), nullcontext() if is_whole else MixedPrecision(lower):
             output = joint(_inputs(config, outline, num_images))
         for loss in outline.perceptual if output["reconstruction"] is not None else ():
             loss.network.requires_grad_(False)(output["reconstruction"].float())  # in float32 by design

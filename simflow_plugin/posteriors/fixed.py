@@ -5,42 +5,18 @@ Both heads need C of the encoder's outputs. Put onto a pretrained encoder of (me
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from simflow_plugin.contracts import MomentsMap, PosteriorContext, PosteriorHead
-from simflow_plugin.errors import ConfigError, WeightsError
-from simflow_plugin.options import Options
+from simflow_plugin.errors import WeightsError
 from simflow_plugin.posteriors.gaussian import FixedVariancePosterior
+from simflow_plugin.posteriors.options import FixedLayerNormFacts, FixedVarianceFacts, FixedVarianceOptions
 from simflow_plugin.registry import POSTERIORS
-
-MIN_NORMALIZED_CHANNELS = 3
-
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-class FixedVarianceOptions(Options):
-    """Options of `posterior: fixed`."""
-
-    std: PositiveFloat | list[PositiveFloat] = Field(
-        0.5,
-        description="sigma > 0, one number or one per channel, in the encoder's own latent space (before scale and "
-        "shift)",
-    )
-
-    def check(self, context: PosteriorContext) -> None:
-        if isinstance(self.std, list) and len(self.std) not in (1, context.latent_channels):
-            raise ConfigError(
-                f"posterior.std: {len(self.std)} numbers for {context.latent_channels} latent channels; give one "
-                "number, or one per channel"
-            )
 
 
 @POSTERIORS.register("fixed")
-class FixedVarianceHead(PosteriorHead):
+class FixedVarianceHead(FixedVarianceFacts, PosteriorHead):
     """q(z|x) = N(mean(x), sigma^2), sigma a constant and not a parameter.
 
     Args:
@@ -52,8 +28,6 @@ class FixedVarianceHead(PosteriorHead):
         SimFlow, arXiv:2512.04084.
     """
 
-    Options = FixedVarianceOptions
-    learns_variance = False
     std: Tensor
 
     def __init__(self, options: FixedVarianceOptions, context: PosteriorContext) -> None:
@@ -74,20 +48,8 @@ class FixedVarianceHead(PosteriorHead):
         )
 
 
-class FixedVarianceLayerNormOptions(FixedVarianceOptions):
-    """Options of `posterior: fixed_layernorm`."""
-
-    def check(self, context: PosteriorContext) -> None:
-        super().check(context)
-        if context.latent_channels < MIN_NORMALIZED_CHANNELS:
-            raise ConfigError(
-                f"posterior: `fixed_layernorm` needs at least {MIN_NORMALIZED_CHANNELS} latent channels, found "
-                f"{context.latent_channels}; use `fixed`, or raise latent_channels"
-            )
-
-
 @POSTERIORS.register("fixed_layernorm")
-class FixedVarianceLayerNormHead(FixedVarianceHead):
+class FixedVarianceLayerNormHead(FixedLayerNormFacts, FixedVarianceHead):
     """A fixed variance, with layer norm (without affine parameters) on the mean.
 
     Normalised per position over its C channels, so that each latent pixel's mean has squared norm C: the
@@ -96,8 +58,6 @@ class FixedVarianceLayerNormHead(FixedVarianceHead):
     Raises:
         ConfigError: with fewer than 3 channels; 1 would leave a constant mean, 2 only a sign.
     """
-
-    Options = FixedVarianceLayerNormOptions
 
     def posterior(self, moments: Tensor) -> FixedVariancePosterior:
         centred = moments - moments.mean(1, keepdim=True)

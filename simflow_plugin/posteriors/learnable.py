@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from simflow_plugin.contracts import MomentsMap, PosteriorContext, PosteriorHead
 from simflow_plugin.errors import WeightsError
-from simflow_plugin.options import Options
 from simflow_plugin.posteriors.gaussian import LearnedVariancePosterior
+from simflow_plugin.posteriors.options import LearnedVarianceFacts, NoisyVarianceFacts, NoisyVarianceOptions
 from simflow_plugin.registry import POSTERIORS
 
 LOG_VARIANCE_RANGE = (-30.0, 20.0)
 
 
-class LearnedVarianceOptions(Options):
-    """`posterior: learnable` has no options."""
-
-
 @POSTERIORS.register("learnable")
-class LearnedVarianceHead(PosteriorHead):
+class LearnedVarianceHead(LearnedVarianceFacts, PosteriorHead):
     """q(z|x) = N(mean(x), exp(log_variance(x))), the log-variance clamped to [-30, 20].
 
     Args:
@@ -31,9 +24,6 @@ class LearnedVarianceHead(PosteriorHead):
     Reference:
         Auto-Encoding Variational Bayes, arXiv:1312.6114.
     """
-
-    Options: ClassVar[type[Options]] = LearnedVarianceOptions
-    learns_variance = True
 
     @property
     def num_moments(self) -> int:
@@ -47,16 +37,8 @@ class LearnedVarianceHead(PosteriorHead):
         return MomentsMap(torch.eye(self.num_moments), torch.zeros(self.num_moments))
 
 
-class NoisyVarianceOptions(Options):
-    """Options of `posterior: learnable_noise`."""
-
-    noise_std: float = Field(
-        gt=0, description="standard deviation of the noise, in the encoder's own latent space"
-    )
-
-
 @POSTERIORS.register("learnable_noise")
-class NoisyVarianceHead(LearnedVarianceHead):
+class NoisyVarianceHead(NoisyVarianceFacts, LearnedVarianceHead):
     """A learned variance plus noise that flow and decoder both see: log(exp(log_variance(x)) + noise_std^2).
 
     Args:
@@ -64,7 +46,6 @@ class NoisyVarianceHead(LearnedVarianceHead):
         context: number of latent channels.
     """
 
-    Options = NoisyVarianceOptions
     options: NoisyVarianceOptions
 
     def __init__(self, options: NoisyVarianceOptions, context: PosteriorContext) -> None:

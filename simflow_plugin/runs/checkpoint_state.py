@@ -39,7 +39,7 @@ def check_state(state: dict[str, Any], step: int) -> str | None:
 
     Args:
         state: as read.
-        step: that the folder's name says.
+        step: of the folder's name.
     """
     try:
         found = CheckpointState.model_validate(state)

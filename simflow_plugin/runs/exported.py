@@ -24,7 +24,7 @@ from simflow_plugin.config.validation import validate
 from simflow_plugin.config.yaml_source import read_yaml_source
 from simflow_plugin.contracts import Autoencoder, DataContext, GenerativeModel, ModelContext
 from simflow_plugin.errors import CheckpointError, ConfigError, EvaluationError, WeightsError
-from simflow_plugin.files import give_usual_mode, read_json_object
+from simflow_plugin.files import file_digest, give_usual_mode, read_json_object
 from simflow_plugin.registry import Part
 from simflow_plugin.runs.checkpoints import Checkpoint
 from simflow_plugin.runs.loaded_run import LoadedRun
@@ -43,6 +43,12 @@ STATE_KEYS = ("num_classes", "class_names", "seconds", "skipped_steps", "num_ima
 def is_exported(folder: Path) -> bool:
     """Return whether a folder holds an exported run."""
     return (folder / CONFIG).is_file() and (folder / AUTOENCODER / CONFIG).is_file()
+
+
+def exported_digests(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of the weights of every part of an exported run."""
+    files = {part: folder / part / WEIGHTS for part in (AUTOENCODER, MODEL)}
+    return {part: file_digest(file) for part, file in files.items() if file.is_file()}
 
 
 def write_exported(loaded: LoadedRun, folder: Path) -> None:
@@ -77,7 +83,7 @@ def write_exported(loaded: LoadedRun, folder: Path) -> None:
         **{key: state[key] for key in STATE_KEYS if key in state},
     }
     write_json(folder / CONFIG, described)
-    cleaned = RunConfig.model_validate(without_local_folders(config.model_dump(mode="json")))
+    cleaned = RunConfig.model_validate(without_local_folders(standing_alone(config).model_dump(mode="json")))
     (folder / "config.yaml").write_text(cleaned.to_yaml(), encoding="utf-8")
     if loaded.directory.summary_file.is_file():
         summary = json.loads(loaded.directory.summary_file.read_text(encoding="utf-8"))
@@ -163,6 +169,14 @@ def build_exported_model(described: dict[str, Any]) -> GenerativeModel:
     channels, height, width = described["latent_shape"]
     context = ModelContext((channels, height, width), described["num_classes"], None, is_restored=True)
     return part.build(registry.MODELS, context)
+
+
+def standing_alone(config: RunConfig) -> RunConfig:
+    """Return the configuration without autoguidance: an exported folder holds one model, and samples it unguided."""
+    if config.sampling.autoguidance is None:
+        return config
+    sampling = config.sampling.model_copy(update={"autoguidance": None, "guidance": 0.0})
+    return config.model_copy(update={"sampling": sampling})
 
 
 def without_local_folders(value: Any) -> Any:

@@ -7,15 +7,16 @@ sizes or numbers differently, and the alignment head of another encoder: these s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 
-from simflow_plugin.config.schema import RunConfig
-from simflow_plugin.contracts import GenerativeModel, ImageDataset
+from simflow_plugin.config.schema import InitialWeights
+from simflow_plugin.contracts import ImageDataset, ModelContext
 from simflow_plugin.errors import WeightsError
+from simflow_plugin.registry import Part
 from simflow_plugin.runs.loaded_run import LoadedRun
 from simflow_plugin.runs.parts import Parts, build_model
 from simflow_plugin.runs.sources import open_run
@@ -37,7 +38,7 @@ class Classes:
         return cls(dataset.num_classes, dataset.class_names)
 
     def equals(self, other: Classes) -> bool:
-        """Return whether a class number means the same in both, as far as the names tell."""
+        """Return whether a class number means the same in both, as far as names are known."""
         is_same = self.names is None or other.names is None or list(self.names) == list(other.names)
         return self.count == other.count and is_same
 
@@ -45,12 +46,16 @@ class Classes:
         return "no classes" if self.count is None else f"{self.count} classes"
 
 
-def start_from(parts: Parts, config: RunConfig, classes: Classes) -> list[str]:
-    """Copy the weights that `config.training.init_from` names into freshly built parts.
+def start_from(
+    wanted: InitialWeights | None, parts: Parts, model_part: Part | None, image_size: int, classes: Classes
+) -> list[str]:
+    """Copy the weights that `training.init_from` names into freshly built parts.
 
     Args:
+        wanted: `training.init_from` of the new run.
         parts: of the new run, on the CPU.
-        config: of the new run, resolved.
+        model_part: its section `model`.
+        image_size: pixels of its images.
         classes: of its data set.
     Returns:
         what was copied and what starts anew, in sentences for the log; none without `init_from`.
@@ -58,7 +63,6 @@ def start_from(parts: Parts, config: RunConfig, classes: Classes) -> list[str]:
         ConfigError, CheckpointError: if there is no such run.
         WeightsError: if its tensors do not fit; the message names them.
     """
-    wanted = config.training.init_from
     if wanted is None:
         return []
     loaded = open_run(
@@ -72,12 +76,13 @@ def start_from(parts: Parts, config: RunConfig, classes: Classes) -> list[str]:
     notes = [f"{origin}: step {loaded.checkpoint.step}, {loaded.weights_name} weights"]
     _copy(parts.joint.autoencoder, loaded.autoencoder.state_dict(), f"{origin}: autoencoder")
     model, source = parts.joint.model, loaded.model
-    if model is None or source is None:
+    if model is None or source is None or model_part is None:
         missing = (
             "this run trains no model" if model is None else "the source has no model, which starts anew"
         )
         return [*notes, f"{origin}: the autoencoder only; {missing}"]
-    new = _of_classes(model, config, loaded, classes)
+    shape = loaded.autoencoder.latent_shape(image_size)
+    new = _of_classes(model_part, shape, loaded, classes)
     if new:
         before = Classes(loaded.num_classes, loaded.class_names)
         other = (
@@ -96,7 +101,9 @@ def start_from(parts: Parts, config: RunConfig, classes: Classes) -> list[str]:
     return notes
 
 
-def _of_classes(model: GenerativeModel, config: RunConfig, loaded: LoadedRun, classes: Classes) -> set[str]:
+def _of_classes(
+    part: Part, latent_shape: tuple[int, int, int], loaded: LoadedRun, classes: Classes
+) -> set[str]:
     """Return the names of tensors that belong to the classes, of both models, where the classes are not the same.
 
     Those whose shape changes with the number of classes; a model without classes may lack them.
@@ -106,23 +113,20 @@ def _of_classes(model: GenerativeModel, config: RunConfig, loaded: LoadedRun, cl
         return set()
     found: set[str] = set()
     for count in {before.count, classes.count} - {None}:
-        one, other = (_shapes(config, model, loaded, number) for number in (count, (count or 0) + 1))
+        one, other = (
+            _shapes(part, ModelContext(latent_shape, number)) for number in (count, (count or 0) + 1)
+        )
         found |= {name for name in one.keys() | other.keys() if one.get(name) != other.get(name)}
     if None in (before.count, classes.count):
-        with_none = _shapes(config, model, loaded, None)
-        labelled = _shapes(config, model, loaded, before.count or classes.count)
+        with_none = _shapes(part, ModelContext(latent_shape))
+        labelled = _shapes(part, ModelContext(latent_shape, before.count or classes.count))
         found |= with_none.keys() ^ labelled.keys()
     return found
 
 
-def _shapes(
-    config: RunConfig, model: GenerativeModel, loaded: LoadedRun, num_classes: int | None
-) -> dict[str, torch.Size]:
-    shape = loaded.autoencoder.latent_shape(config.image_size)
-    # Weight w > 0 would be refused without classes; it changes no shape.
-    unguided = config.model_copy(update={"sampling": config.sampling.model_copy(update={"guidance": 0.0})})
+def _shapes(part: Part, context: ModelContext) -> dict[str, torch.Size]:
     with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
-        outline = build_model(unguided, shape, num_classes, None, is_restored=True)
+        outline = build_model(part, replace(context, is_restored=True))
     assert outline is not None
     return {name: tensor.shape for name, tensor in outline.state_dict().items()}
 

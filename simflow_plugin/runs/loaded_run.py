@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from simflow_plugin.config.loading import read_run_config
 from simflow_plugin.config.schema import RunConfig
-from simflow_plugin.contracts import Autoencoder, GenerativeModel
+from simflow_plugin.contracts import Autoencoder, GenerativeModel, ModelContext
 from simflow_plugin.errors import CheckpointError, ConfigError, EvaluationError
 from simflow_plugin.local_paths import absolute
 from simflow_plugin.options import did_you_mean
@@ -23,7 +23,13 @@ from simflow_plugin.runs.checkpoints import (
     verify_checkpoint,
 )
 from simflow_plugin.runs.module_state import restore_module
-from simflow_plugin.runs.parts import architecture_only, build_autoencoder, build_model, check_guidance
+from simflow_plugin.runs.parts import (
+    alignment_context,
+    architecture_only,
+    build_autoencoder,
+    build_model,
+    check_guidance,
+)
 from simflow_plugin.runs.power_averages import average_of_length
 from simflow_plugin.runs.run_directory import RunDirectory
 from simflow_plugin.runs.run_precision import Precision
@@ -199,7 +205,7 @@ def load_run(
         weights |= (
             checkpoint.tensors("ema")
             if ema_length is None
-            else average_of_length(directory.path, config, checkpoint, ema_length)
+            else average_of_length(directory.path, config.training.ema, checkpoint, ema_length)
         )
     for prefix, module in (("autoencoder.", autoencoder), ("model.", model)):
         if module is not None:
@@ -213,7 +219,9 @@ def _build_model(
     config: RunConfig, autoencoder: Autoencoder, checkpoint: Checkpoint
 ) -> GenerativeModel | None:
     shape, state = autoencoder.latent_shape(config.image_size), checkpoint.state
-    return build_model(config, shape, state["num_classes"], state["feature_dim"], is_restored=True)
+    alignment = alignment_context(config.alignment, state["feature_dim"])
+    context = ModelContext(shape, state["num_classes"], alignment, is_restored=True)
+    return build_model(config.model, context, config.sampling)
 
 
 def _frozen(module: M, device: torch.device) -> M:
@@ -221,7 +229,7 @@ def _frozen(module: M, device: torch.device) -> M:
 
 
 def find_checkpoint(directory: RunDirectory, step: int | None) -> Checkpoint:
-    """Return the checkpoint of `step`, or the newest that is whole.
+    """Return the checkpoint of `step`, or the newest intact one.
 
     Raises:
         CheckpointError: if there is none.

@@ -13,7 +13,7 @@ from simflow_plugin.errors import CheckpointError, NotFiniteError
 from simflow_plugin.weights import fitted_state, listed, not_finite
 
 ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
-"""What Adam and AdamW keep of a parameter, from its first step on: a scalar, and two tensors of its shape."""
+"""State that Adam and AdamW keep of a parameter, from its first step on: a scalar, and two tensors of its shape."""
 
 
 def whole_tensors(state: Iterable[tuple[str, Tensor]], keeps: bool = True) -> dict[str, Tensor]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from simflow_plugin import registry
-from simflow_plugin.config.schema import RunConfig
+from simflow_plugin.config.schema import Alignment, FrozenModel, RunConfig, Sampling
 from simflow_plugin.contracts import (
     AlignmentContext,
     Autoencoder,
@@ -18,12 +19,13 @@ from simflow_plugin.contracts import (
     ImageDataset,
     ModelContext,
 )
-from simflow_plugin.errors import ConfigError
+from simflow_plugin.errors import ConfigError, WeightsError
+from simflow_plugin.files import file_digest
 from simflow_plugin.losses.reconstruction import ReconstructionLoss
 from simflow_plugin.objective import JointObjective, ObjectiveWeights
 from simflow_plugin.randomness import derive_seed
 from simflow_plugin.registry import Part
-from simflow_plugin.runs.frozen_model import freeze_model
+from simflow_plugin.weights import load_strictly, read_tensors
 
 if TYPE_CHECKING:
     from simflow_plugin.losses.adversarial import AdversarialLoss
@@ -50,7 +52,7 @@ def build_dataset(config: RunConfig, split: str, allows_pipes: bool = False) -> 
     Args:
         config: resolved.
         split: of it.
-        allows_pipes: whether commands that `data` names (`pipe:`) may run; only the command line says so.
+        allows_pipes: whether commands that `data` names (`pipe:`) may run; only the command line allows it.
     """
     context = DataContext(config.image_size, split, config.seed, allows_pipes)
     return config.data.build(registry.DATASETS, context)
@@ -77,30 +79,30 @@ def architecture_only(config: RunConfig, state: dict[str, Any]) -> RunConfig:
     )
 
 
+def alignment_context(options: Alignment | None, feature_dim: int | None) -> AlignmentContext | None:
+    """Return the alignment term of a model; None without the section, or without features."""
+    if options is None or feature_dim is None:
+        return None
+    return AlignmentContext(feature_dim, options.layer, options.projector_dim)
+
+
 def build_model(
-    config: RunConfig,
-    latent_shape: tuple[int, int, int],
-    num_classes: int | None,
-    feature_dim: int | None,
-    is_restored: bool = False,
+    part: Part | None, context: ModelContext, sampling: Sampling | None = None
 ) -> GenerativeModel | None:
-    """Build the generative model of `config`, or None where it trains an autoencoder alone.
+    """Build a generative model, or None for a run that trains an autoencoder alone.
 
     Args:
-        config: resolved.
-        latent_shape: (C, h, w).
-        num_classes: of the data set.
-        feature_dim: channels of the alignment features; None leaves the alignment head out.
-        is_restored: whether a checkpoint brings the weights.
+        part: the section `model`.
+        context: latents, classes and alignment.
+        sampling: that section; None where nothing will be sampled.
+    Raises:
+        ConfigError: if the model cannot be sampled with that weight.
     """
-    if config.model is None:
+    if part is None:
         return None
-    alignment = None
-    if config.alignment is not None and feature_dim is not None:
-        alignment = AlignmentContext(feature_dim, config.alignment.layer, config.alignment.projector_dim)
-    context = ModelContext(latent_shape, num_classes, alignment, is_restored)
-    model = config.model.build(registry.MODELS, context)
-    check_guidance(config.sampling.guidance, model, num_classes, "sampling.guidance")
+    model = part.build(registry.MODELS, context)
+    if sampling is not None and sampling.autoguidance is None:  # a guide stands for the unconditional half
+        check_guidance(sampling.guidance, model, context.num_classes, "sampling.guidance")
     return model
 
 
@@ -113,8 +115,12 @@ def check_guidance(weight: float, model: GenerativeModel, num_classes: int | Non
         num_classes: of the data set, or None.
         option: name of the option or key, for the message.
     Raises:
-        ConfigError: for a weight above 0 without classes, or without an unconditional half.
+        ConfigError: for a weight above 0 without classes, or without an unconditional half, unless a guide stands for
+            it.
     """
+    if model.guide is not None:
+        model.check_guidance(weight)
+        return
     if weight > 0 and num_classes is None:
         raise ConfigError(f"{option} {weight:g}: the data set has no labels to guide by. Use {option} 0.")
     if weight > 0 and not model.supports_guidance:
@@ -137,9 +143,10 @@ def build_parts(config: RunConfig, num_classes: int | None) -> Parts:
                 f"image_size {config.image_size} is not divisible by the factor {autoencoder.factor} of autoencoder "
                 f"`{config.autoencoder.name}`."
             )
-        latent_shape = autoencoder.latent_shape(config.image_size)
         feature_dim: Any = encoder.feature_dim if encoder is not None else None
-        model = build_model(config, latent_shape, num_classes, feature_dim)
+        alignment = alignment_context(config.alignment, feature_dim)
+        model_context = ModelContext(autoencoder.latent_shape(config.image_size), num_classes, alignment)
+        model = build_model(config.model, model_context, config.sampling)
         if model is not None:
             model.attach_decoder(autoencoder.decode)
         if model is not None and config.frozen_model is not None:
@@ -159,6 +166,27 @@ def build_parts(config: RunConfig, num_classes: int | None) -> Parts:
                 AdversarialLoss.Options.model_validate(config.objective.adversarial), context
             )
     return Parts(joint, encoder, adversary)
+
+
+def freeze_model(model: GenerativeModel, options: FrozenModel) -> None:
+    """Load the weights that the configuration names into `model`, and freeze it.
+
+    Raises:
+        WeightsError: if the file is missing, has changed since the configuration was made, or is of another model.
+    """
+    path = Path(options.weights)
+    if not path.is_file():
+        raise WeightsError(
+            f"frozen_model.weights: {path}: no such file. Put it back, or say where it is: --set "
+            "frozen_model.weights=FILE."
+        )
+    if file_digest(path) != options.sha256:
+        raise WeightsError(
+            f"frozen_model.weights: {path}: its SHA-256 is not {options.sha256[:12]}..., whose latents this run "
+            "decodes. Put the weights of then back, or start a new run."
+        )
+    load_strictly(model, read_tensors(path), f"frozen_model.weights: {path}")
+    model.requires_grad_(False)
 
 
 def build_reconstruction(config: RunConfig) -> ReconstructionLoss:

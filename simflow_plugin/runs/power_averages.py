@@ -23,8 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from simflow_plugin.config.averages import LONGEST, PowerAverage
-from simflow_plugin.config.schema import RunConfig
+from simflow_plugin.config.averages import LONGEST, Average, PowerAverage
 from simflow_plugin.errors import EvaluationError
 from simflow_plugin.runs.checkpoints import Checkpoint, checkpoint_folders, read_checkpoint, verify_checkpoint
 
@@ -33,7 +32,7 @@ log = logging.getLogger(__name__)
 LARGE_ERROR = 0.05
 """Relative error of a reconstructed profile that deserves a warning."""
 SINGULAR = 1e-12
-"""Directions of the linear system below this share of the largest are left out: snapshots that say the same."""
+"""Directions of the linear system below this share of the largest are left out: snapshots that are alike."""
 
 
 @dataclass(frozen=True)
@@ -111,14 +110,13 @@ def snapshot_folder(run: Path) -> Path:
 
 
 def average_of_length(
-    run: Path, config: RunConfig, checkpoint: Checkpoint, length: float
+    run: Path, options: Average, checkpoint: Checkpoint, length: float
 ) -> dict[str, Tensor]:
     """Return the averaged tensors of `checkpoint` for a relative length, from it and the snapshots before it.
 
     Raises:
         EvaluationError: if the run keeps no power-function averages, or `length` is none.
     """
-    options = config.training.ema
     if not isinstance(options, PowerAverage):
         raise EvaluationError(
             f"{run}: keeps one exponential average, whose length cannot be chosen. Train with "
@@ -155,7 +153,7 @@ def average_of_length(
 
 
 def _snapshots_before(run: Path, step: int) -> list[Checkpoint]:
-    """Return the whole snapshots of fewer than `step` steps; torn ones are named and passed over."""
+    """Return the intact snapshots of fewer than `step` steps; torn ones are named and passed over."""
     found = []
     for path in checkpoint_folders(snapshot_folder(run)):
         if int(path.name.removeprefix("step_")) >= step:

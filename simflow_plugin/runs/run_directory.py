@@ -33,6 +33,7 @@ SAFE_TO_CHANGE = (
     "training.steps",
     "training.num_workers",
     "training.compile",
+    "training.deterministic",
     "training.log_every",
     "training.sample_every",
     "training.checkpoint_every",
@@ -41,9 +42,10 @@ SAFE_TO_CHANGE = (
     "training.max_bad_steps",
     "training.ema.snapshot_every",
 )
-"""Keys (and sections) that may change on resume with --allow-changed: none of them changes what a step computes,
-except `training.steps`, which moves the end of a cosine schedule. `data.root` is where the same images lie now; other
-images are noticed by their content (`simflow_plugin.data.changes`)."""
+"""Keys (and sections) that may change on resume with --allow-changed: none of them changes what a step computes (a
+compiled layer or another kernel: up to rounding), except `training.steps`, which moves the end of a cosine schedule.
+`data.root` is where the same images lie now; other images are noticed by their content
+(`simflow_plugin.data.changes`)."""
 
 
 class RunDirectory:

@@ -8,23 +8,19 @@ process, while the first goes on: `check` finds that before each write.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import logging
 import os
 import socket
 import time
 from pathlib import Path
 
+from simflow_plugin.descriptor_lock import SAFELY, NoLocks, read_start, replace_content, try_to_lock
 from simflow_plugin.errors import RunDirectoryError
 
 log = logging.getLogger(__name__)
 
 ORPHANS_LIVE = 15.0
 """Seconds. Processes that read images inherit the lock; after their parent was killed torch ends them within 5."""
-
-NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)
-"""What `flock` fails with on a file system that has no locks."""
 
 
 class RunLock:
@@ -40,12 +36,10 @@ class RunLock:
     def __init__(self, folder: Path) -> None:
         self._folder, self._file = folder, folder / ".lock"
         self._owner = _this_process(os.getpid())
-        # Neither a link nor a named pipe, at which opening would wait, is followed.
-        self._descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        self._descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | SAFELY, 0o666)
         try:
             self._take()
-            os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, f"{self._owner}\n".encode(), 0)
+            replace_content(self._descriptor, f"{self._owner}\n".encode())
         except BaseException:
             os.close(self._descriptor)
             raise
@@ -61,7 +55,7 @@ class RunLock:
     def release(self) -> None:
         """Give the lock back; a finished run does not name the machine it was trained on."""
         if self._is_ours():
-            os.ftruncate(self._descriptor, 0)
+            replace_content(self._descriptor, b"")
         os.close(self._descriptor)
 
     def _is_ours(self) -> bool:
@@ -75,12 +69,9 @@ class RunLock:
 
     def _take(self) -> None:
         try:
-            _take_lock(self._descriptor)
-        except BlockingIOError as error:
-            raise self._refused("Wait for it, stop it") from error
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
+            if not _take_lock(self._descriptor):
+                raise self._refused("Wait for it, stop it")
+        except NoLocks as error:
             owner = _owner(self._descriptor)
             if owner not in ("", self._owner) and not _is_dead(owner):
                 raise self._refused(f"Stop it, remove {self._file} if it has ended") from error
@@ -102,32 +93,27 @@ def _this_process(number: int) -> str:
 
 
 def _owner(descriptor: int) -> str:
-    return os.pread(descriptor, 200, 0).decode(errors="replace").strip()
+    return read_start(descriptor, 200).decode(errors="replace").strip()
 
 
-def _take_lock(descriptor: int) -> None:
+def _take_lock(descriptor: int) -> bool:
     """Take the lock at once, or wait while its holders are children of a process of this machine that has died.
 
-    Raises:
-        BlockingIOError: if a process that lives holds it.
+    Returns:
+        False if a process that lives holds it.
     """
     deadline = time.monotonic() + ORPHANS_LIVE
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if not _is_dead(_owner(descriptor)) or time.monotonic() > deadline:
-                raise
+    while not try_to_lock(descriptor):
+        if not _is_dead(_owner(descriptor)) or time.monotonic() > deadline:
+            return False
         time.sleep(0.1)
+    return True
 
 
 def _is_dead(owner: str) -> bool:
     words = owner.split()
     if len(words) < 2 or not words[1].isdecimal() or owner != _this_process(int(words[1])):
         return False  # of another machine, or not written yet
-    try:
-        os.kill(int(words[1]), 0)
-    except (OSError, OverflowError) as error:
-        return not isinstance(error, OSError) or error.errno == errno.ESRCH
-    return False
+    import psutil  # on Windows signal 0 of `os.kill` is Ctrl-C
+
+    return not psutil.pid_exists(int(words[1]))

@@ -6,6 +6,7 @@ and, with TF32, those of float32 on CUDA are shorter.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -90,6 +91,21 @@ def _resolve(name: str, device_type: str) -> Name:
         return name  # type: ignore[return-value]
     has_bfloat16 = device_type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bfloat16" if has_bfloat16 else "float32"
+
+
+def choose_kernels(deterministic: bool) -> None:
+    """Let torch use, in this process and from now on, only kernels that repeat their results bit for bit, or any.
+
+    An operation without such a kernel is then an error that names it. cuBLAS repeats its results with a workspace of
+    fixed size only, which it reads from the environment when it is first used.
+    """
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.benchmark = False  # its choice is by measured time, another one each run
+    # Filling new memory finds reads of what nobody wrote. It would be a kernel more for each, for other than our ends.
+    torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 def _tf32() -> tuple[bool, bool]:

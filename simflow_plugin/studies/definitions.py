@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from simflow_plugin.errors import ConfigError
-from simflow_plugin.features_name import suffix_of
+from simflow_plugin.evaluation.result import suffix_of
 from simflow_plugin.options import did_you_mean
 
 

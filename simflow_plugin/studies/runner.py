@@ -25,7 +25,7 @@ from simflow_plugin.runs.run_directory import RunDirectory
 from simflow_plugin.studies import stages
 from simflow_plugin.studies.definitions import Study, Variant
 from simflow_plugin.studies.stages import StudySettings
-from simflow_plugin.studies.table import write_table
+from simflow_plugin.studies.table import to_markdown
 
 
 def _export(run: RunDirectory, path: Path) -> None:
@@ -83,7 +83,7 @@ class StudyRunner:
         """
         study, parts = self.study, [*self.study.autoencoders, *(v.name for v in self.study.variants)]
         # Every configuration is read before the first step is trained: a mistake shows now.
-        plain = [stages.settle_config(study.config_name(part), self.settings, []) for part in parts]
+        plain = [stages.study_config(study.config_name(part), self.settings, []) for part in parts]
         prepare = self.steps.pretrain if study.makes_encoder else self.steps.require
         prepare(self.settings.encoder, plain[0])
         for number, name in enumerate(study.autoencoders, 1):
@@ -100,7 +100,7 @@ class StudyRunner:
     def _autoencoder(self, name: str) -> None:
         path = self._exported(name)
         run = self._directory(name)
-        config = stages.settle_config(self.study.config_name(name), self.settings, [])
+        config = stages.study_config(self.study.config_name(name), self.settings, [])
         self._train(config, run)
         if not path.is_file():
             self.steps.export(run, path)
@@ -109,7 +109,7 @@ class StudyRunner:
 
     def _variant(self, variant: Variant) -> None:
         run = self._directory(variant.name)
-        config = stages.settle_config(
+        config = stages.study_config(
             self.study.config_name(variant.name), self.settings, self._overrides(variant)
         )
         self._train(config, run)
@@ -163,7 +163,7 @@ class StudyRunner:
     def _write(self) -> None:
         self.settings.out.mkdir(parents=True, exist_ok=True)
         write_text_atomically(self.file, json.dumps(self.document, indent=1) + "\n")
-        write_table(self.settings.out / "study.md", self.study, self.document)
+        write_text_atomically(self.settings.out / "study.md", to_markdown(self.study, self.document))
 
     @staticmethod
     def _say(text: str) -> None:

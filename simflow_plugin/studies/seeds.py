@@ -6,7 +6,13 @@ from statistics import mean
 from typing import Any
 
 from simflow_plugin.studies.definitions import Study
-from simflow_plugin.studies.table import AGREEMENT, distance_name, same_order_pairs, to_reconstructions_name
+from simflow_plugin.studies.table import (
+    AGREEMENT,
+    distance_name,
+    same_order_pairs,
+    table_line,
+    to_reconstructions_name,
+)
 
 
 def seeds_table(study: Study, document_by_seed: dict[int, dict[str, Any]]) -> str:
@@ -27,8 +33,8 @@ def seeds_table(study: Study, document_by_seed: dict[int, dict[str, Any]]) -> st
     lines = [
         f"# {study.title}: {len(document_by_seed)} seeds",
         "",
-        _line(titles),
-        _line(["---"] * len(titles)),
+        table_line(titles),
+        table_line(["---"] * len(titles)),
     ]
     for variant in study.variants:
         measured = [document["variants"].get(variant.name) for document in document_by_seed.values()]
@@ -40,7 +46,7 @@ def seeds_table(study: Study, document_by_seed: dict[int, dict[str, Any]]) -> st
                 _spread([scale * row[name] for row in rows if name in row], spec)
                 for _, name, spec, scale in columns
             ]
-            lines.append(_line([variant.label, weight, *cells]))
+            lines.append(table_line([variant.label, weight, *cells]))
     seeds = ", ".join(map(str, document_by_seed))
     lines += ["", f"- Mean over the seeds {seeds}; in brackets the lowest and the highest."]
     if study.published_as:
@@ -54,7 +60,3 @@ def _spread(values: list[float], spec: str) -> str:
     if not values:
         return "-"
     return f"{mean(values):{spec}} [{min(values):{spec}}, {max(values):{spec}}]"
-
-
-def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"

@@ -50,7 +50,7 @@ class StudySettings:
 
     def __post_init__(self) -> None:
         if not 0 < self.budget < float("inf"):
-            raise ConfigError(f"--budget {self.budget}: expected a positive number; 1 is the whole study.")
+            raise ConfigError(f"--budget {self.budget}: expected a positive number; 1 is the full study.")
 
     def what_decides(self) -> dict[str, Any]:
         """Return what may not change while a study goes on."""
@@ -66,7 +66,7 @@ class StudySettings:
         return facts | ({"extractor": self.extractor} if self.extractor != "pretrained" else {})
 
 
-def settle_config(name: str, settings: StudySettings, overrides: list[str]) -> RunConfig:
+def study_config(name: str, settings: StudySettings, overrides: list[str]) -> RunConfig:
     """Return the configuration `name` at the study's budget and with the study's paths.
 
     Args:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
-from simflow_plugin.files import write_text_atomically
 from simflow_plugin.studies.definitions import Study
 
 AGREEMENT = "class_agreement"
@@ -21,11 +19,6 @@ def distance_name(study: Study) -> str:
 def to_reconstructions_name(study: Study) -> str:
     """Return the metric of the distance to reconstructions of real images."""
     return f"fd_to_reconstructions_{study.suffix}"
-
-
-def write_table(path: Path, study: Study, document: dict[str, Any]) -> None:
-    """Write the table of what is measured so far."""
-    write_text_atomically(path, to_markdown(study, document))
 
 
 def to_markdown(study: Study, document: dict[str, Any]) -> str:
@@ -53,8 +46,8 @@ def to_markdown(study: Study, document: dict[str, Any]) -> str:
     head += ["steps (+ VAE's before)", "TFLOPs of training, VAE's included", "train s (+ VAE's before)"]
     if has_published:
         head += ["order here", "published", "order published"]
-    lines = [f"# {study.title}", "", _line(head), _line(["---"] * len(head))]
-    lines += [_line(row) for row in rows]
+    lines = [f"# {study.title}", "", table_line(head), table_line(["---"] * len(head))]
+    lines += [table_line(row) for row in rows]
     lines += ["", *_notes(study, document)]
     return "\n".join(lines) + "\n"
 
@@ -202,5 +195,6 @@ def _with_interval(value: float | None, interval: list[float] | None) -> str:
     return text if interval is None else f"{text} ({interval[0]:.1%} to {interval[1]:.1%})"
 
 
-def _line(cells: list[str]) -> str:
+def table_line(cells: list[str]) -> str:
+    """Return a row of a Markdown table."""
     return f"| {' | '.join(cells)} |"

@@ -29,28 +29,72 @@ class RunningMeans:
     A sum is three: of the finite values, of the steps whose value was not finite, and of the steps that had the term
     at all. So one bad step does not hide the others, the term at fault can be named, and a term that begins
     between two rows (the adversary's) is a mean over its own steps.
+
+    Scalars wait until one of their names comes again, or the step ends; then five kernels add all of them, however
+    many there are, each sum as if it were alone.
     """
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
+        self._waiting: dict[str, Tensor] = {}
+        self._share = 1.0
+        self._totals: dict[
+            tuple[str, ...], Tensor
+        ] = {}  # of names that come together, (2, names): finite, not
+        self._present: dict[str, float] = {}
         self.num_steps = 0
 
     def add_all(self, output: dict[str, Any], share: float) -> None:
         """Add the scalar tensors among `output`, each counting as `share` of a step."""
-        for name, value in output.items():
-            if isinstance(value, Tensor) and value.ndim == 0:
-                value = value.detach().float()
-                finite = torch.isfinite(value)
-                present = torch.ones_like(value)
-                sums = share * torch.stack([torch.where(finite, value, 0.0), (~finite).float(), present])
-                self._sums[name] = self._sums[name] + sums if name in self._sums else sums
+        scalars = {name: v for name, v in output.items() if isinstance(v, Tensor) and v.ndim == 0}
+        if share != self._share or not self._waiting.keys().isdisjoint(scalars):
+            self._add_waiting()
+        self._share = share
+        self._waiting |= {name: value.detach().float() for name, value in scalars.items()}
+        for name in scalars:
+            self._present[name] = self._present.get(name, 0.0) + share
+
+    def end_step(self) -> None:
+        """Add what waits, and count the step."""
+        self._add_waiting()
+        self.num_steps += 1
+
+    def _add_waiting(self) -> None:
+        if not self._waiting:
+            return
+        names = tuple(self._waiting)
+        values = torch.stack(list(self._waiting.values()))
+        finite = values.nan_to_num(0.0, 0.0, 0.0)
+        totals = self._totals_of(names, values)
+        totals[0].add_(finite, alpha=self._share)
+        totals[1].add_(values.ne(finite), alpha=self._share)
+        self._waiting = {}
+
+    def _totals_of(self, names: tuple[str, ...], like: Tensor) -> Tensor:
+        """Return the totals of names that come together, taken out of other company where they were in some."""
+        if names not in self._totals:
+            alone: dict[str, Tensor] = {}
+            for company in [key for key in self._totals if not set(key).isdisjoint(names)]:
+                alone |= dict(zip(company, self._totals.pop(company).unbind(1), strict=True))
+            zero = like.new_zeros(2)
+            joined = torch.stack([alone.pop(name, zero) for name in names], dim=1)
+            self._totals |= {(name,): total[:, None].clone() for name, total in alone.items()}
+            self._totals[names] = joined
+        return self._totals[names]
 
     def sums(self, accelerator: Accelerator) -> dict[str, Tensor]:
         """Return the sums by name, (3,) each, averaged over processes, which must all call it."""
-        if not self._sums:
+        self._add_waiting()
+        if not self._totals:
             return {}
-        names = sorted(self._sums)
-        stacked = accelerator.reduce(torch.stack([self._sums[name] for name in names]), reduction="mean")
+        columns = {
+            name: total
+            for names, totals in self._totals.items()
+            for name, total in zip(names, totals.unbind(1), strict=True)
+        }
+        names = sorted(columns)
+        totals = torch.stack([columns[name] for name in names])
+        present = totals.new_tensor([[self._present[name]] for name in names])
+        stacked = accelerator.reduce(torch.cat([totals, present], dim=1), reduction="mean")
         return dict(zip(names, stacked.unbind(), strict=True))
 
     def take_means(self, accelerator: Accelerator) -> Means:
@@ -64,7 +108,7 @@ class RunningMeans:
             values[name] = total / count if count > 1e-6 else None
             if bad > 0:
                 not_finite[name] = bad
-        self._sums, self.num_steps = {}, 0
+        self._totals, self._present, self.num_steps = {}, {}, 0
         return Means(values, not_finite)
 
     @staticmethod
@@ -82,11 +126,11 @@ class RunningMeans:
 
     def restore(self, sums: dict[str, Tensor], num_steps: int, device: torch.device) -> None:
         """Go on from sums that a checkpoint held."""
-        self._sums = {}
+        self._waiting, self._totals, self._present = {}, {}, {}
         for name, value in sums.items():
-            if len(value) == 2:  # of a version that took every term to be in every step
-                value = torch.cat([value, value.new_full((1,), num_steps)])
-            self._sums[name] = value.to(device).clone()
+            self._totals[(name,)] = value[:2, None].to(device, copy=True)
+            # Earlier versions took every term to be in every step, and kept two sums.
+            self._present[name] = float(value[2]) if len(value) == 3 else float(num_steps)
         self.num_steps = num_steps
 
 

@@ -12,26 +12,39 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from simflow_plugin.config.schema import Compilation
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.objective import layer_class_names
 
 
-def compile_layers(model: nn.Module | None) -> None:
+def compile_layers(model: nn.Module | None, options: bool | Compilation) -> None:
     """Compile the innermost repeated layers of `model` in place; parameter names stay as they are.
 
+    Args:
+        model: that trains.
+        options: `training.compile`; False compiles nothing.
     Raises:
         ConfigError: if there is nothing to compile.
     """
+    if not options:
+        return
     names = layer_class_names(model) if model is not None else []
     layers = (
         [module for module in model.modules() if type(module).__name__ in names] if model is not None else []
     )
     if not layers:
         raise ConfigError(
-            "training.compile: true compiles the repeated layers of a model, and this run has none. Set it to false."
+            "training.compile compiles the repeated layers of a model, and this run has none. Set it to false."
         )
+    mode = options.mode if isinstance(options, Compilation) else "default"
     for layer in layers:
-        layer.compile()
+        layer.compile(mode=mode)
+
+
+def begin_pass(options: bool | Compilation) -> None:
+    """Say that a forward pass begins, so that what CUDA graphs of the pass before hold may be overwritten."""
+    if options:
+        torch.compiler.cudagraph_mark_step_begin()
 
 
 @contextmanager

@@ -5,7 +5,6 @@ The alignment's encoder gives features, a frozen autoencoder the moments of q(z 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,11 +13,12 @@ from torch import Tensor, nn
 from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.contracts import Autoencoder, ImageDataset
 from simflow_plugin.data.disk_cache import cache_folder, tensors_digest
-from simflow_plugin.data.feature_cache import FeatureCache, build_cache, dataset_facts
+from simflow_plugin.data.feature_cache import CacheJob, FeatureCache, dataset_facts
 from simflow_plugin.data.loader import Batch
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.registry import Part
 from simflow_plugin.runs.parts import Parts
+from simflow_plugin.training.distributed.processes import Processes
 
 
 class FrozenNetworks:
@@ -28,7 +28,7 @@ class FrozenNetworks:
         parts: of the run, the autoencoder on the training device.
         config: resolved.
         dataset: the training split.
-        main_first: runs the building of a cache on the main process first, so that the others find it.
+        processes: of the run, which share the building of a cache.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class FrozenNetworks:
         parts: Parts,
         config: RunConfig,
         dataset: ImageDataset,
-        main_first: Callable[[Callable[[], FeatureCache]], FeatureCache],
+        processes: Processes,
     ) -> None:
         self._features: AlignmentFeatures | None = None
         self._moments: FeatureCache | None = None
@@ -44,10 +44,10 @@ class FrozenNetworks:
         if parts.encoder is not None and config.alignment is not None:
             encoder = parts.encoder.to(next(autoencoder.parameters()).device)
             cached = config.alignment.cache
-            cache = main_first(lambda: build_feature_cache(encoder, config, dataset)) if cached else None
+            cache = build_feature_cache(encoder, config, dataset, processes) if cached else None
             self._features = AlignmentFeatures(encoder, cache)
         if config.training.cache_latents:
-            self._moments = main_first(lambda: build_moment_cache(autoencoder, config, dataset))
+            self._moments = build_moment_cache(autoencoder, config, dataset, processes)
 
     def features(self, batch: Batch, images: Tensor) -> Tensor | None:
         """Return the alignment's features (B, N, F) of `images`, the batch's on the training device, or None."""
@@ -85,25 +85,31 @@ def _moved(values: Tensor, device: torch.device) -> Tensor:
     return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
 
 
-def build_feature_cache(encoder: nn.Module, config: RunConfig, dataset: ImageDataset) -> FeatureCache:
+def build_feature_cache(
+    encoder: nn.Module, config: RunConfig, dataset: ImageDataset, processes: Processes
+) -> FeatureCache:
     """Return the cache of the encoder's features of the training images, computing it if it is not there.
 
-    Kept in float16 under $SIMFLOW_DATA (or ~/.cache/simflow/data); mirrored images too where training mirrors. The
-    key holds a digest of the encoder's weights and of the data's files: a path alone would give a retrained encoder,
-    or another folder's file of that name, the features of the old one.
+    Each process computes its share, and an interrupted one goes on. Kept in float16 under $SIMFLOW_DATA (or
+    ~/.cache/simflow/data); mirrored images too where training mirrors. The key holds a digest of the encoder's weights
+    and of the data's files: a path alone would give a retrained encoder, or another folder's file of that name, the
+    features of the old one.
     """
     assert config.alignment is not None
     device = next(encoder.parameters()).device
-    return build_cache(
+    job = CacheJob(
         cache_folder() / "features",
         _facts(config, dataset, config.alignment.encoder, encoder),
         dataset,
         lambda images: encoder.encode(images.to(device)),  # type: ignore[operator]
         with_flips=config.training.horizontal_flip,
     )
+    return _built(job, processes)
 
 
-def build_moment_cache(autoencoder: Autoencoder, config: RunConfig, dataset: ImageDataset) -> FeatureCache:
+def build_moment_cache(
+    autoencoder: Autoencoder, config: RunConfig, dataset: ImageDataset, processes: Processes
+) -> FeatureCache:
     """Return the cache of a frozen encoder's moments of the training images, computing it if it is not there.
 
     Kept in float32, so that training sees what it would have computed; latents are drawn from them anew each step.
@@ -113,19 +119,27 @@ def build_moment_cache(autoencoder: Autoencoder, config: RunConfig, dataset: Ima
         ConfigError: if the autoencoder gives no moments.
     """
     device = next(autoencoder.parameters()).device
+    job = CacheJob(
+        cache_folder() / "moments",
+        _facts(config, dataset, config.autoencoder, autoencoder),
+        dataset,
+        lambda images: autoencoder.moments(images.to(device)),
+        with_flips=config.training.horizontal_flip,
+        dtype="float32",
+    )
     try:
-        return build_cache(
-            cache_folder() / "moments",
-            _facts(config, dataset, config.autoencoder, autoencoder),
-            dataset,
-            lambda images: autoencoder.moments(images.to(device)),
-            with_flips=config.training.horizontal_flip,
-            dtype="float32",
-        )
+        return _built(job, processes)
     except NotImplementedError as error:
         raise ConfigError(
             f"training.cache_latents: autoencoder `{config.autoencoder.name}`: {error}. Set it to false."
         ) from error
+
+
+def _built(job: CacheJob, processes: Processes) -> FeatureCache:
+    """Let every process compute its share; the main one puts the cache together, and the others open it."""
+    if processes.num_processes > 1:
+        processes.run_on_all(job.compute_share)
+    return processes.main_first(job.finish)
 
 
 def _facts(config: RunConfig, dataset: ImageDataset, part: Part, network: nn.Module) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+import typer
+
 RESUME_EXIT_STATUS = 75
 """EX_TEMPFAIL of sysexits.h: the run was interrupted and saved; run the same command again."""
 
@@ -43,3 +45,13 @@ def stop_on_signals() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def announced_stop() -> Iterator[None]:
+    """Within the block an end by a signal is announced, and has the exit status that asks for the same command."""
+    try:
+        yield
+    except Interrupted as interruption:
+        typer.echo(f"{interruption}. Saved: run the same command again to go on.", err=True)
+        raise typer.Exit(RESUME_EXIT_STATUS) from interruption

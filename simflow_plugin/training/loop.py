@@ -9,10 +9,8 @@ step (`simflow_plugin.randomness`), and the data order from the position in the 
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,26 +20,19 @@ from torch import Tensor
 from simflow_plugin.config.averages import PowerAverage
 from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.contracts import ImageDataset
-from simflow_plugin.data.changes import data_changes
 from simflow_plugin.data.loader import Batch, check_corrupt, make_loader
+from simflow_plugin.data.order import GlobalBatches
 from simflow_plugin.data.summary import content_digests
 from simflow_plugin.errors import TrainingError
 from simflow_plugin.files import is_disk_full
 from simflow_plugin.objective import JointInputs, layer_class_names
 from simflow_plugin.randomness import BatchRandom
-from simflow_plugin.runs.checkpoints import (
-    Checkpoint,
-    latest_checkpoint,
-    prune_checkpoints,
-    read_checkpoint,
-    save_checkpoint,
-)
-from simflow_plugin.runs.module_state import whole_tensors
 from simflow_plugin.runs.parts import Parts
-from simflow_plugin.runs.power_averages import snapshot_folder
 from simflow_plugin.runs.run_directory import RunDirectory
+from simflow_plugin.training.adversary import AdversaryTraining
 from simflow_plugin.training.averages import RunningMeans
-from simflow_plugin.training.compilation import compile_layers
+from simflow_plugin.training.checkpointing import Checkpointing
+from simflow_plugin.training.compilation import begin_pass, compile_layers
 from simflow_plugin.training.distributed.engine import TorchEngine
 from simflow_plugin.training.distributed.processes import (
     Processes,
@@ -52,13 +43,10 @@ from simflow_plugin.training.ema import WeightAverages, running_statistics
 from simflow_plugin.training.frozen_networks import FrozenNetworks
 from simflow_plugin.training.interrupts import Interrupted, StopRequest
 from simflow_plugin.training.optimizers import (
-    Clipping,
-    clip_and_step,
     learning_rate_ratio,
     learning_rates,
     make_optimizer,
     parameter_groups,
-    scale_loss,
     set_learning_rate,
 )
 from simflow_plugin.training.profiling import profiled
@@ -66,14 +54,11 @@ from simflow_plugin.training.progress import TrainingProgress
 from simflow_plugin.training.sample_grids import SampleGrids
 from simflow_plugin.training.snapshots import Snapshot
 from simflow_plugin.training.stability import (
-    ZERO_GRADIENT,
     BadSteps,
     FiniteStatistics,
     poison_if_not_finite,
 )
 from simflow_plugin.training.trackers import Tracker
-
-log = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -103,7 +88,7 @@ class Trainer:
         profile_steps: int = 0,
         shows_progress: bool = True,
     ) -> None:
-        self.engine = TorchEngine(accelerator, config)
+        self.engine = TorchEngine(accelerator, config.optimizer)
         self.config, self.run_directory, self.dataset = config, run, dataset
         self.accelerator, self.stop = accelerator, stop
         self.device = accelerator.device
@@ -111,14 +96,13 @@ class Trainer:
         self.shows_progress = shows_progress and accelerator.is_main_process
         self.processes = Processes(accelerator.num_processes)
         self.joint = synchronise_batch_norms(parts.joint.to(self.device), accelerator.num_processes)
-        self.frozen = FrozenNetworks(
-            parts, config, dataset, lambda work: self.processes.main_first(accelerator.is_main_process, work)
-        )
-        self.adversary = parts.adversary.to(self.device) if parts.adversary is not None else None
+        self.frozen = FrozenNetworks(parts, config, dataset, self.processes)
+        self.adversary: AdversaryTraining | None = None
+        if parts.adversary is not None:
+            self.adversary = AdversaryTraining(parts.adversary, self.engine, config.optimizer.max_grad_norm)
         self.joint.train()
         self.sample_grids = SampleGrids(config, run, self.joint, dataset, self.engine)
-        if config.training.compile:
-            compile_layers(self.joint.model)
+        compile_layers(self.joint.model, config.training.compile)
         trained: dict[str, torch.nn.Module] = {"autoencoder": self.joint.autoencoder}
         if self.joint.model is not None:
             trained["model"] = self.joint.model
@@ -132,26 +116,23 @@ class Trainer:
         self.averages = WeightAverages(
             self.engine.averaged(), config.training.ema, not self.joint.moves_autoencoder_by_alignment_only
         )
-        self.adversary_optimizer = self.adversary.make_optimizer() if self.adversary is not None else None
-        self.wrapped_adversary = self._wrap_adversary()
-        self._description = {
-            "num_classes": dataset.num_classes,
-            "class_names": dataset.class_names,
-            "num_images": len(dataset),
-            "content_digests": content_digests(dataset) if accelerator.is_main_process else [],
-            "feature_dim": None if parts.encoder is None else parts.encoder.feature_dim,
-            "autoencoder_options": self.joint.autoencoder.self_contained_options(),
-        }
         self.step = 0
         self.seconds = 0.0
         self.bad_steps = BadSteps(
             config.training.max_bad_steps, self.device, _parts_with_a_loss(config, trained)
         )
         self.statistics = FiniteStatistics(running_statistics(self.joint))
-        self._counts_before: dict[str, int] = {}
         # Images that could not be read: by this process, and since the last logged step by any.
         self.corrupt: set[int] = set()
         self.means = RunningMeans()
+        snapshot = Snapshot(self.engine, self.averages, self.adversary, self.means, self.bad_steps)
+        self.checkpoints = Checkpointing(
+            run,
+            config.training,
+            self.processes,
+            snapshot,
+            _description(parts, dataset, accelerator.is_main_process),
+        )
 
     # ------------------------------------------------------------------ the loop
 
@@ -164,7 +145,7 @@ class Trainer:
                 full.
         """
         try:
-            self._restore()
+            self._resume()
             tracker = None
             if self.accelerator.is_main_process:
                 tracker = Tracker(self.run_directory, self.config, self.step)
@@ -184,7 +165,7 @@ class Trainer:
                 raise
             raise TrainingError(
                 f"{self.run_directory.path}: the disk is full ({error}). The last good checkpoint is "
-                f"{self._last_checkpoint_name()}. Free some space and run the same command again."
+                f"{self.checkpoints.last_name()}. Free some space and run the same command again."
             ) from error
 
     def _run(
@@ -207,9 +188,9 @@ class Trainer:
                 if tracker is not None:
                     tracker.log(row)
                 progress.show(row)
-                self.bad_steps.check(bad_terms, self._last_checkpoint_name)
+                self.bad_steps.check(bad_terms, self.checkpoints.last_name)
             if isinstance(training.ema, PowerAverage) and self.step % training.ema.snapshot_every == 0:
-                self._save_averages()
+                self.checkpoints.save_averages(self.step)
             if self.step % training.sample_every == 0 or self.step == training.steps:
                 grid = self.sample_grids.save(self.step, self.joint, self.averages.main)
                 if tracker is not None and grid is not None:
@@ -218,13 +199,20 @@ class Trainer:
             if self.step % training.checkpoint_every == 0 or self.step == training.steps or stopping:
                 now = time.monotonic()
                 self.seconds, started = self.seconds + now - started, now
-                self._save()
+                self.checkpoints.save(self.step, self.seconds, self.corrupt)
             if stopping and self.step < training.steps:
                 raise Interrupted(
                     f"stopped by {self.stop.signal_name or 'another process'} after step {self.step}"
                 )
 
-        self.bad_steps.check_any_taken(self.step, self._last_checkpoint_name)
+        self.bad_steps.check_any_taken(self.step, self.checkpoints.last_name)
+
+    def _resume(self) -> None:
+        checkpoint = self.checkpoints.restore(self.dataset)
+        if checkpoint is not None:
+            self.statistics.mend()  # what the checkpoint held is what a bad step falls back on
+            self.step, self.seconds = checkpoint.step, float(checkpoint.state["seconds"])
+            self.corrupt.update(checkpoint.state.get("corrupt_images", []))
 
     def _synchronise(self) -> None:
         if self.device.type == "cuda":
@@ -234,16 +222,17 @@ class Trainer:
         config = self.config
         ratio = learning_rate_ratio(self.step, config.training.steps, config.optimizer)
         set_learning_rate(self.optimizer, ratio)
-        adversary = (
-            self.adversary if self.adversary is not None and self.adversary.is_active(self.step) else None
-        )
+        adversary = self.adversary
+        if adversary is not None and not adversary.loss.is_active(self.step):
+            adversary = None
         share = 1 / config.training.accumulation
         pairs = []
         for index in range(config.training.accumulation):
             batch = next(batches)
             images = batch.images.to(self.device, non_blocking=True)
+            begin_pass(config.training.compile)
             with self.engine.micro_batch(is_last=index == config.training.accumulation - 1):
-                output = self._forward(batch, images, adversary)
+                output = self._forward(batch, images, None if adversary is None else adversary.loss)
                 self.engine.backward(poison_if_not_finite(output["loss"]) * share)
             self.means.add_all(output, share)
             if adversary is not None and output["reconstruction"] is not None:
@@ -254,10 +243,11 @@ class Trainer:
         self.statistics.mend()
         self.averages.update(self.engine.averaged(), self.step)
         if adversary is not None:
-            self._adversary_step(pairs)
+            # Counted apart: the autoencoder and the model have learned from this step.
+            self.bad_steps.skipped_discriminator.update(adversary.step(pairs, self.means))
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.update()
-        self.means.num_steps += 1
+        self.means.end_step()
 
     def _forward(self, batch: Batch, images: Tensor, adversary: Any) -> dict[str, Any]:
         labels = (
@@ -275,50 +265,19 @@ class Trainer:
             )
             return self.wrapped(inputs, adversary)
 
-    # ------------------------------------------------------------------ the discriminator
-
-    def _wrap_adversary(self) -> torch.nn.Module | None:
-        """Average the discriminator's gradients over processes; it is small, and never sharded."""
-        if self.adversary is None or self.accelerator.num_processes == 1:
-            return self.adversary
-        devices = [self.device] if self.device.type == "cuda" else None
-        return torch.nn.parallel.DistributedDataParallel(
-            self.adversary, device_ids=devices, gradient_as_bucket_view=True
-        )
-
-    def _adversary_step(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
-        """Let the discriminator learn from (reconstruction, images)."""
-        assert self.wrapped_adversary is not None
-        assert self.adversary_optimizer is not None
-        share = 1 / len(pairs)
-        for reconstruction, images in pairs:
-            with self.engine.autocast():
-                terms = self.wrapped_adversary(reconstruction, images)
-            loss = poison_if_not_finite(terms["discriminator"]) * share
-            scale_loss(loss, self.accelerator.scaler).backward()
-            self.means.add_all(terms, share)
-        clipping = Clipping(self.config.optimizer.max_grad_norm)
-        outcome = clip_and_step(self.adversary_optimizer, clipping, self.accelerator.scaler)
-        self.means.add_all({"grad_norm_discriminator": outcome.norms["grad_norm"]}, 1.0)
-        # Apart from the run's own steps: the autoencoder and the model have learned from this one.
-        self.bad_steps.skipped_discriminator.update(outcome.finite)
-
     # ------------------------------------------------------------------ data and log
 
     def _loader(self) -> Any:
-        training = self.config.training
+        training, accelerator = self.config.training, self.accelerator
         return make_loader(
             self.dataset,
-            batch_size=training.batch_size,
-            seed=self.config.seed,
-            start_step=self.step,
-            num_steps=training.steps - self.step,
-            rank=self.accelerator.process_index,
-            world_size=self.accelerator.num_processes,
-            accumulation=training.accumulation,
-            horizontal_flip=training.horizontal_flip,
-            num_workers=training.num_workers,
-            corrupt=self.corrupt,
+            GlobalBatches(training.batch_size, accelerator.num_processes, training.accumulation),
+            self.config.seed,
+            range(self.step, training.steps),
+            accelerator.process_index,
+            training.horizontal_flip,
+            training.num_workers,
+            self.corrupt,
         )
 
     def _log_row(self, seconds: float, images_per_second: float) -> tuple[dict[str, Any], list[str]]:
@@ -331,108 +290,26 @@ class Trainer:
         check_corrupt(self.dataset, len(self.corrupt))
         row: dict[str, Any] = {"step": self.step, "seconds": round(seconds, 3), **means.values}
         row |= learning_rates(self.optimizer, default="model")
-        if self.adversary_optimizer is not None:
-            row |= learning_rates(self.adversary_optimizer, default="discriminator")
-        row |= {"images_per_second": round(images_per_second, 2), **self._bad_steps_row()}
+        if self.adversary is not None:
+            row |= learning_rates(self.adversary.optimizer, default="discriminator")
+        row |= {"images_per_second": round(images_per_second, 2), **self.bad_steps.log_row(self.step)}
         if self.corrupt:
             row["corrupt_images"] = len(self.corrupt)
         if means.not_finite:
             row["not_finite"] = means.not_finite
         return row, list(means.not_finite)
 
-    def _bad_steps_row(self) -> dict[str, int]:
-        """Return the counts of bad steps for the log; name the part whose gradients have newly been zero."""
-        counts = self.bad_steps.row()
-        for name, count in counts.items():
-            before = self._counts_before.get(name, 0)
-            if name.startswith(ZERO_GRADIENT) and count > before and self.accelerator.is_main_process:
-                part = name.removeprefix(ZERO_GRADIENT)
-                log.warning(
-                    "step %d: every gradient of the %s was exactly zero in %d steps since the last row of the log",
-                    self.step,
-                    part,
-                    count - before,
-                )
-        self._counts_before = counts
-        return counts
 
-    # ------------------------------------------------------------------ state
-
-    def _save(self) -> None:
-        """Write a checkpoint; every process learns whether that went well."""
-        snapshot = self._snapshot()
-        tensors = snapshot.tensors(self.accelerator)
-        state = {
-            "run_id": self.run_directory.run_id,
-            "seconds": self.seconds,
-            **snapshot.values(self.accelerator),
-            **self._description,
-        }
-        state["corrupt_images"] = sorted(self.processes.union(self.corrupt))
-        failure: Exception | None = None
-        if self.accelerator.is_main_process:
-            training, folder = self.config.training, self.run_directory.checkpoints
-            try:
-                self.run_directory.check_lock()
-                save_checkpoint(folder, self.step, tensors, state)
-                prune_checkpoints(folder, self.step, training.keep_checkpoints, training.keep_every)
-            except Exception as error:  # whatever it is, the other processes must not wait for ever
-                failure = error
-        announced = self.processes.announce(failure)
-        if announced is not None:
-            raise announced
-
-    def _save_averages(self) -> None:
-        """Keep the averages of this step for good, to make others of them; every process must call it."""
-        is_main = self.accelerator.is_main_process
-        tensors = {
-            name: whole_tensors(self.engine.gathered(average.state_dict()), is_main)
-            for name, average in self.averages.by_file.items()
-        }
-        folder = snapshot_folder(self.run_directory.path)
-        self.processes.run_on_main(
-            (lambda: save_checkpoint(folder, self.step, tensors, {})) if is_main else None
-        )
-
-    def _restore(self) -> None:
-        """Resume from the newest intact checkpoint, which the main process verifies."""
-        checkpoint: Checkpoint | None = None
-        found: Path | Exception | None = None
-        if self.accelerator.is_main_process:
-            try:
-                checkpoint = latest_checkpoint(self.run_directory.checkpoints)
-                if checkpoint is not None:
-                    self.run_directory.check_own(checkpoint)
-                for change in data_changes(checkpoint.state, self.dataset) if checkpoint else ():
-                    log.warning("%s: %s", self.run_directory.path, change)
-                self.run_directory.forget_metrics_after(checkpoint.step if checkpoint else 0)
-                found = checkpoint.path if checkpoint else None
-            except Exception as error:
-                found = error
-        found = self.processes.announce(found)
-        if isinstance(found, Exception):
-            raise found
-        if found is not None:
-            checkpoint = checkpoint or read_checkpoint(found)
-            self._snapshot().restore(checkpoint, self.accelerator)
-            self._counts_before = self.bad_steps.row()
-            self.statistics.mend()  # what the checkpoint held is what a bad step falls back on
-            self.step, self.seconds = checkpoint.step, float(checkpoint.state["seconds"])
-            self.corrupt.update(checkpoint.state.get("corrupt_images", []))
-
-    def _snapshot(self) -> Snapshot:
-        return Snapshot(
-            self.engine,
-            self.averages,
-            self.adversary,
-            self.adversary_optimizer,
-            self.means,
-            self.bad_steps,
-        )
-
-    def _last_checkpoint_name(self) -> str:
-        checkpoint = latest_checkpoint(self.run_directory.checkpoints)
-        return str(checkpoint.path) if checkpoint is not None else "(none yet)"
+def _description(parts: Parts, dataset: ImageDataset, is_main: bool) -> dict[str, Any]:
+    """Return facts of data and parts that a checkpoint keeps in `state.json`."""
+    return {
+        "num_classes": dataset.num_classes,
+        "class_names": dataset.class_names,
+        "num_images": len(dataset),
+        "content_digests": content_digests(dataset) if is_main else [],
+        "feature_dim": None if parts.encoder is None else parts.encoder.feature_dim,
+        "autoencoder_options": parts.joint.autoencoder.self_contained_options(),
+    }
 
 
 def _parts_with_a_loss(config: RunConfig, parts: Iterable[str]) -> list[str]:

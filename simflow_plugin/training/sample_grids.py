@@ -9,12 +9,15 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from simflow_plugin.config.schema import RunConfig
-from simflow_plugin.contracts import ImageDataset
+from simflow_plugin.contracts import GenerativeModel, ImageDataset
 from simflow_plugin.errors import EvaluationError
 from simflow_plugin.evaluation.drawing import ImageSampler, class_labels, grid_indices, to_uint8
 from simflow_plugin.evaluation.report.grids import save_image_grid, shortened_name
 from simflow_plugin.flow.sampling import release_graphs
 from simflow_plugin.objective import JointObjective
+from simflow_plugin.runs.autoguidance import chosen_guide, guided
+from simflow_plugin.runs.checkpoints import checkpoint_folders
+from simflow_plugin.runs.loaded_run import LoadedRun
 from simflow_plugin.runs.module_state import restore_module, whole_tensors
 from simflow_plugin.runs.run_directory import RunDirectory
 from simflow_plugin.runs.run_precision import Precision
@@ -49,6 +52,7 @@ class SampleGrids:
         self._config, self._run = config, run
         self._engine, self._accelerator = engine, engine.accelerator
         self._num_classes, self._class_names = dataset.num_classes, dataset.class_names or []
+        self._guide: LoadedRun | None = None
         # Sharded modules are gathered during `forward` only, and sampling calls other methods.
         self._twin = copy.deepcopy(joint).cpu() if engine.is_sharded else None
 
@@ -67,9 +71,8 @@ class SampleGrids:
         with self._averaged(joint, ema) as averaged, self._maybe_eager():
             if averaged is None or averaged.model is None:
                 return None
-            sampler = ImageSampler(
-                averaged.autoencoder, averaged.model, config.image_size, precision, config.sampling.guidance
-            )
+            model, weight = self._guided(averaged)
+            sampler = ImageSampler(averaged.autoencoder, model, config.image_size, precision, weight)
             try:
                 images = sampler.draw(indices, class_labels(indices, classes))
             except EvaluationError as error:
@@ -85,16 +88,35 @@ class SampleGrids:
         save_image_grid(by_class, path, columns, names)
         return path
 
+    def _guided(self, joint: JointObjective) -> tuple[GenerativeModel, float]:
+        """Return the model, guided by a weaker one where the configuration says so, and the guidance weight.
+
+        A guide that is a later checkpoint of this run is not there yet: until then grids are drawn without guidance.
+        """
+        config, model = self._config, joint.model
+        assert model is not None
+        choice = chosen_guide(config, self._run.path)
+        if choice is None:
+            return model, config.sampling.guidance
+        if self._guide is None:
+            steps = {folder.name for folder in checkpoint_folders(self._run.checkpoints)}
+            if choice.is_own and f"step_{choice.step:08d}" not in steps:
+                return model, 0.0
+            precision = Precision.of_training(config.training, self._accelerator.device.type)
+            self._guide = choice.load(self._accelerator.device, True, precision.name)
+        shape = joint.autoencoder.latent_shape(config.image_size)
+        return guided(model, shape, self._guide, choice), config.sampling.guidance
+
     def _maybe_eager(self) -> AbstractContextManager[None]:
         return eager() if self._config.training.compile else nullcontext()
 
     @contextmanager
     def _averaged(self, joint: JointObjective, ema: MovingAverage) -> Iterator[JointObjective | None]:
-        """Give the main process the averaged weights, whole and in eval mode, and the others None."""
+        """Give the main process the averaged weights, unsharded and in eval mode, and the others None."""
         is_main = self._accelerator.is_main_process
         if self._twin is not None:
-            state = whole_tensors(self._engine.weights(), is_main)
-            state |= whole_tensors(self._engine.gathered(ema.state_dict()), is_main)
+            state = whole_tensors(self._engine.joint.state_dict().items(), is_main)
+            state |= whole_tensors(ema.state_dict().items(), is_main)
             if is_main:
                 restore_module(self._twin, state, self._run.path)
                 yield self._twin.to(self._accelerator.device).eval()

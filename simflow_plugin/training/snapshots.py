@@ -11,9 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from simflow_plugin.errors import CheckpointError
 from simflow_plugin.runs.checkpoints import Checkpoint
@@ -25,6 +24,7 @@ from simflow_plugin.runs.module_state import (
     restore_optimizer,
     whole_tensors,
 )
+from simflow_plugin.training.adversary import AdversaryTraining
 from simflow_plugin.training.averages import RunningMeans
 from simflow_plugin.training.distributed.engine import TorchEngine
 from simflow_plugin.training.ema import WeightAverages
@@ -39,30 +39,30 @@ class Snapshot:
     Args:
         engine: of the joint objective and its optimizer.
         averages: of the joint objective's weights.
-        adversary: the discriminator with its losses, without a wrapper, or None.
-        adversary_optimizer: of the discriminator, or None.
+        adversary: the discriminator with its losses and its optimizer, or None.
         means: of the log.
         bad_steps: skipped steps and steps with zero gradients.
     """
 
     engine: TorchEngine
     averages: WeightAverages
-    adversary: nn.Module | None
-    adversary_optimizer: torch.optim.Optimizer | None
+    adversary: AdversaryTraining | None
     means: RunningMeans
     bad_steps: BadSteps
 
     def tensors(self, accelerator: Accelerator) -> dict[str, dict[str, Tensor]]:
         """Return all tensors on the main process, {} by name on the others; every process must call it."""
+        joint = self.engine.joint
         groups: dict[str, Iterable[tuple[str, Tensor]]] = {
-            "joint": self.engine.weights(),
-            **{name: self.engine.gathered(a.state_dict()) for name, a in self.averages.by_file.items()},
-            "optimizer": self.engine.optimizer_state(),
+            "joint": joint.state_dict().items(),
+            **{name: a.state_dict().items() for name, a in self.averages.by_file.items()},
+            "optimizer": optimizer_state(joint, self.engine.optimizer).items(),
             "log_sums": self.means.sums(accelerator).items(),
         }
-        if self.adversary is not None and self.adversary_optimizer is not None:
-            groups["adversary"] = self.adversary.state_dict().items()
-            groups["adversary_optimizer"] = optimizer_state(self.adversary, self.adversary_optimizer).items()
+        if self.adversary is not None:
+            loss, optimizer = self.adversary.loss, self.adversary.optimizer
+            groups["adversary"] = loss.state_dict().items()
+            groups["adversary_optimizer"] = optimizer_state(loss, optimizer).items()
         return {name: whole_tensors(group, accelerator.is_main_process) for name, group in groups.items()}
 
     def values(self, accelerator: Accelerator) -> dict[str, Any]:
@@ -88,19 +88,21 @@ class Snapshot:
         """
         path = checkpoint.path
         checkpoint.require("seconds", "skipped_steps", "skipped_in_a_row", "steps_since_log", "scaler")
-        fitting_tensors(dict(self.engine.weights()), checkpoint.tensors("joint"), str(path))
+        joint = self.engine.joint
+        fitting_tensors(joint.state_dict(), checkpoint.tensors("joint"), str(path))
         for name, average in self.averages.by_file.items():
             fitting_tensors(average.state_dict(), checkpoint.tensors(name), f"{path}/{name}")
-        self.engine.check_optimizer(checkpoint.tensors("optimizer"), f"{path}/optimizer")
+        check_optimizer(joint, self.engine.optimizer, checkpoint.tensors("optimizer"), f"{path}/optimizer")
         self.means.check(checkpoint.tensors("log_sums"), f"{path}/log_sums")
-        if self.adversary is not None and self.adversary_optimizer is not None:
+        if self.adversary is not None:
             if not checkpoint.has("adversary"):
                 raise CheckpointError(
                     f"{path}: holds no discriminator. Start a new run in another directory."
                 )
-            fitting_tensors(self.adversary.state_dict(), checkpoint.tensors("adversary"), f"{path}/adversary")
+            loss, optimizer = self.adversary.loss, self.adversary.optimizer
+            fitting_tensors(loss.state_dict(), checkpoint.tensors("adversary"), f"{path}/adversary")
             tensors = checkpoint.tensors("adversary_optimizer")
-            check_optimizer(self.adversary, self.adversary_optimizer, tensors, f"{path}/adversary_optimizer")
+            check_optimizer(loss, optimizer, tensors, f"{path}/adversary_optimizer")
 
     def restore(self, checkpoint: Checkpoint, accelerator: Accelerator) -> None:
         """Put back what `tensors` and `values` returned; nothing, unless all of it fits.
@@ -110,17 +112,19 @@ class Snapshot:
         """
         self.check(checkpoint)
         device, state = accelerator.device, checkpoint.state
-        self.engine.restore_weights(checkpoint.tensors("joint"), checkpoint.path)
+        joint, optimizer = self.engine.joint, self.engine.optimizer
+        restore_module(joint, checkpoint.tensors("joint"), checkpoint.path)
         for name, average in self.averages.by_file.items():
             held = checkpoint.tensors(name)
             known = {key: tensor for key, tensor in held.items() if key in average.state_dict()}
             fitted_state(average.state_dict(), known, f"{checkpoint.path}/{name}", error=CheckpointError)
             average.load_state_dict(self.engine.scattered(known))
-        self.engine.restore_optimizer(checkpoint.tensors("optimizer"), checkpoint.path)
-        if self.adversary is not None and self.adversary_optimizer is not None:
-            restore_module(self.adversary, checkpoint.tensors("adversary"), checkpoint.path)
+        restore_optimizer(joint, optimizer, checkpoint.tensors("optimizer"), checkpoint.path)
+        if self.adversary is not None:
+            loss, optimizer = self.adversary.loss, self.adversary.optimizer
+            restore_module(loss, checkpoint.tensors("adversary"), checkpoint.path)
             tensors = checkpoint.tensors("adversary_optimizer")
-            restore_optimizer(self.adversary, self.adversary_optimizer, tensors, checkpoint.path)
+            restore_optimizer(loss, optimizer, tensors, checkpoint.path)
         self.means.restore(checkpoint.tensors("log_sums"), int(state["steps_since_log"]), device)
         # Checkpoints of earlier versions count skipped steps only.
         earlier = {"skipped_steps": (int(state["skipped_steps"]), int(state["skipped_in_a_row"]))}

@@ -8,6 +8,7 @@ Counters and statistics live on the device: nothing here waits for it but `read`
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from simflow_plugin.errors import TrainingError
 from simflow_plugin.training.optimizers import StepOutcome
+
+log = logging.getLogger(__name__)
 
 ZERO_GRADIENT = "zero_gradient_steps_"
 """Prefix, before the part, of the name in the log."""
@@ -71,6 +74,7 @@ class BadSteps:
         self.skipped = BadStepCounter(limit, device)
         self.skipped_discriminator = BadStepCounter(limit, device)
         self.zero_gradient = {part: BadStepCounter(limit, device) for part in parts}
+        self._logged: dict[str, int] = {}
 
     def update(self, outcome: StepOutcome) -> None:
         """Count a step of the joint objective."""
@@ -84,6 +88,21 @@ class BadSteps:
         row = {name: total for name, (total, _) in self.read().items() if total > 0}
         return {"skipped_steps": 0, **row}
 
+    def log_row(self, step: int) -> dict[str, int]:
+        """Return `row`, and warn of the parts whose gradients have newly been zero; `step` is the number done."""
+        counts = self.row()
+        for name, count in counts.items():
+            new = count - self._logged.get(name, 0)
+            if name.startswith(ZERO_GRADIENT) and new > 0:
+                log.warning(
+                    "step %d: every gradient of the %s was exactly zero in %d steps since the last row of the log",
+                    step,
+                    name.removeprefix(ZERO_GRADIENT),
+                    new,
+                )
+        self._logged = counts
+        return counts
+
     def read(self) -> dict[str, tuple[int, int]]:
         """Return (in all, in a row now) by the name in the log; waits for the device."""
         return {name: counter.read() for name, counter in self._counters().items()}
@@ -93,6 +112,7 @@ class BadSteps:
         for name, counter in self._counters().items():
             total, in_a_row = counts.get(name, (0, 0))
             counter.restore(total, in_a_row)
+        self._logged = self.row()
 
     def check(self, bad_terms: Iterable[str], last_checkpoint: Callable[[], str]) -> None:
         """Stop the run if too many steps of one kind followed each other since the last check.

@@ -145,9 +145,8 @@ class Oracle:
 
     def _attention(self, name: str, hidden: Tensor) -> Tensor:
         inner = self._norm(f"{name}.norm", hidden)
-        query, key, value = (
-            self._conv(f"{name}.{part}", inner).flatten(2) for part in "qkv"
-        )  # (B, F, h * w)
+        # (B, F, h * w)
+        query, key, value = (self._conv(f"{name}.{part}", inner).flatten(2) for part in "qkv")
         weights = torch.softmax(query.mT @ key * query.shape[1] ** -0.5, dim=-1)  # (B, queries, keys)
         mixed = (weights @ value.mT).mT.unflatten(2, hidden.shape[2:])
         return hidden + self._conv(f"{name}.proj_out", mixed)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from typer.testing import CliRunner
 
 from simflow_plugin.cli.app import app
 from simflow_plugin.errors import ConfigError
+from tests.commands import simflow
 from tests.data.makers import class_folders
 from tests.third_party import MODEL_SOURCE
 
@@ -25,14 +25,6 @@ training: {steps: 4, batch_size: 8, log_every: 2, sample_every: 4, checkpoint_ev
 sampling: {guidance: 0.5, grid_per_class: 2}
 evaluation: {judge: digits, num_samples: 40, num_likelihood: 20}
 """
-
-
-def simflow(*arguments):
-    """Run `simflow ...` in this process; return (exit status, output)."""
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.output
 
 
 @pytest.fixture(scope="module")

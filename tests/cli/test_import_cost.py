@@ -46,7 +46,6 @@ def test_an_option_of_a_section_is_explained_without_the_parts():
     assert not modules_after("config", "explain", "training.steps") & {*HEAVY, "torch", "numpy"}
 
 
-def test_a_configuration_is_checked_without_the_packages_that_networks_need():
-    modules = modules_after("config", "show", "quickstart")
-    assert "torch" in modules  # parts declare their options beside their networks
-    assert not modules & {*HEAVY, "torch._dynamo", "torch._inductor", "torch.distributed.fsdp"}
+@pytest.mark.parametrize("arguments", [("config", "show", "quickstart"), ("fetch", "--list")])
+def test_a_configuration_is_checked_without_torch(arguments):
+    assert not modules_after(*arguments) & {*HEAVY, "torch", "numpy"}

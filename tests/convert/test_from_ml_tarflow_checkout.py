@@ -58,9 +58,8 @@ def test_forward_logdet_and_reverse_agree(
         assert largest(ours.noise, noise) < TOLERANCE
         volume = ours.logdet / images[0].numel() + 0.5 * model.var.log().mean()
         assert largest(volume, logdet.expand(3)) < TOLERANCE
-        labels = (
-            None if labels is None else labels.clamp(min=0)
-        )  # the peer's reverse takes no row without one
+        # The peer's reverse takes no row without one.
+        labels = None if labels is None else labels.clamp(min=0)
         for guidance, annealed in (
             [(0.0, False)] if labels is None else [(0.0, False), (1.3, False), (1.3, True)]
         ):

@@ -7,7 +7,7 @@ import torch
 from simflow_plugin.contracts import DataContext, Example
 from simflow_plugin.data.decoding import CorruptImage
 from simflow_plugin.data.digits import Digits
-from simflow_plugin.data.feature_cache import build_cache, dataset_facts, open_cache
+from simflow_plugin.data.feature_cache import CacheJob, dataset_facts, open_cache
 from simflow_plugin.errors import DataError
 
 
@@ -19,6 +19,10 @@ def digits():
 @pytest.fixture
 def facts(digits):
     return {**dataset_facts("digits", {}, digits, "test", 8), "encoder": "columns"}
+
+
+def build_cache(folder, facts, dataset, compute, **options):
+    return CacheJob(folder, facts, dataset, compute, **options).finish()
 
 
 def columns(images: torch.Tensor) -> torch.Tensor:
@@ -63,13 +67,55 @@ def test_other_facts_are_another_cache(tmp_path, digits, facts):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_interrupted_build_leaves_nothing(tmp_path, digits, facts):
-    def fail(images):
-        raise KeyboardInterrupt
+def test_interrupted_build_goes_on(tmp_path, digits, facts):
+    """Parts are of 16 batches; the one that was begun is computed again, the ones before it are not."""
+    seen = []
+
+    def fails_late(images):
+        seen.append(len(images))
+        if sum(seen) > 200:
+            raise KeyboardInterrupt
+        return columns(images)
 
     with pytest.raises(KeyboardInterrupt):
-        build_cache(tmp_path, facts, digits, fail)
-    assert list(tmp_path.iterdir()) == []
+        build_cache(tmp_path, facts, digits, fails_late, batch_size=5)
+    assert open_cache(tmp_path, CacheJob(tmp_path, facts, digits, columns).facts) is None
+
+    def counting(images):
+        seen.append(len(images))
+        return columns(images)
+
+    seen.clear()
+    cache = build_cache(tmp_path, facts, digits, counting, batch_size=5)
+    assert sum(seen) == len(digits) - 160
+    assert torch.allclose(cache.read(torch.tensor([0, 170])), columns(read_all(digits))[[0, 170]], atol=1e-3)
+    assert [path.name for path in tmp_path.iterdir()] == [cache.place.name]
+
+
+def test_processes_compute_a_share_each(tmp_path, digits, facts):
+    """In any order, and each image once; the values are those of one process."""
+    seen = []
+
+    def counting(images):
+        seen.append(len(images))
+        return columns(images)
+
+    job = CacheJob(tmp_path / "two", facts, digits, counting, batch_size=5)
+    for rank in (1, 0):
+        job.compute_share(rank, 2)
+    assert sum(seen) == len(digits)
+    shared = job.finish()
+    assert sum(seen) == len(digits)
+    alone = build_cache(tmp_path / "one", facts, digits, columns, batch_size=5)
+    assert np.array_equal(shared.values, alone.values)
+
+
+def test_torn_part_is_computed_again(tmp_path, digits, facts):
+    job = CacheJob(tmp_path, facts, digits, columns, batch_size=5)
+    job.compute_share(0, 1)
+    part = sorted(job.parts.folder.iterdir())[1]
+    part.write_bytes(part.read_bytes()[:-7])
+    assert np.isfinite(job.finish().values).all()
 
 
 def test_exchanged_facts_are_detected(tmp_path, digits, facts):

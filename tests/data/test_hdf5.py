@@ -9,6 +9,7 @@ from simflow_plugin.contracts import NO_LABEL, DataContext
 from simflow_plugin.data.decoding import CorruptImage
 from simflow_plugin.data.hdf5 import Hdf5Images
 from simflow_plugin.data.loader import make_loader
+from simflow_plugin.data.order import GlobalBatches
 from simflow_plugin.errors import DataError
 from tests.data.makers import CORRUPT, png, write_hdf5
 
@@ -45,8 +46,8 @@ def test_file_without_labels_is_unlabelled(tmp_path):
 def test_processes_read_on_their_own(twenty):
     dataset = load(twenty, test_share=0.2)
     dataset[0]
-    alone = [batch.images for batch in make_loader(dataset, 4, 0, 0, 4)]
-    helped = [batch.images for batch in make_loader(dataset, 4, 0, 0, 4, num_workers=2)]
+    alone = [batch.images for batch in make_loader(dataset, GlobalBatches(4), 0, range(4))]
+    helped = [batch.images for batch in make_loader(dataset, GlobalBatches(4), 0, range(4), num_workers=2)]
     assert all(torch.equal(a, b) for a, b in zip(alone, helped, strict=True))
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from simflow_plugin.contracts import DataContext
 from simflow_plugin.data.huggingface import HuggingFaceImages
+from simflow_plugin.data.order import GlobalBatches
 from simflow_plugin.errors import DataError
 from tests.data.makers import CORRUPT, png
 
@@ -41,7 +42,7 @@ def test_corrupt_cell_is_replaced(folder):
     from simflow_plugin.data.loader import make_loader
 
     train, test = load(folder, max_corrupt_share=1), load(folder, "test", max_corrupt_share=1)
-    loaders = [make_loader(dataset, len(dataset), 0, 0, 1) for dataset in (train, test)]
+    loaders = [make_loader(dataset, GlobalBatches(len(dataset)), 0, range(1)) for dataset in (train, test)]
     for loader in loaders:
         list(loader)
     assert sum(len(loader.corrupt) for loader in loaders) == 1

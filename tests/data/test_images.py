@@ -67,9 +67,8 @@ def test_oblong_crop_is_that_of_adm_up_to_rounding(shape):
 def test_crop_of_an_oblong_picture_costs_what_its_output_does():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert center_crop(picture(7, (65_000, 1)), 256).unique().tolist() == [7]
-    assert (
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
-    )  # KiB; scaled whole it takes 12 GB
+    # KiB; scaled whole it takes 12 GB.
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
 
 
 def test_resize_keeps_range_and_constant_images():

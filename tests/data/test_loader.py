@@ -6,7 +6,8 @@ import torch
 from simflow_plugin.contracts import DataContext
 from simflow_plugin.data.digits import Digits
 from simflow_plugin.data.image_folder import ImageFolder
-from simflow_plugin.data.loader import evaluation_batches, make_loader, measure_loader_speed
+from simflow_plugin.data.loader import evaluation_batches, make_loader
+from simflow_plugin.data.order import GlobalBatches
 from simflow_plugin.errors import DataError
 from tests.data.makers import CORRUPT, class_folders
 
@@ -36,7 +37,7 @@ def same(first, second) -> bool:
 
 
 def test_images_are_floats_in_minus_one_to_one(digits):
-    batch = next(iter(make_loader(digits, 32, 0, 0, 1)))
+    batch = next(iter(make_loader(digits, GlobalBatches(32), 0, range(1))))
     assert batch.images.dtype == torch.float32
     assert batch.images.shape == (32, 3, 8, 8)
     assert batch.images.min() == -1
@@ -44,40 +45,46 @@ def test_images_are_floats_in_minus_one_to_one(digits):
 
 
 def test_rows_are_the_images_that_indices_name(digits):
-    batch = next(iter(make_loader(digits, 16, 0, 3, 1)))
+    batch = next(iter(make_loader(digits, GlobalBatches(16), 0, range(3, 4))))
     expected = torch.stack([digits[i].image for i in batch.indices.tolist()])
     assert torch.equal(((batch.images + 1) * 127.5).round().to(torch.uint8), expected)
     assert torch.equal(batch.labels, digits.labels[batch.indices])
 
 
 def test_resumed_batches_are_bitwise_equal(digits):
-    whole = list(make_loader(digits, 64, 1, 0, 30, accumulation=2, horizontal_flip=True))
-    resumed = list(make_loader(digits, 64, 1, 21, 9, accumulation=2, horizontal_flip=True))
+    whole = list(make_loader(digits, GlobalBatches(64, accumulation=2), 1, range(30), horizontal_flip=True))
+    resumed = list(
+        make_loader(digits, GlobalBatches(64, accumulation=2), 1, range(21, 30), horizontal_flip=True)
+    )
     assert len(resumed) == 18
     assert all(same(a, b) for a, b in zip(whole[42:], resumed, strict=True))
 
 
 def test_workers_change_nothing(digits):
-    alone = list(make_loader(digits, 32, 1, 5, 6, horizontal_flip=True, num_workers=0))
-    helped = list(make_loader(digits, 32, 1, 5, 6, horizontal_flip=True, num_workers=2))
+    alone = list(make_loader(digits, GlobalBatches(32), 1, range(5, 11), horizontal_flip=True, num_workers=0))
+    helped = list(
+        make_loader(digits, GlobalBatches(32), 1, range(5, 11), horizontal_flip=True, num_workers=2)
+    )
     assert all(same(a, b) for a, b in zip(alone, helped, strict=True))
 
 
 @pytest.mark.parametrize(("world_size", "accumulation"), [(2, 1), (1, 2), (2, 2)])
 def test_processes_and_accumulation_see_the_same_global_batch(digits, world_size, accumulation):
-    whole = next(iter(make_loader(digits, 32, 1, 7, 1, horizontal_flip=True)))
+    whole = next(iter(make_loader(digits, GlobalBatches(32), 1, range(7, 8), horizontal_flip=True)))
     parts = [
         batch
         for rank in range(world_size)
-        for batch in make_loader(digits, 32, 1, 7, 1, rank, world_size, accumulation, horizontal_flip=True)
+        for batch in make_loader(
+            digits, GlobalBatches(32, world_size, accumulation), 1, range(7, 8), rank, horizontal_flip=True
+        )
     ]
     parts.sort(key=lambda batch: batch.offset)
     assert torch.equal(torch.cat([batch.images for batch in parts]), whole.images)
 
 
 def test_flips_mirror_about_half_of_the_images(digits):
-    plain = next(iter(make_loader(digits, 256, 0, 0, 1)))
-    mixed = next(iter(make_loader(digits, 256, 0, 0, 1, horizontal_flip=True)))
+    plain = next(iter(make_loader(digits, GlobalBatches(256), 0, range(1))))
+    mixed = next(iter(make_loader(digits, GlobalBatches(256), 0, range(1), horizontal_flip=True)))
     assert 0.4 < mixed.flipped.double().mean() < 0.6
     assert torch.equal(mixed.images[mixed.flipped], plain.images[mixed.flipped].flip(-1))
     assert torch.equal(mixed.images[~mixed.flipped], plain.images[~mixed.flipped])
@@ -85,14 +92,14 @@ def test_flips_mirror_about_half_of_the_images(digits):
 
 def test_iterating_leaves_the_global_generator_alone(digits):
     before = torch.random.get_rng_state()
-    list(make_loader(digits, 32, 0, 0, 2, num_workers=1))
+    list(make_loader(digits, GlobalBatches(32), 0, range(2), num_workers=1))
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_corrupt_image_is_replaced_counted_and_named_once(tmp_path, caplog):
     dataset = folder(tmp_path, {"a": 30}, max_corrupt_share=0.1)
     corrupt(dataset, 4)
-    loader = make_loader(dataset, len(dataset), 0, 0, 2)
+    loader = make_loader(dataset, GlobalBatches(len(dataset)), 0, range(2))
     with caplog.at_level(logging.WARNING):
         batches = list(loader)
     assert loader.corrupt == {4}
@@ -103,7 +110,10 @@ def test_corrupt_image_is_replaced_counted_and_named_once(tmp_path, caplog):
 def test_corrupt_images_are_replaced_alike_by_workers(tmp_path):
     dataset = folder(tmp_path, {"a": 20}, max_corrupt_share=0.5)
     corrupt(dataset, 0, 1, 7)
-    alone, helped = make_loader(dataset, 8, 0, 0, 6), make_loader(dataset, 8, 0, 0, 6, num_workers=2)
+    alone, helped = (
+        make_loader(dataset, GlobalBatches(8), 0, range(6)),
+        make_loader(dataset, GlobalBatches(8), 0, range(6), num_workers=2),
+    )
     assert all(same(a, b) for a, b in zip(alone, helped, strict=True))
     assert helped.corrupt == alone.corrupt == {0, 1, 7}
 
@@ -113,14 +123,14 @@ def test_too_many_corrupt_images_stop_the_run(tmp_path, num_workers):
     dataset = folder(tmp_path, {"a": 20})
     corrupt(dataset, *range(len(dataset)))
     with pytest.raises(DataError, match=r"corrupt, more than the 1 that data\.max_corrupt_share") as caught:
-        list(make_loader(dataset, 4, 0, 0, 2, num_workers=num_workers))
+        list(make_loader(dataset, GlobalBatches(4), 0, range(2), num_workers=num_workers))
     assert "Traceback" not in str(caught.value)
 
 
 def test_one_corrupt_image_does_not_stop_a_small_run(tmp_path):
     dataset = folder(tmp_path, {"a": 20})
     corrupt(dataset, 3)
-    loader = make_loader(dataset, 4, 0, 0, 10)
+    loader = make_loader(dataset, GlobalBatches(4), 0, range(10))
     assert len(list(loader)) == 10
     assert loader.corrupt == {3}
 
@@ -129,23 +139,23 @@ def test_share_of_zero_allows_no_corrupt_image(tmp_path):
     dataset = folder(tmp_path, {"a": 20}, max_corrupt_share=0)
     corrupt(dataset, 3)
     with pytest.raises(DataError, match="1 of 20 images are corrupt, more than the 0"):
-        list(make_loader(dataset, 4, 0, 0, 10))
+        list(make_loader(dataset, GlobalBatches(4), 0, range(10)))
 
 
 def test_share_is_of_all_images(tmp_path):
     dataset = folder(tmp_path, {"a": 220})
     corrupt(dataset, 3, 4)
-    assert len(list(make_loader(dataset, 16, 0, 0, 30))) == 30
+    assert len(list(make_loader(dataset, GlobalBatches(16), 0, range(30)))) == 30
     corrupt(dataset, 5)
     with pytest.raises(DataError, match=r"3 of \d+ images are corrupt, more than the 2"):
-        list(make_loader(dataset, 16, 0, 0, 30))
+        list(make_loader(dataset, GlobalBatches(16), 0, range(30)))
 
 
 def test_nothing_but_corrupt_images_stops_the_run_whatever_the_share(tmp_path):
     dataset = folder(tmp_path, {"a": 2}, max_corrupt_share=1)
     corrupt(dataset, *range(len(dataset)))
     with pytest.raises(DataError, match="are corrupt"):
-        list(make_loader(dataset, 1, 0, 0, 2))
+        list(make_loader(dataset, GlobalBatches(1), 0, range(2)))
 
 
 def test_evaluation_is_in_order_and_complete(digits):
@@ -163,7 +173,3 @@ def test_evaluation_leaves_corrupt_images_out(tmp_path):
     corrupt(dataset, 3)
     indices = torch.cat([batch.indices for batch in evaluation_batches(dataset, 6)]).tolist()
     assert indices == [i for i in range(len(dataset)) if i != 3]
-
-
-def test_speed_is_measured(digits):
-    assert measure_loader_speed(digits, 16, num_batches=3) > 0

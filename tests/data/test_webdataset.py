@@ -8,6 +8,7 @@ import torch
 
 from simflow_plugin.contracts import NO_LABEL, DataContext
 from simflow_plugin.data.loader import make_loader
+from simflow_plugin.data.order import GlobalBatches
 from simflow_plugin.data.tar_shards import expand_range
 from simflow_plugin.data.webdataset import WebDataset
 from simflow_plugin.errors import DataError
@@ -63,8 +64,8 @@ def test_missing_address_is_reported(shards):
 
 def test_resumed_order_is_bitwise_equal(shards):
     pattern = str(shards / "shards" / "*.tar")
-    whole = list(make_loader(load(shards, pattern), 4, 0, 0, 9))
-    resumed = list(make_loader(load(shards, pattern), 4, 0, 5, 4, num_workers=1))
+    whole = list(make_loader(load(shards, pattern), GlobalBatches(4), 0, range(9)))
+    resumed = list(make_loader(load(shards, pattern), GlobalBatches(4), 0, range(5, 9), num_workers=1))
     assert all(torch.equal(a.images, b.images) for a, b in zip(whole[5:], resumed, strict=True))
 
 
@@ -101,7 +102,9 @@ def test_labels_on_some_images_only_are_refused(tmp_path):
 def test_corrupt_image_is_replaced(tmp_path):
     samples = [(f"{v:03d}", {"png": CORRUPT if v == 3 else png(v)}) for v in range(30)]
     shard = str(write_shard(tmp_path / "a.tar", samples))
-    loader = make_loader(load(tmp_path, shard, max_corrupt_share=0.2, test_share=0.01), 30, 0, 0, 1)
+    loader = make_loader(
+        load(tmp_path, shard, max_corrupt_share=0.2, test_share=0.01), GlobalBatches(30), 0, range(1)
+    )
     list(loader)
     assert loader.corrupt == {3}
 

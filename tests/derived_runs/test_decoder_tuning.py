@@ -7,8 +7,8 @@ import torch
 
 from simflow_plugin.config.loading import config_from_source
 from simflow_plugin.config.yaml_source import YamlSource
-from simflow_plugin.derived_runs.decoder_tuning import decoder_config
-from simflow_plugin.derived_runs.parent import DerivedRun
+from simflow_plugin.derived_runs.decoder_tuning import decoder_values
+from simflow_plugin.derived_runs.parent import DerivedRun, derived_config
 from simflow_plugin.errors import ConfigError, WeightsError
 from simflow_plugin.evaluation.drawing import ImageSampler, class_labels
 from simflow_plugin.evaluation.flops import measure_run
@@ -27,7 +27,7 @@ def stages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stages")
     parent = make_run(folder / "parent")
     derived = DerivedRun(parent, RunDirectory(folder / "tuned"), overrides=OVERRIDES)
-    make_trainer(decoder_config(derived), folder / "tuned").train()
+    make_trainer(derived_config(derived, decoder_values), folder / "tuned").train()
     return parent, folder / "tuned"
 
 
@@ -75,7 +75,8 @@ def test_training_cost_leaves_the_frozen_model_out(loaded):
 
 
 def test_defaults_are_a_tenth_of_the_steps_with_an_adversary_that_fits(stages, tmp_path):
-    config = decoder_config(DerivedRun(stages[0], RunDirectory(tmp_path / "out"), overrides=OVERRIDES[1:2]))
+    derived = DerivedRun(stages[0], RunDirectory(tmp_path / "out"), overrides=OVERRIDES[1:2])
+    config = derived_config(derived, decoder_values)
     assert config.name == "tiny-decoder"
     assert config.training.steps == 1
     assert config.objective.adversarial["num_layers"] == 1
@@ -85,7 +86,7 @@ def test_defaults_are_a_tenth_of_the_steps_with_an_adversary_that_fits(stages, t
 
 def test_changed_weights_of_the_parent_are_refused(stages, tmp_path):
     derived = DerivedRun(stages[0], RunDirectory(tmp_path / "out"), overrides=OVERRIDES)
-    config = decoder_config(derived)
+    config = derived_config(derived, decoder_values)
     file = tmp_path / "out" / ".parent" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"\0")
     with pytest.raises(WeightsError, match=r"frozen_model\.weights: .*its SHA-256 is not .* new run"):

@@ -4,7 +4,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from simflow_plugin.diffusion.transformer import PUBLISHED_SIZES, AdaLNTransformer, BackboneOptions
+from simflow_plugin.diffusion.options import PUBLISHED_SIZES, BackboneOptions
+from simflow_plugin.diffusion.transformer import AdaLNTransformer
 from simflow_plugin.errors import ConfigError, ShapeError
 
 PUBLISHED_MILLIONS = {"S": 33, "B": 130, "L": 458, "XL": 675}

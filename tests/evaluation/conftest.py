@@ -1,6 +1,9 @@
 """Trained runs that the tests of evaluation, analysis and comparison share; none of them changes one."""
 
 import pytest
+import timm
+import torch
+from safetensors.torch import save_file
 
 from tests.evaluation.runs import make_run
 
@@ -27,3 +30,12 @@ def large_run(tmp_path_factory):
 def noisy_run(tmp_path_factory):
     """A STARFlow run: its flow is trained on latents with noise added."""
     return make_run(tmp_path_factory.mktemp("runs") / "noisy", "starflow")
+
+
+@pytest.fixture(scope="session")
+def vit(tmp_path_factory):
+    """A file with random weights of the smallest network that timm has."""
+    path = tmp_path_factory.mktemp("weights") / "vit.safetensors"
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_vit", pretrained=False).state_dict(), path)
+    return path

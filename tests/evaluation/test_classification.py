@@ -7,24 +7,18 @@ import pytest
 import torch
 
 import simflow_plugin
-from simflow_plugin.contracts import GenerativeModel
 from simflow_plugin.errors import EvaluationError
 from simflow_plugin.evaluation.classification import Classified, class_log_probs, measure_classification
 from simflow_plugin.evaluation.evaluator import RunEvaluator
 from simflow_plugin.evaluation.request import EvaluationRequest
 from simflow_plugin.runs.loaded_run import load_run
+from tests.training.toys import DensityOnly
 
 MEANS = torch.tensor([-1.0, 0.0, 2.0])
 
 
-class Gaussians(GenerativeModel):
+class Gaussians(DensityOnly):
     """p(z given y) = N(means[y], 1) in every dimension."""
-
-    def training_losses(self, latents, labels, features, random):
-        raise AssertionError
-
-    def sample(self, labels, shape, guidance, random):
-        raise AssertionError
 
     def log_prob(self, latents, labels):
         centred = latents.flatten(1) - MEANS[labels][:, None]
@@ -54,9 +48,8 @@ def test_accuracy_has_its_interval_and_every_image_a_row(tmp_path):
 
 
 def test_run_is_classified_with_the_likelihood_of_the_evaluation(flow_run, tmp_path):
-    shutil.copytree(
-        flow_run, tmp_path / "run"
-    )  # the evaluation is written into it, and other tests read the original
+    # The evaluation is written into it, and other tests read the original.
+    shutil.copytree(flow_run, tmp_path / "run")
     loaded = load_run(tmp_path / "run", "cpu")
     request = EvaluationRequest(("classification",), num_held_out=6, extractor=None, posterior_samples=1)
     evaluation = RunEvaluator(loaded, request).measure()

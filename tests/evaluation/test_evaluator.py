@@ -3,18 +3,18 @@
 import csv
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import timm
 import torch
-from safetensors.torch import save_file
 
 from simflow_plugin.data.loader import evaluation_batches
 from simflow_plugin.data.order import sample_rows
 from simflow_plugin.errors import CheckpointError, ConfigError, EvaluationError, WeightsError
 from simflow_plugin.evaluation.drawing import ImageSampler, to_uint8
 from simflow_plugin.evaluation.evaluator import RunEvaluator
+from simflow_plugin.evaluation.extractors import build_extractor
 from simflow_plugin.evaluation.report.metric_names import metrics_table
 from simflow_plugin.evaluation.request import EvaluationRequest
 from simflow_plugin.evaluation.result import read_evaluation
@@ -28,14 +28,6 @@ from tests.evaluation.runs import copy_run, make_run
 @pytest.fixture
 def run(flow_run, tmp_path):
     return copy_run(flow_run, tmp_path / "run")
-
-
-@pytest.fixture(scope="module")
-def vit(tmp_path_factory):
-    path = tmp_path_factory.mktemp("weights") / "vit.safetensors"
-    torch.manual_seed(0)
-    save_file(timm.create_model("test_vit", pretrained=False).state_dict(), path)
-    return path
 
 
 def request(**changes):
@@ -156,7 +148,7 @@ def test_cached_features_of_real_images_are_of_these_images(vit, monkeypatch, tm
         data = {"name": "image_folder", "root": "data", "test_share": 0.5}
         run = make_run(tmp_path / name / "run", data=data, evaluation={"judge": "none", "num_samples": 0})
         evaluator = RunEvaluator(load_run(run, "cpu"), request(extractor="timm:test_vit", weights=vit))
-        features.append(evaluator._real_features(evaluator.test, "test", len(evaluator.test)).pooled)
+        features.append(evaluator._real_features(evaluator.extractor).read().pooled)
     assert not torch.allclose(features[0], features[1])
 
 
@@ -213,7 +205,9 @@ def test_notes_of_an_earlier_part_stay_with_its_numbers(run):
 
 def test_training_split_as_reference_is_said(run, vit, monkeypatch):
     few = torch.randint(0, 256, (8, 3, 8, 8), dtype=torch.uint8)
-    monkeypatch.setattr(RunEvaluator, "_real_features", lambda self, *_: self.extractor(few))
+    few_real = SimpleNamespace(make_missing=lambda *_: None)
+    monkeypatch.setattr(RunEvaluator, "_real_features", lambda self, extractor: few_real)
+    few_real.read = lambda: build_extractor("timm:test_vit", vit)(few)
     changes = {"parts": ("generation",), "reference": "train", "extractor": "timm:test_vit", "weights": vit}
     assert "training split" in evaluate(run, **changes).metrics["fd_test_vit"].warning
 

@@ -65,17 +65,18 @@ def test_uncached_inception_weights_name_file_option_and_address(tmp_path, monke
         find_extractor_weights("inception", None)
 
 
-def test_file_with_other_weights_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (torch.zeros(1), "not the weights of the extractor `inception`"),
+        (pytest.raises, "more than tensors"),
+    ],
+    ids=["weights", "code"],
+)
+def test_file_with_something_else_is_refused(tmp_path, content, message):
     path = tmp_path / "other.pth"
-    torch.save({"a": torch.zeros(1)}, path)
-    with pytest.raises(WeightsError, match="not the weights of the extractor `inception`"):
-        build_extractor("inception", path)
-
-
-def test_file_with_code_is_refused(tmp_path):
-    path = tmp_path / "evil.pth"
-    torch.save({"a": pytest.raises}, path)
-    with pytest.raises(WeightsError, match="more than tensors"):
+    torch.save({"a": content}, path)
+    with pytest.raises(WeightsError, match=message):
         build_extractor("inception", path)
 
 

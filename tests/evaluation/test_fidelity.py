@@ -11,7 +11,6 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from simflow_plugin.errors import EvaluationError
 from simflow_plugin.evaluation.extractors import Extractor, ImageFeatures
 from simflow_plugin.evaluation.fidelity import (
-    cached_features,
     extract,
     few_samples_warning,
     fidelity,
@@ -126,38 +125,3 @@ def test_features_do_not_depend_on_the_batches():
     images = torch.randint(0, 256, (7, 3, 8, 8), dtype=torch.uint8)
     whole, parts = extract(toy(), [images]), extract(toy(), images.split(3))
     torch.testing.assert_close(whole.pooled, parts.pooled, rtol=1e-4, atol=1e-5)
-
-
-def test_cache_is_keyed_by_data_and_weights(tmp_path):
-    calls = []
-
-    def compute():
-        calls.append(1)
-        return ImageFeatures(normal(3))
-
-    for facts, digest in (
-        ({"split": "test"}, "a"),
-        ({"split": "test"}, "a"),
-        ({"split": "train"}, "a"),
-        ({"split": "test"}, "b"),
-    ):
-        cached_features(facts, toy(digest=digest), compute, tmp_path)
-    assert len(calls) == 3
-
-
-def test_torn_cache_is_made_again(tmp_path):
-    for _ in range(2):
-        found = cached_features({}, toy(), lambda: ImageFeatures(normal(3)), tmp_path)
-        torch.testing.assert_close(found.pooled, normal(3))
-        next(tmp_path.iterdir()).write_bytes(b"torn")
-
-
-def test_flipped_bit_in_cached_features_is_noticed(tmp_path, caplog):
-    cached_features({}, toy(), lambda: ImageFeatures(normal(3)), tmp_path)
-    (file,) = tmp_path.iterdir()
-    content = bytearray(file.read_bytes())
-    content[-3] ^= 1
-    file.write_bytes(content)
-    found = cached_features({}, toy(), lambda: ImageFeatures(normal(3)), tmp_path)
-    assert torch.equal(found.pooled, normal(3))
-    assert "its content does not match its checksum" in caplog.text

@@ -5,13 +5,9 @@ import zipfile
 
 import numpy as np
 import pytest
-import timm
 import torch
 from PIL import Image
-from safetensors.torch import save_file
-from typer.testing import CliRunner
 
-from simflow_plugin.cli.app import app
 from simflow_plugin.errors import EvaluationError
 from simflow_plugin.evaluation.extractors import build_extractor
 from simflow_plugin.evaluation.feature_statistics import FeatureStatistics, read_statistics
@@ -19,6 +15,7 @@ from simflow_plugin.evaluation.fidelity import frechet_distance
 from simflow_plugin.evaluation.file_evaluation import evaluate_files, open_reference
 from simflow_plugin.evaluation.frechet_check import check_frechet
 from simflow_plugin.evaluation.image_sets import open_images
+from tests.commands import simflow
 
 EXTRACTOR = "timm:test_vit"
 
@@ -37,21 +34,6 @@ def folder_of(images, folder):
     for index, image in enumerate(images):
         Image.fromarray(image).save(folder / ("inner" if index % 2 else "") / f"{index:03d}.png")
     return folder
-
-
-def simflow(*arguments):
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.output
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    path = tmp_path_factory.mktemp("weights") / "vit.safetensors"
-    torch.manual_seed(0)
-    save_file(timm.create_model("test_vit", pretrained=False).state_dict(), path)
-    return path
 
 
 def test_folder_and_npz_hold_the_same_images(tmp_path):
@@ -139,10 +121,10 @@ def test_statistics_that_are_none_are_refused(tmp_path):
         read_statistics(tmp_path / "a.pt")
 
 
-def test_written_statistics_give_the_distance_to_the_images_themselves(tmp_path, weights):
+def test_written_statistics_give_the_distance_to_the_images_themselves(tmp_path, vit):
     samples, real = tmp_path / "samples.npz", folder_of(pixels(24, seed=1), tmp_path / "real")
     np.savez(samples, arr_0=pixels(20))
-    common = ("--extractor", EXTRACTOR, "--weights", weights)
+    common = ("--extractor", EXTRACTOR, "--weights", vit)
     status, output = simflow("statistics", real, "--out", tmp_path / "real.npz", *common)
     assert status == 0, output
     numbers = []
@@ -162,9 +144,9 @@ def test_written_statistics_give_the_distance_to_the_images_themselves(tmp_path,
     assert "20 images of samples.npz" in to_statistics["fd_test_vit"]["on"]
 
 
-def test_reference_of_images_and_statistics_uses_both(tmp_path, weights):
+def test_reference_of_images_and_statistics_uses_both(tmp_path, vit):
     """ADM's reference batches hold 10,000 images, and statistics of all of the training set."""
-    extractor = build_extractor(EXTRACTOR, weights)
+    extractor = build_extractor(EXTRACTOR, vit)
     np.savez(tmp_path / "samples.npz", arr_0=pixels(12))
     samples = open_images(tmp_path / "samples.npz", "--samples")
     dims = extractor(torch.zeros(2, 3, 16, 16, dtype=torch.uint8)).pooled.shape[1]
@@ -178,8 +160,8 @@ def test_reference_of_images_and_statistics_uses_both(tmp_path, weights):
     assert any("its 9 images" in note for note in found.notes)
 
 
-def test_statistics_of_other_features_are_refused(tmp_path, weights):
-    extractor = build_extractor(EXTRACTOR, weights)
+def test_statistics_of_other_features_are_refused(tmp_path, vit):
+    extractor = build_extractor(EXTRACTOR, vit)
     mean, covariance = moments()
     np.savez(tmp_path / "unsaid.npz", mu=mean, sigma=covariance)
     with pytest.raises(EvaluationError, match=r"unsaid\.npz: .*`inception` \(the file names no extractor"):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from simflow_plugin.errors import EvaluationError
-from simflow_plugin.evaluation.flow_diagnostics import diagnose_flow, flow_of, jacobi_iterations
+from simflow_plugin.evaluation.flow_diagnostics import diagnose_flow, jacobi_iterations
 from simflow_plugin.flow import FlowArchitecture, FlowConfig, TransformerFlow
 from tests.training.toys import LinearModel
 
@@ -61,4 +61,4 @@ def test_one_image_is_refused():
 
 
 def test_models_without_a_flow_have_none():
-    assert flow_of(LinearModel()) is None
+    assert LinearModel().token_flow() is None

@@ -33,9 +33,8 @@ def test_same_seed_gives_the_same_interval():
 def test_two_seeds_have_student_interval():
     found = repeated([1.0, 3.0])
     assert found.value == 2.0
-    assert found.high - found.value == pytest.approx(
-        12.7062, rel=1e-4
-    )  # t(0.975, 1) times the standard error, 1
+    # t(0.975, 1) times the standard error, 1.
+    assert found.high - found.value == pytest.approx(12.7062, rel=1e-4)
 
 
 def test_share_of_all_has_an_interval_below_one():

@@ -9,7 +9,6 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from simflow_plugin.contracts import GenerativeModel
 from simflow_plugin.errors import EvaluationError
 from simflow_plugin.evaluation.likelihood import (
     ReconstructionLikelihood,
@@ -21,22 +20,9 @@ from simflow_plugin.evaluation.likelihood import (
 )
 from simflow_plugin.posteriors.gaussian import FixedVariancePosterior
 from simflow_plugin.randomness import IndexedRandom
-from tests.training.toys import LinearAutoencoder, LinearModel
+from tests.training.toys import LinearAutoencoder, LinearModel, StandardNormal
 
 LEVELS = torch.arange(256, dtype=torch.float64) / 127.5 - 1
-
-
-class StandardNormal(GenerativeModel):
-    """p(z) = N(0, I)."""
-
-    def training_losses(self, latents, labels, features, random):
-        raise AssertionError
-
-    def sample(self, labels, shape, guidance, random):
-        raise AssertionError
-
-    def log_prob(self, latents, labels):
-        return -0.5 * (latents.square() + math.log(2 * math.pi)).flatten(1).sum(1)
 
 
 def identity_autoencoder(std=0.5):

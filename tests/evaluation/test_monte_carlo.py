@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from simflow_plugin.contracts import Autoencoder, GenerativeModel
+from simflow_plugin.contracts import Autoencoder
 from simflow_plugin.evaluation.likelihood import (
     ReconstructionLikelihood,
     Scorer,
@@ -24,23 +24,13 @@ from simflow_plugin.evaluation.monte_carlo import (
 )
 from simflow_plugin.posteriors.gaussian import FixedVariancePosterior, LearnedVariancePosterior
 from simflow_plugin.randomness import IndexedRandom
+from tests.training.toys import StandardNormal
 
 COUNT, SHAPE = 96, (3, 2, 2)
 LATENT_DIMS = math.prod(SHAPE)
 PIXEL_STD = 0.3
 """x = z + PIXEL_STD * noise with z ~ N(0, 1)."""
 TRUE_VARIANCE = 1 / (1 + 1 / PIXEL_STD**2)
-
-
-class StandardNormal(GenerativeModel):
-    def training_losses(self, latents, labels, features, random):
-        raise AssertionError
-
-    def sample(self, labels, shape, guidance, random):
-        raise AssertionError
-
-    def log_prob(self, latents, labels):
-        return -0.5 * (latents.double().square() + math.log(2 * math.pi)).flatten(1).sum(1)
 
 
 class ShrinkingAutoencoder(Autoencoder):
@@ -88,9 +78,8 @@ def exact_latent_log_prob(images, autoencoder):
 @pytest.fixture(scope="module")
 def images():
     levels = torch.arange(256) / 127.5 - 1
-    return levels[
-        torch.randint(96, 160, (COUNT, *SHAPE), generator=torch.Generator().manual_seed(0))
-    ]  # far from the ends, whose levels hold a tail
+    # Far from the ends, whose levels hold a tail.
+    return levels[torch.randint(96, 160, (COUNT, *SHAPE), generator=torch.Generator().manual_seed(0))]
 
 
 def score(images, autoencoder, control, num_samples=16, seed=0):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from simflow_plugin.contracts import NO_LABEL
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.flow import TransformerFlow
 from simflow_plugin.flow.sampling import Jacobi
@@ -51,6 +52,25 @@ def test_a_flow_guided_by_itself_is_itself(rule: str) -> None:
     noise, condition = inputs_for(flow)
     plain = flow.inverse(noise, **condition)
     torch.testing.assert_close(sample(flow, flow, 2.0, guidance_rule=rule), plain, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("rule", ["starflow", "linear", "linear_sigma"])
+def test_a_guide_without_labels_gives_classifier_free_guidance(rule: str) -> None:
+    """The guide is the flow that sees no label: its null embedding moves into the bias of the input."""
+    options = {"class_conditioning": "add", "conditional_blocks": "deep"}
+    flow = build_flow(num_classes=3, **options)
+    guide = build_flow(**options)
+    state = dict(flow.state_dict())
+    last = f"blocks.{len(flow.blocks) - 1}"
+    embedding = flow.deep_block.embed_condition(torch.tensor([NO_LABEL])).added
+    assert embedding is not None
+    state[f"{last}.proj_in.bias"] = state[f"{last}.proj_in.bias"] + embedding.flatten()
+    guide.load_state_dict({key: value for key, value in state.items() if ".condition." not in key})
+    noise, condition = inputs_for(flow)
+    expected = flow.inverse(noise, **condition, guidance=1.5, guidance_rule=rule)
+    for method in METHODS.values():
+        sampled = sample(flow, guide, 1.5, guidance_rule=rule, method=method)
+        torch.testing.assert_close(sampled, expected, rtol=0, atol=1e-9)
 
 
 def test_weight_zero_asks_the_guide_nothing() -> None:

@@ -147,8 +147,8 @@ def test_unlabelled_rows_are_not_changed_by_guidance() -> None:
     assert float((guided[:-1] - plain[:-1]).abs().max()) > 1e-4
 
 
-@pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf")])
-def test_bad_weight_is_refused(weight: float) -> None:
+@pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf"), "1", None, 1e39])
+def test_weight_that_is_no_number_of_float32_above_zero_is_refused(weight: object) -> None:
     flow = build_flow(num_classes=3)
     noise, condition = inputs_for(flow)
     with pytest.raises(ShapeError, match="guidance: found"):
@@ -194,11 +194,3 @@ def test_guidance_that_reaches_no_conditional_block_is_refused(where: dict) -> N
     with pytest.raises(ConfigError, match="guidance 2 has no effect; conditional blocks: 3"):
         flow.inverse(noise, **condition, guidance=2.0, guidance_rule=rule)
     flow.inverse(noise, **condition, guidance=0.0, guidance_rule=rule)
-
-
-@pytest.mark.parametrize("weight", ["1", None, 1e39])
-def test_weight_that_is_no_number_of_float32_is_refused(weight: object) -> None:
-    flow = build_flow(num_classes=3)
-    noise, condition = inputs_for(flow)
-    with pytest.raises(ShapeError, match="guidance: found"):
-        flow.inverse(noise, **condition, guidance=weight)

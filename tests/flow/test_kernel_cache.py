@@ -210,9 +210,8 @@ def test_library_without_a_function_falls_back_to_torch_in_one_line(
     subprocess.run([*real, "-x", "c", "-shared", "-fPIC", str(source), "-o", str(other)], check=True)
     os.environ["CXX"] = str(fake.script)
     fake.write("", other)
-    with caplog.at_level(
-        logging.WARNING, logger="simflow_plugin"
-    ):  # a run before may have lowered it to INFO
+    # A run before may have lowered it to INFO.
+    with caplog.at_level(logging.WARNING, logger="simflow_plugin"):
         assert library.find_library.__wrapped__() is None
     (message,) = caplog.messages
     assert "torch alone" in message

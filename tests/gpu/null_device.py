@@ -4,7 +4,9 @@
 
 It takes the place, by LD_PRELOAD, of the functions of libcudart, cuBLAS and libcuda that torch calls. So waits for the
 device, copies of unpinned memory, tensors on the wrong device, kernels outside a capture, growth of memory and numbers
-of launches can be tested. Numbers cannot: what no kernel wrote is garbage. cuDNN is off, and NCCL is not covered.
+of launches can be tested. Numbers cannot: what no kernel wrote is what lay in that memory before, and garbage that is
+read as a size asks for gigabytes. Whole runs, which read numbers, get fresh memory instead, where it is zero. cuDNN is
+off, and NCCL is not covered.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,7 +26,8 @@ SOURCES = Path(__file__).parent / "null_cuda"
 WRITTEN_FOR = "13"
 """Major version of CUDA whose functions, as torch calls them, are there."""
 
-MOST_MEMORY_KIB = 10 * 2**20
+MOST_MEMORY_KIB = 14 * 2**20
+"""Address space of a process of tests: what no kernel wrote is garbage, and a garbage size may ask for everything."""
 
 
 def include_folders() -> list[Path] | None:
@@ -67,8 +71,18 @@ def build(folder: Path) -> None:
         subprocess.run([compiler, *flags, *files], check=True)
 
 
-def environment(folder: Path, capability: int = 90, devices: int = 1) -> dict[str, str]:
-    """Return the environment of a process that sees `devices` null devices of that compute capability."""
+def environment(
+    folder: Path, capability: int = 90, devices: int = 1, reuses_memory: bool = True
+) -> dict[str, str]:
+    """Return the environment of a process on the null device.
+
+    Args:
+        folder: of the device's libraries.
+        capability: that it claims, ten times the version.
+        devices: that there seem to be.
+        reuses_memory: False gives every tensor memory of its own, fresh from the system and so zeros: what kernels
+            would have written is then 0 or False, in every run the same. torch counts no memory then.
+    """
     paths = [str(folder), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
     return {
         **os.environ,
@@ -77,10 +91,11 @@ def environment(folder: Path, capability: int = 90, devices: int = 1) -> dict[st
         "NULL_CUDA_CAPABILITY": str(capability),
         "NULL_CUDA_DEVICES": str(devices),
         "OMP_NUM_THREADS": "1",
+        **({} if reuses_memory else {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}),
     }
 
 
-def run_tests(folder: Path, *arguments: str, **device: int) -> subprocess.CompletedProcess[str]:
+def run_tests(folder: Path, *arguments: str, **device: Any) -> subprocess.CompletedProcess[str]:
     """Run pytest on the null device."""
     options = [
         "-o",
@@ -93,12 +108,15 @@ def run_tests(folder: Path, *arguments: str, **device: int) -> subprocess.Comple
         "no:xdist",
         "-rs",
     ]
-    # What no kernel wrote is garbage, and a garbage size may ask for all memory of the machine.
-    limited = ["sh", "-c", f'ulimit -d {MOST_MEMORY_KIB} && exec "$0" "$@"']
-    command = [*limited, sys.executable, "-m", "pytest", *options, *arguments]
+    command = [*limited(), sys.executable, "-m", "pytest", *options, *arguments]
     return subprocess.run(
         command, env=environment(folder, **device), text=True, capture_output=True, timeout=600, check=False
     )
+
+
+def limited() -> list[str]:
+    """Return what goes before a command to bound its address space."""
+    return ["sh", "-c", f'ulimit -v {MOST_MEMORY_KIB} && exec "$0" "$@"']
 
 
 def _is_right_runtime(folder: Path) -> bool:

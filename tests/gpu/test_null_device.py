@@ -1,6 +1,5 @@
 """The tests of `tests/gpu/cuda` on the null CUDA device, in processes of their own."""
 
-import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,8 +9,8 @@ import torch
 from tests.gpu import null_device
 
 FOLDER = Path(__file__).parent / "cuda"
-WHOLE_RUNS = "SIMFLOW_NULL_CUDA_RUNS"
-"""Set it to run whole training runs too. They read numbers that no kernel wrote, and fail now and then for that."""
+READS_NUMBERS = ("test_runs.py", "test_processes.py")
+"""Files whose runs read numbers that no kernel wrote: they get memory that is zero."""
 pytestmark = [
     pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu/cuda runs on the real device itself"),
     pytest.mark.skipif(null_device.why_not() is not None, reason=str(null_device.why_not())),
@@ -30,17 +29,19 @@ def sessions():
     """Return (file, compute capability) of every session; the choice of attention depends on the capability."""
     files = sorted(path.name for path in FOLDER.glob("test_*.py"))
     without = pytest.mark.skipif(find_spec("xformers") is None, reason="xformers is not installed")
-    runs = pytest.mark.skipif(WHOLE_RUNS not in os.environ, reason=f"set {WHOLE_RUNS}=1 to run it")
     for file in files:
         if file != "test_xformers.py":
-            yield pytest.param(file, 90, id=file, marks=[runs] if file == "test_runs.py" else [])
+            yield pytest.param(file, 90, id=file)
     for capability in (80, 90, 100):
         yield pytest.param("test_xformers.py", capability, id=f"test_xformers.py-{capability}", marks=without)
 
 
 @pytest.mark.parametrize(("file", "capability"), sessions())
 def test_file_passes_on_null_device(file, capability, built):
-    result = null_device.run_tests(built, str(FOLDER / file), capability=capability, devices=2)
+    fresh = file in READS_NUMBERS
+    result = null_device.run_tests(
+        built, str(FOLDER / file), capability=capability, devices=2, reuses_memory=not fresh
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     assert " passed" in result.stdout
     assert "no CUDA device" not in result.stdout

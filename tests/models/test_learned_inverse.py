@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -14,9 +15,12 @@ from simflow_plugin.contracts import ModelContext
 from simflow_plugin.convert.saved import save_converted
 from simflow_plugin.errors import ConfigError, WeightsError
 from simflow_plugin.evaluation.drawing import ImageSampler
+from simflow_plugin.flow.guided_forward import guided_trajectory
+from simflow_plugin.hub.folder import export_run
 from simflow_plugin.models.learned_inverse import LearnedInverse
 from simflow_plugin.randomness import IndexedRandom
 from simflow_plugin.runs.loaded_run import load_run
+from simflow_plugin.runs.sources import open_run
 from tests.training.tiny_runs import assert_runs_equal, make_trainer, tiny_config
 
 CONTEXT = ModelContext((4, 4, 4), 10)
@@ -65,6 +69,19 @@ def test_data_pairs_are_the_teachers_forward_pass(teacher):
     assert len(pairs.states) == 1
 
 
+def test_data_pairs_are_what_guided_sampling_inverts_with_a_weight_for_each_row(teacher):
+    model = make_model(teacher, exact_share=0, class_dropout=0.3, guidance_max=2.0).double()
+    latents, labels = batch()
+    pairs = model.pairs(latents.double(), labels, RANDOM)
+    assert torch.equal(pairs.latents, latents.double())
+    assert (pairs.labels < 0).any()
+    assert torch.equal(pairs.guidance > 0, pairs.labels >= 0)
+    for row, weight in enumerate(pairs.guidance.tolist()):
+        noise, label = model.tokens(pairs.noise[[row]]), pairs.labels[[row]]
+        exact = model.teacher.flow.inverse(noise, label, guidance=weight)
+        torch.testing.assert_close(model.latents(exact), pairs.latents[[row]], rtol=0, atol=1e-8)
+
+
 def test_exact_pairs_at_guidance_0_are_the_conditional_teachers_samples(teacher):
     model = make_model(teacher, exact_share=1)
     latents, labels = batch()
@@ -82,6 +99,17 @@ def test_exact_pairs_are_guided_by_the_weight_that_the_student_sees(teacher):
     assert torch.equal(pairs.guidance, pairs.guidance[:1].expand(8))
     expected = model.teacher.flow.inverse(model.teacher.tokens(pairs.noise), labels, guidance=weight)
     torch.testing.assert_close(model.teacher.tokens(pairs.latents), expected)
+
+
+def test_every_row_of_a_batch_has_the_inner_states_of_its_own_trajectory(teacher):
+    model = make_model(teacher, exact_share=0.5, guidance_max=2.0, class_dropout=0).double()
+    latents, labels = batch()
+    pairs = model.pairs(latents.double(), labels, InFloat64())
+    flow, rule = model.teacher.flow, model.guidance_rule
+    states = guided_trajectory(flow, model.tokens(pairs.latents), pairs.labels, pairs.guidance, rule)
+    torch.testing.assert_close(states[-1], model.tokens(pairs.noise), rtol=0, atol=1e-8)
+    (found,) = pairs.states
+    torch.testing.assert_close(found, states[1], rtol=0, atol=1e-8)
 
 
 def test_extrapolated_targets_follow_their_formula_and_are_the_latents_at_guidance_0(teacher):
@@ -113,11 +141,52 @@ def test_a_step_moves_the_student_and_never_the_teacher(teacher):
     assert not model.teacher.training
 
 
+def test_input_noise_changes_the_input_and_not_the_targets(teacher):
+    latents, labels = batch()
+    options = {"exact_share": 0, "class_dropout": 0, "state_weight": 0}
+    clean, noisy = (make_model(teacher, input_noise=std, **options) for std in (0.0, 0.5))
+    noisy.load_state_dict(clean.state_dict())
+    pairs = noisy.pairs(latents, labels, RANDOM)
+    added = pairs.noise + 0.5 * RANDOM.normal("input_noise", latents.shape, latents.device)
+    output = clean.student.invert(added, labels, pairs.guidance).latents
+    expected = (output - latents).square().mean() / latents.square().mean()
+    torch.testing.assert_close(noisy.training_losses(latents, labels, None, RANDOM)["latent"], expected)
+
+
+def test_a_loss_on_images_compares_what_the_decoder_makes_of_both(teacher):
+    """With the decoder z -> 2 z and l1 it is twice the mean absolute error of the latents, times its weight."""
+    options = {"exact_share": 0, "class_dropout": 0}
+    model = make_model(teacher, image_loss={"name": "l1", "weight": 3.0}, **options)
+    latents, labels = batch()
+    assert "image" not in model.training_losses(latents, labels, None, RANDOM)  # no decoder was attached
+    model.attach_decoder(lambda z: 2 * z)
+    terms = model.training_losses(latents, labels, None, RANDOM)
+    pairs = model.pairs(latents, labels, RANDOM)
+    prediction = model.student.invert(pairs.noise, pairs.labels, pairs.guidance).latents
+    torch.testing.assert_close(terms["image"], 3.0 * 2 * (prediction - latents).abs().mean())
+    bad = make_model(teacher, image_loss={"name": "l1", "options": {"no_such_option": 1}}, **options)
+    with pytest.raises((ConfigError, ValueError), match="no_such_option"):
+        bad.attach_decoder(lambda z: z)
+
+
+def test_starting_from_the_teacher_is_an_option(teacher):
+    flow = load_run(teacher).require_model().flow
+    config = flow.config
+    sizes = {"width": config.width, "num_heads": config.query_heads, "depth": 2, "patch_size": 2}
+    model = make_model(teacher, student={**sizes, "mlp_ratio": 4.0}, initial="teacher")
+    assert torch.equal(
+        model.student.layers[0].attention.qkv.weight, flow.blocks[-1].layers[0].attention.qkv.weight
+    )
+
+
 class InFloat64:
     """The same draws in float64, so that only an error shows."""
 
     def normal(self, *arguments):
         return RANDOM.normal(*arguments).double()
+
+    def uniform(self, *arguments):
+        return RANDOM.uniform(*arguments)
 
 
 def test_hybrid_samples_are_the_exact_ones(teacher):
@@ -185,11 +254,6 @@ def test_other_latents_and_other_classes_are_refused_with_those_of_this_run(teac
         make_model(teacher, context)
 
 
-def test_guidance_without_anything_to_learn_it_from_is_refused(teacher):
-    with pytest.raises(ValueError, match="exact_share"):
-        make_options(teacher, guidance_max=1.0, exact_share=0)
-
-
 @pytest.mark.parametrize(("model", "message"), [(None, "autoencoder alone"), ("sit", "no flow to invert")])
 def test_a_run_without_a_flow_is_no_teacher(tmp_path, model, message):
     make_trainer(tiny_config(model, steps=2), tmp_path / "run").train()
@@ -239,3 +303,35 @@ def test_distill_makes_a_run_that_resumes_and_outlives_its_teacher(teacher, tmp_
     images = ImageSampler.of_run(student, 0.5).draw(range(4), torch.arange(4))
     assert images.shape == (4, 3, 8, 8)
     assert images.isfinite().all()
+    check_export(student, tmp_path / "exported", images)
+    check_evaluation_against_the_exact_inverse(tmp_path / "two")
+
+
+def check_export(student, folder, images):
+    """An exported student samples the same images where neither the teacher's file nor the run is at hand."""
+    folder.mkdir()
+    export_run(student, folder)
+    assert ".safetensors" not in (folder / "model" / "config.json").read_text().replace(
+        "model.safetensors", ""
+    )
+    exported = open_run(folder, "cpu")
+    drawn = ImageSampler.of_run(exported, 0.5).draw(range(4), torch.arange(4))
+    assert torch.equal(drawn, images)
+    pipeline = DiffusionPipeline.from_pretrained(str(folder), trust_remote_code=True)
+    (first,) = pipeline([0], guidance=0.5, output_type="pt").images
+    torch.testing.assert_close(first, images[0] / 2 + 0.5)
+    latents = torch.randn(2, 4, 4, 4)
+    labels = torch.arange(2)
+    torch.testing.assert_close(
+        exported.model.log_prob(latents, labels), student.model.log_prob(latents, labels)
+    )
+
+
+def check_evaluation_against_the_exact_inverse(run):
+    arguments = ["evaluate", str(run), "--only", "generation", "--num-samples", "20", "--extractor", "none"]
+    result = CliRunner().invoke(app, [*arguments, "--against", "method=cached"])
+    assert result.exit_code == 0, result.output
+    assert "| | learned | teacher's cached | ratio |" in result.output
+    assert "| sequential passes of a batch | 1 | 8 | 0.125 |" in result.output  # 2 blocks of 4 tokens
+    refused = CliRunner().invoke(app, [*arguments, "--against", "method=quick"])
+    assert refused.exit_code == 2

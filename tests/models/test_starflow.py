@@ -90,9 +90,8 @@ def test_sample_depends_on_its_index_only() -> None:
     labels = torch.tensor([0, 1, 2])
     together = model.sample(labels, (3, *SHAPE), 0.5, IndexedRandom(0, (4, 5, 6)))
     alone = model.sample(labels[1:2], (1, *SHAPE), 0.5, IndexedRandom(0, (5,)))
-    torch.testing.assert_close(
-        together[1:2], alone, rtol=0, atol=1e-3
-    )  # batches of two sizes round otherwise
+    # Batches of two sizes round otherwise.
+    torch.testing.assert_close(together[1:2], alone, rtol=0, atol=1e-3)
 
 
 def test_two_training_steps_change_every_weight_that_matters() -> None:

@@ -13,6 +13,7 @@ from simflow_plugin.config.yaml_source import shipped_configs
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.planning.estimate import GPUS, Setting, make_plan
 from simflow_plugin.planning.precision import MixedPrecision
+from simflow_plugin.starter.timing import Timing
 from tests.training.tiny_runs import make_trainer, tiny_config, tiny_values
 
 
@@ -86,6 +87,45 @@ def test_sharding_saves_what_the_formulas_say():
     assert everything.state_bytes < optimizer.state_bytes
 
 
+def test_grid_of_samples_counts_the_copy_that_averages_need():
+    """AdamW, averages and weights: 16 bytes; their copy 4, DDP's buckets 4, or with FSDP the whole model once."""
+    alone, ddp, sharded = (
+        plan_of("quickstart", devices=devices, sharding=kind)
+        for devices, kind in ((1, "none"), (8, "none"), (8, "zero3"))
+    )
+    assert alone.grid_bytes == 20 * alone.trained
+    assert ddp.grid_bytes == 24 * ddp.trained
+    assert sharded.grid_bytes == (16 / 8 + 4) * sharded.trained
+    assert ddp.peak_bytes == max(ddp.grid_bytes, ddp.state_bytes + ddp.activation_bytes)
+
+
+def test_average_without_the_autoencoder_is_planned_without_it():
+    """SiT with REPA-E leaves the autoencoder out, unless told otherwise."""
+    out, included = (
+        plan_of("imagenet256/sit_xl2_repa_e", f"training.ema.includes_autoencoder={value}", devices=1)
+        for value in ("null", "true")
+    )
+    assert included.state_bytes - out.state_bytes == 4 * out.parameters["autoencoder"]
+
+
+def test_measured_steps_are_extrapolated_beside_the_plan(monkeypatch):
+    asked = []
+
+    def three_seconds(config):
+        asked.append(config.training.batch_size)
+        return Timing(step=0.03, grid=2.0, grid_images=80, peak_bytes=3 * 10**9, device="H100")
+
+    monkeypatch.setattr("simflow_plugin.starter.timing.time_here", three_seconds)
+    options = ["--devices", "4", "--measure", "--set", "training.steps=100000"]
+    result = CliRunner().invoke(app, ["plan", "quickstart", *options, "--set", "training.sample_every=10000"])
+    assert result.exit_code == 0, result.output
+    training = load_config("quickstart").training
+    assert asked == [training.batch_size // 4]
+    assert "measured on H100: one of 4 devices" in result.output
+    assert "3.00 GB" in result.output
+    assert readable_seconds(100_000 * 0.03 + 10 * 2.0) in result.output
+
+
 def test_checkpointing_keeps_fewer_activations():
     kept = plan_of("imagenet256/starflow_xxl", devices=1).activation_bytes
     all_of_them = plan_of("imagenet256/starflow_xxl", "model.flow.activation_checkpointing=false", devices=1)
@@ -98,7 +138,7 @@ def test_parameters_are_those_of_the_run_itself(tmp_path):
     trainer = make_trainer(config, tmp_path / "run")
     plan = make_plan(config, Setting(devices=1))
     count = sum(
-        p.numel() for m in (trainer.joint, trainer.adversary) for p in m.parameters() if p.requires_grad
+        p.numel() for m in (trainer.joint, trainer.adversary.loss) for p in m.parameters() if p.requires_grad
     )
     assert plan.trained == count
 
@@ -106,7 +146,7 @@ def test_parameters_are_those_of_the_run_itself(tmp_path):
 def test_command_prints_the_formula_and_what_it_assumed():
     result = CliRunner().invoke(app, ["plan", "imagenet256/sit_xl2", "--gpu", "h200", "--devices", "16"])
     assert result.exit_code == 0, result.output
-    assert "TFLOPs x 256 images / (16 x 989 TFLOP/s x 0.4) =" in result.output
+    assert "FLOPs x 256 images / (16 x 989 TFLOP/s x 0.4) =" in result.output
     assert "the longer of both x 7000000 steps =" in result.output
     assert "of 141 GB" in result.output
     assert "1000 classes are assumed" in result.output

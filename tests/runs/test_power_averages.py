@@ -106,10 +106,8 @@ def test_reconstruction_is_the_least_squares_optimum():
     for index in range(len(weights) - 1):
         for sign in (-1e-3, 1e-3):
             other = weights.copy()
-            other[index], other[index + 1] = (
-                other[index] + sign,
-                other[index + 1] - sign,
-            )  # they still add up to one
+            # They still add up to one.
+            other[index], other[index + 1] = (other[index] + sign, other[index + 1] - sign)
             assert squared_error(other) > squared_error(weights)
 
 

@@ -125,7 +125,7 @@ def test_disk_that_is_still_full_is_named_when_the_command_is_run_again(tmp_path
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "pwrite", full)
+    monkeypatch.setattr(os, "write", full)
     with (
         pytest.raises(TrainingError, match=r"run: the disk is full .*run the same command again"),
         RunDirectory(tmp_path / "run").locked(),

@@ -139,6 +139,7 @@ def test_trial_times_real_steps_and_leaves_nothing_behind(tmp_path, monkeypatch)
     assert timing.step > 0
     assert timing.grid > 0
     assert timing.grid_images == 16
+    assert timing.peak_bytes > 10**7
     assert {path.name for path in tmp_path.iterdir()} == {"pictures", "c.yaml"}
 
 

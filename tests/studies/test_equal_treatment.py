@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from simflow_plugin.data.loader import make_loader
+from simflow_plugin.data.order import GlobalBatches
 from simflow_plugin.evaluation.drawing import ImageSampler, class_labels
 from simflow_plugin.objective import JointObjective
 from simflow_plugin.randomness import IndexedRandom
@@ -51,7 +52,9 @@ def test_the_loader_knows_no_model():
     for model in MODELS:
         config = tiny_config(model)
         dataset = build_dataset(config, "train")
-        loader = make_loader(dataset, config.training.batch_size, config.seed, 0, 4, horizontal_flip=True)
+        loader = make_loader(
+            dataset, GlobalBatches(config.training.batch_size), config.seed, range(4), horizontal_flip=True
+        )
         served.append([(batch.indices, batch.flipped) for batch in loader])
     for other in served[1:]:
         for one, two in zip(served[0], other, strict=True):

@@ -10,7 +10,7 @@ from simflow_plugin.runs.checkpoints import save_checkpoint
 from simflow_plugin.studies import runner as runner_module
 from simflow_plugin.studies.definitions import CIFAR_HEADLINE, FIXED_VARIANCE, STUDIES, find_study
 from simflow_plugin.studies.runner import Steps, StudyRunner
-from simflow_plugin.studies.stages import StudySettings, settle_config
+from simflow_plugin.studies.stages import StudySettings, study_config
 
 
 class FakeStages:
@@ -95,7 +95,7 @@ def test_interrupted_study_continues_with_what_is_left(fake, tmp_path):
 
 
 def test_budget_scales_steps_and_warmup_of_all_alike(fake, tmp_path):
-    whole = settle_config("studies/fixed_variance/base", StudySettings(tmp_path, tmp_path), [])
+    whole = study_config("studies/fixed_variance/base", StudySettings(tmp_path, tmp_path), [])
     make_runner(fake, tmp_path, budget=0.25).run()
     steps = {c.training.steps for c in fake.configs.values()}
     warmup = {c.optimizer.warmup_steps for c in fake.configs.values()}
@@ -174,6 +174,6 @@ def test_study_that_cannot_make_its_judge_asks_for_it(fake, tmp_path):
 
 def test_budget_scales_the_start_of_the_adversary(tmp_path):
     settings = StudySettings(tmp_path, tmp_path, budget=0.25)
-    whole = settle_config("studies/cifar/conditions/adversarial", StudySettings(tmp_path, tmp_path), [])
-    part = settle_config("studies/cifar/conditions/adversarial", settings, [])
+    whole = study_config("studies/cifar/conditions/adversarial", StudySettings(tmp_path, tmp_path), [])
+    part = study_config("studies/cifar/conditions/adversarial", settings, [])
     assert whole.objective.adversarial["start_step"] == 4 * part.objective.adversarial["start_step"] > 0

@@ -11,8 +11,10 @@ from simflow_plugin.contracts import Autoencoder, DataContext
 from simflow_plugin.data.digits import Digits
 from simflow_plugin.data.image_folder import ImageFolder
 from simflow_plugin.data.loader import make_loader
+from simflow_plugin.data.order import GlobalBatches
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.registry import Part
+from simflow_plugin.training.distributed.processes import Processes
 from simflow_plugin.training.frozen_networks import AlignmentFeatures, build_feature_cache
 from simflow_plugin.training.interrupts import Interrupted
 from tests.data.makers import png
@@ -51,9 +53,9 @@ def test_cached_features_equal_computed_ones(tmp_path, monkeypatch, flip):
     config = aligned_config(f"training.horizontal_flip={flip}")
     dataset = Digits(Digits.Options(), DataContext(8, "test"))
     encoder = PixelEncoder()
-    cache = build_feature_cache(encoder, config, dataset)
+    cache = build_feature_cache(encoder, config, dataset, Processes(1))
     cached, direct = AlignmentFeatures(encoder, cache), AlignmentFeatures(encoder, None)
-    for batch in make_loader(dataset, 16, config.seed, 3, 4, horizontal_flip=flip):
+    for batch in make_loader(dataset, GlobalBatches(16), config.seed, range(3, 7), horizontal_flip=flip):
         found, expected = cached(batch, batch.images), direct(batch, batch.images)
         torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
 
@@ -63,9 +65,9 @@ def test_cache_is_built_once(tmp_path, monkeypatch):
     config = aligned_config()
     dataset = Digits(Digits.Options(), DataContext(8, "test"))
     encoder = PixelEncoder()
-    build_feature_cache(encoder, config, dataset)
+    build_feature_cache(encoder, config, dataset, Processes(1))
     calls = encoder.calls
-    build_feature_cache(encoder, config, dataset)
+    build_feature_cache(encoder, config, dataset, Processes(1))
     assert encoder.calls == calls > 0
 
 
@@ -75,7 +77,9 @@ def test_retrained_encoder_at_the_same_path_has_its_own_cache(tmp_path, monkeypa
     dataset = Digits(Digits.Options(), DataContext(8, "test"))
     retrained = PixelEncoder()
     retrained.weight.data.fill_(2.0)
-    first, second = (build_feature_cache(encoder, config, dataset) for encoder in (PixelEncoder(), retrained))
+    first, second = (
+        build_feature_cache(encoder, config, dataset, Processes(1)) for encoder in (PixelEncoder(), retrained)
+    )
     rows = torch.arange(4)
     torch.testing.assert_close(2 * first.read(rows), second.read(rows), atol=1e-3, rtol=1e-3)
 
@@ -91,7 +95,9 @@ def test_same_relative_path_in_another_folder_has_its_own_cache(tmp_path, monkey
             (tmp_path / folder / "images" / f"{number}.png").write_bytes(png(grey))
         dataset = ImageFolder(ImageFolder.Options(root="images"), DataContext(8, "train"))
         data = Part(name="image_folder", options={"root": "images"})
-        cache = build_feature_cache(PixelEncoder(), config.model_copy(update={"data": data}), dataset)
+        cache = build_feature_cache(
+            PixelEncoder(), config.model_copy(update={"data": data}), dataset, Processes(1)
+        )
         means.append(float(cache.read(torch.arange(4)).mean()))
     assert means == pytest.approx([40 / 127.5 - 1, 200 / 127.5 - 1], abs=1e-3)
 

@@ -77,7 +77,7 @@ def test_discriminator_trains_from_its_first_step_on(tmp_path):
     rows = losses_of(tmp_path / "run")
     assert "discriminator" not in rows[0]
     assert "discriminator" in rows[1]
-    steps = {int(state["step"]) for state in trainer.adversary_optimizer.state.values()}
+    steps = {int(state["step"]) for state in trainer.adversary.optimizer.state.values()}
     assert steps == {2}
 
 

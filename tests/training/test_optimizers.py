@@ -2,7 +2,6 @@
 
 import json
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ from simflow_plugin.config.schema import Optimizer
 from simflow_plugin.contracts import ModelContext
 from simflow_plugin.errors import TrainingError
 from simflow_plugin.registry import Part
-from simflow_plugin.training.averages import RunningMeans
 from simflow_plugin.training.optimizers import (
     Clipping,
     StepOutcome,
@@ -192,14 +190,3 @@ def test_loss_that_is_not_finite_poisons_its_gradient():
     healthy = torch.tensor(2.0, requires_grad=True)
     poison_if_not_finite(3 * healthy).backward()
     assert float(healthy.grad) == 3.0
-
-
-def test_one_bad_step_does_not_hide_the_others_and_is_named():
-    accelerator = SimpleNamespace(reduce=lambda tensor, reduction: tensor)
-    means = RunningMeans()
-    for nll, never in ((1.0, torch.nan), (torch.inf, torch.nan), (3.0, torch.nan)):
-        means.add_all({"nll": torch.tensor(nll), "never": torch.tensor(never)}, 1.0)
-        means.num_steps += 1
-    values, not_finite = means.take_means(accelerator)
-    assert values == {"nll": 2.0, "never": None}
-    assert not_finite == {"nll": 1.0, "never": 3.0}

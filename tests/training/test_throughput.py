@@ -10,7 +10,7 @@ import torch
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.runs.run_precision import Precision
 from simflow_plugin.train import make_accelerator
-from simflow_plugin.training import loop as loop_module
+from simflow_plugin.training import checkpointing
 from tests.training.tiny_runs import ADVERSARIAL, losses_of, make_trainer, tiny_config, tiny_values
 
 WAITING = ("item", "tolist", "numpy", "cpu", "nonzero", "__bool__", "__int__", "__float__", "__index__")
@@ -53,7 +53,7 @@ def test_step_never_waits_for_the_device(tmp_path, monkeypatch, model):
 def test_discriminator_skips_bad_steps_on_the_device(tmp_path):
     values = {**tiny_values("simflow"), "objective": {"adversarial": ADVERSARIAL}}
     trainer = make_trainer(tiny_config(values=values), tmp_path / "run")
-    assert all(group["fused"] for group in trainer.adversary_optimizer.param_groups)
+    assert all(group["fused"] for group in trainer.adversary.optimizer.param_groups)
     assert all(group["fused"] for group in trainer.optimizer.param_groups)
 
 
@@ -69,7 +69,9 @@ def assert_compiled_equals_eager(tmp_path):
 def test_compiled_run_has_the_losses_of_an_eager_one(tmp_path, monkeypatch):
     """Graphs captured, forward and backward, and run without a code generator."""
     compile_with = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_with(self, backend="aot_eager"))
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda self, mode: compile_with(self, backend="aot_eager")
+    )
     assert_compiled_equals_eager(tmp_path)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     assert not torch._dynamo.utils.counters["graph_break"]
@@ -83,6 +85,16 @@ def test_compiled_run_has_the_losses_of_an_eager_one(tmp_path, monkeypatch):
 )
 def test_generated_code_has_the_losses_of_an_eager_run(tmp_path):
     assert_compiled_equals_eager(tmp_path)
+
+
+def test_mode_of_compilation_reaches_every_layer(tmp_path, monkeypatch):
+    modes = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, mode: modes.append(mode))
+    for compiles in (True, {"mode": "max-autotune"}):
+        make_trainer(tiny_config(steps=4, compile=compiles), tmp_path / str(len(modes)))
+    assert modes == ["default"] * 2 + ["max-autotune"] * 2  # one layer in each of two blocks
+    with pytest.raises(ConfigError, match=r"training\.compile"):
+        tiny_config(steps=4, compile={"mode": "fastest"})
 
 
 def test_compiling_a_run_without_layers_is_refused(tmp_path):
@@ -102,6 +114,16 @@ def test_tf32_is_a_switch(monkeypatch, allowed):
         assert torch.backends.cudnn.allow_tf32 is allowed
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def test_deterministic_kernels_are_a_switch(monkeypatch):
+    """A second run of the process is not bound by what the first chose."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    for wanted in (True, False):
+        make_accelerator(tiny_config(deterministic=wanted))
+        assert torch.are_deterministic_algorithms_enabled() is wanted
+        assert torch.backends.cudnn.deterministic is wanted
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
 @pytest.mark.parametrize("precision", ["auto", "float32"])
@@ -125,9 +147,9 @@ def test_loss_scaler_steps_both_optimizers_and_is_updated_once(tmp_path):
 def test_last_checkpoint_is_read_only_to_stop(tmp_path, monkeypatch):
     """Verifying a checkpoint reads all of it: not something for every row of the log."""
     reads = []
-    original = loop_module.latest_checkpoint
+    original = checkpointing.latest_checkpoint
     monkeypatch.setattr(
-        loop_module, "latest_checkpoint", lambda folder: reads.append(folder) or original(folder)
+        checkpointing, "latest_checkpoint", lambda folder: reads.append(folder) or original(folder)
     )
     make_trainer(tiny_config(steps=4, log_every=1, checkpoint_every=1), tmp_path / "run").train()
     assert len(reads) == 1

@@ -173,7 +173,7 @@ def poison_images(trainer, steps):
 
 def poison_discriminator(trainer, steps):
     """Let the gradients of the discriminator be NaN in the given steps; its generator term stays as it is."""
-    for parameter in trainer.adversary.parameters():
+    for parameter in trainer.adversary.loss.parameters():
         parameter.register_hook(lambda gradient: gradient * torch.nan if trainer.step in steps else gradient)
 
 

@@ -1,5 +1,7 @@
 """The smallest parts that keep the contracts: a linear autoencoder and linear models, in closed form."""
 
+import math
+
 import torch
 from torch import nn
 
@@ -72,3 +74,20 @@ class DetachedModel(LinearModel):
 
     def __init__(self) -> None:
         super().__init__("nll")
+
+
+class DensityOnly(GenerativeModel):
+    """A model that is neither trained nor sampled from."""
+
+    def training_losses(self, latents, labels, features, random):
+        raise AssertionError
+
+    def sample(self, labels, shape, guidance, random):
+        raise AssertionError
+
+
+class StandardNormal(DensityOnly):
+    """p(z) = N(0, I)."""
+
+    def log_prob(self, latents, labels):
+        return -0.5 * (latents.double().square() + math.log(2 * math.pi)).flatten(1).sum(1)

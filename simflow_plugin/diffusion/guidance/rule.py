@@ -1,6 +1,7 @@
 """Guidance of a prediction within an interval of time: the contract of a rule, and its use at one step of a sampler.
 
-Outside [low, high], and at w = 0, the conditional model answers, in one pass. Reference: arXiv:2404.07724.
+Outside [low, high], and at w = 0, the conditional model answers, in one pass. With autoguidance a weaker model stands
+for the unconditional half. References: arXiv:2404.07724; autoguidance, arXiv:2406.02507.
 """
 
 from __future__ import annotations
@@ -11,34 +12,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from pydantic import Field, field_validator
 from torch import Tensor
 
 from simflow_plugin.contracts import NO_LABEL
+from simflow_plugin.diffusion.guidance.options import GuidanceOptions
 from simflow_plugin.errors import ConfigError
-from simflow_plugin.options import Options
 
 Prediction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """f(x_t (B, ...), t (B,), labels (B,) or None) -> (B, ...)."""
-
-
-class GuidanceOptions(Options):
-    """Times in which guidance acts; shared by all rules."""
-
-    interval: tuple[float, float] = Field(
-        default=(0.0, 1.0),
-        description="[low, high] in t, both included, in which guidance acts; 0 is data, 1 is noise",
-    )
-
-    @field_validator("interval")
-    @classmethod
-    def _interval_is_valid(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if not 0 <= value[0] < value[1] <= 1:
-            raise ValueError(
-                f"interval is {list(value)}, but it must lie in [0, 1] with low < high (t = 0 is data, t = 1 is "
-                "noise); [0, 1] guides everywhere"
-            )
-        return value
 
 
 class GuidanceRule(ABC):
@@ -60,7 +41,7 @@ class GuidanceRule(ABC):
 
         Args:
             conditional: (B, ...), of the noise or the velocity, as the model predicts it.
-            unconditional: (B, ...).
+            unconditional: (B, ...); with autoguidance, that of a weaker model.
             weight: w > 0.
             time: where the step began, in [0, 1].
         """
@@ -73,12 +54,14 @@ class GuidedPrediction:
     Args:
         rule: that combines the predictions.
         weight: w >= 0.
+        weaker: autoguidance: a weaker model, asked with the same labels in place of the unconditional half; or None.
     Raises:
         ConfigError: if the weight is out of range.
     """
 
     rule: GuidanceRule
     weight: float
+    weaker: Prediction | None = None
 
     def __post_init__(self) -> None:
         if not self.weight >= 0 or self.weight == float("inf"):
@@ -99,7 +82,11 @@ class GuidedPrediction:
             labels: (B,) int64.
         """
         low, high = self.rule.options.interval
-        if self.weight == 0 or labels is None or not low <= time <= high:
+        if self.weight == 0 or not low <= time <= high:
+            return predict(x, t, labels)
+        if self.weaker is not None:
+            return self.rule.combine(predict(x, t, labels), self.weaker(x, t, labels), self.weight, time)
+        if labels is None:
             return predict(x, t, labels)
         both = torch.cat([labels, torch.full_like(labels, NO_LABEL)])
         conditional, unconditional = predict(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)

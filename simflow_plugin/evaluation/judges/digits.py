@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from simflow_plugin import options, registry
+from simflow_plugin import registry
 from simflow_plugin.contracts import DataContext, ImageDataset
 from simflow_plugin.errors import EvaluationError, ShapeError
+from simflow_plugin.evaluation.judge_options import DigitsJudgeFacts, DigitsJudgeOptions
 from simflow_plugin.evaluation.judges import Judgement, agreement_by_class, diversity_by_class
 
 JUDGE_SIZE = 8
@@ -20,20 +21,14 @@ GREY_WEIGHTS = np.array([0.299, 0.587, 0.114])
 
 
 @registry.JUDGES.register("digits")
-class DigitsJudge:
+class DigitsJudge(DigitsJudgeFacts):
     """SVC(gamma=0.001), scikit-learn's own setting, on the original digits, never on our resizing of them."""
 
-    class Options(options.Options):
-        """The judge has none."""
-
-    data = "digits"
-    num_classes = 10
-
-    def __init__(self, options: Options, context: DataContext) -> None:
+    def __init__(self, options: DigitsJudgeOptions, context: DataContext) -> None:
         pass
 
     @classmethod
-    def check_files(cls, options: Options, data: str) -> None:
+    def check_files(cls, options: DigitsJudgeOptions, data: str) -> None:
         """It needs none."""
 
     def __call__(self, samples: Tensor, labels: Tensor, train: ImageDataset, test: ImageDataset) -> Judgement:

@@ -10,24 +10,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from simflow_plugin import options, registry
+from simflow_plugin import registry
 from simflow_plugin.alignment.classifier import ClassifierEncoder
 from simflow_plugin.contracts import NO_LABEL, DataContext, ImageDataset
 from simflow_plugin.data.labels import shortened
 from simflow_plugin.data.loader import evaluation_batches, to_float
 from simflow_plugin.data.order import sample_rows
 from simflow_plugin.errors import ConfigError, EvaluationError
+from simflow_plugin.evaluation.judge_options import EncoderJudgeFacts, EncoderJudgeOptions
 from simflow_plugin.evaluation.judges import Judgement, agreement_by_class, diversity_by_class
-from simflow_plugin.local_paths import LocalPath
 
 BATCH_SIZE = 200
 
 
 @registry.JUDGES.register("encoder")
-class EncoderJudge:
+class EncoderJudge(EncoderJudgeFacts):
     """The classifier in a file.
 
     Args:
@@ -37,21 +36,12 @@ class EncoderJudge:
         WeightsError: if the file is missing, damaged, or something else.
     """
 
-    class Options(options.Options):
-        checkpoint: LocalPath = Field(description="file made by `simflow pretrain-encoder`")
-        num_real: int = Field(
-            2000, ge=2, description="held-out images, drawn at random, for the judge's own accuracy"
-        )
-
-    data = None
-    num_classes = None
-
-    def __init__(self, options: Options, context: DataContext) -> None:
+    def __init__(self, options: EncoderJudgeOptions, context: DataContext) -> None:
         self.options = options
         self.network = ClassifierEncoder(ClassifierEncoder.Options(checkpoint=options.checkpoint), context)
 
     @classmethod
-    def check_files(cls, options: Options, data: str) -> None:
+    def check_files(cls, options: EncoderJudgeOptions, data: str) -> None:
         if not Path(options.checkpoint).expanduser().is_file():
             raise ConfigError(
                 f"evaluation.judge.checkpoint: {options.checkpoint}: no such file. Make it with `simflow "

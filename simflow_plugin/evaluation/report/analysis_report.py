@@ -136,4 +136,4 @@ def _jacobi(analysis: Analysis) -> Table:
     names = [f"block {n}{' (deep)' if n == num_blocks else ''}" for n in range(1, num_blocks + 1)]
     rows = tuple((f"{tolerance:g}", *map(str, counts)) for tolerance, counts in analysis.jacobi.items())
     note = f"One token after the other takes {analysis.num_tokens}. Tolerance: largest relative change of a token."
-    return Table(("tolerance", *names), rows, "Jacobi iterations until a block settles", (note,))
+    return Table(("tolerance", *names), rows, "Jacobi iterations until a block converges", (note,))

@@ -59,10 +59,10 @@ def write_comparison(
         Section("Published elsewhere", tuple(published)),
         Section(
             "Configurations",
-            tuple(Collapsible(run.name, run.config.to_yaml(shortens_paths=True)) for run in runs),
+            tuple(Collapsible(run.name, run.loaded.config.to_yaml(shortens_paths=True)) for run in runs),
         ),
     ]
-    config = runs[0].config
+    config = runs[0].loaded.config
     page = folder / "comparison.html"
     subtitle = (
         f"{config.data.name}, {config.image_size} x {config.image_size} pixels, held-out images, EMA weights"
@@ -179,7 +179,7 @@ def _is_apart(one: Measured, other: Measured) -> bool:
 
 
 def _cost_column(run: ComparedRun) -> tuple[str, ...]:
-    training, cost = run.config.training, run.cost
+    training, cost = run.loaded.config.training, run.cost
     seconds = f"{float(run.loaded.checkpoint.state['seconds']):,.0f}"
     facts = None if run.loaded.model is None else run.loaded.model.sampler_facts()
     sampler = "—" if facts is None else facts.name

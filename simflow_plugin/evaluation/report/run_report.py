@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.contracts import ImageDataset
 from simflow_plugin.data.loader import evaluation_batches
 from simflow_plugin.data.order import sample_rows
@@ -75,7 +74,7 @@ PRINTED = (
 def evaluate_after_training(run: RunDirectory, device: torch.device | str | None = None) -> Evaluation:
     """Measure a trained run as its configuration says, and write its summary and pages."""
     loaded = load_run(run.path, device)
-    request = EvaluationRequest.after_training(loaded.config)
+    request = EvaluationRequest.after_training(loaded.config.evaluation, loaded.model is not None)
     evaluator = RunEvaluator(loaded, request, needs_judge=False)
     evaluator.make_samples()
     evaluation = evaluator.measure()
@@ -88,7 +87,7 @@ def evaluate_after_training(run: RunDirectory, device: torch.device | str | None
 def write_evaluation_page(evaluator: RunEvaluator, evaluation: Evaluation) -> Path:
     """Write evaluation.html beside the result, and return its path."""
     path = evaluation.folder / "evaluation.html"
-    sections = [*_measured(evaluator, evaluation), _configuration(evaluator.config)]
+    sections = [*_measured(evaluator, evaluation), _configuration(evaluator.loaded)]
     _write(path, f"Evaluation: {evaluator.config.name}", sections, evaluator.loaded)
     return path
 
@@ -101,7 +100,7 @@ def write_run_report(evaluator: RunEvaluator, evaluation: Evaluation) -> dict[st
         *_measured(evaluator, evaluation),
         Section("Reconstructions", (_reconstructions(evaluator),)),
         Section("Training", tuple(_curves(loaded))),
-        _configuration(config),
+        _configuration(loaded),
     ]
     _write(loaded.directory.report_file, f"Run: {config.name}", sections, loaded)
     return write_summary(loaded, evaluation)
@@ -137,10 +136,9 @@ def _write(path: Path, title: str, sections: list[Section], loaded: LoadedRun) -
     write_report(path, title, sections, subtitle)
 
 
-def _configuration(config: RunConfig) -> Section:
-    return Section(
-        "Configuration", (Collapsible("Resolved configuration", config.to_yaml(shortens_paths=True)),)
-    )
+def _configuration(loaded: LoadedRun) -> Section:
+    text = loaded.config.to_yaml(shortens_paths=True)
+    return Section("Configuration", (Collapsible("Resolved configuration", text),))
 
 
 def _measured(evaluator: RunEvaluator, evaluation: Evaluation) -> list[Section]:
@@ -296,7 +294,7 @@ def _curves(loaded: LoadedRun) -> list[Part]:
     latents = plot_latents(loaded.directory.read_metrics())
     healthy = (
         "The spread is that of the posterior's mean over data and positions, averaged over channels. A healthy run's "
-        "spread over σ rises and levels off; its NLL stays above the floor and falls once the spread has settled."
+        "spread over σ rises and levels off; its NLL stays above the floor and falls once the spread has levelled off."
     )
     skipped = loaded.checkpoint.state["skipped_steps"]
     text = f"{skipped} steps were skipped because a loss or gradient was not finite."

@@ -62,6 +62,9 @@ class AutoAttention:
     def backend_of(self, queries: Tensor, keys: Tensor, values: Tensor) -> SdpaAttention | XformersAttention:
         """Return the backend that attends with these tensors."""
         case = Case(queries.dtype, needs_gradient(queries, keys, values))
+        # The gradients of xformers' operators are sums in no fixed order; torch's own keep the order when asked to.
+        if case.needs_gradient and torch.are_deterministic_algorithms_enabled():
+            return self.sdpa
         if self.xformers is None or not queries.is_cuda or case not in ALL_CASES or case in self.refused:
             return self.sdpa
         return self.xformers

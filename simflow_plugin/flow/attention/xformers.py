@@ -23,7 +23,7 @@ class XformersAttention:
 
     Raises:
         ConfigError: if xformers is not installed, or its library does not load; when it is called, if it has no
-            operator for the type of the tensors on this device.
+            operator for the type of the tensors on this device, or its gradients must be deterministic.
     """
 
     def __init__(self, context: AttentionContext) -> None:
@@ -31,6 +31,11 @@ class XformersAttention:
         self._ops = load_xformers()
 
     def __call__(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        if torch.are_deterministic_algorithms_enabled() and needs_gradient(queries, keys, values):
+            raise ConfigError(
+                "flow.attention: xformers sums gradients in no fixed order, so training.deterministic cannot hold. "
+                "Use `attention: sdpa` or `auto`, or set training.deterministic: false."
+            )
         num_queries, length = queries.shape[2], keys.shape[2]
         bias = None
         if num_queries == length:

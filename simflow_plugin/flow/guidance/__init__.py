@@ -4,12 +4,17 @@
 of its own that is in no public text, so none here has that name.
 """
 
-from simflow_plugin.flow.guidance.rule import (
-    GuidanceContext,
-    GuidanceOptions,
-    GuidanceRule,
-    GuidanceWeights,
-    build_guidance,
-)
+from typing import TYPE_CHECKING
+
+from simflow_plugin.flow.guidance.options import GuidanceContext, GuidanceOptions
+from simflow_plugin.lazy import lazy_attributes
+
+if TYPE_CHECKING:
+    from simflow_plugin.flow.guidance.rule import GuidanceRule, GuidanceWeights, build_guidance
 
 __all__ = ["GuidanceContext", "GuidanceOptions", "GuidanceRule", "GuidanceWeights", "build_guidance"]
+
+__getattr__ = lazy_attributes(
+    __name__,
+    dict.fromkeys(("GuidanceRule", "GuidanceWeights", "build_guidance"), "simflow_plugin.flow.guidance.rule"),
+)

@@ -7,61 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import ValidationError
 from torch import Tensor
 
 from simflow_plugin.errors import ConfigError, ShapeError
 from simflow_plugin.flow.affine import Affine
-from simflow_plugin.options import Options
+from simflow_plugin.flow.guidance.options import GuidanceContext, GuidanceOptions
 from simflow_plugin.registry import GUIDANCE
-
-
-class GuidanceOptions(Options):
-    """Tokens and blocks to which guidance applies; shared by all rules."""
-
-    annealed: bool = Field(
-        False, description="Grow the weight from 0 at the first generated token to w at the last."
-    )
-    token_interval: tuple[float, float] = Field(
-        (0.0, 1.0),
-        description="Part of the sequence, in generation order, that is guided; fractions [from, to).",
-    )
-    block_interval: tuple[int, int] | None = Field(
-        None,
-        description="First and last guided block, from 1 in training order; all conditional blocks if None.",
-    )
-
-    first_block_only: bool = Field(
-        False,
-        description="Guide the first generated block alone (the deep one), as iTARFlow and MIMFlow do.",
-    )
-
-    @model_validator(mode="after")
-    def _blocks_are_said_once(self) -> GuidanceOptions:
-        if self.first_block_only and self.block_interval is not None:
-            raise ValueError("block_interval has no effect with first_block_only: give one of the two")
-        return self
-
-    @field_validator("token_interval")
-    @classmethod
-    def _fractions(cls, interval: tuple[float, float]) -> tuple[float, float]:
-        if not 0 <= interval[0] <= interval[1] <= 1:
-            raise ValueError(f"expected 0 <= from <= to <= 1, found {list(interval)}")
-        return interval
-
-    @field_validator("block_interval")
-    @classmethod
-    def _blocks(cls, interval: tuple[int, int] | None) -> tuple[int, int] | None:
-        if interval is not None and not 1 <= interval[0] <= interval[1]:
-            raise ValueError(f"expected 1 <= first <= last, found {list(interval)}")
-        return interval
-
-
-@dataclass(frozen=True)
-class GuidanceContext:
-    """Context of a guidance rule: `num_blocks`, the flow's number of blocks."""
-
-    num_blocks: int
 
 
 class GuidanceRule(ABC):
@@ -74,14 +26,9 @@ class GuidanceRule(ABC):
     Options: type[GuidanceOptions] = GuidanceOptions
 
     def __init__(self, options: GuidanceOptions, context: GuidanceContext) -> None:
+        options.check(context)
         self.options = options
         self.num_blocks = context.num_blocks
-        interval = options.block_interval
-        if interval is not None and interval[1] > context.num_blocks:
-            raise ConfigError(
-                f"guidance_rule.block_interval: found {list(interval)}, but the flow has "
-                f"{context.num_blocks} blocks"
-            )
 
     @abstractmethod
     def combine(self, conditional: Affine, unconditional: Affine, weight: Tensor) -> Affine:
@@ -105,7 +52,7 @@ class GuidanceRule(ABC):
         if guidance == 0 or not self._reaches(block):
             return None
         position = torch.arange(num_tokens)
-        weights = torch.full((num_tokens,), float(guidance))
+        weights = torch.full((num_tokens,), float(guidance), dtype=torch.float64)
         if self.options.annealed:
             weights = weights * position / max(num_tokens - 1, 1)
         first, last = (fraction * num_tokens for fraction in self.options.token_interval)

@@ -8,24 +8,16 @@ Reference: iTARFlow, arXiv:2604.20041.
 from __future__ import annotations
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from simflow_plugin.flow.affine import Affine
-from simflow_plugin.flow.guidance.rule import GuidanceOptions, GuidanceRule
+from simflow_plugin.flow.guidance.options import SigmaGuidanceOptions
+from simflow_plugin.flow.guidance.rule import GuidanceRule
 from simflow_plugin.registry import GUIDANCE
 
 FLOOR = 1e-3
 LARGEST_LOG_RATIO = 60.0
 """Of sigma_u / sigma_c: its exponential is finite, so that a weight of 0 gives back the conditional scale."""
-
-
-class SigmaGuidanceOptions(GuidanceOptions):
-    """Options of `linear_sigma`."""
-
-    first_block_only: bool = Field(
-        True, description="Guide the first generated block alone (the deep one), as the paper does."
-    )
 
 
 @GUIDANCE.register("linear_sigma")

@@ -7,8 +7,6 @@ counts as absent; a folder that belongs to somebody else is refused.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import os
 import shutil
 import stat
@@ -17,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from simflow_plugin.descriptor_lock import SAFELY, NoLocks, try_to_lock
 from simflow_plugin.files import file_digest, replacing, write_text_atomically
 
 FOR_OWNER_ONLY = 0o077
@@ -24,8 +23,6 @@ FOR_OWNER_ONLY = 0o077
 WRITABLE_BY_OTHERS = 0o022
 DIGEST_BYTES = 65
 """Of a digest's file: 64 hexadecimal digits and the end of the line."""
-NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)
-"""What `flock` fails with on a file system that has no locks."""
 
 
 def user_cache_folder(name: str) -> Path:
@@ -53,6 +50,8 @@ def private_folder(folder: Path) -> Path:
     Raises:
         OSError: if it is a link, belongs to another user, or others may write it and that cannot be changed.
     """
+    if not hasattr(os, "geteuid"):
+        raise OSError(f"{folder}: this system has no owners of files to check compiled code by")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     facts = folder.lstat()
     if not stat.S_ISDIR(facts.st_mode):
@@ -117,21 +116,14 @@ def writing_alone(folder: Path, seconds: float) -> Iterator[None]:
     Raises:
         OSError: if another process holds it longer.
     """
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | SAFELY, 0o600)
     deadline = time.monotonic() + seconds
     try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
+        with contextlib.suppress(NoLocks):
+            while not try_to_lock(descriptor):
                 if time.monotonic() > deadline:
-                    raise OSError(f"{folder}: another process has been at work for {seconds:g} s") from error
-            except OSError as error:
-                if error.errno not in NO_LOCKS:
-                    raise
-                break
-            time.sleep(0.1)
+                    raise OSError(f"{folder}: another process has been at work for {seconds:g} s")
+                time.sleep(0.1)
         yield
     finally:
         os.close(descriptor)

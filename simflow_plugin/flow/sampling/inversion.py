@@ -22,9 +22,10 @@ from simflow_plugin.flow.sampling.sampling_statistics import BlockStatistics, Sa
 
 @dataclass(frozen=True)
 class Guide:
-    """A weaker flow: its `blocks` in training order, and its own `rotation` of prefix and tokens."""
+    """A weaker flow: its `blocks` in training order, its `condition` or None, its `rotation` of prefix and tokens."""
 
     blocks: Sequence[FlowBlock]
+    condition: Tensor | None
     rotation: Tensor | None
 
 
@@ -108,7 +109,7 @@ def _begin_autoguided(
     if weights is None or not (is_first or request.rule.options.block_interval is not None):
         return state
     weaker = request.guide.blocks[index]
-    condition = request.condition if weaker.is_conditional else None
+    condition = request.guide.condition if weaker.is_conditional else None
     own_count = BlockStatistics(statistics.block, statistics.method)  # a step of both is one step
     guide = BlockState.begin(weaker, noise, condition, request.guide.rotation, None, own_count)
     return replace(state, guidance=GuidanceWeights(request.rule, weights), guide=guide)

@@ -4,15 +4,13 @@
     for each micro-batch: with engine.micro_batch(is_last): ...; engine.backward(loss)
     outcome = engine.step()
 
-The loop knows these methods only. State goes in and out as unsharded named tensors, so that a run may go on with
-another engine and another number of processes.
+The loop knows these methods only. A checkpoint holds unsharded named tensors (`simflow_plugin.runs.module_state`), so
+that a run may go on with another number of processes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,14 +18,8 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
-from simflow_plugin.config.schema import RunConfig
-from simflow_plugin.runs.module_state import (
-    check_optimizer,
-    optimizer_state,
-    place_like,
-    restore_module,
-    restore_optimizer,
-)
+from simflow_plugin.config.schema import Optimizer
+from simflow_plugin.runs.module_state import place_like
 from simflow_plugin.training.distributed.processes import configure_engine
 from simflow_plugin.training.ema import averaged_tensors
 from simflow_plugin.training.optimizers import Clipping, StepOutcome, clip_and_step, scale_loss
@@ -38,15 +30,15 @@ class TorchEngine:
 
     Args:
         accelerator: devices, processes and mixed precision.
-        config: resolved.
+        options: of the optimizer; of these, those of clipping.
     Raises:
         ConfigError: if accelerate was configured for something that this loop does not run.
     """
 
-    def __init__(self, accelerator: Accelerator, config: RunConfig) -> None:
+    def __init__(self, accelerator: Accelerator, options: Optimizer) -> None:
         configure_engine(accelerator)
         self.accelerator = accelerator
-        self._clipping = Clipping(config.optimizer.max_grad_norm, config.optimizer.clipping)
+        self._clipping = Clipping(options.max_grad_norm, options.clipping)
 
     def prepare(self, joint: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
         """Wrap what trains; return the module to call in the forward pass. Parameters may be shards afterwards."""
@@ -85,43 +77,7 @@ class TorchEngine:
         """Return this process's part of each averaged tensor, by name: all of it, or a shard."""
         return averaged_tensors(self.joint)
 
-    def gathered(self, state: dict[str, Tensor]) -> Iterable[tuple[str, Tensor]]:
-        """Give what is held as `averaged` is, as `whole_tensors` takes it; every process must go to the end."""
-        return state.items()
-
     def scattered(self, whole: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return of whole tensors, some of those of `averaged`, what this process holds."""
+        """Return this process's part of unsharded tensors, some of those of `averaged`."""
         held = self.averaged()
         return {name: place_like(held[name], tensor) for name, tensor in whole.items() if name in held}
-
-    def weights(self) -> Iterable[tuple[str, Tensor]]:
-        """Give parameters and buffers by name, likewise."""
-        return self.joint.state_dict().items()
-
-    def optimizer_state(self) -> Iterable[tuple[str, Tensor]]:
-        """Give the optimizer's state as `<parameter name>/<key>`, likewise."""
-        return optimizer_state(self.joint, self.optimizer).items()
-
-    def check_optimizer(self, tensors: dict[str, Tensor], source: str) -> None:
-        """Compare what `optimizer_state` gave with what this run optimizes.
-
-        Raises:
-            CheckpointError: naming the tensors that differ.
-        """
-        check_optimizer(self.joint, self.optimizer, tensors, source)
-
-    def restore_weights(self, tensors: dict[str, Tensor], source: Path) -> None:
-        """Restore what `weights` gave, unsharded.
-
-        Raises:
-            CheckpointError: if they are of another architecture; `source` is named.
-        """
-        restore_module(self.joint, tensors, source)
-
-    def restore_optimizer(self, tensors: dict[str, Tensor], source: Path) -> None:
-        """Restore what `optimizer_state` gave, unsharded.
-
-        Raises:
-            CheckpointError: if they are of another architecture, or of a kind that this engine cannot hold.
-        """
-        restore_optimizer(self.joint, self.optimizer, tensors, source)

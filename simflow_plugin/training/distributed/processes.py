@@ -23,7 +23,7 @@ from simflow_plugin.training.interrupts import Interrupted
 T = TypeVar("T")
 
 PATIENCE = timedelta(hours=2)
-"""How long processes wait for each other: writing a large checkpoint to a busy file system takes its time."""
+"""Time that processes wait for each other: writing a large checkpoint to a busy file system takes its time."""
 
 
 class Processes:
@@ -34,9 +34,11 @@ class Processes:
     """
 
     def __init__(self, num_processes: int) -> None:
+        self.num_processes = num_processes
         self._group: Any = (
             distributed.new_group(backend="gloo", timeout=PATIENCE) if num_processes > 1 else None
         )
+        self.rank = distributed.get_rank() if num_processes > 1 else 0
 
     def any(self, vote: bool) -> bool:
         """Return whether any process votes yes; every process must call it."""
@@ -64,6 +66,21 @@ class Processes:
             raise announced
         return result
 
+    def run_on_all(self, work: Callable[[int, int], None]) -> None:
+        """Run `work(rank, number of processes)` on each process; the first failure is raised on all of them."""
+        failure: Exception | None = None
+        try:
+            work(self.rank, self.num_processes)
+        except Exception as error:  # whatever it is, the other processes must not wait for ever
+            failure = error
+        failures = [failure]
+        if self._group is not None:
+            failures = [None] * self.num_processes
+            distributed.all_gather_object(failures, failure, group=self._group)
+        for found in failures:
+            if found is not None:
+                raise found
+
     def union(self, values: set[int]) -> set[int]:
         """Return the values of all processes together; every process must call it."""
         if self._group is None:
@@ -72,9 +89,9 @@ class Processes:
         distributed.all_gather_object(gathered, values, group=self._group)
         return set().union(*gathered)
 
-    def main_first(self, is_main: bool, work: Callable[[], T]) -> T:
+    def main_first(self, work: Callable[[], T]) -> T:
         """Return what `work` returns, done by the main process first: the others find the files that it made."""
-        if is_main:
+        if self.rank == 0:
             return self.run_on_main(work)
         self.run_on_main(None)
         return work()

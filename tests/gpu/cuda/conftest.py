@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.gpu.cuda.counting import IS_NULL
+from tests.gpu.cuda.counting import IS_NULL, read_no_values
 
 
 def pytest_collection_modifyitems(items):
@@ -20,14 +20,8 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def _no_checks_of_values(monkeypatch):
-    """On the null device nothing may read what no kernel wrote; cuDNN, which is not stood in for, is off."""
-    if not IS_NULL:
-        return
-    for name in ("check_tokens", "check_labels", "check_condition"):
-        monkeypatch.setattr(f"simflow_plugin.flow.flow.{name}", lambda *arguments: None)
-    monkeypatch.setattr("simflow_plugin.training.stability.BadSteps.check", lambda *arguments: None)
-    monkeypatch.setattr(torch.backends.cudnn, "enabled", False)
-    torch.backends.cuda.enable_cudnn_sdp(False)
+    if IS_NULL:
+        read_no_values(monkeypatch)
 
 
 @pytest.fixture(autouse=True)

@@ -6,10 +6,12 @@ from simflow_plugin.flow.sampling import decode_graph
 from simflow_plugin.runs.loaded_run import load_run
 from simflow_plugin.runs.parts import build_dataset, build_parts
 from simflow_plugin.runs.run_directory import RunDirectory
+from simflow_plugin.runs.run_precision import choose_kernels
 from simflow_plugin.train import make_accelerator
 from simflow_plugin.training.interrupts import StopRequest
 from simflow_plugin.training.loop import Trainer
-from tests.training.tiny_runs import ADVERSARIAL, tiny_config, tiny_values
+from tests.gpu.cuda.counting import IS_NULL
+from tests.training.tiny_runs import ADVERSARIAL, losses_of, tiny_config, tiny_values
 
 RUNS = [
     *(("simflow", precision) for precision in ("float32", "bfloat16", "float16")),
@@ -51,3 +53,19 @@ def test_run_trains_resumes_and_samples(model, precision, tmp_path):
     tensors = [*loaded.model.parameters(), *loaded.autoencoder.parameters()]
     assert {tensor.device.type for tensor in tensors} == {"cuda"}
     assert len(list((tmp_path / "run" / "samples").glob("*.png"))) == 3
+
+
+@pytest.mark.parametrize("model", ["simflow", "starflow", "sit", "dit"])
+def test_every_operation_of_a_step_has_a_deterministic_kernel(model, tmp_path):
+    """torch refuses the others by name. On a real GPU, two runs are equal bit for bit."""
+    rows = []
+    for name in ("first", "second")[: 1 if IS_NULL else 2]:
+        values = values_of(model, "bfloat16", deterministic=True, log_every=1)
+        if model in ("simflow", "sit"):
+            values["alignment"] = {"encoder": "toy", "layer": 1, "weight": 0.5, "mode": "repa"}
+        try:
+            trainer_on_cuda(values, tmp_path / name).train()
+        finally:
+            choose_kernels(deterministic=False)
+        rows.append([row["loss"] for row in losses_of(tmp_path / name)])
+    assert rows[0] == rows[-1]

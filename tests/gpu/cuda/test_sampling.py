@@ -125,10 +125,10 @@ def test_graphs_go_with_their_flow():
     assert torch.cuda.memory_allocated() <= before + 2 * 64 * 2**20
 
 
-def test_weights_are_cast_once_under_autocast():
-    """A step launches at most 8 kernels a layer more than one of bfloat16 weights: its activations' casts.
+def test_weights_and_norms_are_cast_once_under_autocast():
+    """Steps launch what those of bfloat16 weights launch, and a cast of the last norm's output a token and block.
 
-    With weights that are cast in every step it was 19 more.
+    With weights that are cast in every step it was 19 more a layer, with norms in float32 7.
     """
     flow, half = flow_on(), flow_on().bfloat16()
     noise, labels = inputs_of(flow)
@@ -136,8 +136,8 @@ def test_weights_are_cast_once_under_autocast():
         flow.inverse(noise, labels, method=EAGER)
     with counted() as native:
         half.inverse(noise, labels, method=EAGER)
-    layer_steps = flow.config.num_tokens * sum(len(block.layers) for block in flow.blocks)
-    assert autocast.launches - native.launches < 8 * layer_steps
+    print(f"autocast {autocast.launches}, bfloat16 weights {native.launches}")
+    assert autocast.launches < 1.1 * native.launches
 
 
 def test_graph_equals_eager_steps():

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import distributed, nn
@@ -55,7 +56,9 @@ def with_repa_e():
 
 
 WITH_REPA_E = with_repa_e()
+WITH_CACHES = tiny_values("starflow", log_every=1, cache_latents=True)
 RUNS = [
+    {"name": "ddp_caches", "values": WITH_CACHES},
     {"name": "ddp", "values": WITH_ADVERSARY},
     {"name": "fsdp", "values": WITH_ADVERSARY, "fsdp": SHARDED},
     {"name": "fsdp_alignment", "values": WITH_ALIGNMENT, "fsdp": SHARDED},
@@ -78,6 +81,7 @@ def two_processes(out, more_runs):
         "ACCELERATE_USE_CPU": "true",
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
+        "SIMFLOW_DATA": str(out / "caches_of_two"),
         "PYTHONPATH": str(Path(__file__).parents[3]),
     }
     command = [sys.executable, "-m", "tests.training.worker", str(out), json.dumps([*RUNS, *more_runs])]
@@ -104,6 +108,9 @@ def runs(tmp_path_factory):
     one["one_with_repa_e"] = WITH_REPA_E
     for name, values in one.items():
         make_trainer(tiny_config(values=values), out / name).train()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SIMFLOW_DATA", str(out / "cache_of_one"))
+        make_trainer(tiny_config(values=WITH_CACHES), out / "one_with_caches").train()
     for name in ("grown", "grown_sharded"):
         with pytest.raises(Interrupted):
             make_trainer(tiny_config(values=PLAIN), out / name, StopAfter(3)).train()
@@ -126,6 +133,15 @@ def test_two_processes_give_the_losses_of_one(runs, name):
     assert [row.get("discriminator") for row in losses_of(runs / name)][2:] == pytest.approx(
         discriminator, rel=1e-4
     )
+
+
+def test_cache_that_two_processes_built_is_that_of_one(runs):
+    assert_same_losses(runs / "one_with_caches", runs / "ddp_caches", ("loss", "nll"))
+    one, two = (
+        next((runs / folder).glob("moments/*/values.npy")) for folder in ("cache_of_one", "caches_of_two")
+    )
+    assert one.parent.name == two.parent.name
+    np.testing.assert_allclose(np.load(two), np.load(one), rtol=1e-4, atol=1e-5)
 
 
 def test_gradient_within_the_forward_pass_may_go_through_shards(runs):

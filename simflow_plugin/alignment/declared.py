@@ -1,0 +1,11 @@
+"""The built-in frozen encoders by name, with their options."""
+
+from __future__ import annotations
+
+from simflow_plugin.alignment.options import MODEL_BY_PRESET, ClassifierOptions, TimmOptions, WeightsOptions
+from simflow_plugin.registry import ENCODERS
+
+ENCODERS.declare("timm", "simflow_plugin.alignment.timm_encoders", TimmOptions)
+ENCODERS.declare("pretrained", "simflow_plugin.alignment.classifier", ClassifierOptions)
+for _name in MODEL_BY_PRESET:
+    ENCODERS.declare(_name, "simflow_plugin.alignment.timm_encoders", WeightsOptions)

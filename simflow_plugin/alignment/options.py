@@ -1,0 +1,45 @@
+"""Options of the frozen encoders, and the published ones by their short names."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from simflow_plugin.local_paths import LocalPath
+from simflow_plugin.options import Options
+
+MODEL_BY_PRESET = {
+    "dinov2-b": "vit_base_patch14_dinov2.lvd142m",
+    "dinov2-l": "vit_large_patch14_dinov2.lvd142m",
+    "dinov2-b-reg": "vit_base_patch14_reg4_dinov2.lvd142m",
+    "dinov2-l-reg": "vit_large_patch14_reg4_dinov2.lvd142m",
+    "dinov3-b": "vit_base_patch16_dinov3.lvd1689m",
+    "mae-b": "vit_base_patch16_224.mae",
+    "mae-l": "vit_large_patch16_224.mae",
+    "clip-l": "vit_large_patch14_clip_quickgelu_224.openai",
+}
+
+
+class WeightsOptions(Options):
+    """Options that all timm encoders share."""
+
+    checkpoint: LocalPath | None = Field(None, description="file of the weights; null: the local caches")
+    input_size: int | None = Field(
+        None,
+        gt=0,
+        description="pixels at which the encoder sees the image; null: 16 x 16 features of a vision transformer for "
+        "256 pixels, the image as it is for a convolutional network",
+    )
+    stage: int | None = Field(
+        None,
+        ge=0,
+        description="block of a transformer or stage of a convolutional network, from 0, as in timm's "
+        "forward_intermediates; null: the last",
+    )
+
+
+class TimmOptions(WeightsOptions):
+    model: str = Field(description="name in timm, with its tag if any: vit_base_patch14_dinov2.lvd142m")
+
+
+class ClassifierOptions(Options):
+    checkpoint: LocalPath = Field(description="file made by `simflow pretrain-encoder`")

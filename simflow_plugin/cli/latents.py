@@ -1,0 +1,48 @@
+"""`simflow latents RUN --out DIR`: a data set encoded once, for trainers that read latents from disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+
+from simflow_plugin.cli.run_options import DataRootOption, LastWeightsOption, PrecisionOption
+from simflow_plugin.exits import exit_on_user_error
+
+
+def latents(
+    run: Annotated[str, typer.Argument(help="Run directory, exported folder, or `owner/name` on the Hub.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder to write; the same command goes on where it was interrupted.")
+    ],
+    split: Annotated[str, typer.Option(help="Of the run's data: train or test.")] = "train",
+    layout: Annotated[
+        str, typer.Option(help="lightningdit; or repa-e, which adds that host's HDF5 file.")
+    ] = "lightningdit",
+    images_per_shard: Annotated[int, typer.Option(min=1, help="Of each file but the last.")] = 10_000,
+    seed: Annotated[int, typer.Option(help="Of the samples of the posterior.")] = 0,
+    step: Annotated[int | None, typer.Option(help="Of the checkpoint; default: the newest.")] = None,
+    last_weights: LastWeightsOption = False,
+    precision: PrecisionOption = None,
+    data_root: DataRootOption = None,
+) -> None:
+    """Encode the run's images: samples and moments in safetensors, statistics, digests and a card."""
+    with exit_on_user_error():
+        from simflow_plugin.errors import ConfigError
+        from simflow_plugin.preparing.latents import Encoding, Layout, encode_dataset
+        from simflow_plugin.runs.sources import open_run
+
+        for option, value, known in (
+            ("--split", split, ("train", "test")),
+            ("--layout", layout, ("lightningdit", "repa-e")),
+        ):
+            if value not in known:
+                raise ConfigError(f"{option} {value}: expected {' or '.join(known)}.")
+        loaded = open_run(run, averaged=not last_weights, step=step, precision=precision).with_data_root(
+            data_root
+        )
+        encoding = Encoding(split, images_per_shard, seed, cast(Layout, layout))
+        card = encode_dataset(loaded, encoding, out)
+        typer.echo(f"{card['images']:,} images, {card['damaged']} damaged")
+        typer.echo(f"{out / 'README.md'}")

@@ -1,0 +1,50 @@
+"""`simflow prepare DATA --out SHARDS`: a data set as center-cropped webdataset shards with a card."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+
+from simflow_plugin.exits import exit_on_user_error
+
+
+def prepare(
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="A folder of images, a data set by name (digits), or a YAML mapping {name: ..., ...}."
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Folder to write; the same command goes on where it was interrupted.")
+    ],
+    size: Annotated[int, typer.Option(min=1, max=1 << 14, help="Side of the images in pixels.")] = 256,
+    images_per_shard: Annotated[int, typer.Option(min=1, help="Of each shard but the last.")] = 10_000,
+    image_format: Annotated[
+        str, typer.Option("--format", help="png or webp (both lossless), or jpg (quality 95).")
+    ] = "png",
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one a core.")] = None,
+) -> None:
+    """Crop a data set once and store it in webdataset shards with class names, counts and digests."""
+    with exit_on_user_error():
+        from simflow_plugin.config.data_argument import resolve_data
+        from simflow_plugin.errors import ConfigError
+        from simflow_plugin.preparing.images import Preparation
+        from simflow_plugin.preparing.images import prepare as write
+        from simflow_plugin.preparing.shards import SAVING, Format
+
+        if image_format not in SAVING:
+            raise ConfigError(f"--format {image_format}: expected {', '.join(SAVING)}.")
+        part = resolve_data(data, "DATA")
+        preparation = Preparation(part, size, images_per_shard, cast(Format, image_format))
+        card = write(preparation, out, workers or os.cpu_count() or 1)
+        for split, facts in card["splits"].items():
+            typer.echo(
+                f"{split}: {facts['images']:,} images in {len(facts['shards'])} shards, {len(facts['damaged'])} damaged"
+            )
+            for problem in facts["damaged"]:
+                typer.echo(f"left out: {problem}", err=True)
+        typer.echo(f"{out / 'README.md'}")

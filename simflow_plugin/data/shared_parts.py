@@ -1,0 +1,88 @@
+"""Work on many items that any process may share and resume: rows of items, computed once, kept in files with digests.
+
+    folder/part_00012.safetensors    tensors of items 12 S .. 13 S - 1
+
+A part is whole or not there. So processes need not know of each other: each makes the missing parts of its share, a run
+that was interrupted goes on with the others, and whoever reads makes what is still missing, or torn, itself.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from simflow_plugin.data.disk_cache import load_checked, save_checked
+
+PART_SIZE = 1024
+"""Items that an interruption costs at most, in each process."""
+
+Compute = Callable[[range], dict[str, Tensor]]
+"""Numbers of items -> their tensors by name; none where nothing of the range could be read."""
+
+
+@dataclass(frozen=True)
+class SharedParts:
+    """The parts of one piece of work.
+
+    Args:
+        folder: theirs alone; its name says what the tensors depend on.
+        num_items: in all.
+        compute: of a range of items.
+        part_size: items a part.
+    """
+
+    folder: Path
+    num_items: int
+    compute: Compute
+    part_size: int = PART_SIZE
+
+    @property
+    def num_parts(self) -> int:
+        return -(-self.num_items // self.part_size)
+
+    def items(self, part: int) -> range:
+        """Return the items of a part."""
+        return range(part * self.part_size, min((part + 1) * self.part_size, self.num_items))
+
+    def share(self, rank: int = 0, world_size: int = 1) -> int:
+        """Return how many items fall to one process; parts go round the processes."""
+        return sum(len(self.items(part)) for part in range(rank, self.num_parts, world_size))
+
+    def make_missing(
+        self, rank: int = 0, world_size: int = 1, advance: Callable[[int], None] = lambda count: None
+    ) -> None:
+        """Make the parts of this process that are not there.
+
+        Args:
+            rank: of this process.
+            world_size: number of processes.
+            advance: told how many items were done, those found on disk included.
+        Raises:
+            DataError: if a part cannot be written.
+        """
+        for part in range(rank, self.num_parts, world_size):
+            if not self._path(part).is_file():
+                self._make(part)
+            advance(len(self.items(part)))
+
+    def read(self) -> Iterator[dict[str, Tensor]]:
+        """Yield the tensors of every part in order; what is missing or torn is made first."""
+        for part in range(self.num_parts):
+            tensors = load_checked(self._path(part)) if self._path(part).is_file() else None
+            yield self._make(part) if tensors is None else tensors
+
+    def remove(self) -> None:
+        """Remove all parts, when what was made of them is kept elsewhere."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _path(self, part: int) -> Path:
+        return self.folder / f"part_{part:05d}.safetensors"
+
+    def _make(self, part: int) -> dict[str, Tensor]:
+        tensors = self.compute(self.items(part))
+        save_checked(self._path(part), tensors)
+        return tensors

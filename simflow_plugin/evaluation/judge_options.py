@@ -1,0 +1,47 @@
+"""Options of the judges of samples."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from simflow_plugin.local_paths import LocalPath
+from simflow_plugin.options import Options
+
+
+class DigitsJudgeOptions(Options):
+    """The judge has none."""
+
+
+class EncoderJudgeOptions(Options):
+    checkpoint: LocalPath = Field(description="file made by `simflow pretrain-encoder`")
+    num_real: int = Field(
+        2000, ge=2, description="held-out images, drawn at random, for the judge's own accuracy"
+    )
+
+
+class JudgeFacts:
+    """Facts of a judge that configurations are checked against before it is imported."""
+
+    Options: ClassVar[type[Options]]
+
+    data: ClassVar[str | None] = None
+    """Name of the only data set that it judges; None: any with labels."""
+
+    num_classes: ClassVar[int | None] = None
+    """Number of classes that it knows whatever its options; None: its files tell."""
+
+
+class DigitsJudgeFacts(JudgeFacts):
+    """Facts of `judge: digits`."""
+
+    Options: ClassVar[type[Options]] = DigitsJudgeOptions
+    data = "digits"
+    num_classes = 10
+
+
+class EncoderJudgeFacts(JudgeFacts):
+    """Facts of `judge: encoder`."""
+
+    Options: ClassVar[type[Options]] = EncoderJudgeOptions

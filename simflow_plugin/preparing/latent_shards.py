@@ -1,0 +1,157 @@
+"""One safetensors file of latents, in the layout that LightningDiT trains from, with the moments beside them.
+
+    latents, latents_flip      (N, C, h, w), a sample of q(z given x), of the image and of its mirror image
+    labels                     (N,), int64
+    moments, moments_flip      (N, 2 C, h, w), mean and log-variance
+    indices                    (N,), int64, of the images in the data set
+
+All float32, in the normalised latent space of the run. Sample i depends on the seed and on i alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from simflow_plugin.contracts import Example, ImageDataset
+from simflow_plugin.data.decoding import CorruptImage
+from simflow_plugin.data.loader import to_float
+from simflow_plugin.errors import RunDirectoryError
+from simflow_plugin.files import file_digest, read_json_object, replacing, write_text_atomically
+from simflow_plugin.preparing.shards import Shard
+from simflow_plugin.randomness import IndexedRandom
+from simflow_plugin.runs.loaded_run import LoadedRun
+
+READERS = 4
+"""Threads that read and decode images."""
+
+
+@dataclass(frozen=True)
+class LatentFacts:
+    """What is in a file of latents.
+
+    Args:
+        name, bytes, sha256: of the file.
+        images: encoded.
+        sums, squares: by channel, of `latents` over images and positions; from these come mean and std of all files.
+        damaged: what is wrong with each image that was left out.
+    """
+
+    name: str
+    bytes: int
+    sha256: str
+    images: int
+    sums: list[float]
+    squares: list[float]
+    damaged: list[str]
+
+
+def finished(shard: Shard, folder: Path) -> LatentFacts | None:
+    """Return the facts of a file that was written before; None if it, or its facts, are missing or cut short."""
+    path, beside = folder / shard.name, _facts_file(folder, shard)
+    if not (path.is_file() and beside.is_file()):
+        return None
+    facts = LatentFacts(**read_json_object(beside, RunDirectoryError))
+    return facts if path.stat().st_size == facts.bytes and file_digest(path) == facts.sha256 else None
+
+
+def write_latents(
+    loaded: LoadedRun, dataset: ImageDataset, shard: Shard, folder: Path, seed: int
+) -> LatentFacts:
+    """Encode the images of one shard and write them.
+
+    Args:
+        loaded: the run; its precision and its sampling batch size are used.
+        dataset: images of the run's size.
+        shard: which images, and the file's name.
+        folder: it is there.
+        seed: of the samples of the posterior.
+    """
+    damaged: list[str] = []
+    found: dict[str, list[Tensor]] = {}
+    for indices, images, labels in _batches(dataset, shard, loaded.config.sampling.batch_size, damaged):
+        rows = {"labels": labels, "indices": torch.tensor(indices)}
+        for mirrored, ending in ((False, ""), (True, "_flip")):
+            shown = images.flip(-1) if mirrored else images
+            latents, moments = encode(loaded, shown, IndexedRandom(seed, indices), f"posterior{ending}")
+            rows |= {f"latents{ending}": latents, f"moments{ending}": moments}
+        for name, tensor in rows.items():
+            found.setdefault(name, []).append(tensor)
+    channels, height, width = loaded.autoencoder.latent_shape(loaded.config.image_size)
+    if not found:  # a shard of damaged images alone
+        empty = torch.zeros(0, dtype=torch.int64)
+        found = {"labels": [empty], "indices": [empty]}
+        for ending in ("", "_flip"):
+            found[f"latents{ending}"] = [torch.zeros(0, channels, height, width)]
+            found[f"moments{ending}"] = [torch.zeros(0, 2 * channels, height, width)]
+    tensors = {name: torch.cat(parts).contiguous() for name, parts in found.items()}
+    path = folder / shard.name
+    with replacing(path, RunDirectoryError) as part:
+        # One entry: safetensors writes several in an order that differs from call to call.
+        save_file(tensors, part, metadata={"total_size": str(len(tensors["labels"]))})
+    wide = tensors["latents"].double()
+    facts = LatentFacts(
+        name=shard.name,
+        bytes=path.stat().st_size,
+        sha256=file_digest(path),
+        images=len(tensors["labels"]),
+        sums=wide.sum((0, 2, 3)).tolist(),
+        squares=wide.square().sum((0, 2, 3)).tolist(),
+        damaged=damaged,
+    )
+    write_text_atomically(_facts_file(folder, shard), json.dumps(asdict(facts), indent=1) + "\n")
+    return facts
+
+
+@torch.no_grad()
+def encode(loaded: LoadedRun, images: Tensor, random: IndexedRandom, purpose: str) -> tuple[Tensor, Tensor]:
+    """Return a sample (B, C, h, w) of the posterior of images (B, 3, H, W) and its moments (B, 2 C, h, w), on the CPU.
+
+    The same as `Run.encode` gives: the mean without a seed, the sample with one.
+    """
+    with loaded.precision.active():
+        posterior = loaded.autoencoder.encode(images.to(loaded.device))
+        noise = random.normal(purpose, posterior.mean.shape, loaded.device)
+        latents = posterior.sample(noise=noise).float().cpu()
+    mean, std = posterior.mode().float().cpu(), posterior.std.float().cpu()
+    return latents, torch.cat([mean, 2 * std.log().expand_as(mean)], dim=1)
+
+
+def remove_facts_files(folder: Path) -> None:
+    """Remove what only an interrupted run of the command needs."""
+    for file in folder.glob(".*.safetensors.json"):
+        file.unlink()
+
+
+def _batches(
+    dataset: ImageDataset, shard: Shard, size: int, damaged: list[str]
+) -> Iterator[tuple[tuple[int, ...], Tensor, Tensor]]:
+    """Yield indices, float images (B, 3, H, W) and labels (B,); damaged images are left out and described."""
+
+    def read(index: int) -> Example | CorruptImage:
+        try:
+            return dataset[index]
+        except CorruptImage as error:
+            return error
+
+    with ThreadPoolExecutor(READERS) as threads:
+        for start in range(shard.start, shard.stop, size):
+            rows = range(start, min(start + size, shard.stop))
+            answers = list(zip(rows, threads.map(read, rows), strict=True))
+            damaged += [str(answer) for _, answer in answers if isinstance(answer, CorruptImage)]
+            read_ones = [(index, answer) for index, answer in answers if not isinstance(answer, CorruptImage)]
+            if read_ones:
+                images = torch.stack([answer.image for _, answer in read_ones])
+                labels = torch.tensor([answer.label for _, answer in read_ones], dtype=torch.int64)
+                yield tuple(index for index, _ in read_ones), to_float(images), labels
+
+
+def _facts_file(folder: Path, shard: Shard) -> Path:
+    return folder / f".{shard.name}.json"

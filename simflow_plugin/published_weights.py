@@ -1,0 +1,77 @@
+"""Published weights by short name: where they come from, where they are kept, and what their checksum is known from.
+
+Two kinds: a file at an address, kept in torch's hub cache, whose name ends in the first digits of its SHA-256; and a
+file of a repository on the Hub, kept in its cache, whose SHA-256 the Hub states when it is asked.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from simflow_plugin.alignment.options import MODEL_BY_PRESET
+
+DIGITS = re.compile(r"-([0-9a-f]{8})\.pth$")
+TORCHVISION = "https://download.pytorch.org/models/"
+
+
+@dataclass(frozen=True)
+class FileAtAddress:
+    """One file on the web.
+
+    Args:
+        address: its name ends in 8 hexadecimal digits, the start of the file's SHA-256.
+        serves: what it is needed for.
+    """
+
+    address: str
+    serves: str
+
+    @property
+    def file_name(self) -> str:
+        return PurePosixPath(self.address).name
+
+    @property
+    def sha256_prefix(self) -> str:
+        """The first 8 hexadecimal digits of the SHA-256, from the published name."""
+        found = DIGITS.search(self.file_name)
+        assert found is not None, self.file_name
+        return found[1]
+
+
+@dataclass(frozen=True)
+class FileOnHub:
+    """The weights of a timm model in its repository on the Hub.
+
+    Args:
+        model: name in timm, with its tag.
+        serves: what they are needed for.
+    """
+
+    model: str
+    serves: str
+
+
+_ALIGNMENT = "alignment.encoder; --extractor"
+PUBLISHED: dict[str, FileAtAddress | FileOnHub] = {
+    "inception": FileAtAddress(
+        "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+        "weights-inception-2015-12-05-6726825d.pth",
+        "FID, KID, IS, precision and recall",
+    ),
+    "lpips": FileAtAddress(f"{TORCHVISION}alexnet-owt-7be5be79.pth", "LPIPS as a metric (AlexNet)"),
+    "lpips-vgg": FileAtAddress(f"{TORCHVISION}vgg16-397923af.pth", "LPIPS as a loss (VGG-16)"),
+    "dinov2-s": FileOnHub("vit_small_patch14_dinov2.lvd142m", "--extractor"),
+    "dinov2-g": FileOnHub("vit_giant_patch14_dinov2.lvd142m", "--extractor"),
+    **{name: FileOnHub(model, _ALIGNMENT) for name, model in MODEL_BY_PRESET.items()},
+}
+
+
+def fetch_command(file_name_or_model: str) -> str:
+    """Return ' `simflow fetch NAME` fetches them.' for a file or a timm model of the table, else nothing."""
+    for name, entry in PUBLISHED.items():
+        known = entry.file_name if isinstance(entry, FileAtAddress) else entry.model
+        if known == file_name_or_model:
+            return f" `simflow fetch {name}` fetches them."
+    return ""

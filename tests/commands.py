@@ -1,0 +1,13 @@
+"""The command line in the process of the test."""
+
+from typer.testing import CliRunner
+
+from simflow_plugin.cli.app import app
+
+
+def simflow(*arguments: object) -> tuple[int, str]:
+    """Run `simflow ...` in this process; return (exit status, output)."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output

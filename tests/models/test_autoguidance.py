@@ -1,0 +1,110 @@
+"""Autoguidance of the diffusion models: a weaker model in place of the unconditional half, in every sampler."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from simflow_plugin.contracts import ModelContext
+from simflow_plugin.errors import ConfigError
+from simflow_plugin.randomness import IndexedRandom
+from simflow_plugin.registry import MODELS
+
+BACKBONE = {"width": 16, "depth": 2, "num_heads": 2, "patch_size": 2}
+SHAPE = (3, 4, 4)
+SAMPLINGS = [
+    ("sit", {"method": "euler"}),
+    ("sit", {"method": "heun"}),
+    ("sit", {"method": "euler_maruyama"}),
+    ("dit", {"eta": 0.0}),
+    ("dit", {"eta": 1.0}),
+]
+every_sampler = pytest.mark.parametrize(("name", "sampling"), SAMPLINGS)
+
+
+def build(
+    name: str,
+    sampling: dict[str, Any] | None = None,
+    num_classes: int | None = 5,
+    seed: int = 0,
+    **options: Any,
+) -> Any:
+    factory = MODELS.get(name)
+    mapping = {"backbone": BACKBONE, "sampling": {"num_steps": 4, **(sampling or {})}, **options}
+    torch.manual_seed(seed)
+    model = factory(factory.Options.model_validate(mapping), ModelContext(SHAPE, num_classes)).double()
+    for parameter in model.parameters():  # away from the start at zero, where every prediction is zero
+        nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+class InFloat64:
+    """The same draws in float64, so that only an error shows."""
+
+    def normal(self, *arguments: Any) -> torch.Tensor:
+        return IndexedRandom(7, (0, 1, 2)).normal(*arguments).double()
+
+
+def draw(model: Any, guidance: float, labels: torch.Tensor | None) -> torch.Tensor:
+    return model.sample(labels, (3, *SHAPE), guidance, InFloat64())
+
+
+LABELS = torch.tensor([0, 3, 4])
+
+
+@every_sampler
+def test_a_model_guided_by_itself_is_itself_at_every_weight(name: str, sampling: dict[str, Any]) -> None:
+    model = build(name, sampling)
+    itself, plain = model.guided_by(model), draw(model, 0.0, LABELS)
+    for weight in (0.0, 0.5, 3.0):
+        torch.testing.assert_close(draw(itself, weight, LABELS), plain, rtol=0, atol=1e-9)
+
+
+@every_sampler
+def test_a_guide_without_labels_gives_classifier_free_guidance(name: str, sampling: dict[str, Any]) -> None:
+    """The guide is the model that sees no label: its null embedding moves into the bias of the embedding of time."""
+    model, guide = build(name, sampling), build(name, sampling, num_classes=None)
+    state = dict(model.state_dict())
+    table = state.pop("backbone.label_embed.table.weight")
+    last = [key for key in state if key.startswith("backbone.time_embed") and key.endswith("bias")][-1]
+    state[last] = state[last] + table[-1]
+    guide.load_state_dict(state)
+    expected = draw(model, 1.5, LABELS)
+    torch.testing.assert_close(draw(model.guided_by(guide), 1.5, LABELS), expected, rtol=0, atol=1e-9)
+    assert float((expected - draw(model, 0.0, LABELS)).abs().max()) > 1e-4
+
+
+@pytest.mark.parametrize("name", ["sit", "dit"])
+def test_a_model_without_unconditional_half_or_labels_can_be_guided(name: str) -> None:
+    guide = build(name, seed=1)
+    undropped = build(name, label_dropout=0.0)
+    with pytest.raises(ConfigError, match="no unconditional half"):
+        draw(undropped, 1.0, LABELS)
+    assert undropped.guided_by(guide).sample(LABELS, (3, *SHAPE), 1.0, InFloat64()).isfinite().all()
+    plain, other = build(name, num_classes=None), build(name, num_classes=None, seed=1)
+    assert not torch.equal(draw(plain.guided_by(other), 1.0, None), draw(plain, 0.0, None))
+
+
+@pytest.mark.parametrize(
+    ("guide", "message"),
+    [
+        (("dit", {}), "the guide is a DiT, but guides a SiT"),
+        (("sit", {"num_classes": 4}), "num_classes is 4, the model's 5"),
+        (("sit", {"interpolant": "cosine"}), "interpolant is cosine, the model's linear"),
+        (("sit", {"normalizes_latents": True}), "normalizes_latents is True"),
+    ],
+)
+def test_guides_that_do_not_fit_are_refused(guide: tuple[str, dict[str, Any]], message: str) -> None:
+    name, options = guide
+    with pytest.raises(ConfigError, match=message):
+        build("sit").guided_by(build(name, **options))
+
+
+def test_the_guide_is_no_part_of_the_models_state() -> None:
+    model, guide = build("sit"), build("sit", seed=1)
+    guided = model.guided_by(guide)
+    assert model.guide is None
+    assert list(guided.state_dict()) == list(model.state_dict())

@@ -1,0 +1,62 @@
+"""Parts are declared without their networks, with the facts that they have."""
+
+import importlib
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+from simflow_plugin import registry
+
+HEAVY = (
+    "torch",
+    "torch._dynamo",
+    "diffusers",
+    "timm",
+    "transformers",
+    "accelerate",
+    "numpy",
+    "scipy",
+    "matplotlib",
+)
+REGISTRIES = [value for value in vars(registry).values() if isinstance(value, registry.Registry)]
+DECLARING = [one for one in REGISTRIES if one.kind != "attention"]
+
+
+def heavy_modules_after(code: str) -> list[str]:
+    """Return which of `HEAVY` a fresh interpreter has imported after `code`."""
+    tail = f"\nimport sys; print('heavy:', *[name for name in {HEAVY!r} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code + tail], capture_output=True, text=True, check=True)
+    return result.stdout.splitlines()[-1].removeprefix("heavy:").split()
+
+
+def test_every_shipped_configuration_is_validated_without_torch():
+    code = """
+from simflow_plugin.config.loading import load_config
+from simflow_plugin.config.yaml_source import shipped_configs
+from simflow_plugin.errors import ConfigError
+seen = 0
+for name in shipped_configs():
+    try:
+        load_config(name)
+        seen += 1
+    except ConfigError:
+        pass  # a study, or a file that is not there
+assert seen > 5, seen
+"""
+    assert heavy_modules_after(code) == []
+
+
+@pytest.mark.parametrize("one", DECLARING, ids=lambda one: one.kind)
+def test_every_built_in_part_is_declared_with_the_facts_that_it_has(one):
+    one.names()
+    package = importlib.import_module(one._package)
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{one._package}.{module.name}")
+    assert set(one._builtin) == set(one._declared)
+    for name in one._declared:
+        facts, part = one.facts(name), one.get(name)
+        for fact in (key for key in dir(facts) if not key.startswith("_")):
+            here, there = getattr(facts, fact), getattr(part, fact)
+            assert getattr(here, "__func__", here) == getattr(there, "__func__", there), (name, fact)
