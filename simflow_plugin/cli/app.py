@@ -27,6 +27,7 @@ from simflow_plugin.cli import (
     prepare,
     pretrain_encoder,
     sample,
+    serve,
     statistics,
     study,
     train,
@@ -77,6 +78,7 @@ COMMANDS = (
 )
 for command in COMMANDS:
     app.command(command.__name__.replace("_", "-"), cls=ReadableCommand)(readable(command))
+app.command("app", cls=ReadableCommand)(readable(serve.serve))
 app.add_typer(config.app, name="config")
 
 

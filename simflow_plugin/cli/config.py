@@ -1,4 +1,4 @@
-"""`simflow config show NAME` and `simflow config list`."""
+"""`simflow config show NAME`, `simflow config list` and `simflow config explain KEY`."""
 
 from __future__ import annotations
 
@@ -43,3 +43,19 @@ def list_() -> None:
     from simflow_plugin.config.yaml_source import shipped_configs
 
     typer.echo("\n".join(shipped_configs()))
+
+
+@app.command("explain")
+def explain_(
+    key: Annotated[
+        str | None, typer.Argument(help="As in training.ema.decay; without it the sections are listed.")
+    ] = None,
+) -> None:
+    """Print an option's type, range or choices, default and meaning; of a section or part the keys below it."""
+    with exit_on_user_error():
+        from simflow_plugin.config.explanation import explain
+
+        found = explain(key)
+        typer.echo(found.text)
+        for failure in found.failures:
+            typer.echo(f"not looked into: {failure}", err=True)

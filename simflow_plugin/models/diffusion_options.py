@@ -29,7 +29,9 @@ class SiTOptions(DiffusionOptions):
     interpolant: Literal["linear", "cosine"] = Field(
         default="linear", description="cosine is variance preserving (GVP)"
     )
-    time_sampling: Literal["uniform", "log_normal"] = "uniform"
+    time_sampling: Literal["uniform", "log_normal"] = Field(
+        default="uniform", description="distribution of the training times t in [0, 1]"
+    )
     normalizes_latents: bool = Field(
         default=False, description="batch norm without affine parameters on latents (REPA-E)"
     )
