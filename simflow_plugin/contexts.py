@@ -76,7 +76,7 @@ class ModelFacts:
     the latents detached; the harness does the routing, the model never detaches."""
 
     supports_alignment: ClassVar[bool] = False
-    """Whether `training_losses`, given features, returns an `alignment` term of hidden tokens."""
+    """True if `training_losses`, given features, returns an `alignment` term of hidden tokens."""
 
 
 class AutoencoderFacts:
@@ -119,4 +119,4 @@ class PosteriorFacts:
     Options: ClassVar[type[Options]]
 
     learns_variance: ClassVar[bool]
-    """Whether the variance is trained, so that the objective adds an entropy or KL term; as in `Posterior`."""
+    """True if the variance is trained, so that the objective adds an entropy or KL term; as in `Posterior`."""

@@ -11,7 +11,7 @@ import os
 from filelock import lock_descriptor
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)
-"""What a lock fails with on a file system that has none."""
+"""Errors of a lock on a file system that has none."""
 
 SAFELY = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 """Flags of `os.open`: neither a link nor a named pipe, at which opening would wait, is followed."""

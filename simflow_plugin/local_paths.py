@@ -6,6 +6,7 @@ So a run directory finds its data and weights from any folder, and may be moved;
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator
 
+WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 NOT_A_PATH = ("http:", "https:", "file:", "pipe:")
 
 
@@ -37,15 +39,19 @@ def absolute_shards(shards: str | list[str]) -> str | list[str]:
 
 
 def missing_paths(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yield (dotted key, path) of the absolute paths in a configuration that lead nowhere, globs left out."""
+    """Yield (dotted key, path) of what a configuration names and is not there.
+
+    Absolute paths, globs that match nothing, and names of files of weights; shards with ranges in braces are left out.
+    """
     if isinstance(value, dict):
         for name, below in value.items():
             yield from missing_paths(below, f"{key}.{name}" if key else name)
     elif isinstance(value, list):
         for below in value:
             yield from missing_paths(below, key)
-    elif isinstance(value, str) and os.path.isabs(value) and not set(value) & set("*?[{"):
-        yield from () if os.path.exists(value) else ((key, value),)
+    elif isinstance(value, str) and (os.path.isabs(value) or value.endswith(WEIGHTS)) and "{" not in value:
+        is_there = os.path.exists(value) or bool(set(value) & set("*?[") and glob.glob(value))
+        yield from () if is_there else ((key, value),)
 
 
 LocalPath = Annotated[str, AfterValidator(absolute)]

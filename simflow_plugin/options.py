@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -21,6 +22,24 @@ Size = Annotated[int, Field(gt=0, le=1 << 16)]
 
 MomentDecay = Annotated[float, Field(ge=0, lt=1)]
 """A beta of Adam: the decay per step of a running mean."""
+
+
+@dataclass(frozen=True, eq=False)
+class Choices:
+    """The names that a field takes, written beside its type for the reference of options; a validator checks them.
+
+    Args:
+        by_name: what each name stands for; where that is a class of options, they stand beside the name.
+    """
+
+    by_name: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class OptionsIn:
+    """The class of options that a field's mapping is validated as, where that is imported late: `module:Class`."""
+
+    place: str
 
 
 class Options(BaseModel):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 DIGITS = re.compile(r"-([0-9a-f]{8})\.pth$")
+TORCHVISION = "https://download.pytorch.org/models/"
 MODEL_BY_PRESET = {
     "dinov2-b": "vit_base_patch14_dinov2.lvd142m",
     "dinov2-l": "vit_large_patch14_dinov2.lvd142m",
@@ -21,9 +22,7 @@ MODEL_BY_PRESET = {
     "mae-l": "vit_large_patch16_224.mae",
     "clip-l": "vit_large_patch14_clip_quickgelu_224.openai",
 }
-"""timm's names of the frozen encoders that have a short one."""
-
-TORCHVISION = "https://download.pytorch.org/models/"
+"""timm's name of each published encoder by its short name, for alignment."""
 
 
 @dataclass(frozen=True)

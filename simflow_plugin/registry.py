@@ -110,6 +110,12 @@ class Registry:
         self._claims(name)
         return self._declared[name][1]
 
+    def builtin_facts(self) -> dict[str, tuple[str, Any]]:
+        """Return module and facts (see `facts`) of each built-in part; other distributions are not looked at."""
+        self._import_declarations()
+        own = {name: (part.__module__, part) for name, part in self._builtin.items()}
+        return {**own, **self._declared}
+
     def get(self, name: str) -> Any:
         """Return the factory registered as `name`; a third-party part is imported now.
 

@@ -18,8 +18,10 @@ from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.errors import EmptySplit
 from simflow_plugin.exits import exit_on_user_error
 from simflow_plugin.option_groups import grouped
+from simflow_plugin.readable_help import ReadableCommand, readable
 from simflow_plugin.runs.run_directory import RunDirectory
 from simflow_plugin.streams import surviving_readers
+from simflow_plugin.thumbnail import show_thumbnail
 from simflow_plugin.train_options import TrainOptions
 from simflow_plugin.training.interrupts import announced_stop, stop_on_signals
 
@@ -121,6 +123,8 @@ def train(
         if report:
             trainer.processes.run_on_main((lambda: measure(config, run, trainer.device)) if is_main else None)
         if is_main:
+            for grid in sorted(run.samples.glob("step_*.png"))[-1:]:
+                show_thumbnail(grid)
             print("\n".join(closing_lines(config, run)), flush=True)
 
 
@@ -207,5 +211,5 @@ def make_accelerator(config: RunConfig) -> Accelerator:
 
 if __name__ == "__main__":
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(train_command)
+    app.command(cls=ReadableCommand)(readable(train_command))
     app()

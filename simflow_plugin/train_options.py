@@ -9,10 +9,15 @@ import typer
 OutOption = Annotated[
     Path | None, typer.Option("--out", help="Run directory; default runs/<name of the configuration>.")
 ]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="key.sub=value, as often as needed.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="As in training.steps=100: above the configuration."),
+]
 AllowChangedOption = Annotated[
     list[str] | None,
-    typer.Option("--allow-changed", help="A key that may differ from the run that is resumed."),
+    typer.Option(
+        "--allow-changed", metavar="KEY", help="A key that may differ from the run that is resumed."
+    ),
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")]
 DataRootOption = Annotated[

@@ -43,6 +43,13 @@ def test_addresses_and_commands_are_no_paths(tmp_path, monkeypatch):
     assert absolute_shards(shards) == [str(tmp_path / "a-{00..03}.tar"), *shards[1:]]
 
 
+def test_weights_and_globs_that_match_nothing_are_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a-1.tar").touch()
+    config = {"vae": "none.safetensors", "shards": [str(tmp_path / "a-*.tar"), str(tmp_path / "b-*.tar")]}
+    assert list(missing_paths(config)) == [("vae", "none.safetensors"), ("shards", str(tmp_path / "b-*.tar"))]
+
+
 def test_configuration_shown_names_the_paths_that_lead_nowhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("weights.pth").touch()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from simflow_plugin.alignment.options import MODEL_BY_PRESET, ClassifierOptions, TimmOptions, WeightsOptions
+from simflow_plugin.alignment.options import ClassifierOptions, TimmOptions, WeightsOptions
+from simflow_plugin.published_weights import MODEL_BY_PRESET
 from simflow_plugin.registry import ENCODERS
 
 ENCODERS.declare("timm", "simflow_plugin.alignment.timm_encoders", TimmOptions)

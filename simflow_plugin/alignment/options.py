@@ -1,4 +1,4 @@
-"""Options of the frozen encoders, and the published ones by their short names."""
+"""Options of the frozen encoders."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from pydantic import Field
 
 from simflow_plugin.local_paths import LocalPath
 from simflow_plugin.options import Options
-from simflow_plugin.published_weights import MODEL_BY_PRESET as MODEL_BY_PRESET
 
 
 class WeightsOptions(Options):

@@ -11,10 +11,11 @@ from simflow_plugin import options, registry
 from simflow_plugin.alignment.encoder import FrozenEncoder, choose_input_size
 from simflow_plugin.alignment.encoder_weights import find_weights, load_weights
 from simflow_plugin.alignment.feature_layer import FeatureLayer, find_layer, is_transformer
-from simflow_plugin.alignment.options import MODEL_BY_PRESET, TimmOptions, WeightsOptions
+from simflow_plugin.alignment.options import TimmOptions, WeightsOptions
 from simflow_plugin.alignment.timm_names import check_timm_name
 from simflow_plugin.contracts import DataContext, NetworkOutline
 from simflow_plugin.errors import ConfigError
+from simflow_plugin.published_weights import MODEL_BY_PRESET
 
 PIXELS_PER_FEATURE = {14: 16}
 """Pixels of the image per feature, by patch size, where that is not the patch itself."""

@@ -34,7 +34,7 @@ NAMED_ARCHITECTURES: dict[str, dict[str, Any]] = {
         "uses_quant_conv": True,
     },
 }
-"""What a name fills in. Its encoder has no log-variance where the posterior's variance is fixed."""
+"""Options that a name fills in. Its encoder has no log-variance where the posterior's variance is fixed."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from simflow_plugin.autoencoders.architecture import (
 from simflow_plugin.contexts import AutoencoderFacts, DataContext, PosteriorContext
 from simflow_plugin.errors import ConfigError, WeightsError
 from simflow_plugin.local_paths import LocalPathOrName
-from simflow_plugin.options import Options, Size, did_you_mean
+from simflow_plugin.options import Choices, Options, Size, did_you_mean
 from simflow_plugin.registry import POSTERIORS, Part
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class KLOptions(Options):
         description="q(z given x), a name or a mapping with a name: `fixed`, `fixed_layernorm`, `learnable`, "
         "`learnable_noise`, or another package's",
     )
-    architecture: str | None = Field(
+    architecture: Annotated[str | None, Choices(NAMED_ARCHITECTURES)] = Field(
         None, description="a named one (f16d64): fills in the numbers of the network; what is written wins."
     )
     factor: Size | None = Field(None, description="pixels per latent pixel, a power of two; default 8.")

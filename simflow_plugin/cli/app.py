@@ -27,11 +27,13 @@ from simflow_plugin.cli import (
     prepare,
     pretrain_encoder,
     sample,
+    serve,
     statistics,
     study,
     train,
 )
 from simflow_plugin.exits import exit_on_user_error
+from simflow_plugin.readable_help import ReadableCommand, readable, without_technical_types
 from simflow_plugin.streams import surviving_readers
 
 
@@ -42,6 +44,9 @@ class Commands(TyperGroup):
         with surviving_readers(), exit_on_user_error():
             return super().invoke(ctx)
 
+    def get_params(self, ctx: Any) -> Any:
+        return without_technical_types(super().get_params(ctx))
+
 
 app = typer.Typer(
     cls=Commands,
@@ -49,26 +54,31 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-app.command("init")(init.init)
-app.command("train")(train.train)
-app.command("distill")(distill.distill)
-app.command("finetune-decoder")(finetune_decoder.finetune_decoder)
-app.command("sample")(sample.sample)
-app.command("evaluate")(evaluate.evaluate)
-app.command("statistics")(statistics.statistics)
-app.command("analyze")(analyze.analyze)
-app.command("compare")(compare.compare)
-app.command("export")(export.export)
-app.command("fetch")(fetch.fetch)
-app.command("convert")(convert.convert)
-app.command("patch")(patch.patch)
-app.command("plan")(plan.plan)
-app.command("prepare")(prepare.prepare)
-app.command("latents")(latents.latents)
-app.command("pretrain-encoder")(pretrain_encoder.pretrain_encoder)
-app.command("bench")(bench.bench)
-app.command("study")(study.study)
-app.command("doctor")(doctor.doctor)
+COMMANDS = (
+    init.init,
+    train.train,
+    distill.distill,
+    finetune_decoder.finetune_decoder,
+    sample.sample,
+    evaluate.evaluate,
+    statistics.statistics,
+    analyze.analyze,
+    compare.compare,
+    export.export,
+    fetch.fetch,
+    convert.convert,
+    patch.patch,
+    plan.plan,
+    prepare.prepare,
+    latents.latents,
+    pretrain_encoder.pretrain_encoder,
+    bench.bench,
+    study.study,
+    doctor.doctor,
+)
+for command in COMMANDS:
+    app.command(command.__name__.replace("_", "-"), cls=ReadableCommand)(readable(command))
+app.command("app", cls=ReadableCommand)(readable(serve.serve))
 app.add_typer(config.app, name="config")
 
 

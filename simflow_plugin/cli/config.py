@@ -1,4 +1,4 @@
-"""`simflow config show NAME` and `simflow config list`."""
+"""`simflow config show NAME`, `simflow config list` and `simflow config explain KEY`."""
 
 from __future__ import annotations
 
@@ -6,16 +6,24 @@ from typing import Annotated
 
 import typer
 
+from simflow_plugin.cli.completion import complete_configuration
 from simflow_plugin.exits import exit_on_user_error
+from simflow_plugin.readable_help import ReadableCommand, readable
 
 app = typer.Typer(help="Look at configurations.", no_args_is_help=True)
 
 
-@app.command()
+@app.command(cls=ReadableCommand)
+@readable
 def show(
-    name: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped one.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A YAML file, or the name of a shipped one.", autocompletion=complete_configuration
+        ),
+    ],
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="key.sub=value, as often as needed.")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As in training.steps=100.")
     ] = None,
 ) -> None:
     """Print the resolved configuration, every default written out; what it needs and is not there goes to stderr."""
@@ -29,9 +37,25 @@ def show(
             typer.echo(f"missing: {key}: {path} does not exist", err=True)
 
 
-@app.command("list")
+@app.command("list", cls=ReadableCommand)
 def list_() -> None:
     """Print the names of the configurations that ship with the package."""
     from simflow_plugin.config.yaml_source import shipped_configs
 
     typer.echo("\n".join(shipped_configs()))
+
+
+@app.command("explain")
+def explain_(
+    key: Annotated[
+        str | None, typer.Argument(help="As in training.ema.decay; without it the sections are listed.")
+    ] = None,
+) -> None:
+    """Print an option's type, range or choices, default and meaning; of a section or part the keys below it."""
+    with exit_on_user_error():
+        from simflow_plugin.config.explanation import explain
+
+        found = explain(key)
+        typer.echo(found.text)
+        for failure in found.failures:
+            typer.echo(f"not looked into: {failure}", err=True)

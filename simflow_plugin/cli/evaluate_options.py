@@ -34,7 +34,9 @@ class Scope:
     ] = None
     against: Annotated[
         list[str] | None,
-        typer.Option(help="key=value of a second sampler, measured alike beside the first: method=cached."),
+        typer.Option(
+            metavar="KEY=VALUE", help="Of a second sampler, measured alike beside the first: method=cached."
+        ),
     ] = None
     batch_size: Annotated[int | None, typer.Option(min=1, help="Does not change the samples.")] = None
     data_root: DataRootOption = None
@@ -52,7 +54,7 @@ class SampleOptions:
         int, typer.Option(help="Of the samples' noise; sample i depends on the seed and i only.")
     ] = 0
     sampling: Annotated[
-        list[str] | None, typer.Option(help="key=value of the model's sampler: method=jacobi.")
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Of the model's sampler: method=jacobi.")
     ] = None
     autoguidance: AutoguidanceOption = None
     reference: Annotated[

@@ -39,6 +39,12 @@ def export(
     last_weights: Annotated[
         bool, typer.Option("--last-weights", help="Not the averaged (EMA) weights.")
     ] = False,
+    space: Annotated[
+        bool,
+        typer.Option(
+            "--space", help="Also what a Space of the Hub needs to serve the page of `simflow app`."
+        ),
+    ] = False,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Export a run to a folder: weights, configuration and card, which `simflow_plugin.load` and diffusers read.
@@ -54,9 +60,9 @@ def export(
         if not (autoencoder or out.suffix):
             _refuse({"--num-images": num_images, "--keep-scale": keep_scale or None}, "without --autoencoder")
             check_new_folder(out)
-            _export_run(open_run(run, averaged=not last_weights), out, licence)
+            _export_run(open_run(run, averaged=not last_weights), out, licence, space)
             return
-        _refuse({"--license": licence}, "with the autoencoder alone")
+        _refuse({"--license": licence, "--space": space or None}, "with the autoencoder alone")
         if keep_scale:
             _refuse({"--num-images": num_images}, "with --keep-scale")
         for file in (out, out.with_name(f"{out.stem}-latents-stats.pt")) if out.suffix == ".pt" else (out,):
@@ -72,16 +78,21 @@ def _refuse(options: dict[str, Any], beside: str) -> None:
             raise ConfigError(f"{shown} has no effect {beside}. Remove one of them.")
 
 
-def _export_run(loaded: LoadedRun, out: Path, licence: str | None) -> None:
+def _export_run(loaded: LoadedRun, out: Path, licence: str | None, space: bool) -> None:
     from simflow_plugin.files import filling
     from simflow_plugin.hub.folder import export_run
 
     with filling(out) as folder:
         export_run(loaded, folder, licence)
+        if space:
+            from simflow_plugin.app.space import add_space
+
+            add_space(loaded, folder)
     lines = [f'simflow_plugin.load("{out}")']
     if loaded.model is not None:
         lines.append(f'diffusers.DiffusionPipeline.from_pretrained("{out}", trust_remote_code=True)')
-    lines.append(f"hf upload OWNER/NAME {out}        # to publish it; edit README.md, the card, before")
+    kind = " --repo-type space" if space else ""
+    lines.append(f"hf upload{kind} OWNER/NAME {out}        # to publish it; edit README.md, the card, before")
     typer.echo(
         "\n".join(
             [f"{out}: step {loaded.checkpoint.step}, {loaded.weights_name} weights; read it with", *lines]

@@ -22,7 +22,7 @@ class DataOptions:
     data: Annotated[str, typer.Option(help="A labelled data set by name.")] = "fashion-mnist"
     data_option: Annotated[
         list[str] | None,
-        typer.Option(help="key=value of the data set, such as root=FOLDER; as often as needed."),
+        typer.Option(metavar="KEY=VALUE", help="Of the data set, as in root=FOLDER."),
     ] = None
     image_size: Annotated[int, typer.Option(min=8, help="In pixels.")] = 32
     horizontal_flip: Annotated[bool, typer.Option("--horizontal-flip", help="Mirror every other image.")] = (

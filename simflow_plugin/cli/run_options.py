@@ -17,7 +17,8 @@ AutoguidanceOption = Annotated[
     str | None,
     typer.Option(
         "--autoguidance",
-        help="RUN[@step], or @step of the run itself: guide by this weaker model; none: by the unconditional half. "
+        metavar="RUN@STEP",
+        help="Guide by this weaker model: RUN, RUN@STEP, or @STEP of the run itself; none: by the unconditional half. "
         "Default: the run's own.",
     ),
 ]

@@ -37,7 +37,8 @@ def study(
         typer.Option(min=0, help="Of every run; several (each in OUT/seed_N) end in a table over seeds."),
     ] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="key.sub=value of every run alike: data.root=FOLDER.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Of every run alike: data.root=FOLDER."),
     ] = None,
 ) -> None:
     """Train what the study needs, measure every variant, print the table; the same command again continues.

@@ -6,13 +6,20 @@ from typing import Annotated
 
 import typer
 
+from simflow_plugin.cli.completion import complete_configuration
 from simflow_plugin.option_groups import grouped
 from simflow_plugin.train_options import TrainOptions
 
 
 @grouped
 def train(
-    config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped one (quickstart).")],
+    config: Annotated[
+        str,
+        typer.Argument(
+            help="A YAML file, or the name of a shipped one (quickstart).",
+            autocompletion=complete_configuration,
+        ),
+    ],
     options: TrainOptions,
 ) -> None:
     """Train a model, or go on with a run that was interrupted; then measure it and write its report."""

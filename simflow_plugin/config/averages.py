@@ -27,7 +27,7 @@ class AverageOptions(Options):
 class ExponentialAverage(AverageOptions):
     """average <- d average + (1 - d) weights, after each optimizer step."""
 
-    kind: Literal["exponential"] = "exponential"
+    kind: Literal["exponential"] = Field("exponential", description="exponential moving average; the default")
     decay: float = Field(0.9999, ge=0, lt=1, description="d, per optimizer step")
     warmup: bool = Field(
         True,
@@ -43,7 +43,7 @@ class PowerAverage(AverageOptions):
     Snapshots are kept for good, from which an average of any length is made afterwards (`--ema-length`).
     """
 
-    kind: Literal["power"]
+    kind: Literal["power"] = Field(description="power functions of the step, of several lengths")
     lengths: tuple[Length, ...] = Field(
         (0.05, 0.1),
         min_length=2,

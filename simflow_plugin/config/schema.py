@@ -15,8 +15,16 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from simflow_plugin.config.averages import Average, ExponentialAverage, from_earlier_keys
 from simflow_plugin.local_paths import LocalPathOrName
-from simflow_plugin.options import MomentDecay, Options
-from simflow_plugin.registry import AUTOENCODERS, DATASETS, ENCODERS, JUDGES, MODELS, Part
+from simflow_plugin.options import MomentDecay, Options, OptionsIn
+from simflow_plugin.registry import (
+    AUTOENCODERS,
+    DATASETS,
+    ENCODERS,
+    JUDGES,
+    MODELS,
+    RECONSTRUCTION_LOSSES,
+    Part,
+)
 
 MOST_IMAGES = 1 << 20
 """Of a batch; a larger number is a mistake, not a setting."""
@@ -34,14 +42,16 @@ def _weighted(value: Any) -> Any:
 class WeightedLoss(Options):
     """A reconstruction loss with its weight; written as a number, or as `{weight: ..., options: {...}}`."""
 
-    weight: float = Field(gt=0)
-    options: dict[str, Any] = Field(default_factory=dict)
+    weight: float = Field(gt=0, description="factor of this loss in the objective")
+    options: dict[str, Any] = Field(default_factory=dict, description="of this loss, by name")
 
 
 class Objective(Options):
     """L = sum of reconstruction terms + beta * model terms (+ KL) (+ adversarial); alignment has its own section."""
 
-    reconstruction: dict[str, Annotated[WeightedLoss, BeforeValidator(_weighted)]] = Field(
+    reconstruction: Annotated[
+        dict[str, Annotated[WeightedLoss, BeforeValidator(_weighted)]], RECONSTRUCTION_LOSSES
+    ] = Field(
         default_factory=lambda: {"l2": WeightedLoss(weight=20.0)},
         description="loss name -> weight; against beta 1 per latent dimension l2: 1 would let the mean collapse",
     )
@@ -54,15 +64,17 @@ class Objective(Options):
         description="weight of KL(q || N(0, I)) in nats per image; for a learnable variance, where the model's "
         "likelihood does not reach the encoder",
     )
-    adversarial: dict[str, Any] | None = Field(
-        None, description="options of the adversarial loss; null: none"
-    )
+    adversarial: Annotated[
+        dict[str, Any] | None, OptionsIn("simflow_plugin.losses.options:AdversarialOptions")
+    ] = Field(None, description="options of the adversarial loss; null: none")
 
 
 class Alignment(Options):
     """REPA / REPA-E: align hidden tokens of the model with a frozen encoder's patch features."""
 
-    encoder: Annotated[Part, ENCODERS]
+    encoder: Annotated[Part, ENCODERS] = Field(
+        description="frozen encoder whose patch features are the target"
+    )
     mode: Literal["repa", "repa_e"] = Field(
         "repa_e", description="repa_e: the gradient reaches the autoencoder"
     )
@@ -71,25 +83,36 @@ class Alignment(Options):
     autoencoder_weight: float | None = Field(
         None, ge=0, description="for the autoencoder's; null: as `weight`"
     )
-    projector_dim: int = Field(2048, ge=1, le=1 << 20)
+    projector_dim: int = Field(
+        2048,
+        ge=1,
+        le=1 << 20,
+        description="hidden channels of the MLP between the model's tokens and the features",
+    )
     cache: bool = Field(False, description="keep the features of all training images on disk, by data set")
 
 
 class Optimizer(Options):
     """AdamW on all trained parts; norms, biases and embeddings are not decayed."""
 
-    lr: float = Field(1e-4, gt=0)
+    lr: float = Field(1e-4, gt=0, description="peak learning rate")
     autoencoder_lr: float | None = Field(None, gt=0, description="null: as `lr`")
-    betas: tuple[MomentDecay, MomentDecay] = (0.9, 0.95)
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float | None = Field(1.0, gt=0, description="null: no clipping")
+    betas: tuple[MomentDecay, MomentDecay] = Field(
+        (0.9, 0.95), description="decay per step of the running means of the gradient and of its square"
+    )
+    eps: float = Field(1e-8, gt=0, description="added to the root of the second moment in AdamW's update")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled, times the learning rate in each step")
+    max_grad_norm: float | None = Field(
+        1.0, gt=0, description="gradients are scaled down to this L2 norm; null: no clipping"
+    )
     clipping: Literal["per_part", "global"] = Field(
         "per_part",
         description="per_part: autoencoder and model each by their own norm (REPA-E); global: by one norm over both",
     )
-    schedule: Literal["constant", "cosine"] = "constant"
-    warmup_steps: int = Field(0, ge=0)
+    schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="of the learning rate after the warm-up; cosine: down to `final_lr_ratio`"
+    )
+    warmup_steps: int = Field(0, ge=0, description="steps of a linear rise of the learning rate from 0")
     final_lr_ratio: float = Field(0.0, ge=0, le=1, description="of the cosine schedule's end to `lr`")
 
 
@@ -109,7 +132,7 @@ class InitialWeights(Options):
 
 
 class Compilation(Options):
-    """How torch.compile compiles the repeated layers of the model."""
+    """Options of torch.compile on the repeated layers of the model."""
 
     mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = Field(
         "default", description="torch.compile's; reduce-overhead and max-autotune capture CUDA graphs"
@@ -138,16 +161,23 @@ class Training(Options):
     compile: bool | Compilation = Field(
         False, description="torch.compile the repeated layers of the model: true, or a mapping with a mode"
     )
-    horizontal_flip: bool = False
+    horizontal_flip: bool = Field(False, description="mirror every training image with probability 1/2")
     cache_latents: bool = Field(
         False,
         description="keep the moments that a frozen encoder gives for all training images on disk, by data set",
     )
-    num_workers: int = Field(0, ge=0, le=1024, description="per process")
-    ema: Average = ExponentialAverage()
-    log_every: int = Field(50, gt=0)
-    sample_every: int = Field(1000, gt=0)
-    checkpoint_every: int = Field(1000, gt=0)
+    num_workers: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="processes that read images, per training process; 0: the training process itself",
+    )
+    ema: Average = Field(
+        ExponentialAverage(), description="average of the weights, which samples and metrics are made with"
+    )
+    log_every: int = Field(50, gt=0, description="steps between rows of metrics.jsonl, each a mean over them")
+    sample_every: int = Field(1000, gt=0, description="steps between sample grids")
+    checkpoint_every: int = Field(1000, gt=0, description="steps between checkpoints")
     keep_checkpoints: int = Field(2, ge=1, description="the newest K are kept ...")
     keep_every: int | None = Field(
         None, gt=0, description="... and every one whose step is a multiple of this"
@@ -205,14 +235,21 @@ class Sampling(Options):
     autoguidance: Autoguidance | None = Field(
         None, description="a weaker model to guide by; null: the unconditional half of the model"
     )
-    batch_size: int = Field(100, gt=0, le=MOST_IMAGES)
+    batch_size: int = Field(
+        100, gt=0, le=MOST_IMAGES, description="images at a time; it does not change them"
+    )
     grid_per_class: int = Field(8, gt=0, le=1000, description="samples per class in the grids")
 
 
 class Evaluation(Options):
     """Measurements at the end of training."""
 
-    num_samples: int = Field(1000, ge=0, le=10**8)
+    num_samples: int = Field(
+        1000,
+        ge=0,
+        le=10**8,
+        description="samples for FID and its relatives, and for the judge; 0: none are drawn",
+    )
     num_likelihood: int = Field(
         1000, ge=0, le=10**8, description="held-out images for bits per dimension and PSNR"
     )
@@ -256,7 +293,7 @@ FolderName = Annotated[str, AfterValidator(_folder_name)]
 class TrackerOptions(Options):
     """A place that losses, pictures and metrics are sent to beside the run directory."""
 
-    name: Literal["wandb", "tensorboard"]
+    name: Literal["wandb", "tensorboard"] = Field(description="of the tracker; its package must be installed")
     project: str | None = Field(None, min_length=1, description="of wandb; null: simflow-plugin")
     entity: str | None = Field(None, min_length=1, description="of wandb: user or team; null: your default")
     tags: tuple[str, ...] = Field((), description="of wandb")
@@ -302,12 +339,20 @@ class FrozenModel(Options):
 class RunConfig(Options):
     """Everything that decides a run."""
 
-    name: FolderName = "run"
-    seed: int = Field(0, ge=0)
+    name: FolderName = Field(
+        "run", description="of the run, whose directory is runs/NAME unless --out names one"
+    )
+    seed: int = Field(
+        0, ge=0, description="of all random draws: initial weights, order of images, noise, label dropout"
+    )
     image_size: int = Field(gt=0, le=1 << 14, description="pixels; images are square")
-    data: Annotated[Part, DATASETS]
-    autoencoder: Annotated[Part, AUTOENCODERS]
-    model: Annotated[Part | None, MODELS] = Field(None, description="null: train the autoencoder alone")
+    data: Annotated[Part, DATASETS] = Field(description="images, and their classes where they have any")
+    autoencoder: Annotated[Part, AUTOENCODERS] = Field(
+        description="between images and latents, with its posterior"
+    )
+    model: Annotated[Part | None, MODELS] = Field(
+        None, description="generative model of the latents; null: train the autoencoder alone"
+    )
     frozen_model: FrozenModel | None = Field(
         None, description="weights that `model` keeps; null: it is trained"
     )

@@ -66,7 +66,7 @@ class WebDatasetOptions(FileOptions):
 class HuggingFaceOptions(FileOptions):
     path: LocalPathOrName = Field(description="name on the hub, or a folder written by save_to_disk")
     subset: str | None = Field(None, description="the hub's configuration name")
-    train_split: str = "train"
+    train_split: str = Field("train", description="name of the split to train on")
     test_split: str | None = Field(None, description="null: hold a share of the training split out")
     image_column: str | None = Field(None, description="null: the only column of images")
     label_column: str | None = Field(

@@ -6,7 +6,7 @@ Printed when training starts, stored with the run, compared on resume and evalua
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
@@ -49,6 +49,12 @@ class SplitSummary:
     corrupt: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits of the digests; empty where there are none."""
+        content = "\n".join(self.digests).encode()
+        return hashlib.blake2b(content, digest_size=6).hexdigest() if self.digests else ""
+
 
 @dataclass(frozen=True)
 class DataSummary:
@@ -70,22 +76,37 @@ class DataSummary:
         """Return what JSON can hold."""
         return asdict(self)
 
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> DataSummary:
+        """Return what `to_json` was made from, as read from a run's data.json."""
+        known = {f.name for f in fields(SplitSummary)}
+        splits = {
+            name: SplitSummary(**{key: value for key, value in split.items() if key in known})
+            for name, split in found["splits"].items()
+        }
+        return cls(found["name"], found["class_names"], splits, found.get("notes", []))
+
     def lines(self) -> list[str]:
         """Return the summary for a reader."""
         found = [f"data: {self.name}, {describe_classes(self.class_names)}"]
         for name, split in self.splits.items():
-            found.append(f"  {name}: {split.num_images:,} images, {self._labels_of(split)}")
-            if split.ignored:
-                found.append(f"  {name}: ignored {describe_ignored(split.ignored)}")
-            if split.corrupt:
-                found.append(
-                    f"  {name}: {len(split.corrupt)} of {min(NUM_DECODED, split.num_images)} images tried cannot be "
-                    f"read, such as {split.corrupt[0]}"
-                )
-            found += [f"  {name}: {note}" for note in split.notes]
+            found.append(f"  {name}: {split.num_images:,} images, {self.describe_labels(split)}")
+            found += [f"  {name}: {remark}" for remark in _remarks(split)]
         return found + [f"  note: {note}" for note in self.notes]
 
-    def _labels_of(self, split: SplitSummary) -> str:
+    def brief_lines(self) -> list[str]:
+        """Return the summary in one line, and below it what is out of the ordinary."""
+        counts = [f"{split.num_images:,} {name}" for name, split in self.splits.items()]
+        found = [f"data: {self.name}, {describe_classes(self.class_names)}; images: {', '.join(counts)}"]
+        for name, split in self.splits.items():
+            counted = split.num_by_class
+            if counted and max(counted) > BALANCED * min(counted):
+                found.append(f"  {name}: {self.describe_labels(split)}")
+            found += [f"  {name}: {remark}" for remark in _remarks(split)]
+        return found + [f"  note: {note}" for note in self.notes]
+
+    def describe_labels(self, split: SplitSummary) -> str:
+        """Return how many images of each class a split has."""
         if self.class_names is None or split.num_by_class is None:
             return "unlabelled"
         counts = split.num_by_class
@@ -96,6 +117,19 @@ class DataSummary:
                 f"{name} {count:,}" for name, count in zip(self.class_names, counts, strict=True)
             )
         return f"{min(counts):,} to {max(counts):,} of each class"
+
+
+def _remarks(split: SplitSummary) -> list[str]:
+    """Return what a reader should know of a split: entries left out, images that cannot be read, notes."""
+    found = []
+    if split.ignored:
+        found.append(f"ignored {describe_ignored(split.ignored)}")
+    if split.corrupt:
+        tried = min(NUM_DECODED, split.num_images)
+        found.append(
+            f"{len(split.corrupt)} of {tried} images tried cannot be read, such as {split.corrupt[0]}"
+        )
+    return found + split.notes
 
 
 def summarize(name: str, train: ImageDataset, test: ImageDataset | None, batch_size: int = 1) -> DataSummary:

@@ -19,11 +19,11 @@ from simflow_plugin.evaluation.flow_diagnostics import (
 from simflow_plugin.evaluation.held_out import find_lpips
 from simflow_plugin.evaluation.intervals import bootstrap_mean
 from simflow_plugin.evaluation.latent_statistics import (
-    interpolate,
     latent_statistics,
     noise_robustness,
     power_by_radius,
 )
+from simflow_plugin.evaluation.report.interpolations import interpolation_strips
 from simflow_plugin.evaluation.result import Measured
 from simflow_plugin.progress_bar import count_progress
 from simflow_plugin.randomness import IndexedRandom
@@ -70,6 +70,7 @@ class Analysis:
         robustness: `psnr` and, where its weights are, `lpips`: noise's standard deviation -> value.
         posterior_std: mean of the posterior's own standard deviation, for the same axis.
         strips: (N, steps, 3, H, W), [-1, 1].
+        strip_names: (N) their ends by class; empty for unlabelled data.
         flow: diagnostics, or None for a model without a flow.
         jacobi: tolerance -> iterations by block, or None.
         num_tokens: of the flow's sequence; 0 without a flow.
@@ -82,6 +83,7 @@ class Analysis:
     robustness: dict[str, dict[float, Measured]]
     posterior_std: float
     strips: Tensor
+    strip_names: list[str]
     flow: FlowDiagnostics | None
     jacobi: dict[float, list[int]] | None
     num_tokens: int
@@ -127,7 +129,6 @@ def analyze_run(loaded: LoadedRun, request: AnalysisRequest) -> Analysis:
     batch_size = request.batch_size or loaded.config.sampling.batch_size
     lpips, _ = find_lpips(loaded, request.lpips_backbone)
     means, samples, labels, quality, stds = [], [], [], [], []
-    shown: list[Tensor] = []
     with count_progress("held-out images", count) as advance:
         for batch in evaluation_batches(test, batch_size, sample_rows(len(test), count)):
             images = batch.images.to(loaded.device)
@@ -140,13 +141,11 @@ def analyze_run(loaded: LoadedRun, request: AnalysisRequest) -> Analysis:
                 stds.append(posterior.std.float().expand_as(posterior.mean).flatten(1).mean(1).cpu())
                 quality.append(noise_robustness(loaded.autoencoder, images, NOISE_STDS, random, lpips))
             labels.append(batch.labels)
-            if sum(map(len, shown)) < 2 * request.num_strips:
-                shown.append(batch.images)
             advance(len(images))
     latents, sampled = torch.cat(means), torch.cat(samples)
     with loaded.precision.active():
         flow, jacobi, num_tokens = _analyze_flow(loaded, sampled, torch.cat(labels), request, batch_size)
-        strips = _strips(loaded, torch.cat(shown), request)
+    strips, strip_names = interpolation_strips(loaded, test, request.num_strips, request.num_steps)
     return Analysis(
         metrics=_statistics(latents, sampled, f"{count:,} held-out images"),
         white_noise=_statistics_of_white_noise(latents.shape[1:]),
@@ -154,6 +153,7 @@ def analyze_run(loaded: LoadedRun, request: AnalysisRequest) -> Analysis:
         robustness=_robustness(quality),
         posterior_std=float(torch.cat(stds).double().mean()),
         strips=strips,
+        strip_names=strip_names,
         flow=flow,
         jacobi=jacobi,
         num_tokens=num_tokens,
@@ -185,12 +185,6 @@ def _robustness(batches: list[dict[str, dict[float, Tensor]]]) -> dict[str, dict
         }
         for name in batches[0]
     }
-
-
-def _strips(loaded: LoadedRun, images: Tensor, request: AnalysisRequest) -> Tensor:
-    count = min(request.num_strips, len(images) // 2)
-    starts, ends = images[:count].to(loaded.device), images[count : 2 * count].to(loaded.device)
-    return interpolate(loaded.autoencoder, starts, ends, request.num_steps).float().cpu()
 
 
 def _analyze_flow(

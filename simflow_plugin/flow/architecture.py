@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.flow.sizes import FAMILIES, SIZES
-from simflow_plugin.options import Options, Size, did_you_mean
+from simflow_plugin.options import Choices, Options, Size, did_you_mean
+from simflow_plugin.registry import ATTENTION
 
 
 class FlowArchitecture(Options):
@@ -22,7 +23,7 @@ class FlowArchitecture(Options):
     family: Literal["starflow", "tarflow"] = Field(
         "starflow", description="Fills in the defaults marked (family)."
     )
-    size: str | None = Field(
+    size: Annotated[str | None, Choices(SIZES)] = Field(
         None, description="A named size (`simflow_plugin.flow.SIZES`): fills in what it names; see (size)."
     )
     width: Size = Field(description="Channels of the hidden tokens (size).")
@@ -31,9 +32,9 @@ class FlowArchitecture(Options):
         description="Layers of each block in training order; the last block is the deep one (size).",
     )
     head_dim: Size = Field(64, description="Channels of an attention head (size).")
-    num_heads: Size | None = Field(None, description="Query heads; width / head_dim if None.")
+    num_heads: Size | None = Field(None, description="Query heads; width / head_dim if null.")
     num_kv_heads: Size | None = Field(
-        None, description="Key and value heads; as many as query heads if None."
+        None, description="Key and value heads; as many as query heads if null."
     )
     patch_size: Size = Field(1, description="Side of a patch in latent pixels; a token is a patch.")
 
@@ -41,14 +42,14 @@ class FlowArchitecture(Options):
         description="2-D rotary or learned additive positions (family)."
     )
     start_token: bool = Field(
-        description="True: the input is shifted behind a learned start token. False: the output is shifted, "
+        description="true: the input is shifted behind a learned start token. false: the output is shifted, "
         "the first token of every block passes unchanged (family)."
     )
     scale: Literal["softplus", "exp", "unit"] = Field(
         description="s = softplus(a + ln(e - 1)), s = exp(a), or s = 1 and a learned diagonal prior (family)."
     )
-    soft_clip: float | None = Field(None, gt=0, description="c in a <- c tanh(a / c); None for no clip.")
-    soft_clips_shift: bool = Field(False, description="Whether the soft clip also bounds the shift b.")
+    soft_clip: float | None = Field(None, gt=0, description="c in a <- c tanh(a / c); null for no clip.")
+    soft_clips_shift: bool = Field(False, description="The soft clip also bounds the shift b.")
 
     class_conditioning: Literal["token", "add", "adaln"] = Field(
         description="Labels as a prefix token, as an embedding added to every token, or as adaLN: a shift and a "
@@ -56,7 +57,7 @@ class FlowArchitecture(Options):
     )
     adaln_gates: bool = Field(
         True,
-        description="adaLN also gates attention and MLP: DiT's six vectors. False: ml-starflow's four.",
+        description="adaLN also gates attention and MLP: DiT's six vectors. false: ml-starflow's four.",
     )
     conditional_blocks: Literal["deep", "all"] = Field(description="Which blocks see the condition (family).")
     null_label: Literal["learned", "mean"] = Field(
@@ -90,14 +91,14 @@ class FlowArchitecture(Options):
     )
     rope_theta: float = Field(10000.0, gt=0, description="Base of the rotary frequencies.")
     rope_side: float | None = Field(
-        None, gt=0, description="Side the rotary positions are scaled to; the grid's own side if None."
+        None, gt=0, description="Side the rotary positions are scaled to; the grid's own side if null."
     )
     condition_frequencies: int = Field(
         8,
         ge=0,
         description="Of head_dim / 2 rotary frequencies, those for the position in a condition sequence.",
     )
-    attention: str = Field("sdpa", description="Attention backend by name: sdpa, xformers or auto.")
+    attention: Annotated[str, ATTENTION] = Field("sdpa", description="Attention backend by name.")
     activation_checkpointing: bool = Field(
         False, description="Recompute each layer in the backward pass instead of keeping its activations."
     )

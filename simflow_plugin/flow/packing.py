@@ -12,7 +12,8 @@ and its output down, though the kernels of the lower type reckon in float32 insi
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import torch
@@ -64,21 +65,35 @@ class Cast(nn.Module):
 
     def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
-        self._sources = {name: getattr(module, name, None) for name in ("weight", "bias")}
-        for name, source in self._sources.items():
-            self.__dict__[name] = None if source is None else source.detach().to(dtype)
+        self.sources = {name: getattr(module, name, None) for name in ("weight", "bias")}
+        for name, source in self.sources.items():
+            self.__dict__[name] = None if source is None else torch.empty_like(source.detach(), dtype=dtype)
 
-    def refresh(self) -> None:
-        """Cast the module's present weights into the same memory."""
-        for name, source in self._sources.items():
-            if source is not None:
-                self.__dict__[name].copy_(source.detach())
+
+@torch.no_grad()
+def refresh(casts: Iterable[Cast]) -> None:
+    """Cast the present weights of the modules that `casts` were made of into their memory, all in a few launches."""
+    pairs = [
+        (cast.__dict__[name], source.detach())
+        for cast in casts
+        for name, source in cast.sources.items()
+        if source is not None
+    ]
+    if pairs:
+        targets, sources = map(list, zip(*pairs, strict=True))
+        torch._foreach_copy_(targets, sources)
+
+
+def casts_of(module: nn.Module) -> list[Cast]:
+    """Return the casts within `module`."""
+    return [child for child in module.modules() if isinstance(child, Cast)]
 
 
 class CastLinear(Cast):
     """x W^T + b for inference under autocast."""
 
     def forward(self, hidden: Tensor) -> Tensor:
+        assert self.weight is not None
         return functional.linear(hidden, self.weight, self.bias)
 
 
@@ -90,13 +105,24 @@ class CastNorm(Cast):
 
     def __init__(self, norm: nn.LayerNorm | RmsNorm, dtype: torch.dtype) -> None:
         super().__init__(norm, dtype)
-        self._norm = functional.layer_norm if isinstance(norm, nn.LayerNorm) else functional.rms_norm
-        self._shape, self._eps, self._dtype = tuple(norm.normalized_shape), norm.eps, dtype
+        self._normalize: Callable[..., Tensor]
+        if isinstance(norm, nn.LayerNorm):
+            self._normalize = functools.partial(_layer_norm, norm)
+        else:
+            self._normalize = functools.partial(_rms_norm, norm)
+        self._dtype = dtype
 
     def forward(self, hidden: Tensor) -> Tensor:
-        weights = (self.weight, self.bias) if self._norm is functional.layer_norm else (self.weight,)
         with torch.autocast(hidden.device.type, enabled=False):
-            return self._norm(hidden.to(self._dtype), self._shape, *weights, eps=self._eps)  # type: ignore[operator]
+            return self._normalize(hidden.to(self._dtype), self.weight, self.bias)
+
+
+def _layer_norm(norm: nn.LayerNorm, hidden: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    return functional.layer_norm(hidden, norm.normalized_shape, weight, bias, norm.eps)
+
+
+def _rms_norm(norm: RmsNorm, hidden: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    return functional.rms_norm(hidden, norm.normalized_shape, weight, norm.eps)
 
 
 def can_pack(like: Tensor) -> bool:
@@ -126,13 +152,19 @@ def packed_copy(module: M, rows: int) -> M:
 
 def cast_copy(module: M, dtype: torch.dtype) -> M:
     """Return a copy of `module` that shares its parameters, with the weights of linear maps and norms in `dtype`."""
+    twin = _cast_copy(module, dtype)
+    refresh(casts_of(twin))
+    return twin
+
+
+def _cast_copy(module: M, dtype: torch.dtype) -> M:
     if isinstance(module, AdaLN):
         return module
     if isinstance(module, nn.Linear):
         return CastLinear(module, dtype)  # type: ignore[return-value]
     if isinstance(module, (nn.LayerNorm, RmsNorm)):
         return CastNorm(module, dtype)  # type: ignore[return-value]
-    return _with_children(module, lambda child: cast_copy(child, dtype))
+    return _with_children(module, lambda child: _cast_copy(child, dtype))
 
 
 def _with_children(module: M, replace: Callable[[nn.Module], nn.Module]) -> M:

@@ -30,7 +30,7 @@ def rotation_table(config: FlowConfig, num_prefix: int, like: Tensor) -> Tensor 
     if config.positions != "rope":
         return None
     dtype = torch.complex128 if like.dtype == torch.float64 else torch.complex64
-    # Kept per device: built on the CPU, its copy to a GPU would make every forward pass wait.
+    # Kept per device: built on the CPU, and copied once.
     make = _build if isinstance(like, FakeTensor) else _kept
     return make(config, num_prefix, like.device, dtype)
 
@@ -54,7 +54,11 @@ def _build(config: FlowConfig, num_prefix: int, device: torch.device, dtype: tor
         sequence = count(num_prefix) * (side / num_prefix)
         exponents = count(num_condition) / num_condition
         angles[:num_prefix, -num_condition:] = sequence[:, None] * config.rope_theta**-exponents
-    return torch.polar(torch.ones_like(angles), angles).to(device=device, dtype=dtype)
+    table = torch.polar(torch.ones_like(angles), angles).to(dtype)
+    # From pinned memory even the first forward pass need not wait for the copy.
+    if device.type == "cuda" and not isinstance(table, FakeTensor):
+        table = table.pin_memory()
+    return table.to(device, non_blocking=True)
 
 
 @functools.lru_cache(maxsize=64)

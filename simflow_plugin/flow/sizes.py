@@ -54,4 +54,4 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "final_norm": False,
     },
 }
-"""What a family fills in where the user wrote nothing."""
+"""Defaults of a family, where the user wrote nothing."""

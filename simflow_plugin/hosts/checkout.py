@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from simflow_plugin.errors import HostError
@@ -14,7 +15,7 @@ def check_checkout(root: Path, manifest: Manifest) -> None:
     Raises:
         HostError: with the commands that make one.
     """
-    remedy = f"Get one with `git clone {manifest.url} && git checkout {manifest.commit}`"
+    remedy = _commands_for_a_checkout(root, manifest)
     if not root.is_dir():
         raise HostError(
             f"{root}: there is no such folder; expected a checkout of {manifest.repository}. {remedy}"
@@ -47,8 +48,24 @@ def check_commit(root: Path, manifest: Manifest) -> None:
         return
     raise HostError(
         f"{root}: is at commit {head or '(none)'}, but the patch is for {manifest.repository} at {manifest.commit} "
-        f"and what builds on it. Run `git -C {root} checkout {manifest.commit}`"
+        f"and what builds on it. Run `{_checkout_command(root, manifest)}`"
     )
+
+
+def _commands_for_a_checkout(root: Path, manifest: Manifest) -> str:
+    """Return how to get a checkout, at `root` where nothing is in the way."""
+    is_free = not root.exists() or (root.is_dir() and not any(root.iterdir()))
+    target = root if is_free else root.with_name(f"{root.resolve().name}-{manifest.host}")
+    folder, url = shlex.quote(str(target)), shlex.quote(manifest.url)
+    return f"Get one with `git clone {url} {folder} && git -C {folder} checkout {manifest.commit}`"
+
+
+def _checkout_command(root: Path, manifest: Manifest) -> str:
+    """Return how to go to the pinned commit; a shallow clone, or one of a fork, does not hold it yet."""
+    git = f"git -C {shlex.quote(str(root))}"
+    is_there = _git(root, "cat-file", "-e", f"{manifest.commit}^{{commit}}") is not None
+    fetch = "" if is_there else f"{git} fetch {shlex.quote(manifest.url)} {manifest.commit} && "
+    return f"{fetch}{git} checkout {manifest.commit}"
 
 
 def _git(root: Path, *arguments: str) -> str | None:

@@ -7,6 +7,7 @@ One different file, and nothing at all is written.
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import stat
 from dataclasses import dataclass
@@ -108,7 +109,7 @@ def _refuse_strangers(patch: HostPatch, root: Path, states: dict[str, FileState]
     raise HostError(
         f"{root}: not as in {manifest.repository} at {manifest.commit}, with or without this patch: {listed}. "
         "Nothing was changed. Commit or keep your edits elsewhere, run "
-        f"`git -C {root} checkout {manifest.commit} -- {' '.join(strangers)}`, and try again"
+        f"`git -C {shlex.quote(str(root))} checkout {manifest.commit} -- {shlex.join(strangers)}`, and try again"
     )
 
 
@@ -131,7 +132,7 @@ def _check_writable(root: Path, paths: list[str]) -> None:
         )
         if not is_writable or not os.access(file.resolve().parent, os.W_OK):
             raise HostError(
-                f"{file}: is read-only. Nothing was changed. Run `chmod u+w {file}` and try again"
+                f"{file}: is read-only. Nothing was changed. Run `chmod u+w {shlex.quote(str(file))}` and try again"
             )
 
 

@@ -26,7 +26,7 @@ TINY = 1e-12
 
 @dataclass(frozen=True)
 class Pairs:
-    """What the student learns from.
+    """Targets that the student learns from.
 
     Args:
         noise: (B, C, h, w), its input.

@@ -16,7 +16,7 @@ from simflow_plugin.options import Options
 
 
 class SiTSampling(SamplingOptions):
-    """How SiT samples."""
+    """Sampler of SiT."""
 
     method: Literal["euler", "heun", "euler_maruyama"] = Field(
         default="euler", description="ODE (first two) or SDE"
@@ -29,7 +29,9 @@ class SiTOptions(DiffusionOptions):
     interpolant: Literal["linear", "cosine"] = Field(
         default="linear", description="cosine is variance preserving (GVP)"
     )
-    time_sampling: Literal["uniform", "log_normal"] = "uniform"
+    time_sampling: Literal["uniform", "log_normal"] = Field(
+        default="uniform", description="distribution of the training times t in [0, 1]"
+    )
     normalizes_latents: bool = Field(
         default=False, description="batch norm without affine parameters on latents (REPA-E)"
     )
@@ -40,7 +42,7 @@ class SiTOptions(DiffusionOptions):
 
 
 class DiTSampling(SamplingOptions):
-    """How DiT samples."""
+    """Sampler of DiT."""
 
     num_steps: int = Field(default=250, ge=1, le=NUM_TRAIN_STEPS, description="DDIM steps from noise to data")
     eta: float = Field(

@@ -11,15 +11,15 @@ from simflow_plugin.contexts import ModelContext, ModelFacts
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.flow.architecture import FlowArchitecture, FlowConfig
 from simflow_plugin.flow.guidance.options import GuidanceContext
-from simflow_plugin.flow.sampling.methods import parse_methods
-from simflow_plugin.options import Options
+from simflow_plugin.flow.sampling.methods import METHODS, parse_methods
+from simflow_plugin.options import Choices, Options
 from simflow_plugin.registry import GUIDANCE, Part
 
 
 class FlowSampling(Options):
-    """How the flow is inverted."""
+    """Inversion of the flow."""
 
-    method: str | dict[str, Any] | list[str | dict[str, Any]] = Field(
+    method: Annotated[str | dict[str, Any] | list[str | dict[str, Any]], Choices(METHODS)] = Field(
         "cached",
         description="naive, cached, jacobi or auto; or a mapping with a name and the method's options; or a list of "
         "these, one per block in training order",
@@ -53,7 +53,7 @@ class SimFlowOptions(Options):
 
 
 DEFAULT_NOISE_STD = 0.3
-"""What STARFlow trains its 256x256 models with, in units of the normalised latents."""
+"""Noise that STARFlow trains its 256x256 models with, in units of the normalised latents."""
 
 
 class StarFlowOptions(SimFlowOptions):

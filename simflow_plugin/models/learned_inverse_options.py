@@ -10,19 +10,21 @@ from simflow_plugin.contexts import ModelFacts
 from simflow_plugin.diffusion.options import BackboneOptions
 from simflow_plugin.learned_inverse.teacher_options import TeacherOptions
 from simflow_plugin.options import Options
-from simflow_plugin.registry import GUIDANCE, Part
+from simflow_plugin.registry import GUIDANCE, RECONSTRUCTION_LOSSES, Part
 
 
 class ImageLossOptions(Options):
     """A loss between the decoded prediction and the decoded target."""
 
-    name: str = Field("lpips", description="of the registry of reconstruction losses: lpips, timm, l1, l2.")
-    weight: float = Field(1.0, gt=0)
-    options: dict[str, Any] = Field(default_factory=dict)
+    name: Annotated[str, RECONSTRUCTION_LOSSES] = Field("lpips", description="of the reconstruction loss.")
+    weight: float = Field(1.0, gt=0, description="factor of this loss beside the error of the latents.")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="of the loss, as under objective.reconstruction."
+    )
 
 
 class LearnedSampling(Options):
-    """How samples are drawn."""
+    """Sampler of the student."""
 
     method: str | dict[str, Any] = Field(
         "learned",

@@ -28,7 +28,7 @@ from simflow_plugin.evaluation.flops import count_parameters
 from simflow_plugin.objective import JointObjective, layer_class_names
 from simflow_plugin.options import did_you_mean
 from simflow_plugin.planning.outline import make_outline
-from simflow_plugin.planning.work import flops_per_image, launches_per_pass, outlined_joint, saved_bytes
+from simflow_plugin.planning.work import flops_per_image, launches_per_pass, saved_bytes
 
 SHARDINGS = ("none", "zero2", "zero3")
 SECONDS_PER_DAY = 86400
@@ -142,10 +142,9 @@ def make_plan(config: RunConfig, setting: Setting) -> Plan:
             f"{training.accumulation} accumulation steps. Choose another --devices."
         )
     outline = make_outline(config)
-    joint = outlined_joint(config, outline)
-    flops = flops_per_image(config, outline, joint)
+    joint, flops = outline.joint, flops_per_image(outline)
     micro_batch = training.batch_size // shares
-    activations = saved_bytes(joint, config, outline, micro_batch)
+    activations = saved_bytes(outline, micro_batch)
     parameters = {"autoencoder": count_parameters(outline.autoencoder)}
     for name, module in (("model", outline.model), ("discriminator", outline.discriminator)):
         if module is not None:
@@ -164,7 +163,7 @@ def make_plan(config: RunConfig, setting: Setting) -> Plan:
     gpu = GPUS[setting.gpu]
     work = sum(flops.values()) * training.batch_size
     compute_seconds = work / (setting.devices * gpu.flops * setting.utilisation)
-    launches = launches_per_pass(config, outline, joint)
+    launches = launches_per_pass(outline)
     launch_seconds = launches * training.accumulation * LAUNCH_SECONDS
     days = training.steps * max(compute_seconds, launch_seconds) / SECONDS_PER_DAY
     return Plan(

@@ -1,4 +1,4 @@
-"""What attention keeps for its backward pass on a GPU: queries, keys, values, output, and a number for each query.
+"""Tensors that attention keeps for its backward pass on a GPU: queries, keys, values, output, a number for each query.
 
 The meta device has no fused kernel and takes the plain path, in float32, which keeps the matrix of all pairs.
 """

@@ -12,7 +12,7 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from simflow_plugin import registry
-from simflow_plugin.config.schema import Objective, RunConfig
+from simflow_plugin.config.schema import Objective, RunConfig, Training
 from simflow_plugin.contracts import (
     Autoencoder,
     DataContext,
@@ -22,8 +22,11 @@ from simflow_plugin.contracts import (
     Outlines,
 )
 from simflow_plugin.errors import SimflowError
+from simflow_plugin.losses.pixel import L2Loss
+from simflow_plugin.losses.reconstruction import ReconstructionLoss
+from simflow_plugin.objective import JointObjective
 from simflow_plugin.registry import Part
-from simflow_plugin.runs.parts import alignment_context, build_dataset, build_model
+from simflow_plugin.runs.parts import alignment_context, build_dataset, build_model, objective_weights
 
 ASSUMED_CLASSES = 1000
 ASSUMED_FEATURES = (256, 768)
@@ -35,6 +38,9 @@ class Outline:
     """A run without data.
 
     Args:
+        image_size: pixels.
+        training: that section of the configuration.
+        joint: the objective, with a pixel loss for all reconstruction losses.
         autoencoder, model: on the meta device; the model is None where an autoencoder is trained alone.
         encoder: network of the frozen alignment encoder; None if there is none, or it is known to its weights only.
         feature_shape: (N, F) of its features, or None.
@@ -44,6 +50,9 @@ class Outline:
         assumptions: what could not be known from the configuration alone.
     """
 
+    image_size: int
+    training: Training
+    joint: JointObjective
     autoencoder: Autoencoder
     model: GenerativeModel | None
     encoder: NetworkOutline | None
@@ -75,7 +84,12 @@ def make_outline(config: RunConfig) -> Outline:
         model = build_model(config.model, model_context, config.sampling)
     if model is not None:
         model.to("meta")
+    losses = ReconstructionLoss([("l2", 1.0, L2Loss(L2Loss.Options()))])
+    trains_model = config.frozen_model is None
     return Outline(
+        config.image_size,
+        config.training,
+        JointObjective(autoencoder, model, losses, objective_weights(config), trains_model),
         autoencoder,
         model,
         encoder,

@@ -9,16 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.evaluation.flops import count_flops, forward_flops
-from simflow_plugin.losses.pixel import L2Loss
-from simflow_plugin.losses.reconstruction import ReconstructionLoss
-from simflow_plugin.objective import JointInputs, JointObjective, layer_class_names
+from simflow_plugin.objective import JointInputs, layer_class_names
 from simflow_plugin.planning.fused_attention import FusedAttention
 from simflow_plugin.planning.outline import Outline, zeros
 from simflow_plugin.planning.precision import MixedPrecision
 from simflow_plugin.randomness import IndexedRandom
-from simflow_plugin.runs.parts import objective_weights
 
 PERCEPTUAL_PASSES = 3
 """Forward for image and reconstruction, and backward to the reconstruction, which costs about one forward."""
@@ -26,30 +22,23 @@ DISCRIMINATOR_PASSES = 8
 """Generator's side: forward and backward to the images; its own: two forwards, each with a backward of twice that."""
 
 
-def outlined_joint(config: RunConfig, outline: Outline) -> JointObjective:
-    """Return the joint objective of an outline, with a pixel loss for all reconstruction losses."""
-    losses = ReconstructionLoss([("l2", 1.0, L2Loss(L2Loss.Options()))])
-    trains_model = config.frozen_model is None
-    return JointObjective(outline.autoencoder, outline.model, losses, objective_weights(config), trains_model)
-
-
-def _inputs(config: RunConfig, outline: Outline, num_images: int = 1) -> JointInputs:
+def _inputs(outline: Outline, num_images: int = 1) -> JointInputs:
     labels = zeros((num_images,), torch.int64) if outline.num_classes is not None else None
     features = zeros((num_images, *outline.feature_shape)) if outline.feature_shape is not None else None
-    images = zeros((num_images, 3, config.image_size, config.image_size))
+    images = zeros((num_images, 3, outline.image_size, outline.image_size))
     moments = None
-    if config.training.cache_latents:
+    if outline.training.cache_latents:
         with torch.no_grad():
             moments = outline.autoencoder.moments(images)
     return JointInputs(images, labels, features, IndexedRandom(0, (0,) * num_images), moments=moments)
 
 
-def flops_per_image(config: RunConfig, outline: Outline, joint: JointObjective) -> dict[str, int]:
+def flops_per_image(outline: Outline) -> dict[str, int]:
     """Return FLOPs of one image's step, forward and backward, by part of the work."""
-    inputs = _inputs(config, outline)
+    inputs = _inputs(outline)
 
     def step() -> None:
-        loss = joint(inputs)["loss"]
+        loss = outline.joint(inputs)["loss"]
         assert loss is not None
         loss.backward()
 
@@ -61,20 +50,20 @@ def flops_per_image(config: RunConfig, outline: Outline, joint: JointObjective) 
         flops["perceptual loss"] = PERCEPTUAL_PASSES * forward
     if outline.discriminator is not None and outline.autoencoder.trainable != "none":
         flops["adversarial loss"] = DISCRIMINATOR_PASSES * forward_flops(
-            outline.discriminator, config.image_size
+            outline.discriminator, outline.image_size
         )
     return flops
 
 
-def launches_per_pass(config: RunConfig, outline: Outline, joint: JointObjective) -> int:
+def launches_per_pass(outline: Outline) -> int:
     """Return the kernels that forward and backward of one micro-batch launch, however many images it has.
 
     Operations that torch dispatches, views left out; casts of mixed precision, the losses' own networks and the
     optimizer's few fused kernels are not counted.
     """
-    inputs = _inputs(config, outline)
+    inputs = _inputs(outline)
     with _LaunchCounter() as counter:
-        loss = joint(inputs)["loss"]
+        loss = outline.joint(inputs)["loss"]
         assert loss is not None
         loss.backward()
     return counter.total
@@ -92,18 +81,19 @@ class _LaunchCounter(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def saved_bytes(joint: JointObjective, config: RunConfig, outline: Outline, num_images: int) -> float:
+def saved_bytes(outline: Outline, num_images: int) -> float:
     """Return the bytes that a forward pass keeps for the backward pass, parameters left out.
 
     Linear in the images: what one and two keep gives the rest, casts of the weights included, which are kept once.
     """
-    one, two = (_saved_bytes(joint, config, outline, count) for count in (1, 2))
+    one, two = (_saved_bytes(outline, count) for count in (1, 2))
     return one + (num_images - 1) * (two - one)
 
 
-def _saved_bytes(joint: JointObjective, config: RunConfig, outline: Outline, num_images: int) -> float:
-    is_whole = config.training.precision == "float32"
-    lower = torch.float16 if config.training.precision == "float16" else torch.bfloat16
+def _saved_bytes(outline: Outline, num_images: int) -> float:
+    joint, precision = outline.joint, outline.training.precision
+    is_whole = precision == "float32"
+    lower = torch.float16 if precision == "float16" else torch.bfloat16
     ours = {tensor.untyped_storage()._cdata for tensor in [*joint.parameters(), *joint.buffers()]}
     kept: dict[int, Tensor] = {}  # holds the tensors too, so that no identity is given twice
 
@@ -121,7 +111,7 @@ def _saved_bytes(joint: JointObjective, config: RunConfig, outline: Outline, num
     handles = [m.register_forward_pre_hook(keep_input) for m in joint.modules() if type(m).__name__ in names]
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         with FusedAttention(), nullcontext() if is_whole else MixedPrecision(lower):
-            output = joint(_inputs(config, outline, num_images))
+            output = joint(_inputs(outline, num_images))
         for loss in outline.perceptual if output["reconstruction"] is not None else ():
             loss.network.requires_grad_(False)(output["reconstruction"].float())  # in float32 by design
     for handle in handles:

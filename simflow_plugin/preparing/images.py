@@ -44,7 +44,7 @@ BEGUN = ".preparing.json"
 
 @dataclass(frozen=True)
 class Preparation:
-    """What is prepared, and how.
+    """Preparation of images.
 
     Args:
         data: the data set, resolved.

@@ -35,7 +35,7 @@ READERS = 4
 
 @dataclass(frozen=True)
 class LatentFacts:
-    """What is in a file of latents.
+    """Content of a file of latents.
 
     Args:
         name, bytes, sha256: of the file.

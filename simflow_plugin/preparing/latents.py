@@ -42,7 +42,7 @@ Layout = Literal["lightningdit", "repa-e"]
 
 @dataclass(frozen=True)
 class Encoding:
-    """How latents are written.
+    """Options of writing latents.
 
     Args:
         split: of the run's data, `train` or `test`.

@@ -44,7 +44,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardFacts:
-    """What is in a shard.
+    """Content of a shard.
 
     Args:
         name: of the file.

@@ -105,7 +105,7 @@ def choose_kernels(deterministic: bool) -> None:
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = False  # its choice is by measured time, another one each run
     # Filling new memory finds reads of what nobody wrote. It would be a kernel more for each, for other than our ends.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _tf32() -> tuple[bool, bool]:

@@ -15,11 +15,14 @@ from simflow_plugin.starter.sizes import choose_image_size, choose_sizes
 from simflow_plugin.starter.timing import time_here
 from simflow_plugin.units import duration
 
+BUSY = 0.5
+"""Share of the processor's time below which a timing says more of other programs than of this one."""
+
 
 def first_configuration(
     name: str, facts: FolderFacts, minutes: float, image_size: int | None = None
 ) -> tuple[str, str]:
-    """Return the YAML text and one line on what was chosen.
+    """Return the YAML text and a line or two on what was chosen.
 
     Args:
         name: of the run.
@@ -33,7 +36,8 @@ def first_configuration(
     device = torch.cuda.get_device_name() if device_type == "cuda" else _cpu()
     sizes = choose_sizes(image_size or choose_image_size(facts, device_type), facts.num_train, device_type)
     trial = configuration_text(name, facts, sizes, Schedule(FEWEST_STEPS, None), device)
-    schedule = fit_steps(time_here(config_from_source(YamlSource(_mapping(trial), {}, name))), minutes)
+    timing = time_here(config_from_source(YamlSource(_mapping(trial), {}, name)))
+    schedule = fit_steps(timing, minutes)
     options = f" {facts.root} --minutes {minutes:g}" + (f" --image-size {image_size}" if image_size else "")
     text = configuration_text(name, facts, sizes, schedule, device, options)
     seconds = schedule.seconds or 0.0
@@ -41,6 +45,11 @@ def first_configuration(
         f"{sizes.image_size} x {sizes.image_size} pixels, {schedule.steps:,} steps of {sizes.batch_size} images: "
         f"about {duration(seconds)} on {device}"
     )
+    if timing.share < BUSY:
+        line += (
+            f"\nother programs keep this machine busy: with it to yourself, about {duration(seconds * timing.share)}, "
+            "and `simflow init` would choose more steps"
+        )
     return text, line
 
 

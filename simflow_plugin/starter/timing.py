@@ -29,6 +29,7 @@ class Timing:
         peak_bytes: most memory of steps and grid: of the CUDA allocator, elsewhere of this process in all; None where
             the system does not say.
         device: name of the device.
+        share: of the processor's time that this process got; less where other programs keep it busy.
     """
 
     step: float
@@ -36,6 +37,7 @@ class Timing:
     grid_images: int
     peak_bytes: int | None = None
     device: str = ""
+    share: float = 1.0
 
 
 def time_here(config: RunConfig) -> Timing:
@@ -63,8 +65,11 @@ def time_here(config: RunConfig) -> Timing:
     with tempfile.TemporaryDirectory() as folder, stop_on_signals() as stop:
         run = RunDirectory(Path(folder) / "run")
         run.prepare(short, [])
-        trainer = Trainer(short, run, parts, dataset, make_accelerator(short), stop, shows_progress=False)
+        accelerator = make_accelerator(short)
+        trainer = Trainer(short, run, parts, dataset, accelerator, stop, shows_progress=False)
+        began, began_cpu = time.monotonic(), time.process_time()
         trainer.train()
+        share = (time.process_time() - began_cpu) / (time.monotonic() - began) / torch.get_num_threads()
         rows = run.read_metrics()
         started = time.monotonic()
         trainer.sample_grids.save(steps, trainer.joint, trainer.averages.main)
@@ -77,6 +82,7 @@ def time_here(config: RunConfig) -> Timing:
         num_rows * config.sampling.grid_per_class,
         _peak_bytes(trainer.device),
         torch.cuda.get_device_name(trainer.device) if trainer.device.type == "cuda" else "this machine's CPU",
+        min(1.0, share) if trainer.device.type == "cpu" else 1.0,
     )
 
 

@@ -32,13 +32,12 @@ def header_lines(
         parts: built.
         accelerator: devices and processes.
     """
-    data = summary.lines()
     training, num_images = config.training, summary.splits["train"].num_images
     epochs = training.steps * training.batch_size / num_images
     precision = Precision.of_training(training, accelerator.device.type).name
     lines = [
         f"run: {config.name}, written to {run.path}/ (every setting: {run.config_file.name})",
-        *data,
+        *summary.brief_lines(),
         f"parameters: {_parameters(config, parts)}",
         f"device: {_device(accelerator)}, {precision}",
         f"training: {training.steps:,} steps of {training.batch_size:,} images, {epochs:.3g} epochs",

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 from simflow_plugin.cli.app import app
 from simflow_plugin.errors import ConfigError
@@ -259,9 +260,9 @@ def test_start_is_a_short_header_and_the_end_says_where_to_look(tiny, tmp_path):
     status, output = simflow("train", tiny, "--out", tmp_path / "run", "--no-report")
     assert status == 0
     header = output.split("start:")[0].splitlines()
-    assert len(header) <= 8
+    assert len(header) == 5  # the sixth says where the run begins
     words = [line.split(":")[0].strip() for line in header]
-    assert words == ["run", "data", "train", "test", "parameters", "device", "training"]
+    assert words == ["run", "data", "parameters", "device", "training"]
     assert "4 steps of 8 images" in header[-1]
     assert f"samples: {tmp_path / 'run' / 'samples' / 'step_00000004.png'}" in output
     assert "report:" not in output
@@ -427,3 +428,18 @@ def test_run_is_measured_from_any_folder_and_where_its_images_moved(tiny, tmp_pa
     )  # fmt: skip
     assert status == 0, output
     assert "goes on after step 4 of 6" in output
+
+
+def test_shell_completes_commands_configurations_and_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quiet.yaml").touch()
+    (tmp_path / "quick.txt").touch()
+
+    def completed(words):
+        typed = {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+        environment = {"_SIMFLOW_COMPLETE": "complete_bash", **typed}
+        return CliRunner().invoke(app, [], env=environment, prog_name="simflow").output.split()
+
+    assert completed("simflow tra") == ["train"]
+    assert completed("simflow train qui") == ["quickstart", "quiet.yaml"]
+    assert "imagenet256/simflow" in completed("simflow config show imagenet256/s")

@@ -42,6 +42,10 @@ def test_help_imports_no_numerical_package(arguments):
     assert len(modules) < 600
 
 
+def test_an_option_of_a_section_is_explained_without_the_parts():
+    assert not modules_after("config", "explain", "training.steps") & {*HEAVY, "torch", "numpy"}
+
+
 @pytest.mark.parametrize("arguments", [("config", "show", "quickstart"), ("fetch", "--list")])
 def test_a_configuration_is_checked_without_torch(arguments):
     assert not modules_after(*arguments) & {*HEAVY, "torch", "numpy"}

@@ -121,6 +121,20 @@ def test_auto_sends_cpu_tensors_to_sdpa(monkeypatch: pytest.MonkeyPatch) -> None
     assert backend(*heads(2, 2, 4)).shape == (2, 4, 2, 4)
 
 
+@pytest.mark.usefixtures("fake_xformers")
+def test_deterministic_training_does_not_go_through_xformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its gradients are sums in no fixed order; without gradients it may be used."""
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    backend = build_attention("xformers", CONTEXT)
+    tensors = heads(2, 2, 4)
+    assert backend(*tensors).shape == (2, 4, 2, 4)
+    tensors[0].requires_grad_()
+    with pytest.raises(
+        ConfigError, match=r"training\.deterministic cannot hold.*`attention: sdpa` or `auto`"
+    ):
+        backend(*tensors)
+
+
 @pytest.fixture
 def wheel_for_another_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """xformers as it imports where its library does not fit torch: all names are there, and a warning was logged."""

@@ -101,7 +101,7 @@ def run_tests(folder: Path, *arguments: str, **device: Any) -> subprocess.Comple
         "-o",
         "addopts=--strict-markers",
         "-o",
-        "timeout=120",
+        "timeout=300",
         "-p",
         "no:cacheprovider",
         "-p",

@@ -12,6 +12,7 @@ FOLDER = Path(__file__).parent / "cuda"
 READS_NUMBERS = ("test_runs.py", "test_processes.py")
 """Files whose runs read numbers that no kernel wrote: they get memory that is zero."""
 pytestmark = [
+    pytest.mark.timeout(660),  # a whole file in one test
     pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu/cuda runs on the real device itself"),
     pytest.mark.skipif(null_device.why_not() is not None, reason=str(null_device.why_not())),
 ]

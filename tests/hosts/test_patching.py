@@ -10,7 +10,7 @@ import pytest
 
 from simflow_plugin.errors import HostError
 from simflow_plugin.hosts import patching
-from simflow_plugin.hosts.manifest import known_hosts
+from simflow_plugin.hosts.manifest import HostPatch, known_hosts
 from simflow_plugin.hosts.patching import FileState
 from tests.hosts.standin import git
 
@@ -164,6 +164,49 @@ def test_remedy_for_a_file_that_differs_works_as_printed(standin):
     command = str(caught.value).split("`")[1]
     subprocess.run(shlex.split(command), check=True, capture_output=True)
     assert patching.apply(standin.patch, standin.root).is_patched
+
+
+def at(standin, url):
+    """Return the stand-in's patch for a host that is cloned from `url`."""
+    patch = standin.patch
+    return HostPatch(patch.manifest.model_copy(update={"url": str(url)}), patch.folder)
+
+
+def run_remedy(error):
+    """Run the command that a message prints between backticks, as it stands there."""
+    subprocess.run(str(error).split("`")[1], shell=True, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("depth", [[], ["--depth", "1"]], ids=["full", "shallow"])
+def test_remedy_for_another_commit_works_as_printed_in_a_full_and_in_a_shallow_clone(
+    standin, tmp_path, depth
+):
+    origin, patch = tmp_path / "the origin", at(standin, tmp_path / "the origin")
+    git(standin.root, "clone", "-q", str(standin.root), str(origin))
+    git(origin, "tag", "pinned")
+    git(origin, "config", "uploadpack.allowAnySHA1InWant", "true")
+    git(origin, "checkout", "-q", "--orphan", "other")
+    git(origin, "rm", "-q", "-r", "--cached", ".")
+    git(origin, "commit", "-q", "--allow-empty", "-m", "another history")
+    clone = tmp_path / "a clone"
+    git(tmp_path, "clone", "-q", *depth, f"file://{origin}", str(clone))
+    with pytest.raises(HostError, match="is at commit") as caught:
+        patching.check(patch, clone)
+    run_remedy(caught.value)
+    assert patching.apply(patch, clone).is_patched
+
+
+@pytest.mark.parametrize("holds", [None, "notes.txt"], ids=["nothing there", "other files there"])
+def test_remedy_without_a_checkout_works_as_printed(standin, tmp_path, monkeypatch, holds):
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    folder, patch = tmp_path / "some folder", at(standin, standin.root)
+    if holds:
+        folder.mkdir()
+        (folder / holds).write_text("mine")
+    with pytest.raises(HostError, match="git clone") as caught:
+        patching.check(patch, folder)
+    run_remedy(caught.value)
+    assert patching.apply(patch, tmp_path / "some folder-standin" if holds else folder).is_patched
 
 
 def test_shipped_patches_only_insert_and_are_all_in_their_manifest():

@@ -33,6 +33,16 @@ def _no_trial(monkeypatch):
     monkeypatch.setattr(first, "time_here", lambda config: Timing(step=0.1, grid=2.0, grid_images=16))
 
 
+def test_a_busy_machine_is_said(tmp_path, monkeypatch):
+    make_images(tmp_path / "images")
+    assert "keep this machine busy" not in initialise(tmp_path / "images", tmp_path)[1]
+    busy = Timing(step=0.1, grid=2.0, grid_images=16, share=0.2)
+    monkeypatch.setattr(first, "time_here", lambda config: busy)
+    status, output, _ = initialise(tmp_path / "images", tmp_path, "--overwrite")
+    assert status == 0
+    assert "busy: with it to yourself, about 2 min" in output.replace("\n", " ")
+
+
 def initialise(folder, tmp_path, *options):
     out = tmp_path / "first.yaml"
     result = CliRunner().invoke(app, ["init", str(folder), "--out", str(out), *options])

@@ -6,9 +6,17 @@ import json
 from pathlib import Path
 
 from simflow_plugin.evaluation.analysis import Analysis
-from simflow_plugin.evaluation.drawing import to_uint8
-from simflow_plugin.evaluation.report.grids import image_grid, png_bytes
-from simflow_plugin.evaluation.report.html import Cell, Figure, Part, Section, Table, Text, write_report
+from simflow_plugin.evaluation.report.html import (
+    Cell,
+    Figure,
+    Part,
+    Plots,
+    Section,
+    Table,
+    Text,
+    write_report,
+)
+from simflow_plugin.evaluation.report.interpolations import strips_figure
 from simflow_plugin.evaluation.report.metric_names import metric_name
 from simflow_plugin.evaluation.report.plots import Curve, plot_panels
 from simflow_plugin.files import replacing, write_text_atomically
@@ -29,7 +37,7 @@ def write_analysis(loaded: LoadedRun, analysis: Analysis) -> Path:
     write_text_atomically(folder / "analysis.json", json.dumps(analysis.to_json(), indent=1) + "\n")
     sections = analysis_sections(analysis)
     for section in sections:
-        figures = [part for part in section.parts if isinstance(part, Figure)]
+        figures = [figure for part in section.parts for figure in _figures_of(part)]
         for number, figure in enumerate(figures):
             with replacing(folder / f"{section.anchor}{f'_{number + 1}' if number else ''}.png") as picture:
                 picture.write_bytes(figure.png)
@@ -41,6 +49,12 @@ def write_analysis(loaded: LoadedRun, analysis: Analysis) -> Path:
     path = folder / "analysis.html"
     write_report(path, f"Analysis: {config.name}", sections, subtitle)
     return path
+
+
+def _figures_of(part: Part) -> list[Figure]:
+    if isinstance(part, Plots):
+        return part.figures
+    return [part] if isinstance(part, Figure) else []
 
 
 def analysis_sections(analysis: Analysis) -> list[Section]:
@@ -71,33 +85,30 @@ def _statistics_table(analysis: Analysis) -> Table:
     return Table(("statistic", "posterior mean", "posterior sample", "white noise"), tuple(rows), "", notes)
 
 
-def _spectrum(analysis: Analysis) -> Figure:
-    plot = plot_panels({"power, relative to white noise": analysis.spectrum}, "cycles per latent position")
-    return Figure(
-        plot, "Radial power spectrum of the latents: what is right of 0.25 counts as high frequency."
+def _spectrum(analysis: Analysis) -> Plots:
+    return plot_panels(
+        {"power, relative to white noise": analysis.spectrum},
+        "cycles per latent position",
+        "Radial power spectrum of the latents: what is right of 0.25 counts as high frequency.",
     )
 
 
-def _robustness(analysis: Analysis) -> Figure:
+def _robustness(analysis: Analysis) -> Plots:
     panels: dict[str, dict[str, Curve]] = {
         metric_name(name).title: {"decoded": (list(curve), [number.value for number in curve.values()])}
         for name, curve in analysis.robustness.items()
     }
-    plot = plot_panels(panels, "std of noise on the latents", marker="o")
     caption = (
         "Closeness to the original of images decoded from the posterior mean plus Gaussian noise. The posterior's own "
         f"standard deviation is {analysis.posterior_std:.3g} in the same units."
     )
-    return Figure(plot, caption)
+    return plot_panels(panels, "std of noise on the latents", caption, marker="o")
 
 
 def _strips(analysis: Analysis) -> Part:
     if analysis.strips.shape[0] == 0:
         return Text("Too few images for a pair.")
-    picture = image_grid(to_uint8(analysis.strips.flatten(0, 1)).numpy(), analysis.strips.shape[1])
-    return Figure(
-        png_bytes(picture), "Straight lines between the posterior means of two held-out images.", "pixels"
-    )
+    return strips_figure(analysis.strips, analysis.strip_names)
 
 
 def _flow_parts(analysis: Analysis) -> list[Part]:
@@ -122,9 +133,8 @@ def _flow_parts(analysis: Analysis) -> list[Part]:
         x_label = (
             "block, training order; the last is the deep one" if "block" in title else "token, raster order"
         )
-        parts.append(
-            Figure(plot_panels({title: curves}, x_label, marker="o" if "block" in title else ""), f"{title}.")
-        )
+        marker = "o" if "block" in title else ""
+        parts.append(plot_panels({title: curves}, x_label, f"{title}.", marker))
     if analysis.jacobi is not None:
         parts.append(_jacobi(analysis))
     return parts

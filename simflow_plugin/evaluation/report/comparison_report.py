@@ -23,13 +23,13 @@ from simflow_plugin.evaluation.report.html import (
     Text,
     write_report,
 )
-from simflow_plugin.evaluation.report.metric_names import UNCOMPARABLE, in_order, metric_cell, metric_name
+from simflow_plugin.evaluation.report.metric_names import in_order, metric_cell, metric_name
 from simflow_plugin.evaluation.report.plots import Curve, plot_panels, plot_terms
-from simflow_plugin.evaluation.report.published import published_tables
+from simflow_plugin.evaluation.report.published import is_imagenet, published_tables
 from simflow_plugin.evaluation.result import Measured
 from simflow_plugin.files import write_text_atomically
+from simflow_plugin.units import duration, with_prefix
 
-OF_LATENTS = f"of each run's own latent space: {UNCOMPARABLE}"
 SHARED_TERMS = ("nll", "denoising", "alignment", "l1", "l2", "lpips")
 
 
@@ -46,7 +46,9 @@ def write_comparison(
     """
     folder.mkdir(parents=True, exist_ok=True)
     metrics, costs = metrics_table(runs, problems), costs_table(runs)
-    published = published_tables(runs[0].loaded.num_classes)
+    loaded = [run.loaded for run in runs]
+    on_imagenet = all(is_imagenet(run.config, run.num_classes, run.class_names) for run in loaded)
+    published = published_tables() if on_imagenet else []
     warnings: list[Part] = [
         Text(f"Forced although they differ: {problem}.", is_warning=True) for problem in problems
     ]
@@ -111,8 +113,9 @@ def metrics_table(runs: Sequence[ComparedRun], problems: Sequence[str]) -> Table
             shown = number.with_notes(warning=f"on {number.on}") if number is not None and differs else number
             cells.append(metric_cell(key, shown, index == best))
         on = next((number.on for number in numbers if number is not None), "")
-        uncomparable = OF_LATENTS if key == "latent_bits_per_dim" else ""
-        rows.append((metric_name(key).heading, *cells, Cell("", uncomparable or ("" if differs else on))))
+        caveat = metric_name(key).caveat
+        said = "; ".join(filter(None, (caveat, "" if differs or caveat else on)))
+        rows.append((metric_name(key).heading, *cells, Cell("", said)))
     note = (
         "Small print: 95 % intervals by bootstrap, over blocks or over seeds; a Monte-Carlo error is one standard "
         "error of other posterior draws for the same images. Bold: best, beyond the intervals; what has none, as FID "
@@ -128,7 +131,7 @@ def costs_table(runs: Sequence[ComparedRun]) -> Table:
         "parameters, autoencoder",
         "training, FLOPs / image",
         "training, FLOPs in all",
-        "training, seconds",
+        "training, time",
         "sampling, FLOPs / image",
         "sampler",
         "sampling, sequential passes of a batch",
@@ -137,7 +140,7 @@ def costs_table(runs: Sequence[ComparedRun]) -> Table:
     rows = tuple((title, *(column[index] for column in columns)) for index, title in enumerate(titles))
     note = (
         "FLOPs of matrix products, convolutions and attention, a multiply-add being two; without reconstruction "
-        "losses, alignment encoder and optimiser. Seconds are those of each run's own machine."
+        "losses, alignment encoder and optimiser. Times are those of each run's own machine."
     )
     return Table(("cost", *(run.name for run in runs)), rows, "", (note,))
 
@@ -180,20 +183,20 @@ def _is_apart(one: Measured, other: Measured) -> bool:
 
 def _cost_column(run: ComparedRun) -> tuple[str, ...]:
     training, cost = run.loaded.config.training, run.cost
-    seconds = f"{float(run.loaded.checkpoint.state['seconds']):,.0f}"
+    spent = duration(float(run.loaded.checkpoint.state["seconds"]))
     facts = None if run.loaded.model is None else run.loaded.model.sampler_facts()
     sampler = "—" if facts is None else facts.name
     passes = "—" if facts is None or facts.passes is None else f"{facts.passes:,}"
     if cost is None:
-        return "—", "—", "—", "—", seconds, "—", sampler, passes
+        return "—", "—", "—", "—", spent, "—", sampler, passes
     images = run.loaded.checkpoint.step * training.batch_size
     return (
-        f"{cost.model_parameters:,}",
-        f"{cost.autoencoder_parameters:,}",
-        f"{cost.training_flops:.3g}",
-        f"{cost.training_flops * images:.3g}",
-        seconds,
-        f"{cost.sampling_flops:.3g}",
+        with_prefix(cost.model_parameters),
+        with_prefix(cost.autoencoder_parameters),
+        with_prefix(cost.training_flops, "FLOP"),
+        with_prefix(cost.training_flops * images, "FLOP"),
+        spent,
+        with_prefix(cost.sampling_flops, "FLOP"),
         sampler,
         passes,
     )
@@ -204,16 +207,15 @@ def _curves(runs: Sequence[ComparedRun]) -> list[Part]:
     logged = {key for run in runs for row in run.rows for key in row}
     terms = [term for term in SHARED_TERMS if term in logged]
     parts: list[Part] = []
-    for x, what in (("step", "optimizer step"), ("seconds", "seconds of training")):
+    for x, label, what in (("step", "optimizer step", "steps"), ("seconds", "seconds of training", "time")):
         panels = _evaluated(runs, x)
         if panels:
-            caption = f"Evaluated quality against {what}, at each run's own guidance."
-            parts.append(Figure(plot_panels(panels, what, marker="o"), caption))
-        plot = plot_terms(rows_by_run, x, terms) if terms else None
-        if plot is not None:
-            parts.append(
-                Figure(plot, f"Training losses against {what}; weighted terms compare at equal weights only.")
-            )
+            caption = f"Evaluated quality against {what} of training, at each run's own guidance."
+            parts.append(plot_panels(panels, label, caption, marker="o"))
+        caption = f"Training losses against {what} of training; weighted terms compare at equal weights only."
+        plots = plot_terms(rows_by_run, x, terms, caption) if terms else None
+        if plots is not None:
+            parts.append(plots)
     return parts
 
 
@@ -230,7 +232,8 @@ def _evaluated(runs: Sequence[ComparedRun], x: str) -> dict[str, dict[str, Curve
                 xs, ys = zip(*points, strict=True)
                 curves[run.name] = (xs, ys)
         if any(len(xs) > 1 for xs, _ in curves.values()):
-            panels[metric_name(key).heading] = curves
+            name = metric_name(key)
+            panels["\n".join(filter(None, (name.heading, name.caveat)))] = curves
     return panels
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,8 @@ MIN_TILE = 48
 """Tiles below this many pixels are enlarged."""
 LABEL_COLOUR = (128, 128, 128, 255)
 FONT_SIZE = 13
+WIDTH_PER_FONT_SIZE = 44
+"""Pixels of a grid's width for each pixel of its labels' height, at least."""
 MAX_LABEL_LENGTH = 24
 
 
@@ -50,9 +53,11 @@ def image_grid(
     num_rows = -(-len(images) // num_columns)
     factor = max(1, -(-MIN_TILE // max(images.shape[1:3])))
     height, width = images.shape[1] * factor, images.shape[2] * factor
-    font = ImageFont.load_default(FONT_SIZE)
+    # Large grids are shown smaller than they are: their labels grow with them.
+    font_size = max(FONT_SIZE, num_columns * (width + GAP) // WIDTH_PER_FONT_SIZE)
+    font = _font(font_size)
     left = max((int(font.getlength(label)) + 10 for label in row_labels or ()), default=0)
-    top = FONT_SIZE + 8 if column_labels or groups else 0
+    top = font_size + 8 if column_labels or groups else 0
     shifts = [GROUP_GAP * number for number, span in enumerate((groups or {}).values()) for _ in range(span)]
     shifts = shifts or [0] * num_columns
     size = (left + num_columns * (width + GAP) - GAP + shifts[-1], top + num_rows * (height + GAP) - GAP)
@@ -76,6 +81,14 @@ def image_grid(
         )
         first += span
     return canvas
+
+
+@lru_cache(maxsize=8)
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """Return matplotlib's DejaVu Sans: class names need more letters than the default font of Pillow has."""
+    from matplotlib import get_data_path
+
+    return ImageFont.truetype(str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
 
 
 def _checked(

@@ -56,7 +56,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table whose first column names the rows; the others are numbers, aligned to the right.
+    """A table whose first column names the rows; the others are numbers, aligned to the right, or prose, to the left.
 
     Args:
         columns: headings.
@@ -74,6 +74,11 @@ class Table:
     def cells(self) -> list[list[Cell]]:
         """Return the rows with every cell a `Cell`."""
         return [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in self.rows]
+
+    def is_prose(self, column: int) -> bool:
+        """Return whether a column holds small print alone: it is read, not compared, and aligned to the left."""
+        cells = [row[column] for row in self.cells()]
+        return column > 0 and any(c.note for c in cells) and not any(c.text for c in cells)
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,27 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Plots:
+    """Small plots side by side where there is room and below each other on a phone, with one legend and one caption.
+
+    Args:
+        plots: (title, PNG at two pixels a point) of each.
+        legend: (name, colour as #rrggbb) of each line; empty where there is one.
+        caption: what is shown and how to read it.
+    """
+
+    plots: tuple[tuple[str, bytes], ...]
+    legend: tuple[tuple[str, str], ...] = ()
+    caption: str = ""
+    kind: str = field(default="plots", init=False)
+
+    @property
+    def figures(self) -> list[Figure]:
+        """Return each plot by itself, captioned by its title."""
+        return [Figure(png, title) for title, png in self.plots]
+
+
+@dataclass(frozen=True)
 class Text:
     """A paragraph; a `warning` is set apart."""
 
@@ -121,7 +147,7 @@ class Collapsible:
     kind: str = field(default="collapsible", init=False)
 
 
-Part = Tiles | Table | Figure | Text | Collapsible
+Part = Tiles | Table | Figure | Plots | Text | Collapsible
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,13 @@ class MetricName:
         title: of its row.
         better: `lower`, `higher`, or empty where neither is better.
         format: of the value.
+        caveat: what must stand beside the value wherever it is shown.
     """
 
     title: str
     better: str = ""
     format: str = ".3g"
+    caveat: str = ""
 
     @property
     def heading(self) -> str:
@@ -46,7 +48,7 @@ NAMES = {
     "lpips": MetricName("LPIPS (AlexNet)", "lower", ".4f"),
     "image_bits_per_dim": MetricName("image bits / dim, upper bound", "lower", ".3f"),
     # Not comparable between autoencoders, so neither direction is better.
-    "latent_bits_per_dim": MetricName("latent bits / dim", "", ".3f"),
+    "latent_bits_per_dim": MetricName("latent bits / dim", "", ".3f", UNCOMPARABLE),
     "classification_accuracy": MetricName("accuracy of argmax log p(z | y)", "higher", ".1%"),
     "auroc_latent": MetricName("AUROC of log p(z)", "higher", ".3f"),
     "auroc_image": MetricName("AUROC of the image bound", "higher", ".3f"),
@@ -117,7 +119,8 @@ def metric_lines(metrics: Mapping[str, Measured]) -> list[str]:
     rows = []
     for key in in_order(metrics):
         number = metrics[key]
-        errors = "; ".join(filter(None, (format_interval(key, number), format_draws_error(number))))
+        small_print = (format_interval(key, number), format_draws_error(number), metric_name(key).caveat)
+        errors = "; ".join(filter(None, small_print))
         rows.append((metric_name(key).heading, format_value(key, number), errors, number.warning))
     widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
     lines = []
@@ -141,11 +144,12 @@ def metric_cell(key: str, number: Measured | None, is_best: bool = False) -> Cel
 def metrics_table(metrics: Mapping[str, Measured], caption: str = "") -> Table:
     """Return the metrics of one evaluation, with what each was measured on."""
     rows = tuple(
-        (metric_name(key).heading, metric_cell(key, metrics[key]), Cell("", _measured_on(metrics[key])))
+        (metric_name(key).heading, metric_cell(key, metrics[key]), Cell("", _measured_on(key, metrics[key])))
         for key in in_order(metrics)
     )
     return Table(("metric", "value", "measured on"), rows, caption, (INTERVALS_NOTE,))
 
 
-def _measured_on(number: Measured) -> str:
-    return "; ".join(filter(None, (number.on, f"interval: {number.interval}" if number.interval else "")))
+def _measured_on(key: str, number: Measured) -> str:
+    interval = f"interval: {number.interval}" if number.interval else ""
+    return "; ".join(filter(None, (number.on, interval, metric_name(key).caveat)))

@@ -1,4 +1,4 @@
-"""Plots as PNG bytes: training curves by term, over steps or seconds, of one run or of several.
+"""Plots of a report: training curves by term, over steps or seconds, of one run or of several.
 
 Drawn with matplotlib's objects and the Agg canvas alone, so that no global state or display is touched.
 """
@@ -10,15 +10,22 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from simflow_plugin.evaluation.report.html import Plots
 
 COLOURS = ("#1f5f8b", "#c2571a", "#3c8d5a", "#8a4f9e", "#b8902a", "#5a6b78", "#b3405e", "#2b9c9c")
 INK, LINE = "#333a42", "#d9dbdd"
 DPI = 200
 """Two pixels per CSS pixel: figures are sized in hundreds of CSS pixels an inch."""
+SIZE = (4.4, 2.5)
+"""Inches of a plot: two beside each other on a page, one on a phone."""
+FAR = 3.0
+"""Times the usual value or range beyond which the largest one would flatten the rest of a curve."""
 
 NOT_LOSSES = frozenset(
     {
@@ -54,31 +61,34 @@ def plot_terms(
     rows_by_run: Mapping[str, Sequence[Mapping[str, Any]]],
     x: str = "step",
     terms: Sequence[str] | None = None,
-) -> bytes | None:
-    """Draw one panel per logged term, one line per run.
+    caption: str = "",
+) -> Plots | None:
+    """Draw one plot per logged term, one line per run.
 
     Args:
         rows_by_run: name of the run -> rows of its metrics.jsonl.
         x: `step` or `seconds`.
         terms: keys to draw; None draws every loss that any run logged.
+        caption: below the plots.
     Returns:
-        PNG, or None if there is nothing to draw.
+        None if there is nothing to draw.
     """
     if terms is None:
         terms = list(dict.fromkeys(key for rows in rows_by_run.values() for row in rows for key in row))
         terms = [t for t in terms if t not in NOT_LOSSES and not t.startswith(NOT_LOSS_PREFIXES)]
     panels = {TERM_LABELS.get(t, t.replace("_", " ")): _curves(rows_by_run, x, t) for t in terms}
     panels = {title: curves for title, curves in panels.items() if curves}
-    return plot_panels(panels, X_LABELS.get(x, x)) if panels else None
+    return plot_panels(panels, X_LABELS.get(x, x), caption) if panels else None
 
 
-def plot_latents(rows: Sequence[Mapping[str, Any]]) -> bytes | None:
+def plot_latents(rows: Sequence[Mapping[str, Any]], caption: str = "") -> Plots | None:
     """Draw how the latents of one run developed: their spread, the spread over sigma, and the NLL above its floor.
 
     Args:
         rows: of metrics.jsonl.
+        caption: below the plots.
     Returns:
-        PNG, or None if the run logged none of it.
+        None if the run logged none of it.
     """
     panels = {
         "spread of the latents' mean": {"spread": "latent_std"},
@@ -92,68 +102,101 @@ def plot_latents(rows: Sequence[Mapping[str, Any]]) -> bytes | None:
         for title, lines in panels.items()
     }
     drawn = {title: curves for title, curves in drawn.items() if curves}
-    return plot_panels(drawn, X_LABELS["step"], num_columns=3) if drawn else None
+    return plot_panels(drawn, X_LABELS["step"], caption) if drawn else None
 
 
 def plot_panels(
-    panels: Mapping[str, Mapping[str, Curve]],
-    x_label: str,
-    y_label: str = "",
-    num_columns: int = 2,
-    marker: str = "",
-) -> bytes:
-    """Draw small multiples with one legend.
+    panels: Mapping[str, Mapping[str, Curve]], x_label: str, caption: str = "", marker: str = ""
+) -> Plots:
+    """Draw small plots of one legend.
 
     Args:
-        panels: title -> name of the line -> (x, y); a name has one colour in all panels. Values that are not
+        panels: title -> name of the line -> (x, y); a name has one colour in all of them. Values that are not
             finite leave a gap.
-        x_label: below the lowest panels.
-        y_label: beside the first panel.
+        x_label: below each; seconds become minutes or hours where they are many.
+        caption: below the plots.
         marker: matplotlib marker of the points.
     """
     names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
     colours = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(names)}
-    columns = min(num_columns, len(panels))
-    rows = -(-len(panels) // columns)
-    width = {1: 6.2, 2: 8.8}.get(columns, 9.2)
-    figure = Figure(figsize=(width, 2.45 * rows + 0.45), dpi=DPI, facecolor="white", layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for index, (axis, (title, curves)) in enumerate(zip(axes, panels.items(), strict=False)):
+    unit, x_label = _time_unit(panels, x_label)
+    drawn = []
+    for title, curves in panels.items():
+        figure = Figure(figsize=SIZE, dpi=DPI, facecolor="white", layout="constrained")
+        axis = figure.subplots()
+        shown: list[float] = []
         for name, (xs, ys) in curves.items():
             ys = [y if y is not None and math.isfinite(y) else math.nan for y in ys]
             marked = marker or ("o" if len(ys) < 3 else "")
-            axis.plot(xs, ys, color=colours[name], linewidth=1.5, marker=marked, markersize=3.5, label=name)
-        style_axis(
-            axis, title, x_label if index + columns >= len(panels) else "", y_label if index == 0 else ""
-        )
-    for axis in axes[len(panels) :]:
-        axis.set_visible(False)
-    if len(names) > 1:
-        handles = {
-            label: h for axis in axes for h, label in zip(*axis.get_legend_handles_labels(), strict=True)
-        }
-        legend_columns = min(len(names), 2 if max(map(len, names)) > 24 else 4)
-        figure.legend(
-            handles.values(),
-            handles.keys(),
-            loc="outside lower center",
-            ncols=legend_columns,
-            frameon=False,
-            fontsize=8.5,
-        )
-    return figure_png(figure)
+            axis.plot(
+                [x / unit for x in xs], ys, color=colours[name], linewidth=1.5, marker=marked, markersize=3.5
+            )
+            shown += [y for y in ys if not math.isnan(y)]
+        style_axis(axis, title, x_label)
+        fit_scale(axis, shown)
+        drawn.append((title, figure_png(figure)))
+    return Plots(tuple(drawn), tuple(colours.items()) if len(names) > 1 else (), caption)
 
 
-def style_axis(axis: Axes, title: str, x_label: str, y_label: str) -> None:
+def _time_unit(panels: Mapping[str, Mapping[str, Curve]], x_label: str) -> tuple[float, str]:
+    """Return what to divide x by, and its label: seconds, minutes or hours, by the longest line."""
+    if not x_label.startswith("seconds"):
+        return 1.0, x_label
+    longest = max((x for curves in panels.values() for xs, _ in curves.values() for x in xs), default=0.0)
+    unit, name = next(
+        (u for u in ((3600.0, "hours"), (60.0, "minutes")) if longest > 2 * u[0]), (1.0, "seconds")
+    )
+    return unit, x_label.replace("seconds", name, 1)
+
+
+def fit_scale(axis: Axes, values: Sequence[float]) -> None:
+    """Choose a vertical scale on which the whole of a curve can be read, not its first steps alone.
+
+    Positive values of which the largest is far above the usual are drawn on a log axis. With values of both signs a few
+    outliers are left outside, and the plot says how far they reach.
+    """
+    if not values:
+        return
+    if min(values) > 0:
+        if max(values) > FAR * float(np.median(values)) or max(values) > FAR**2 * min(values):
+            _use_log_axis(axis, max(values) / min(values))
+        return
+    low, high = np.quantile(values, (0.05, 0.95)).tolist()
+    span = high - low
+    for value, edge, sign, side, words in (
+        (max(values), high, 1, "top", "up to"),
+        (min(values), low, -1, "bottom", "down to"),
+    ):
+        if span > 0 and sign * (value - edge) > FAR * span:
+            axis.set_ylim(**{side: edge + sign * 0.3 * span})
+            height = 0.97 if sign > 0 else 0.03
+            place: dict[str, Any] = {
+                "transform": axis.transAxes,
+                "va": "top" if sign > 0 else "bottom",
+                "ha": "right",
+            }
+            axis.text(0.99, height, f"outside: {words} {value:.3g}", fontsize=8, color=INK, **place)
+
+
+def _use_log_axis(axis: Axes, ratio: float) -> None:
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if ratio < 1e3 else (1,)))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
+
+
+def style_axis(axis: Axes, title: str, x_label: str) -> None:
     """Give an axis the look of all plots: no box, faint grid, small dark grey text."""
     axis.set_title(title, fontsize=9.5, color=INK, loc="left")
     axis.set_xlabel(x_label, fontsize=8.5, color=INK)
-    axis.set_ylabel(y_label, fontsize=8.5, color=INK)
     axis.tick_params(labelsize=8, colors=INK, length=3, width=0.6)
     axis.grid(color=LINE, linewidth=0.6)
     axis.set_axisbelow(True)
     axis.ticklabel_format(style="plain", useOffset=False)
-    axis.xaxis.set_major_locator(MaxNLocator(integer=axis.get_xlim()[1] > 2, nbins=8))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=axis.get_xlim()[1] > 2, nbins=6))
+    axis.xaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value:,.5g}" if value < 1e4 else f"{value:,.0f}")
+    )
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
     for side in ("left", "bottom"):

@@ -5,8 +5,11 @@ Read in the papers or in what their authors publish beside them; what was not fo
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.evaluation.report.html import Cell, Table
 
 
@@ -90,8 +93,10 @@ IMAGENET_512 = (
     Published("STARFlow", "2506.06276", Scores(3.00), None, None, "1.4B"),
     Published("SimFlow + REPA-E", SIMFLOW, Scores(2.74), None, None, "1.4B"),
 )
-IMAGENET_CLASSES = 1000
-"""Published results are of ImageNet, and shown beside runs of as many classes only."""
+NUM_CLASSES = 1000
+WORDNET_ID = re.compile(r"n\d{8}")
+IMAGENET = re.compile(r"imagenet(?![\W_]*(r|a|o|v2|sketch|100|22k|21k)(\W|_|$))|ilsvrc")
+"""In a path or name of data; its relatives have other images."""
 COLUMNS = (
     "method",
     "gFID ↓",
@@ -108,14 +113,23 @@ NOTE = (
 )
 
 
-def published_tables(num_classes: int | None = IMAGENET_CLASSES) -> list[Table]:
-    """Return the published block: one table a resolution, the lowest gFID last.
+def is_imagenet(config: RunConfig, num_classes: int | None, class_names: Sequence[str] | None) -> bool:
+    """Return whether a run was trained on ImageNet-1k: 1000 classes of WordNet's numbers, or in data of that name.
 
     Args:
-        num_classes: of the runs beside which it stands; there is nothing to set beside data that is not ImageNet.
+        config: of the run.
+        num_classes, class_names: of its data.
     """
-    if num_classes != IMAGENET_CLASSES:
-        return []
+    if num_classes != NUM_CLASSES:
+        return False
+    if class_names is not None and all(WORDNET_ID.fullmatch(name) for name in class_names):
+        return True
+    options = " ".join(str(value) for value in config.data.options.values())
+    return IMAGENET.search(options.lower()) is not None
+
+
+def published_tables() -> list[Table]:
+    """Return the published block, to stand beside runs on ImageNet: one table a resolution, the lowest gFID last."""
     return [
         Table(
             COLUMNS,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -21,22 +23,46 @@ Pixels = NDArray[np.uint8]
 """Images (N, H, W, 3)."""
 
 
-def rows_by_class(dataset: ImageDataset, num_classes: int, per_class: int) -> list[list[int]]:
+def rows_by_class(
+    dataset: ImageDataset, num_classes: int, per_class: int, classes: Sequence[int] | None = None
+) -> list[list[int]]:
     """Return up to `per_class` readable images of each of the classes 0 .. `num_classes` - 1, as row numbers.
 
     Args:
         dataset: a split; one without labels gives empty lists.
         num_classes: to show.
         per_class: images of each.
+        classes: these instead, by number.
     """
+    wanted = range(num_classes) if classes is None else classes
     if not isinstance(dataset, HasLabels):
-        return [[] for _ in range(num_classes)]
+        return [[] for _ in wanted]
     labels = dataset.labels
     found = []
-    for label in range(num_classes):
+    for label in wanted:
         rows = (labels == label).nonzero().flatten().tolist()
         found.append(_readable(dataset, rows, per_class))
     return found
+
+
+def rows_in_turn(dataset: ImageDataset, num_classes: int | None, count: int) -> list[int]:
+    """Return up to `count` readable images, the classes in turn; without labels drawn at random once.
+
+    Args:
+        dataset: a split.
+        num_classes: of it, or None.
+        count: rows wanted.
+    """
+    if num_classes:
+        # Evenly over all of the classes, where there are more than images.
+        shown = (
+            sorted({round(i * num_classes / count) for i in range(count)}) if num_classes > count else None
+        )
+        by_class = rows_by_class(dataset, num_classes, -(-count // min(num_classes, count)), shown)
+        rows = [row for turn in zip_longest(*by_class) for row in turn if row is not None][:count]
+        if len(rows) == min(count, len(dataset)):
+            return rows
+    return readable_rows(dataset, min(count, len(dataset)))
 
 
 def readable_rows(dataset: ImageDataset, count: int) -> list[int]:

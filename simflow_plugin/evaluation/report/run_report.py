@@ -6,7 +6,6 @@ them anew after measuring that, so that they never show another number than the 
 
 from __future__ import annotations
 
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,14 @@ from PIL import Image
 
 from simflow_plugin.contracts import ImageDataset
 from simflow_plugin.data.loader import evaluation_batches
-from simflow_plugin.data.order import sample_rows
+from simflow_plugin.data.summary import NUM_HASHED, DataSummary, describe_classes
 from simflow_plugin.errors import EvaluationError
 from simflow_plugin.evaluation.drawing import grid_indices, to_uint8
 from simflow_plugin.evaluation.evaluator import RunEvaluator
 from simflow_plugin.evaluation.held_out import reconstruct
 from simflow_plugin.evaluation.report.grids import image_grid, png_bytes, reconstruction_grid, shortened_name
 from simflow_plugin.evaluation.report.html import (
+    Cell,
     Collapsible,
     Figure,
     NumberTile,
@@ -34,8 +34,8 @@ from simflow_plugin.evaluation.report.html import (
     Tiles,
     write_report,
 )
+from simflow_plugin.evaluation.report.interpolations import interpolation_strips, strips_figure
 from simflow_plugin.evaluation.report.metric_names import (
-    UNCOMPARABLE,
     format_draws_error,
     format_value,
     metric_lines,
@@ -48,27 +48,22 @@ from simflow_plugin.evaluation.report.real_images import (
     pixels_of,
     readable_rows,
     rows_by_class,
+    rows_in_turn,
 )
 from simflow_plugin.evaluation.report.summary import training_numbers, write_summary
 from simflow_plugin.evaluation.request import EvaluationRequest
 from simflow_plugin.evaluation.result import Evaluation
 from simflow_plugin.evaluation.sample_shards import SampleShards
-from simflow_plugin.files import replacing
+from simflow_plugin.files import read_json_object, replacing
 from simflow_plugin.runs.loaded_run import LoadedRun, load_run
 from simflow_plugin.runs.run_directory import RunDirectory
+from simflow_plugin.units import duration
 
 PER_CLASS, NUM_REAL, NUM_ROWS = 10, 4, 10
 NUM_COMPARED, NUM_NEAREST = 100, 10
 NUM_RECONSTRUCTIONS = 20
+NUM_STRIPS, STRIP_LENGTH = 10, 9
 TILES = ("class_agreement", "diversity_ratio", "psnr", "latent_bits_per_dim")
-PRINTED = (
-    "class_agreement",
-    "class_agreement_real",
-    "diversity_ratio",
-    "psnr",
-    "bits_per_dim",
-    "train_seconds",
-)
 
 
 def evaluate_after_training(run: RunDirectory, device: torch.device | str | None = None) -> Evaluation:
@@ -80,7 +75,9 @@ def evaluate_after_training(run: RunDirectory, device: torch.device | str | None
     evaluation = evaluator.measure()
     write_evaluation_page(evaluator, evaluation)
     numbers = write_run_report(evaluator, evaluation)
-    print("  ".join(f"{key} {numbers[key]:.4g}" for key in PRINTED if key in numbers), flush=True)
+    spent = duration(numbers["train_seconds"])
+    rates = f"{numbers['steps_per_second']:.3g} steps/s, {numbers['images_per_second']:.4g} images/s"
+    print("\n".join([*metric_lines(evaluation.metrics), f"trained for {spent}, {rates}"]), flush=True)
     return evaluation
 
 
@@ -99,7 +96,9 @@ def write_run_report(evaluator: RunEvaluator, evaluation: Evaluation) -> dict[st
         Section("", (Tiles(tuple(_tiles(loaded, evaluation))),)),
         *_measured(evaluator, evaluation),
         Section("Reconstructions", (_reconstructions(evaluator),)),
+        Section("Interpolations", (_interpolations(evaluator),)),
         Section("Training", tuple(_curves(loaded))),
+        *_data(loaded.directory),
         _configuration(loaded),
     ]
     _write(loaded.directory.report_file, f"Run: {config.name}", sections, loaded)
@@ -130,10 +129,27 @@ def _write(path: Path, title: str, sections: list[Section], loaded: LoadedRun) -
     name = config.model.name if config.model is not None else "autoencoder alone"
     subtitle = (
         f"{name} on {config.data.name}, {config.image_size} x {config.image_size} pixels, "
-        f"{loaded.checkpoint.step} steps of {config.training.batch_size} images, seed {config.seed}; "
+        f"{loaded.checkpoint.step:,} steps of {config.training.batch_size} images, seed {config.seed}; "
         f"{loaded.weights_name} weights, held-out images"
     )
     write_report(path, title, sections, subtitle)
+
+
+def _data(directory: RunDirectory) -> list[Section]:
+    """Return what the run was trained on, as it was read when training was last started."""
+    if not directory.data_file.exists():
+        return []
+    summary = DataSummary.from_json(read_json_object(directory.data_file, EvaluationError))
+    rows = tuple(
+        (name, f"{split.num_images:,}", split.fingerprint or "—", Cell("", summary.describe_labels(split)))
+        for name, split in summary.splits.items()
+    )
+    caption = f"{summary.name}, {describe_classes(summary.class_names)}"
+    note = (
+        f"Fingerprint: of content and labels of up to {NUM_HASHED} images of the split, the same rows each time. Equal "
+        "fingerprints and counts: the same data, wherever it lies."
+    )
+    return [Section("Data", (Table(("split", "images", "fingerprint", "classes"), rows, caption, (note,)),))]
 
 
 def _configuration(loaded: LoadedRun) -> Section:
@@ -157,13 +173,12 @@ def _tiles(loaded: LoadedRun, evaluation: Evaluation) -> list[NumberTile]:
             notes = [number.on.split(", ")[0], format_draws_error(number)]
             if key == "class_agreement" and "judgement" in evaluation.details:
                 notes += [f"real images {evaluation.details['judgement']['class_agreement_real']:.1%}"]
-            if key == "latent_bits_per_dim":
-                notes.append(UNCOMPARABLE)
+            notes.append(metric_name(key).caveat)
             note = "; ".join(filter(None, notes))
             tiles.append(NumberTile(metric_name(key).title, format_value(key, number), note))
     cost = training_numbers(loaded)
-    rate = f"{cost['images_per_second']:.0f} images per second"
-    return [*tiles, NumberTile("training", f"{cost['train_seconds']:.0f} s", rate)]
+    rate = f"{cost['steps_per_second']:.3g} steps, {cost['images_per_second']:.0f} images per second"
+    return [*tiles, NumberTile("training", duration(cost["train_seconds"]), rate)]
 
 
 def _metrics(evaluation: Evaluation) -> list[Part]:
@@ -270,13 +285,8 @@ def _reconstructions(evaluator: RunEvaluator) -> Figure:
     """Show held-out images of all classes in turn above their reconstructions."""
     count = min(NUM_RECONSTRUCTIONS, len(evaluator.test))
     classes = evaluator.loaded.num_classes
-    by_class = rows_by_class(
-        evaluator.test, min(classes or 0, count), -(-count // max(1, min(classes or 1, count)))
-    )
-    rows = [row for turn in zip_longest(*by_class) for row in turn if row is not None][:count]
-    if len(rows) < count:
-        rows = sample_rows(len(evaluator.test), count)
-    (batch,) = evaluation_batches(evaluator.test, count, rows, set())
+    rows = rows_in_turn(evaluator.test, classes, count)
+    (batch,) = evaluation_batches(evaluator.test, len(rows), rows, set())
     decoded = reconstruct(evaluator.loaded, batch.images.to(evaluator.loaded.device))
     originals, reconstructions = (to_uint8(images).cpu().numpy() for images in (batch.images, decoded))
     caption = "Held-out images, the classes in turn, above their reconstructions from the posterior mean."
@@ -286,17 +296,22 @@ def _reconstructions(evaluator: RunEvaluator) -> Figure:
     return Figure(png, caption, "pixels")
 
 
+def _interpolations(evaluator: RunEvaluator) -> Part:
+    strips, names = interpolation_strips(evaluator.loaded, evaluator.test, NUM_STRIPS, STRIP_LENGTH)
+    return strips_figure(strips, names) if len(strips) else Text("Too few held-out images for a pair.")
+
+
 def _curves(loaded: LoadedRun) -> list[Part]:
-    plot = plot_terms({loaded.config.name: loaded.directory.read_metrics()})
-    if plot is None:
-        return [Text("The run logged no losses.")]
+    rows = loaded.directory.read_metrics()
     caption = "Means over the steps between two log lines; reconstruction terms with their weights."
-    latents = plot_latents(loaded.directory.read_metrics())
+    plots = plot_terms({loaded.config.name: rows}, caption=caption)
+    if plots is None:
+        return [Text("The run logged no losses.")]
     healthy = (
         "The spread is that of the posterior's mean over data and positions, averaged over channels. A healthy run's "
         "spread over σ rises and levels off; its NLL stays above the floor and falls once the spread has levelled off."
     )
     skipped = loaded.checkpoint.state["skipped_steps"]
     text = f"{skipped} steps were skipped because a loss or gradient was not finite."
-    figures = [Figure(plot, caption), *([Figure(latents, healthy)] if latents is not None else [])]
+    figures = [part for part in (plots, plot_latents(rows, healthy)) if part is not None]
     return [*figures, *([Text(text, is_warning=True)] if skipped else [])]

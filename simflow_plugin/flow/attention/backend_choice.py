@@ -28,7 +28,7 @@ PROBED_LENGTHS = ((8, 8), (1, 9), (4, 9), (1, 257), (4, 257))
 
 
 class Case(NamedTuple):
-    """What the choice depends on, for a given flow and device."""
+    """Facts that the choice depends on, for a given flow and device."""
 
     dtype: torch.dtype
     needs_gradient: bool

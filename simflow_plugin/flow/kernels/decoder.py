@@ -48,7 +48,7 @@ KNOWN_MODULES = {
     ),
     *(nn.ModuleList, nn.Linear, nn.LayerNorm, nn.GELU, nn.Identity),
 }
-"""What the kernel computes; a module that someone put in the place of one of these runs as torch runs it."""
+"""Modules that the kernel computes; a module that someone put in the place of one of these runs as torch runs it."""
 
 
 def why_not_native(block: FlowBlock, rows: int) -> str | None:

@@ -113,7 +113,7 @@ class DecodeLibrary:
 
 
 class KernelNotAvailable(Exception):
-    """Why the compiled library cannot be used, in one line."""
+    """Reason for which the compiled library cannot be used, in one line."""
 
 
 @functools.cache

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from simflow_plugin.flow.sampling.methods import Auto, Cached, Jacobi, Method, Naive, parse_methods
+from simflow_plugin.flow.sampling.methods import METHODS, Auto, Cached, Jacobi, Method, Naive, parse_methods
 from simflow_plugin.lazy import lazy_attributes
 
 if TYPE_CHECKING:
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from simflow_plugin.flow.sampling.sampling_statistics import BlockStatistics, SamplingStatistics
 
 __all__ = [
+    "METHODS",
     "Auto",
     "BlockStatistics",
     "Cached",

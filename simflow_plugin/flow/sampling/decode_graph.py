@@ -24,7 +24,7 @@ from simflow_plugin.errors import ConfigError
 from simflow_plugin.flow.block import FlowBlock
 from simflow_plugin.flow.guidance import GuidanceWeights
 from simflow_plugin.flow.kv_cache import product_dtype
-from simflow_plugin.flow.packing import Cast, cast_copy
+from simflow_plugin.flow.packing import cast_copy, casts_of, refresh
 from simflow_plugin.flow.sampling.decode_state import BlockState
 from simflow_plugin.flow.sampling.sampling_statistics import BlockStatistics
 from simflow_plugin.flow.sampling.static_step import StaticStep
@@ -79,15 +79,13 @@ class DecodeGraph:
     def __init__(self, state: BlockState) -> None:
         self._state = _on_own_buffers(state).with_cache()
         self._step = StaticStep(self._state)
-        modules = [module for one in _networks(self._state) for module in one.block.modules()]
-        self._casts = [module for module in modules if isinstance(module, Cast)]
+        self._casts = [cast for one in _networks(self._state) for cast in casts_of(one.block)]
         with torch.cuda.device(state.noise.device):
             self._graph = self._capture(*_place(state.noise.device))
 
     def begin(self, state: BlockState) -> tuple[BlockState, Callable[[int], None]]:
         """Copy a run into the buffers; return its state on them and its step."""
-        for module in self._casts:
-            module.refresh()
+        refresh(self._casts)
         for buffer, value in zip(_contents(self._state), _contents(state), strict=True):
             buffer.copy_(value)
         own = replace(self._state, statistics=state.statistics)

@@ -81,7 +81,7 @@ class BlockState:
 
     @property
     def has_null_rows(self) -> bool:
-        """Whether unconditional rows follow the conditional ones."""
+        """True if unconditional rows follow the conditional ones."""
         return self.guidance is not None and self.guide is None
 
     def prefilled(self) -> BlockState:

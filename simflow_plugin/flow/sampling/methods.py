@@ -52,7 +52,7 @@ class Jacobi(Options):
         ge=0,
         description="Largest change of a token that counts as converged, relative to max(1, its size).",
     )
-    max_iterations: int | None = Field(None, gt=0, description="Per segment; as many as tokens if None.")
+    max_iterations: int | None = Field(None, gt=0, description="Per segment; as many as tokens if null.")
 
 
 class Auto(Options):

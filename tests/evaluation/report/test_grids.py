@@ -1,6 +1,7 @@
 """Grids: every image in its place, pixel for pixel."""
 
 import io
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -18,6 +19,13 @@ from simflow_plugin.evaluation.report.grids import (
 
 def images(count=6, size=16):
     return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+
+
+def test_letters_of_class_names_are_drawn_and_told_apart():
+    """A font without a letter draws the same box for each of them."""
+    black = np.zeros((1, 64, 64, 3), np.uint8)
+    drawn = [np.asarray(image_grid(black, 1, [name])) for name in ("ж", "ñ", "Ω", "–")]
+    assert all(a.shape != b.shape or (a != b).any() for a, b in combinations(drawn, 2))
 
 
 def test_images_are_in_row_order_and_enlarged_by_whole_pixels():

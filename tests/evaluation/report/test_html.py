@@ -1,9 +1,11 @@
 """Reports: self-contained, escaped, and seen by a real browser as they were meant."""
 
+import html
 import re
 from html.parser import HTMLParser
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from simflow_plugin.evaluation.report.grids import image_grid, png_bytes
@@ -12,6 +14,7 @@ from simflow_plugin.evaluation.report.html import (
     Collapsible,
     Figure,
     NumberTile,
+    Plots,
     Section,
     Table,
     Text,
@@ -79,6 +82,43 @@ def test_report_replaces_an_older_one(tmp_path):
     write_report(path, "Run", sections())
     assert path.read_text().startswith("<!DOCTYPE html>")
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_prose_is_aligned_to_the_left_with_its_heading():
+    rows = (("PSNR", Cell("24.3", "23 to 25"), Cell("", "8 images")), ("FID", "3", ""))
+    page = render_report("Run", [Section("", (Table(("metric", "value", "measured on"), rows),))])
+    assert '<th scope="col" class="prose">measured on' in page
+    assert page.count('<td class="prose">') == 2
+    assert '<th scope="col">value' in page
+
+
+def test_small_plots_stack_and_share_a_legend():
+    png = png_bytes(image_grid(np.zeros((1, 100, 60, 3), dtype=np.uint8), 1))
+    plots = Plots((("NLL", png), ("L2", png)), (("first", "#1f5f8b"),), "losses")
+    page = render_report("Run", [Section("", (plots,))])
+    assert page.count('<img class="plot"') == 2
+    assert 'alt="NLL"' in page
+    assert 'style="background: #1f5f8b"></span>first' in page
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_page_is_no_wider_than_its_window(tmp_path, browser, width):
+    """Measured by the browser, in a frame of the width of a phone: what is wider scrolls by itself, behind a shadow."""
+    wide = Table(tuple(f"column {i}" for i in range(20)), (tuple(str(10**9 + i) for i in range(20)),))
+    png = png_bytes(image_grid(np.zeros((1, 100, 900, 3), dtype=np.uint8), 1))
+    plots = Plots((("NLL", png), ("L2", png)))
+    write_report(tmp_path / "report.html", "Run " + "x" * 200, [*sections(), Section("C", (wide, plots))])
+    page = (tmp_path / "report.html").read_text()
+    measure = "<script>document.title = 'width ' + document.documentElement.scrollWidth</script></body>"
+    inner = html.escape(page.replace("</body>", measure))
+    outer = (
+        f'<!DOCTYPE html><body><iframe style="width:{width}px;height:2000px;border:0" srcdoc="{inner}"></iframe>'
+        "<script>onload = () => {"
+        "document.body.dataset.found = document.querySelector('iframe').contentDocument.title"
+        "}</script></body>"
+    )
+    (tmp_path / "outer.html").write_text(outer)
+    assert f'data-found="width {width}"' in browser(tmp_path / "outer.html")
 
 
 def test_plots_are_shown_at_half_their_pixels():

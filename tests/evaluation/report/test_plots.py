@@ -4,9 +4,17 @@ import io
 import math
 
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image
 
-from simflow_plugin.evaluation.report.plots import COLOURS, plot_latents, plot_panels, plot_terms
+from simflow_plugin.evaluation.report.plots import (
+    COLOURS,
+    _time_unit,
+    fit_scale,
+    plot_latents,
+    plot_panels,
+    plot_terms,
+)
 
 ROWS = [{"step": s, "seconds": s / 2, "nll": 2.0 - s / 10, "lr_model": 1e-3} for s in range(1, 6)]
 
@@ -15,9 +23,17 @@ def pixels(png):
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
 
 
-def has_colour(png, colour):
+def has_colour(plots, colour):
     target = [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
-    return bool((np.abs(pixels(png) - target).max(axis=-1) <= 8).any())
+    return any((np.abs(pixels(png) - target).max(axis=-1) <= 8).any() for _, png in plots.plots)
+
+
+def scale_of(values):
+    """Return the axis on which values are drawn, and the text in it."""
+    axis = Figure().subplots()
+    axis.plot(range(len(values)), values)
+    fit_scale(axis, values)
+    return axis, " ".join(text.get_text() for text in axis.texts)
 
 
 def test_one_line_per_run():
@@ -35,7 +51,40 @@ def test_rates_are_not_losses():
 
 
 def test_seconds_may_be_the_horizontal_axis():
-    assert (pixels(plot_terms({"a": ROWS}, "seconds"))).std() > 1
+    ((_, png),) = plot_terms({"a": ROWS}, "seconds").plots
+    assert pixels(png).std() > 1
+
+
+def test_every_term_is_a_plot_of_its_own_so_that_they_stack_on_a_phone():
+    plots = plot_terms({"a": [{**row, "l2": 1.0} for row in ROWS], "b": ROWS})
+    assert [title for title, _ in plots.plots] == ["NLL (nats / latent dim)", "L2 of pixels"]
+    assert [name for name, _ in plots.legend] == ["a", "b"]
+    assert all(figure.display_size[0] <= 440 for figure in plots.figures)
+
+
+def test_a_fall_over_decades_is_drawn_on_a_log_axis():
+    axis, _ = scale_of([25.0, 8.0, 1.2, 1.1, 1.0, 0.9])
+    assert axis.get_yscale() == "log"
+
+
+def test_a_slow_fall_keeps_its_linear_axis():
+    axis, text = scale_of([1.12, 1.0, 0.95, 0.92, 0.91])
+    assert (axis.get_yscale(), text) == ("linear", "")
+
+
+def test_outliers_of_both_signs_do_not_flatten_the_rest_and_are_said():
+    axis, text = scale_of([500.0, *(-1.0 + 0.01 * i for i in range(60))])
+    assert axis.get_ylim()[1] < 2
+    assert text == "outside: up to 500"
+
+
+def test_hours_of_training_are_hours():
+    rows = [{"step": s, "seconds": 3600.0 * s, "nll": 1.0} for s in range(1, 6)]
+    assert _time_unit({"nll": {"a": ([3600.0, 18000.0], [1, 1])}}, "seconds of training") == (
+        3600.0,
+        "hours of training",
+    )
+    assert plot_terms({"a": rows}, "seconds") is not None
 
 
 def test_a_gap_is_left_for_values_that_are_not_finite():

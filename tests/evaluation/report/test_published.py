@@ -4,8 +4,14 @@ import re
 
 import pytest
 
+from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.evaluation.report.html import Cell
-from simflow_plugin.evaluation.report.published import IMAGENET_256, IMAGENET_512, published_tables
+from simflow_plugin.evaluation.report.published import (
+    IMAGENET_256,
+    IMAGENET_512,
+    is_imagenet,
+    published_tables,
+)
 
 
 @pytest.mark.parametrize("results", [IMAGENET_256, IMAGENET_512])
@@ -29,6 +35,35 @@ def test_what_another_paper_measured_says_so():
     assert row[-1] == Cell("arXiv:2512.04084", "measured in arXiv:2606.26016")
 
 
-def test_published_block_is_of_imagenet_only():
-    assert [published_tables(count) for count in (None, 10, 100)] == [[], [], []]
-    assert len(published_tables(1000)) == 2
+def of_data(**options):
+    return RunConfig.model_validate(
+        {
+            "name": "a",
+            "image_size": 256,
+            "data": options,
+            "autoencoder": "kl",
+            "training": {"steps": 1, "batch_size": 1},
+        }
+    )
+
+
+WORDNET = [f"n{number:08d}" for number in range(1000)]
+NUMBERS = [str(number) for number in range(1000)]
+
+
+@pytest.mark.parametrize(
+    ("options", "names", "expected"),
+    [
+        ({"name": "image_folder", "root": "/x"}, WORDNET, True),
+        ({"name": "image_folder", "root": "/x/ImageNet/train"}, NUMBERS, True),
+        ({"name": "huggingface", "path": "ILSVRC/imagenet-1k"}, NUMBERS, True),
+        ({"name": "hdf5", "root": "/data/imagenet_256"}, None, True),
+        ({"name": "image_folder", "root": "/x/faces"}, NUMBERS, False),
+        ({"name": "image_folder", "root": "/x/imagenet-r"}, NUMBERS, False),
+        ({"name": "image_folder", "root": "/x/imagenet100"}, NUMBERS[:100], False),
+        ("digits", NUMBERS[:10], False),
+    ],
+)
+def test_published_block_stands_beside_imagenet_only(options, names, expected):
+    config = of_data(**options) if isinstance(options, dict) else of_data(name=options)
+    assert is_imagenet(config, 1000 if names is None else len(names), names) is expected

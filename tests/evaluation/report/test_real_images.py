@@ -11,6 +11,7 @@ from simflow_plugin.evaluation.report.real_images import (
     pixels_of,
     readable_rows,
     rows_by_class,
+    rows_in_turn,
 )
 
 
@@ -36,6 +37,27 @@ def test_every_class_has_its_row_of_readable_images():
     rows = rows_by_class(Images(corrupt=[0, 11]), 3, 2)
     assert rows == [[1, 2], [10, 12], [20, 21]]
     assert pixels_of(Images(), rows[0])[1, 0, 0, 0] == 16
+
+
+def test_classes_take_turns_and_all_of_many_are_passed():
+    assert rows_in_turn(Images(corrupt=[0]), 3, 5) == [1, 10, 20, 2, 11]
+    many = Images(count=40)
+    many.labels = torch.arange(40)
+    assert [int(many.labels[row]) for row in rows_in_turn(many, 40, 4)] == [0, 10, 20, 30]
+
+
+def test_unlabelled_images_are_drawn_once():
+    dataset = Images()
+    assert rows_in_turn(dataset, None, 4) == readable_rows(dataset, 4)
+
+
+def test_labels_grow_with_the_grid():
+    """A wide grid is shown at the width of the page: labels of a fixed size would not be legible there."""
+    narrow, wide = (
+        image_grid(np.zeros((count, 128, 128, 3), np.uint8), count, column_labels=["a"] * count)
+        for count in (2, 16)
+    )
+    assert wide.height - 128 >= 16 * 128 // 44 > narrow.height - 128
 
 
 def test_readable_rows_leave_corrupt_images_out():

@@ -70,7 +70,7 @@ def test_earlier_checkpoints_draw_curves_of_quality(runs, tmp_path):
     run = copy_run(runs[0], tmp_path / "run")
     call("evaluate", run, *QUICK, "--step", 2, "--only", "reconstruction")
     call("compare", run, runs[1], "--out", tmp_path / "out", "--per-class", 1)
-    assert "Evaluated quality against optimizer step" in (tmp_path / "out" / "comparison.html").read_text()
+    assert "Evaluated quality against steps of training" in (tmp_path / "out" / "comparison.html").read_text()
 
 
 def test_missing_checkpoint_lists_those_that_are_there(runs):
@@ -89,7 +89,26 @@ def test_analyze_writes_page_numbers_and_pictures(runs, tmp_path):
     assert {"latent-statistics.png", "decoder-robustness.png", "interpolation.png", "flow.png"} <= {
         path.name for path in (run / "analysis").iterdir()
     }
+    page = (run / "analysis" / "analysis.html").read_text()
+    assert "Straight lines between the posterior means" in page
     assert json.loads((run / "analysis" / "analysis.json").read_text())["metrics"]
+
+
+def test_page_of_a_comparison_alone_is_one_file_that_opens_anywhere(comparison, runs, tmp_path):
+    page = tmp_path / "elsewhere" / "both.html"
+    page.parent.mkdir()
+    output = call("compare", *runs, "--out", tmp_path / "out", "--per-class", 1, "--html", page)
+    assert str(page.resolve()) in output.replace("\n", "")
+    text = page.read_text()
+    assert not re.search(r'(?:src|href)="(?!data:|#)', text)
+    assert "is there already" in call("compare", *runs, "--html", page, status=2)
+    assert "ends in .html" in call("compare", *runs, "--html", tmp_path / "page", status=2)
+
+
+def test_costs_have_units_and_latent_bits_their_caveat(comparison):
+    text = (comparison / "comparison.md").read_text()
+    assert re.search(r"\| training, FLOPs / image \| [\d.]+ [kMG]FLOP \|", text)
+    assert re.search(r"latent bits / dim .*not comparable between autoencoders", text)
 
 
 def test_markdown_has_a_column_a_run(comparison):

@@ -126,7 +126,7 @@ def test_graphs_go_with_their_flow():
 
 
 def test_weights_and_norms_are_cast_once_under_autocast():
-    """Steps launch what those of bfloat16 weights launch, and a cast of the last norm's output a token and block.
+    """Steps launch what those of bfloat16 weights launch.
 
     With weights that are cast in every step it was 19 more a layer, with norms in float32 7.
     """

@@ -1,0 +1,93 @@
+"""Types in `--help` in words: INTEGER >= 2, PATH, KEY=VALUE repeatable; none where a flag takes no value."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+
+import typer
+from typer.core import TyperCommand
+from typer.models import ArgumentInfo, OptionInfo
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+NAMES: dict[Any, str] = {str: "TEXT", int: "INTEGER", float: "NUMBER", Path: "PATH", bool: ""}
+
+
+class ReadableCommand(TyperCommand):
+    """A command whose help names types in words; see `readable`."""
+
+    def get_params(self, ctx: Any) -> Any:
+        return without_technical_types(super().get_params(ctx))
+
+
+def without_technical_types(parameters: Any) -> Any:
+    """Return parameters that show no type of their own: what `readable` did not name needs none (--help)."""
+    for parameter in parameters:
+        if parameter.metavar is None:
+            parameter.metavar = ""
+        if parameter.param_type_name == "argument" and hasattr(parameter, "display_type_rich"):
+            parameter.display_type_rich = lambda ctx: None  # its name stands beside it already
+    return parameters
+
+
+def readable(function: Function) -> Function:
+    """Name the type of every parameter of a command in words, and check its limits with a message in the same words."""
+    # Not get_type_hints: Python 3.10 wraps what has a default of None in an Optional of its own.
+    signature = inspect.signature(function, eval_str=True)
+    hints = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+    for name, hint in hints.items():
+        if get_origin(hint) is not Annotated:
+            continue
+        kind, *found = get_args(hint)
+        for info in found:
+            if isinstance(info, OptionInfo):
+                _describe_option(info, kind)
+            elif isinstance(info, ArgumentInfo) and info.metavar is None:
+                info.metavar = name.upper()
+    function.__annotations__ = hints
+    return function
+
+
+def _describe_option(info: OptionInfo, kind: Any) -> None:
+    kind, is_list = _element(kind)
+    word = info.metavar if info.metavar is not None else type_name(kind)
+    if info.min is not None or info.max is not None:
+        low, high = info.min, info.max
+        limits = [f"{sign} {limit:g}" for sign, limit in ((">=", low), ("<=", high)) if limit is not None]
+        word = f"{word} {' and '.join(limits)}"
+        info.callback, info.min, info.max = _within(low, high, word), None, None
+    if is_list and not word.endswith(", repeatable"):
+        word += ", repeatable"
+    info.metavar = word
+
+
+def type_name(kind: Any) -> str:
+    """Return the word for a type: TEXT, INTEGER, NUMBER, PATH, the choices of an enumeration, or nothing for a flag."""
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return "|".join(str(choice.value) for choice in kind)
+    return NAMES.get(kind, "VALUE")
+
+
+def _element(kind: Any) -> tuple[Any, bool]:
+    """Return the type without None, of a list that of its elements, and whether it is a list."""
+    if get_origin(kind) in (Union, types.UnionType):
+        (kind,) = (member for member in get_args(kind) if member is not type(None))
+    return (get_args(kind)[0], True) if get_origin(kind) is list else (kind, False)
+
+
+def _within(low: float | None, high: float | None, expected: str) -> Callable[[Any], Any]:
+    """Return a check of a value, or of each of several, against limits."""
+
+    def check(value: Any) -> Any:
+        for one in value if isinstance(value, (list, tuple)) else (value,):
+            if one is not None and not (
+                (low is None or one >= low) and (high is None or one <= high)
+            ):  # also not a number
+                raise typer.BadParameter(f"found {one:g}, expected {expected}")
+        return value
+
+    return check

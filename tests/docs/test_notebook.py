@@ -1,0 +1,30 @@
+"""The notebook runs from top to bottom; skipped without nbclient. SIMFLOW_NOTEBOOK_STEPS: training steps."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+NOTEBOOK = Path(__file__).parents[2] / "docs" / "notebooks" / "digits.ipynb"
+
+
+def test_no_output_is_committed():
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    assert all(not cell["outputs"] and cell["execution_count"] is None for cell in cells if "outputs" in cell)
+
+
+def test_every_cell_runs(monkeypatch, tmp_path):
+    nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed")
+    nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
+    pytest.importorskip("ipykernel", reason="ipykernel is not installed")
+    monkeypatch.setenv("SIMFLOW_NOTEBOOK_STEPS", os.environ.get("SIMFLOW_NOTEBOOK_STEPS", "2"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbclient.NotebookClient(notebook, timeout=250, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    pictures = [one for one in outputs if "image/png" in one.get("data", {})]
+    text = "".join(one.get("text", "") for one in outputs)
+    assert len(pictures) == 2
+    assert text.count("bits per dimension") == 2
+    assert "the likeliest class is the right one" in text
