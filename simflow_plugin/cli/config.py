@@ -45,7 +45,8 @@ def list_() -> None:
     typer.echo("\n".join(shipped_configs()))
 
 
-@app.command("explain")
+@app.command("explain", cls=ReadableCommand)
+@readable
 def explain_(
     key: Annotated[
         str | None, typer.Argument(help="As in training.ema.decay; without it the sections are listed.")
