@@ -104,8 +104,11 @@ class Registry:
         Raises:
             RegistryError: see `get`.
         """
+        self._import_declarations()
+        if name not in self._declared:
+            return self.get(name)
         self._claims(name)
-        return self._declared[name][1] if name in self._declared else self.get(name)
+        return self._declared[name][1]
 
     def builtin_facts(self) -> dict[str, tuple[str, Any]]:
         """Return module and facts (see `facts`) of each built-in part; other distributions are not looked at."""
