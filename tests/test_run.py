@@ -138,7 +138,7 @@ def test_interpolation_starts_and_ends_at_the_reconstructions(flow_run, held_out
 def test_importing_the_package_imports_no_torch():
     code = (
         "import sys, simflow_plugin; assert 'load' in dir(simflow_plugin); assert 'torch' not in sys.modules; "
-        "from simflow_plugin import FlowConfig; assert 'torch' in sys.modules"
+        "from simflow_plugin import TransformerFlow; assert 'torch' in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.flow.sizes import FAMILIES, SIZES
@@ -121,13 +121,6 @@ class FlowArchitecture(Options):
         if family not in FAMILIES:  # said here, or every value that it would fill in is said to be missing
             raise ValueError(f"family: unknown `{family}`.{did_you_mean(str(family), FAMILIES)}")
         return {**FAMILIES[family], **filled}
-
-    @field_validator("layers_per_block")
-    @classmethod
-    def _positive_layers(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
-        if any(count < 1 for count in layers):
-            raise ValueError(f"every block needs at least one layer, found {list(layers)}")
-        return layers
 
     @model_validator(mode="after")
     def _heads_fit(self) -> FlowArchitecture:

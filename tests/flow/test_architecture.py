@@ -79,7 +79,7 @@ def test_resolved_architecture_reproduces_itself() -> None:
         ({"head_dim": 6, "width": 12}, "divisible by 4"),
         ({"soft_clips_shift": True}, "no effect without soft_clip"),
         ({"scale": "unit", "soft_clip": 1.0}, "no effect with scale"),
-        ({"layers_per_block": (2, 0)}, "at least one layer"),
+        ({"layers_per_block": (2, 0)}, r"layers_per_block\.1\s+Input should be greater than 0"),
         ({"num_layer": 2}, "num_layer"),
     ],
 )

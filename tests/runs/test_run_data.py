@@ -52,8 +52,7 @@ def evaluator(root, **changes) -> RunEvaluator:
 def test_summary_is_printed_and_stored(run, capsys):
     start(run)
     printed = capsys.readouterr().out
-    assert "data: image_folder, 2 classes: cat, dog" in printed
-    assert "  train: 24 images, 12 of each class" in printed
+    assert "data: image_folder, 2 classes: cat, dog; images: 24 train, 12 test" in printed
     stored = json.loads((run / "run" / "data.json").read_text())
     assert stored["class_names"] == ["cat", "dog"]
     assert stored["splits"]["test"]["num_by_class"] == [6, 6]
