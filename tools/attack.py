@@ -182,13 +182,16 @@ def attack_kernel(target: Target, rng: random.Random) -> Attack:
         plant(path)
         os.chown(path, 65534, 65534)
 
-    def in_an_open_folder(path: Path) -> None:
+    def open_to_all(
+        path: Path,
+    ) -> None:  # as an umask of 0 leaves folder and file: anybody may have written it
         plant(path)
+        path.chmod(0o666)
         path.parent.chmod(0o777)
 
     for name, damage in (
         ("of another user", of_another_user),
-        ("in a folder open to all", in_an_open_folder),
+        ("open to all", open_to_all),
     ):
         _, wrong = damaged(name, damage)
         yield name, "the planted library ran" if marker.exists() else wrong
