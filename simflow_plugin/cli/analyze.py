@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from simflow_plugin.cli.run_options import DataRootOption, LastWeightsOption, LpipsOption, PrecisionOption
-from simflow_plugin.exits import exit_on_user_error
 from simflow_plugin.option_groups import grouped
 
 
@@ -34,16 +33,15 @@ def analyze(
     size: SizeOptions,
 ) -> None:
     """Analyze a run's latent space on held-out images; writes RUN/analysis/."""
-    with exit_on_user_error():
-        from simflow_plugin.evaluation.analysis import AnalysisRequest, analyze_run
-        from simflow_plugin.evaluation.report.analysis_report import STATISTICS, write_analysis
-        from simflow_plugin.runs.sources import open_run
+    from simflow_plugin.evaluation.analysis import AnalysisRequest, analyze_run
+    from simflow_plugin.evaluation.report.analysis_report import STATISTICS, write_analysis
+    from simflow_plugin.runs.sources import open_run
 
-        loaded = open_run(run, averaged=not last_weights, precision=precision).with_data_root(data_root)
-        backbone = None if size.lpips_backbone is None else str(size.lpips_backbone)
-        analysis = analyze_run(loaded, AnalysisRequest(**{**vars(size), "lpips_backbone": backbone}))
-        page = write_analysis(loaded, analysis)
-        for name, title in STATISTICS.items():
-            number = analysis.metrics[name]
-            typer.echo(f"{title:<32} {number.value:.3f}  {number.low:.3f} to {number.high:.3f}")
-        typer.echo(f"{page}")
+    loaded = open_run(run, averaged=not last_weights, precision=precision).with_data_root(data_root)
+    backbone = None if size.lpips_backbone is None else str(size.lpips_backbone)
+    analysis = analyze_run(loaded, AnalysisRequest(**{**vars(size), "lpips_backbone": backbone}))
+    page = write_analysis(loaded, analysis)
+    for name, title in STATISTICS.items():
+        number = analysis.metrics[name]
+        typer.echo(f"{title:<32} {number.value:.3f}  {number.low:.3f} to {number.high:.3f}")
+    typer.echo(f"{page}")

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from simflow_plugin.exits import exit_on_user_error
 from simflow_plugin.option_groups import grouped
 
 if TYPE_CHECKING:
@@ -90,23 +89,22 @@ def bench(
     measuring: MeasuringOptions,
 ) -> None:
     """Measure GEMM speed, the training step and every sampler, with and without guidance, in one run."""
-    with exit_on_user_error():
-        if loader is not None:
-            from simflow_plugin.bench.loader_speed import measure_loader
+    if loader is not None:
+        from simflow_plugin.bench.loader_speed import measure_loader
 
-            typer.echo(measure_loader(loader))
-            return
-        from simflow_plugin.bench.benchmark import run_bench
-        from simflow_plugin.bench.choose import make_setting
-        from simflow_plugin.errors import ConfigError
+        typer.echo(measure_loader(loader))
+        return
+    from simflow_plugin.bench.benchmark import run_bench
+    from simflow_plugin.bench.choose import make_setting
+    from simflow_plugin.errors import ConfigError
 
-        if json is not None and not json.parent.is_dir():
-            raise ConfigError(f"--json {json}: there is no folder {json.parent}. Make it first.")
-        report = run_bench(make_setting(_choice(flow, measuring), compare_ml_starflow, quick))
-        report.print()
-        if json is not None:
-            report.save(json)
-            typer.echo(f"numbers -> {json}")
+    if json is not None and not json.parent.is_dir():
+        raise ConfigError(f"--json {json}: there is no folder {json.parent}. Make it first.")
+    report = run_bench(make_setting(_choice(flow, measuring), compare_ml_starflow, quick))
+    report.print()
+    if json is not None:
+        report.save(json)
+        typer.echo(f"numbers -> {json}")
 
 
 def _choice(flow: FlowOptions, measuring: MeasuringOptions) -> Choice:

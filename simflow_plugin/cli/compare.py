@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from simflow_plugin.cli.run_options import OverwriteOption, PrecisionOption
-from simflow_plugin.exits import exit_on_user_error
 
 
 def compare(
@@ -38,30 +37,29 @@ def compare(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Compare runs: quality with intervals, cost, curves, samples from the same noise, and published numbers."""
-    with exit_on_user_error():
-        from simflow_plugin.errors import EvaluationError
-        from simflow_plugin.evaluation.comparison import add_costs, add_samples, check_comparable, read_runs
-        from simflow_plugin.evaluation.report.comparison_report import (
-            metrics_table,
-            to_markdown,
-            write_comparison,
-        )
-        from simflow_plugin.evaluation.sample_files import check_not_there
-        from simflow_plugin.files import write_text_atomically
+    from simflow_plugin.errors import EvaluationError
+    from simflow_plugin.evaluation.comparison import add_costs, add_samples, check_comparable, read_runs
+    from simflow_plugin.evaluation.report.comparison_report import (
+        metrics_table,
+        to_markdown,
+        write_comparison,
+    )
+    from simflow_plugin.evaluation.sample_files import check_not_there
+    from simflow_plugin.files import write_text_atomically
 
-        logging.basicConfig(level=logging.WARNING, format="%(message)s")
-        if out.exists() and not out.is_dir():
-            raise EvaluationError(f"--out {out}: is a file. Name a folder.")
-        if html is not None:
-            if html.suffix.lower() not in (".html", ".htm"):
-                raise EvaluationError(f"--html {html}: expected the name of a file that ends in .html.")
-            check_not_there(html, overwrite, "--html")
-        compared = read_runs(runs, guidance, precision)
-        problems = check_comparable(compared, force)
-        add_costs(compared)
-        add_samples(compared, per_class, seed)
-        page = write_comparison(compared, problems, out, per_class)
-        typer.echo(to_markdown(metrics_table(compared, problems)))
-        if html is not None:
-            write_text_atomically(html, page.read_text(encoding="utf-8"))
-        typer.echo(f"{(html or page).resolve()}")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    if out.exists() and not out.is_dir():
+        raise EvaluationError(f"--out {out}: is a file. Name a folder.")
+    if html is not None:
+        if html.suffix.lower() not in (".html", ".htm"):
+            raise EvaluationError(f"--html {html}: expected the name of a file that ends in .html.")
+        check_not_there(html, overwrite, "--html")
+    compared = read_runs(runs, guidance, precision)
+    problems = check_comparable(compared, force)
+    add_costs(compared)
+    add_samples(compared, per_class, seed)
+    page = write_comparison(compared, problems, out, per_class)
+    typer.echo(to_markdown(metrics_table(compared, problems)))
+    if html is not None:
+        write_text_atomically(html, page.read_text(encoding="utf-8"))
+    typer.echo(f"{(html or page).resolve()}")

@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from simflow_plugin.cli.completion import complete_configuration
-from simflow_plugin.exits import exit_on_user_error
 from simflow_plugin.readable_help import ReadableCommand, readable
 
 app = typer.Typer(help="Look at configurations.", no_args_is_help=True)
@@ -27,14 +26,13 @@ def show(
     ] = None,
 ) -> None:
     """Print the resolved configuration, every default written out; what it needs and is not there goes to stderr."""
-    with exit_on_user_error():
-        from simflow_plugin.config.loading import load_config
-        from simflow_plugin.local_paths import missing_paths
+    from simflow_plugin.config.loading import load_config
+    from simflow_plugin.local_paths import missing_paths
 
-        config = load_config(name, set_)
-        typer.echo(config.to_yaml(), nl=False)
-        for key, path in missing_paths(config.model_dump(mode="json")):
-            typer.echo(f"missing: {key}: {path} does not exist", err=True)
+    config = load_config(name, set_)
+    typer.echo(config.to_yaml(), nl=False)
+    for key, path in missing_paths(config.model_dump(mode="json")):
+        typer.echo(f"missing: {key}: {path} does not exist", err=True)
 
 
 @app.command("list", cls=ReadableCommand)
@@ -53,10 +51,9 @@ def explain_(
     ] = None,
 ) -> None:
     """Print an option's type, range or choices, default and meaning; of a section or part the keys below it."""
-    with exit_on_user_error():
-        from simflow_plugin.config.explanation import explain
+    from simflow_plugin.config.explanation import explain
 
-        found = explain(key)
-        typer.echo(found.text)
-        for failure in found.failures:
-            typer.echo(f"not looked into: {failure}", err=True)
+    found = explain(key)
+    typer.echo(found.text)
+    for failure in found.failures:
+        typer.echo(f"not looked into: {failure}", err=True)

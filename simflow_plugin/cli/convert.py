@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-from simflow_plugin.exits import exit_on_user_error
-
 
 def convert(
     source: Annotated[str, typer.Option("--from", help="ml-starflow, ml-tarflow or repa-e.")],
@@ -21,7 +19,6 @@ def convert(
     ] = None,
 ) -> None:
     """Convert a checkpoint; simflow_plugin.convert.load_converted(OUT) reads the result."""
-    with exit_on_user_error():
-        from simflow_plugin.convert.foreign_checkpoint import convert_checkpoint
+    from simflow_plugin.convert.foreign_checkpoint import convert_checkpoint
 
-        typer.echo(convert_checkpoint(source, checkpoint, config, out))
+    typer.echo(convert_checkpoint(source, checkpoint, config, out))

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from simflow_plugin.cli.derived_run import DerivedOptions, train_derived
-from simflow_plugin.exits import exit_on_user_error
 from simflow_plugin.option_groups import grouped
 
 
@@ -25,8 +24,7 @@ def distill(
 
     The student is a run: `sample`, `evaluate`, `compare` take it, and the same command goes on where it was stopped.
     """
-    with exit_on_user_error():
-        from simflow_plugin.derived_runs.distillation import student_values
+    from simflow_plugin.derived_runs.distillation import student_values
 
-        student = out if out is not None else run.with_name(f"{run.resolve().name}-one-pass")
-        train_derived(run, student, options, student_values)
+    student = out if out is not None else run.with_name(f"{run.resolve().name}-one-pass")
+    train_derived(run, student, options, student_values)

@@ -24,7 +24,6 @@ from simflow_plugin.cli.evaluate_options import (
     make_request,
     with_second_sampler,
 )
-from simflow_plugin.exits import exit_on_user_error
 from simflow_plugin.option_groups import grouped
 
 if TYPE_CHECKING:
@@ -53,14 +52,13 @@ def evaluate(
 
     An evaluation with the run's own settings also renews its summary.json and report.html.
     """
-    with exit_on_user_error():
-        logging.basicConfig(level=logging.WARNING, format="%(message)s")
-        check_options(context, run, samples)
-        if run is None:
-            assert samples is not None
-            evaluate_samples(samples, drawn, scope.batch_size, outputs)
-        else:
-            _evaluate_run(run, scope, drawn, held_out, chosen, outputs)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    check_options(context, run, samples)
+    if run is None:
+        assert samples is not None
+        evaluate_samples(samples, drawn, scope.batch_size, outputs)
+    else:
+        _evaluate_run(run, scope, drawn, held_out, chosen, outputs)
 
 
 def _evaluate_run(

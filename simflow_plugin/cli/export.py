@@ -9,7 +9,6 @@ import typer
 
 from simflow_plugin.cli.run_options import OverwriteOption
 from simflow_plugin.errors import ConfigError
-from simflow_plugin.exits import exit_on_user_error
 
 if TYPE_CHECKING:
     from simflow_plugin.runs.loaded_run import LoadedRun
@@ -52,22 +51,21 @@ def export(
     With --autoencoder or a file name it is the autoencoder alone, for `autoencoder.pretrained` or diffusers'
     AutoencoderKL; its latents are brought to zero mean and unit variance by channel, unless --keep-scale is given.
     """
-    with exit_on_user_error():
-        from simflow_plugin.evaluation.sample_files import check_not_there
-        from simflow_plugin.files import check_new_folder
-        from simflow_plugin.runs.sources import open_run
+    from simflow_plugin.evaluation.sample_files import check_not_there
+    from simflow_plugin.files import check_new_folder
+    from simflow_plugin.runs.sources import open_run
 
-        if not (autoencoder or out.suffix):
-            _refuse({"--num-images": num_images, "--keep-scale": keep_scale or None}, "without --autoencoder")
-            check_new_folder(out)
-            _export_run(open_run(run, averaged=not last_weights), out, licence, space)
-            return
-        _refuse({"--license": licence, "--space": space or None}, "with the autoencoder alone")
-        if keep_scale:
-            _refuse({"--num-images": num_images}, "with --keep-scale")
-        for file in (out, out.with_name(f"{out.stem}-latents-stats.pt")) if out.suffix == ".pt" else (out,):
-            check_not_there(file, overwrite)
-        _export_autoencoder(open_run(run, averaged=not last_weights), out, num_images, keep_scale)
+    if not (autoencoder or out.suffix):
+        _refuse({"--num-images": num_images, "--keep-scale": keep_scale or None}, "without --autoencoder")
+        check_new_folder(out)
+        _export_run(open_run(run, averaged=not last_weights), out, licence, space)
+        return
+    _refuse({"--license": licence, "--space": space or None}, "with the autoencoder alone")
+    if keep_scale:
+        _refuse({"--num-images": num_images}, "with --keep-scale")
+    for file in (out, out.with_name(f"{out.stem}-latents-stats.pt")) if out.suffix == ".pt" else (out,):
+        check_not_there(file, overwrite)
+    _export_autoencoder(open_run(run, averaged=not last_weights), out, num_images, keep_scale)
 
 
 def _refuse(options: dict[str, Any], beside: str) -> None:

@@ -6,8 +6,6 @@ from typing import Annotated
 
 import typer
 
-from simflow_plugin.exits import exit_on_user_error
-
 
 def fetch(
     names: Annotated[list[str] | None, typer.Argument(help="Of `simflow fetch --list`.")] = None,
@@ -15,26 +13,25 @@ def fetch(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Ask the sources, and fetch nothing.")] = False,
 ) -> None:
     """Fetch published weights: Inception, LPIPS backbones, frozen encoders; what is there and whole is left."""
-    with exit_on_user_error():
-        from simflow_plugin.errors import WeightsError
-        from simflow_plugin.options import did_you_mean
-        from simflow_plugin.published_weights import PUBLISHED
+    from simflow_plugin.errors import WeightsError
+    from simflow_plugin.options import did_you_mean
+    from simflow_plugin.published_weights import PUBLISHED
 
-        if lists:
-            return _print_table()
-        if not names:
-            raise WeightsError("fetch: no name is given. `simflow fetch --list` prints them.")
-        for name in names:
-            if name not in PUBLISHED:
-                raise WeightsError(f"fetch: unknown `{name}`.{did_you_mean(name, PUBLISHED)}")
-        from simflow_plugin import fetching
+    if lists:
+        return _print_table()
+    if not names:
+        raise WeightsError("fetch: no name is given. `simflow fetch --list` prints them.")
+    for name in names:
+        if name not in PUBLISHED:
+            raise WeightsError(f"fetch: unknown `{name}`.{did_you_mean(name, PUBLISHED)}")
+    from simflow_plugin import fetching
 
-        offers = [fetching.ask(PUBLISHED[name]) for name in names]  # all, before the first byte of any
-        for name, offer in zip(names, offers, strict=True):
-            typer.echo(f"{name}: {offer.describe()}")
-        for name, offer in zip(names, offers, strict=True):
-            if not dry_run:
-                typer.echo(f"{name}: {fetching.fetch(offer)}")
+    offers = [fetching.ask(PUBLISHED[name]) for name in names]  # all, before the first byte of any
+    for name, offer in zip(names, offers, strict=True):
+        typer.echo(f"{name}: {offer.describe()}")
+    for name, offer in zip(names, offers, strict=True):
+        if not dry_run:
+            typer.echo(f"{name}: {fetching.fetch(offer)}")
 
 
 def _print_table() -> None:

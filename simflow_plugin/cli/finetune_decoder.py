@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from simflow_plugin.cli.derived_run import DerivedOptions, train_derived
-from simflow_plugin.exits import exit_on_user_error
 from simflow_plugin.option_groups import grouped
 
 
@@ -27,9 +26,8 @@ def finetune_decoder(
     Latents and likelihood stay those of the parent. The result is a run: `sample`, `evaluate`, `compare`, `export` take
     it, and the same command goes on where it was stopped. Steps: a tenth of the parent's, or --set training.steps=N.
     """
-    with exit_on_user_error():
-        from simflow_plugin.derived_runs.decoder_tuning import decoder_values
+    from simflow_plugin.derived_runs.decoder_tuning import decoder_values
 
-        logging.basicConfig(level=logging.WARNING, format="%(message)s")
-        tuned = out if out is not None else run.with_name(f"{run.resolve().name}-decoder")
-        train_derived(run, tuned, options, decoder_values)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    tuned = out if out is not None else run.with_name(f"{run.resolve().name}-decoder")
+    train_derived(run, tuned, options, decoder_values)

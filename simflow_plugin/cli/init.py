@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from simflow_plugin.cli.run_options import OverwriteOption
-from simflow_plugin.exits import exit_on_user_error
 
 
 def init(
@@ -25,25 +24,24 @@ def init(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Look at a folder of images, time a few steps, and write a configuration to train with here."""
-    with exit_on_user_error():
-        from simflow_plugin.errors import ConfigError
-        from simflow_plugin.starter.first_configuration import first_configuration
-        from simflow_plugin.starter.folder_facts import look_at
+    from simflow_plugin.errors import ConfigError
+    from simflow_plugin.starter.first_configuration import first_configuration
+    from simflow_plugin.starter.folder_facts import look_at
 
-        path = out if out is not None else Path(f"{_name(folder)}.yaml")
-        if path.exists() and not overwrite:
-            raise ConfigError(f"{path}: is there already. Name another with --out, or add --overwrite.")
-        facts = look_at(folder)
-        typer.echo("\n".join(facts.lines()))
-        typer.echo("timing a few steps ...", err=True)
-        text, summary = first_configuration(_name(folder), facts, minutes, image_size)
-        try:
-            path.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(
-                f"{path}: cannot be written ({error.strerror}). Name another with --out."
-            ) from error
-        typer.echo(f"{summary}\nwrote {path}; now: simflow train {path}")
+    path = out if out is not None else Path(f"{_name(folder)}.yaml")
+    if path.exists() and not overwrite:
+        raise ConfigError(f"{path}: is there already. Name another with --out, or add --overwrite.")
+    facts = look_at(folder)
+    typer.echo("\n".join(facts.lines()))
+    typer.echo("timing a few steps ...", err=True)
+    text, summary = first_configuration(_name(folder), facts, minutes, image_size)
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be written ({error.strerror}). Name another with --out."
+        ) from error
+    typer.echo(f"{summary}\nwrote {path}; now: simflow train {path}")
 
 
 def _name(folder: Path) -> str:

@@ -9,7 +9,6 @@ from typing import Annotated, cast
 import typer
 
 from simflow_plugin.cli.run_options import DataRootOption, LastWeightsOption, PrecisionOption
-from simflow_plugin.exits import exit_on_user_error
 from simflow_plugin.option_groups import grouped
 
 
@@ -39,23 +38,20 @@ def latents(
     encoding: EncodingOptions,
 ) -> None:
     """Encode the run's images: samples and moments in safetensors, statistics, digests and a card."""
-    with exit_on_user_error():
-        from simflow_plugin.errors import ConfigError
-        from simflow_plugin.preparing.latents import Encoding, Layout, encode_dataset
-        from simflow_plugin.runs.sources import open_run
+    from simflow_plugin.errors import ConfigError
+    from simflow_plugin.preparing.latents import Encoding, Layout, encode_dataset
+    from simflow_plugin.runs.sources import open_run
 
-        for option, value, known in (
-            ("--split", encoding.split, ("train", "test")),
-            ("--layout", encoding.layout, ("lightningdit", "repa-e")),
-        ):
-            if value not in known:
-                raise ConfigError(f"{option} {value}: expected {' or '.join(known)}.")
-        loaded = open_run(run, averaged=not last_weights, step=step, precision=precision).with_data_root(
-            data_root
-        )
-        wanted = Encoding(
-            encoding.split, encoding.images_per_shard, encoding.seed, cast(Layout, encoding.layout)
-        )
-        card = encode_dataset(loaded, wanted, out)
-        typer.echo(f"{card['images']:,} images, {card['damaged']} damaged")
-        typer.echo(f"{out / 'README.md'}")
+    for option, value, known in (
+        ("--split", encoding.split, ("train", "test")),
+        ("--layout", encoding.layout, ("lightningdit", "repa-e")),
+    ):
+        if value not in known:
+            raise ConfigError(f"{option} {value}: expected {' or '.join(known)}.")
+    loaded = open_run(run, averaged=not last_weights, step=step, precision=precision).with_data_root(
+        data_root
+    )
+    wanted = Encoding(encoding.split, encoding.images_per_shard, encoding.seed, cast(Layout, encoding.layout))
+    card = encode_dataset(loaded, wanted, out)
+    typer.echo(f"{card['images']:,} images, {card['damaged']} damaged")
+    typer.echo(f"{out / 'README.md'}")

@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-from simflow_plugin.exits import exit_on_user_error
-
 
 def patch(
     host: Annotated[str | None, typer.Argument(help="For example repa-e; see --list.")] = None,
@@ -18,20 +16,17 @@ def patch(
     list_hosts: Annotated[bool, typer.Option("--list", help="Name the hosts and their commits.")] = False,
 ) -> None:
     """Insert the lines that let a host find plugins, into a checkout at the pinned commit; nothing else changes."""
-    with exit_on_user_error():
-        from simflow_plugin.errors import HostError
-        from simflow_plugin.hosts.manifest import find_host
+    from simflow_plugin.errors import HostError
+    from simflow_plugin.hosts.manifest import find_host
 
-        if list_hosts:
-            _print_hosts()
-            return
-        if host is None or path is None:
-            raise HostError(
-                "patch: expected HOST and PATH, as in `simflow patch repa-e ../REPA-E`; or --list"
-            )
-        if check and revert:
-            raise HostError("patch: --check changes nothing and --revert does; choose one of them")
-        _run(find_host(host), path, check, revert)
+    if list_hosts:
+        _print_hosts()
+        return
+    if host is None or path is None:
+        raise HostError("patch: expected HOST and PATH, as in `simflow patch repa-e ../REPA-E`; or --list")
+    if check and revert:
+        raise HostError("patch: --check changes nothing and --revert does; choose one of them")
+    _run(find_host(host), path, check, revert)
 
 
 def _run(found, path: Path, only_check: bool, is_revert: bool) -> None:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from simflow_plugin.cli.completion import complete_configuration
-from simflow_plugin.exits import exit_on_user_error
 from simflow_plugin.units import with_prefix
 
 if TYPE_CHECKING:
@@ -43,19 +42,18 @@ def plan(
 
     With --measure a few real steps are: data and weights must be there, and caches that the run asks for are built.
     """
-    with exit_on_user_error():
-        from simflow_plugin.config.loading import load_config
-        from simflow_plugin.planning.estimate import Setting, make_plan
+    from simflow_plugin.config.loading import load_config
+    from simflow_plugin.planning.estimate import Setting, make_plan
 
-        setting = Setting(devices, sharding, gpu, utilisation)
-        resolved = load_config(config, set_)
-        plan = make_plan(resolved, setting)
-        typer.echo(describe(resolved, setting, plan))
-        if measure:
-            from simflow_plugin.starter.timing import share_of_one, time_here
+    setting = Setting(devices, sharding, gpu, utilisation)
+    resolved = load_config(config, set_)
+    plan = make_plan(resolved, setting)
+    typer.echo(describe(resolved, setting, plan))
+    if measure:
+        from simflow_plugin.starter.timing import share_of_one, time_here
 
-            timing = time_here(share_of_one(resolved, devices))
-            typer.echo("\n".join(["", *describe_measured(resolved, setting, plan, timing)]))
+        timing = time_here(share_of_one(resolved, devices))
+        typer.echo("\n".join(["", *describe_measured(resolved, setting, plan, timing)]))
 
 
 def describe(config: RunConfig, setting: Setting, plan: Plan) -> str:

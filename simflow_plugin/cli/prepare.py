@@ -8,8 +8,6 @@ from typing import Annotated, cast
 
 import typer
 
-from simflow_plugin.exits import exit_on_user_error
-
 
 def prepare(
     data: Annotated[
@@ -29,22 +27,21 @@ def prepare(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one a core.")] = None,
 ) -> None:
     """Crop a data set once and store it in webdataset shards with class names, counts and digests."""
-    with exit_on_user_error():
-        from simflow_plugin.config.data_argument import resolve_data
-        from simflow_plugin.errors import ConfigError
-        from simflow_plugin.preparing.images import Preparation
-        from simflow_plugin.preparing.images import prepare as write
-        from simflow_plugin.preparing.shards import SAVING, Format
+    from simflow_plugin.config.data_argument import resolve_data
+    from simflow_plugin.errors import ConfigError
+    from simflow_plugin.preparing.images import Preparation
+    from simflow_plugin.preparing.images import prepare as write
+    from simflow_plugin.preparing.shards import SAVING, Format
 
-        if image_format not in SAVING:
-            raise ConfigError(f"--format {image_format}: expected {', '.join(SAVING)}.")
-        part = resolve_data(data, "DATA")
-        preparation = Preparation(part, size, images_per_shard, cast(Format, image_format))
-        card = write(preparation, out, workers or os.cpu_count() or 1)
-        for split, facts in card["splits"].items():
-            typer.echo(
-                f"{split}: {facts['images']:,} images in {len(facts['shards'])} shards, {len(facts['damaged'])} damaged"
-            )
-            for problem in facts["damaged"]:
-                typer.echo(f"left out: {problem}", err=True)
-        typer.echo(f"{out / 'README.md'}")
+    if image_format not in SAVING:
+        raise ConfigError(f"--format {image_format}: expected {', '.join(SAVING)}.")
+    part = resolve_data(data, "DATA")
+    preparation = Preparation(part, size, images_per_shard, cast(Format, image_format))
+    card = write(preparation, out, workers or os.cpu_count() or 1)
+    for split, facts in card["splits"].items():
+        typer.echo(
+            f"{split}: {facts['images']:,} images in {len(facts['shards'])} shards, {len(facts['damaged'])} damaged"
+        )
+        for problem in facts["damaged"]:
+            typer.echo(f"left out: {problem}", err=True)
+    typer.echo(f"{out / 'README.md'}")

@@ -14,7 +14,6 @@ from simflow_plugin.cli.run_options import (
     OverwriteOption,
     PrecisionOption,
 )
-from simflow_plugin.exits import exit_on_user_error
 from simflow_plugin.option_groups import grouped
 
 PER_CLASS, MOST_ROWS = 8, 20
@@ -54,29 +53,28 @@ def sample(
     drawn: DrawingOptions,
 ) -> None:
     """Draw class-balanced samples from the averaged (EMA) weights of a run."""
-    with exit_on_user_error():
-        from simflow_plugin.evaluation.drawing import ImageSampler, labels_in_turn
-        from simflow_plugin.evaluation.sample_files import save_grid, save_samples
-        from simflow_plugin.progress_bar import count_progress
-        from simflow_plugin.runs.sources import open_run
+    from simflow_plugin.evaluation.drawing import ImageSampler, labels_in_turn
+    from simflow_plugin.evaluation.sample_files import save_grid, save_samples
+    from simflow_plugin.progress_bar import count_progress
+    from simflow_plugin.runs.sources import open_run
 
-        _check_places(out, grid, overwrite)
-        loaded = open_run(run, precision=drawn.precision, ema_length=drawn.ema_length)
-        chosen = loaded.class_numbers(classes)
-        if num is None:
-            num = 100 if out is not None else PER_CLASS * min(len(chosen) or PER_CLASS, MOST_ROWS)
-        sampler = ImageSampler.of_run(loaded, drawn.guidance, drawn.seed, drawn.autoguidance)
-        labels = labels_in_turn(num, chosen)
-        with count_progress("sampling", num) as advance:
-            images = sampler.draw_in_batches(
-                labels, drawn.batch_size or loaded.config.sampling.batch_size, advance
-            )
-        if out is not None:
-            save_samples(out, num, [(images.numpy(), labels.numpy())], class_names=loaded.class_names)
-        if grid is not None:
-            save_grid(grid, images.numpy(), labels.numpy(), loaded.class_names)
-        written = ", ".join(str(path) for path in (out, grid) if path is not None)
-        typer.echo(f"{num} samples, guidance {sampler.guidance:g}, {loaded.precision} -> {written}")
+    _check_places(out, grid, overwrite)
+    loaded = open_run(run, precision=drawn.precision, ema_length=drawn.ema_length)
+    chosen = loaded.class_numbers(classes)
+    if num is None:
+        num = 100 if out is not None else PER_CLASS * min(len(chosen) or PER_CLASS, MOST_ROWS)
+    sampler = ImageSampler.of_run(loaded, drawn.guidance, drawn.seed, drawn.autoguidance)
+    labels = labels_in_turn(num, chosen)
+    with count_progress("sampling", num) as advance:
+        images = sampler.draw_in_batches(
+            labels, drawn.batch_size or loaded.config.sampling.batch_size, advance
+        )
+    if out is not None:
+        save_samples(out, num, [(images.numpy(), labels.numpy())], class_names=loaded.class_names)
+    if grid is not None:
+        save_grid(grid, images.numpy(), labels.numpy(), loaded.class_names)
+    written = ", ".join(str(path) for path in (out, grid) if path is not None)
+    typer.echo(f"{num} samples, guidance {sampler.guidance:g}, {loaded.precision} -> {written}")
 
 
 def _check_places(out: Path | None, grid: Path | None, overwrite: bool) -> None:

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from simflow_plugin.cli.run_options import EmaLengthOption, LastWeightsOption, PrecisionOption
-from simflow_plugin.exits import exit_on_user_error
 
 
 def serve(
@@ -28,9 +27,8 @@ def serve(
 
     It needs the extra `app`. Nobody is asked for a password: whoever reaches the address may use the page.
     """
-    with exit_on_user_error():
-        from simflow_plugin.app.page import serve as serve_page
+    from simflow_plugin.app.page import serve as serve_page
 
-        serve_page(
-            run, host, port, step=step, averaged=not last_weights, precision=precision, ema_length=ema_length
-        )
+    serve_page(
+        run, host, port, step=step, averaged=not last_weights, precision=precision, ema_length=ema_length
+    )

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from simflow_plugin.cli.run_options import OverwriteOption
-from simflow_plugin.exits import exit_on_user_error
 
 
 def statistics(
@@ -23,23 +22,20 @@ def statistics(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Write mean and covariance of images' features, in the layout of the ADM suite, pytorch-fid and clean-fid."""
-    with exit_on_user_error():
-        import torch
+    import torch
 
-        from simflow_plugin.errors import ConfigError
-        from simflow_plugin.evaluation.extractors import build_extractor
-        from simflow_plugin.evaluation.feature_statistics import FeatureStatistics, save_statistics
-        from simflow_plugin.evaluation.file_evaluation import features_of
-        from simflow_plugin.evaluation.image_sets import open_images
-        from simflow_plugin.evaluation.sample_files import check_not_there
+    from simflow_plugin.errors import ConfigError
+    from simflow_plugin.evaluation.extractors import build_extractor
+    from simflow_plugin.evaluation.feature_statistics import FeatureStatistics, save_statistics
+    from simflow_plugin.evaluation.file_evaluation import features_of
+    from simflow_plugin.evaluation.image_sets import open_images
+    from simflow_plugin.evaluation.sample_files import check_not_there
 
-        if out.suffix != ".npz" or out.is_dir():
-            raise ConfigError(f"--out {out}: expected the name of a file that ends in .npz.")
-        check_not_there(out, overwrite)
-        images = open_images(data, "DATA")
-        loaded = build_extractor(extractor, weights, "cuda" if torch.cuda.is_available() else "cpu")
-        found = FeatureStatistics.of(features_of(images, loaded, batch_size), loaded)
-        save_statistics(out, found)
-        typer.echo(
-            f"{out}: {images.count:,} images of {data}, {len(found.pooled.mean)} features of {extractor}"
-        )
+    if out.suffix != ".npz" or out.is_dir():
+        raise ConfigError(f"--out {out}: expected the name of a file that ends in .npz.")
+    check_not_there(out, overwrite)
+    images = open_images(data, "DATA")
+    loaded = build_extractor(extractor, weights, "cuda" if torch.cuda.is_available() else "cpu")
+    found = FeatureStatistics.of(features_of(images, loaded, batch_size), loaded)
+    save_statistics(out, found)
+    typer.echo(f"{out}: {images.count:,} images of {data}, {len(found.pooled.mean)} features of {extractor}")

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from simflow_plugin.exits import exit_on_user_error
-
 if TYPE_CHECKING:
     from simflow_plugin.studies.definitions import Study
     from simflow_plugin.studies.stages import StudySettings
@@ -45,34 +43,33 @@ def study(
 
     The directory gets study.md, study.json and one page of `simflow compare` for each guidance.
     """
-    with exit_on_user_error():
-        from simflow_plugin.runs.run_directory import write_text_atomically
-        from simflow_plugin.studies.definitions import find_study
-        from simflow_plugin.studies.seeds import seeds_table
-        from simflow_plugin.studies.stages import StudySettings
-        from simflow_plugin.studies.table import to_markdown
+    from simflow_plugin.runs.run_directory import write_text_atomically
+    from simflow_plugin.studies.definitions import find_study
+    from simflow_plugin.studies.seeds import seeds_table
+    from simflow_plugin.studies.stages import StudySettings
+    from simflow_plugin.studies.table import to_markdown
 
-        found = find_study(name)
-        directory = out if out is not None else Path("runs/studies") / found.name
-        seeds: list[int | None] = list(dict.fromkeys(seed)) if seed else [None]
-        documents = {}
-        for one in seeds:
-            settings = StudySettings(
-                directory if len(seeds) == 1 else directory / f"seed_{one}",
-                encoder if encoder is not None else Path(found.encoder),
-                budget,
-                num_samples,
-                num_held_out,
-                tuple(set_ or ()),
-                one,
-                found.extractor,
-            )
-            documents[one or 0] = _run_one(found, settings)
-            typer.echo(to_markdown(found, documents[one or 0]))
-        if len(documents) > 1:
-            table = seeds_table(found, documents)
-            write_text_atomically(directory / "seeds.md", table)
-            typer.echo(table)
+    found = find_study(name)
+    directory = out if out is not None else Path("runs/studies") / found.name
+    seeds: list[int | None] = list(dict.fromkeys(seed)) if seed else [None]
+    documents = {}
+    for one in seeds:
+        settings = StudySettings(
+            directory if len(seeds) == 1 else directory / f"seed_{one}",
+            encoder if encoder is not None else Path(found.encoder),
+            budget,
+            num_samples,
+            num_held_out,
+            tuple(set_ or ()),
+            one,
+            found.extractor,
+        )
+        documents[one or 0] = _run_one(found, settings)
+        typer.echo(to_markdown(found, documents[one or 0]))
+    if len(documents) > 1:
+        table = seeds_table(found, documents)
+        write_text_atomically(directory / "seeds.md", table)
+        typer.echo(table)
 
 
 def _run_one(study: Study, settings: StudySettings) -> dict[str, Any]:
