@@ -83,12 +83,12 @@ class Registry:
             facts: a class with `Options` and what else configurations are checked against, which the part
                 inherits; or the options alone.
         Raises:
-            RegistryError: if another part is declared under that name.
+            RegistryError: if a part is declared under that name.
         """
+        if name in self._declared:
+            raise RegistryError(f"{self.kind}: `{name}` is declared twice in {OWN_DISTRIBUTION}.")
         if issubclass(facts, Options):
             facts = type(f"{facts.__name__}Facts", (), {"Options": facts})
-        elif name in self._declared and self._declared[name] != (module, facts):
-            raise RegistryError(f"{self.kind}: `{name}` is declared twice in {OWN_DISTRIBUTION}.")
         self._declared[name] = (module, facts)
 
     def names(self) -> list[str]:

@@ -27,8 +27,12 @@ class WeightsOptions(Options):
 
 
 class TimmOptions(WeightsOptions):
+    """Options of the encoder `timm`: any network by its name."""
+
     model: str = Field(description="name in timm, with its tag if any: vit_base_patch14_dinov2.lvd142m")
 
 
 class ClassifierOptions(Options):
+    """Options of the encoder `pretrained`: a classifier of `simflow pretrain-encoder`."""
+
     checkpoint: LocalPath = Field(description="file made by `simflow pretrain-encoder`")

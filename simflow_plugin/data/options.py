@@ -39,6 +39,8 @@ class FileOptions(Options):
 
 
 class FashionMnistOptions(Options):
+    """Options of `fashion-mnist`."""
+
     root: LocalPath | None = Field(
         None, description="folder of the four idx files (.gz or not); null: search"
     )
@@ -46,11 +48,15 @@ class FashionMnistOptions(Options):
 
 
 class DigitsOptions(Options):
+    """Options of `digits`, scikit-learn's."""
+
     test_share: float = Field(0.2, gt=0, lt=1, description="of every class, held out for evaluation")
     split_seed: int = Field(0, description="which images are held out; the run's seed does not move them")
 
 
 class WebDatasetOptions(FileOptions):
+    """Options of `webdataset`: images in tar files."""
+
     shards: Shards = Field(
         description="paths, globs, addresses (http, https, file; pipe:command with "
         "--allow-pipes); {0000..0012} is a range"
@@ -64,6 +70,8 @@ class WebDatasetOptions(FileOptions):
 
 
 class HuggingFaceOptions(FileOptions):
+    """Options of `huggingface`: a data set of the `datasets` library."""
+
     path: LocalPathOrName = Field(description="name on the hub, or a folder written by save_to_disk")
     subset: str | None = Field(None, description="the hub's configuration name")
     train_split: str = Field("train", description="name of the split to train on")
@@ -75,6 +83,8 @@ class HuggingFaceOptions(FileOptions):
 
 
 class ImageFolderOptions(FileOptions):
+    """Options of `image_folder`: one subfolder per class, or images alone."""
+
     root: LocalPath = Field(description="the folder")
     train_folder: str | None = Field(
         None,
@@ -87,5 +97,7 @@ class ImageFolderOptions(FileOptions):
 
 
 class Hdf5Options(FileOptions):
+    """Options of `hdf5`, the layout of REPA and REPA-E."""
+
     root: LocalPath = Field(description="folder of images.h5 and images_h5.json")
     test_root: LocalPath | None = Field(None, description="the same for testing; null: hold a share out")

@@ -15,6 +15,8 @@ class DigitsJudgeOptions(Options):
 
 
 class EncoderJudgeOptions(Options):
+    """Options of the judge `encoder`: a classifier of `simflow pretrain-encoder`."""
+
     checkpoint: LocalPath = Field(description="file made by `simflow pretrain-encoder`")
     num_real: int = Field(
         2000, ge=2, description="held-out images, drawn at random, for the judge's own accuracy"

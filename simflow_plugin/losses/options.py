@@ -71,6 +71,14 @@ class LPIPSOptions(Options):
 
 
 def check_lpips_size(image_size: int, net: str) -> None:
+    """Check that images are large enough for the backbone of LPIPS.
+
+    Args:
+        image_size: pixels.
+        net: `vgg` or `alex`.
+    Raises:
+        ShapeError: if they are not.
+    """
     smallest = BACKBONES[net].min_image_size
     if image_size < smallest:
         raise ShapeError(
