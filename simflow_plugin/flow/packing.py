@@ -98,13 +98,15 @@ class CastLinear(Cast):
 
 
 class CastNorm(Cast):
-    """A layer norm or RMS norm for inference under autocast, whose input and output are in the type of products.
+    """A layer norm or RMS norm for inference under autocast, in the type of products where its input has that type.
 
-    The input has that type already, between two products, and the next product would round the output to it.
+    So it is between two products, and the next one would round the output to it. A residual stream of another type
+    (float32, where positions or modulation are added in it: TarFlow, adaLN) keeps the norm as it is.
     """
 
     def __init__(self, norm: nn.LayerNorm | RmsNorm, dtype: torch.dtype) -> None:
         super().__init__(norm, dtype)
+        self.__dict__["_norm"] = norm
         self._normalize: Callable[..., Tensor]
         if isinstance(norm, nn.LayerNorm):
             self._normalize = functools.partial(_layer_norm, norm)
@@ -113,8 +115,10 @@ class CastNorm(Cast):
         self._dtype = dtype
 
     def forward(self, hidden: Tensor) -> Tensor:
+        if hidden.dtype != self._dtype:
+            return self.__dict__["_norm"](hidden)
         with torch.autocast(hidden.device.type, enabled=False):
-            return self._normalize(hidden.to(self._dtype), self.weight, self.bias)
+            return self._normalize(hidden, self.weight, self.bias)
 
 
 def _layer_norm(norm: nn.LayerNorm, hidden: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from simflow_plugin.errors import ConfigError, ShapeError
 from simflow_plugin.flow import Auto, Jacobi, SamplingStatistics
 from simflow_plugin.flow.kv_cache import product_dtype
+from simflow_plugin.flow.layers import RmsNorm
 from simflow_plugin.flow.packing import cast_copy
 from simflow_plugin.flow.sampling import inversion, jacobi
 from simflow_plugin.flow.sampling import method_choice as auto
@@ -258,11 +260,43 @@ def test_cache_is_in_the_type_of_the_products() -> None:
         assert product_dtype(weight.double()) == torch.float64  # autocast leaves it alone
 
 
-def test_weights_cast_once_give_what_autocast_gives() -> None:
-    flow = build_flow(torch.float32, num_classes=3)
+class InOwnType(torch.nn.Module):
+    """A norm of bfloat16 weights where its input has their type, outside autocast; the norm itself elsewhere."""
+
+    def __init__(self, norm: torch.nn.Module) -> None:
+        super().__init__()
+        self.norm, self.rounded = norm, copy.deepcopy(norm).bfloat16()
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        if hidden.dtype != torch.bfloat16:
+            return self.norm(hidden)
+        with torch.autocast("cpu", enabled=False):
+            return self.rounded(hidden)
+
+
+def with_rounded_norms(module: torch.nn.Module) -> torch.nn.Module:
+    """Replace the norms within `module`, which is changed, by what a model of bfloat16 weights has."""
+    for name, child in list(module.named_children()):
+        is_norm = isinstance(child, (torch.nn.LayerNorm, RmsNorm))
+        setattr(module, name, InOwnType(child) if is_norm else with_rounded_norms(child))
+    return module
+
+
+@pytest.mark.parametrize("family", ["starflow", "tarflow"])
+@pytest.mark.parametrize("conditioning", ["token", "add", "adaln"])
+def test_weights_cast_once_give_what_autocast_gives(family: str, conditioning: str) -> None:
+    flow = build_flow(torch.float32, family=family, num_classes=3, class_conditioning=conditioning)
+    for name, parameter in flow.deep_block.named_parameters():
+        if "norm" in name:  # so that their rounding shows
+            torch.nn.init.normal_(parameter, mean=1.0, std=0.3)
     noise, condition = inputs_for(flow)
+    cast = cast_copy(flow.deep_block, torch.bfloat16)
+    rounded = with_rounded_norms(copy.deepcopy(flow.deep_block))
     with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
-        cast = cast_copy(flow.deep_block, torch.bfloat16)
-        ours, theirs = (block(noise, condition["labels"], None).noise for block in (cast, flow.deep_block))
-    # Norms round their weights to bfloat16 too, as a model of bfloat16 weights does.
-    torch.testing.assert_close(ours, theirs, atol=0.05, rtol=0.05)
+        ours, theirs, itself = (
+            block(noise, condition["labels"], None).noise for block in (cast, rounded, flow.deep_block)
+        )
+    assert torch.equal(ours, theirs)
+    if family == "tarflow":  # whose residual stream is float32, and so are all of its norms
+        assert torch.equal(ours, itself)
+    torch.testing.assert_close(ours, itself, atol=0.05, rtol=0.05)
