@@ -30,12 +30,13 @@ class RunningMeans:
     at all. So one bad step does not hide the others, the term at fault can be named, and a term that begins
     between two rows (the adversary's) is a mean over its own steps.
 
-    Scalars wait until one of their names comes again, or the step ends; then five kernels add all of them, however
-    many there are, each sum as if it were alone.
+    Scalars that come together are copied by one kernel, so that their memory may be written over, and wait until one of
+    their names comes again, or the step ends; then four kernels add all of them, however many there are, each sum as if
+    it were alone, and one more joins those that came apart.
     """
 
     def __init__(self) -> None:
-        self._waiting: dict[str, Tensor] = {}
+        self._waiting: list[tuple[tuple[str, ...], Tensor]] = []  # names that came together, their values
         self._share = 1.0
         self._totals: dict[
             tuple[str, ...], Tensor
@@ -46,10 +47,12 @@ class RunningMeans:
     def add_all(self, output: dict[str, Any], share: float) -> None:
         """Add the scalar tensors among `output`, each counting as `share` of a step."""
         scalars = {name: v for name, v in output.items() if isinstance(v, Tensor) and v.ndim == 0}
-        if share != self._share or not self._waiting.keys().isdisjoint(scalars):
+        if share != self._share or any(not scalars.keys().isdisjoint(names) for names, _ in self._waiting):
             self._add_waiting()
         self._share = share
-        self._waiting |= {name: value.detach().float() for name, value in scalars.items()}
+        if scalars:
+            values = torch.stack([value.detach().float() for value in scalars.values()])
+            self._waiting.append((tuple(scalars), values))
         for name in scalars:
             self._present[name] = self._present.get(name, 0.0) + share
 
@@ -61,13 +64,14 @@ class RunningMeans:
     def _add_waiting(self) -> None:
         if not self._waiting:
             return
-        names = tuple(self._waiting)
-        values = torch.stack(list(self._waiting.values()))
+        names = tuple(name for together, _ in self._waiting for name in together)
+        each = [values for _, values in self._waiting]
+        values = each[0] if len(each) == 1 else torch.cat(each)
         finite = values.nan_to_num(0.0, 0.0, 0.0)
         totals = self._totals_of(names, values)
         totals[0].add_(finite, alpha=self._share)
         totals[1].add_(values.ne(finite), alpha=self._share)
-        self._waiting = {}
+        self._waiting = []
 
     def _totals_of(self, names: tuple[str, ...], like: Tensor) -> Tensor:
         """Return the totals of names that come together, taken out of other company where they were in some."""
@@ -126,7 +130,7 @@ class RunningMeans:
 
     def restore(self, sums: dict[str, Tensor], num_steps: int, device: torch.device) -> None:
         """Go on from sums that a checkpoint held."""
-        self._waiting, self._totals, self._present = {}, {}, {}
+        self._waiting, self._totals, self._present = [], {}, {}
         for name, value in sums.items():
             self._totals[(name,)] = value[:2, None].to(device, copy=True)
             # Earlier versions took every term to be in every step, and kept two sums.

@@ -41,6 +41,16 @@ def test_means_are_those_of_each_term_alone():
     assert found.not_finite == {"nll": 0.5}
 
 
+def test_a_scalar_may_be_written_over_before_the_step_ends():
+    """As the outputs of a graph are, or a term that is accumulated in place."""
+    means, terms = RunningMeans(), tensors(nll=1.0, l2=2.0)
+    means.add_all(terms, 1.0)
+    for value in terms.values():
+        value.fill_(100.0)
+    means.end_step()
+    assert means.take_means(ALONE).values == {"nll": 1.0, "l2": 2.0}
+
+
 @pytest.mark.parametrize("cut", range(1, 6))
 def test_resumed_means_are_bitwise_equal(cut):
     whole, first, second = RunningMeans(), RunningMeans(), RunningMeans()
