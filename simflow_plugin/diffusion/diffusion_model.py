@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from simflow_plugin.alignment.head import AlignmentHead
-from simflow_plugin.autoguidance import check_classes, check_kind
+from simflow_plugin.autoguidance import check_classes, check_kind, check_process
 from simflow_plugin.contracts import NO_LABEL, GenerativeModel, ModelContext
 from simflow_plugin.diffusion.guidance import GuidanceRule, GuidedPrediction
 from simflow_plugin.diffusion.options import DiffusionFacts, DiffusionOptions, SamplingOptions
@@ -130,12 +130,7 @@ class DiffusionModel(DiffusionFacts, GenerativeModel):
         """
         check_kind(self, weaker)
         assert isinstance(weaker, DiffusionModel)
-        for name, own in self.process_facts().items():
-            if (found := weaker.process_facts()[name]) != own:
-                raise ConfigError(
-                    f"autoguidance: the guide's {name} is {found}, the model's {own}; take a checkpoint of the same "
-                    "run, or a run that differs in size or training only"
-                )
+        check_process(weaker.process_facts(), self.process_facts())
         check_classes(weaker.num_classes, self.num_classes)
         twin = copy.copy(self)
         # No submodule: the state of this model stays its own.

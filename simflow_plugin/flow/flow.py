@@ -23,7 +23,7 @@ from simflow_plugin.flow.guidance import GuidanceContext, GuidanceRule, build_gu
 from simflow_plugin.flow.guidance.rule import check_guidance
 from simflow_plugin.flow.input_checks import check_condition, check_guide, check_labels, check_tokens
 from simflow_plugin.flow.rope import rotation_table
-from simflow_plugin.flow.sampling.inversion import Guide, SamplingRequest, invert
+from simflow_plugin.flow.sampling.inversion import Guide, SamplingRequest, autoguided_blocks, invert
 from simflow_plugin.flow.sampling.methods import Jacobi, Method, parse_methods
 
 
@@ -238,8 +238,8 @@ class TransformerFlow(nn.Module):
         null_rows = self._null_rows(rows, null_condition, guidance) if guide is None else None
         if guide is not None:
             check_guide(guide.config, self.config)
-        elif guidance > 0:
-            self._check_reach(rule, guidance)
+        if guidance > 0:
+            self._check_reach(rule, guidance, is_autoguided=guide is not None)
         methods = parse_methods(method, self.config.num_blocks)
         if guess is not None:
             self._check_guess(guess, noise, methods)
@@ -362,14 +362,19 @@ class TransformerFlow(nn.Module):
                 f"guess: has no effect with method {', '.join(names)}; use jacobi, or leave it out"
             )
 
-    def _check_reach(self, rule: GuidanceRule, guidance: float) -> None:
-        """Raise ConfigError if the rule guides no token of any conditional block."""
-        conditional = [index for index, block in enumerate(self.blocks) if block.is_conditional]
+    def _check_reach(self, rule: GuidanceRule, guidance: float, is_autoguided: bool) -> None:
+        """Raise ConfigError if the rule guides no token of any block that it may guide."""
+        kind = "guided" if is_autoguided else "conditional"
+        blocks = (
+            list(autoguided_blocks(rule, self.config.num_blocks))
+            if is_autoguided
+            else [index for index, block in enumerate(self.blocks) if block.is_conditional]
+        )
         num_tokens, like = self.config.num_tokens, self.deep_block.proj_in.weight
-        if all(rule.weights(guidance, index, num_tokens, like) is None for index in conditional):
+        if all(rule.weights(guidance, index, num_tokens, like) is None for index in blocks):
             raise ConfigError(
-                f"guidance_rule: {rule.options.model_dump()} guides no token of a conditional block, so that guidance "
-                f"{guidance:g} has no effect; conditional blocks: {', '.join(str(index + 1) for index in conditional)}"
+                f"guidance_rule: {rule.options.model_dump()} guides no token of a {kind} block, so that guidance "
+                f"{guidance:g} has no effect; {kind} blocks: {', '.join(str(index + 1) for index in blocks)}"
             )
 
     def _locate_hidden(self, layer: int | None, block: int | None) -> int | None:

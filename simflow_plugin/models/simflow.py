@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from simflow_plugin.alignment.head import AlignmentHead
-from simflow_plugin.autoguidance import check_kind
+from simflow_plugin.autoguidance import check_kind, check_process
 from simflow_plugin.contracts import GenerativeModel, ModelContext, SamplerFacts
 from simflow_plugin.flow import (
     FlowConfig,
@@ -130,15 +130,20 @@ class SimFlow(SimFlowFacts, GenerativeModel):
         """Return this model, its weights shared, with `weaker` in place of the unconditional half of its guidance.
 
         Raises:
-            ConfigError: if that is no model of the same kind, on the same tokens and classes.
+            ConfigError: if that is no model of the same kind, on the same tokens, noise and classes.
         """
         check_kind(self, weaker)
         assert isinstance(weaker, SimFlow)
+        check_process(weaker.process_facts(), self.process_facts())
         check_guide(weaker.flow.config, self.flow.config)
         twin = copy.copy(self)
         # No submodule: the state of this model stays its own.
         twin.__dict__ |= {"guide": weaker, "supports_guidance": True}
         return twin
+
+    def process_facts(self) -> dict[str, object]:
+        """Return what two models must share for their predictions to be combined, by name."""
+        return {"noise_std": self.noise_std}
 
     def log_prob(self, latents: Tensor, labels: Tensor | None) -> Tensor:
         return self.flow.log_prob(self.tokens(latents), self._known(labels))

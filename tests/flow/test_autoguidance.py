@@ -115,6 +115,15 @@ def test_only_the_block_that_reads_the_noise_is_guided_unless_others_are_named()
 
 
 @pytest.mark.parametrize(
+    "rule", [{"token_interval": (0.5, 0.5)}, {"block_interval": (1, 1), "token_interval": (0.5, 0.5)}]
+)
+def test_a_rule_that_guides_nothing_is_refused(rule: dict[str, Any]) -> None:
+    flow, guide = flows()
+    with pytest.raises(ConfigError, match="guides no token of a guided block"):
+        sample(flow, guide, 1.0, guidance_rule={"name": "starflow", **rule})
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"token_dim": 4}, "token_dim is 4, the flow's 3"),

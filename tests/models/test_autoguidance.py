@@ -103,6 +103,18 @@ def test_guides_that_do_not_fit_are_refused(guide: tuple[str, dict[str, Any]], m
         build("sit").guided_by(build(name, **options))
 
 
+def test_a_flow_of_latents_with_other_noise_is_refused() -> None:
+    factory = MODELS.get("starflow")
+    flow = {"width": 16, "layers_per_block": [1, 1], "head_dim": 8, "patch_size": 2}
+    quiet, noisy = (
+        factory(factory.Options.model_validate({"flow": flow, "noise_std": std}), ModelContext(SHAPE, 5))
+        for std in (0.1, 0.3)
+    )
+    with pytest.raises(ConfigError, match=r"the guide's noise_std is 0\.1, the model's 0\.3"):
+        noisy.guided_by(quiet)
+    assert noisy.guided_by(noisy).guide is noisy
+
+
 def test_the_guide_is_no_part_of_the_models_state() -> None:
     model, guide = build("sit"), build("sit", seed=1)
     guided = model.guided_by(guide)

@@ -105,14 +105,18 @@ def _begin_autoguided(
     condition = request.condition if block.is_conditional else None
     state = BlockState.begin(block, noise, condition, rotation, None, statistics)
     weights = request.rule.weights(request.guidance, index, noise.shape[1], noise)
-    is_first = index == len(request.guide.blocks) - 1
-    if weights is None or not (is_first or request.rule.options.block_interval is not None):
+    if weights is None or index not in autoguided_blocks(request.rule, len(request.guide.blocks)):
         return state
     weaker = request.guide.blocks[index]
     condition = request.guide.condition if weaker.is_conditional else None
     own_count = BlockStatistics(statistics.block, statistics.method)  # a step of both is one step
     guide = BlockState.begin(weaker, noise, condition, request.guide.rotation, None, own_count)
     return replace(state, guidance=GuidanceWeights(request.rule, weights), guide=guide)
+
+
+def autoguided_blocks(rule: GuidanceRule, num_blocks: int) -> range:
+    """Return the indices of the blocks that a weaker flow may guide: the first generated, or all that a rule names."""
+    return range(num_blocks) if rule.options.block_interval is not None else range(num_blocks - 1, num_blocks)
 
 
 def _solve(state: BlockState, method: Method) -> BlockState:
