@@ -100,7 +100,6 @@ def train(
                 check_before_training(config, dataset.num_classes)
             summary = describe_data(config, dataset, report, allows_pipes)
             parts = build_parts(config, dataset.num_classes)
-            check_guide_before_training(config, run.path, parts)
             started = (
                 []
                 if checkpoint_folders(run.checkpoints)
@@ -108,6 +107,7 @@ def train(
                     config.training.init_from, parts, config.model, config.image_size, Classes.of(dataset)
                 )
             )
+            check_guide_before_training(config, run.path, parts)
             if accelerator.is_main_process:
                 stack.enter_context(run.locked())
                 run.prepare(config, allow_changed)

@@ -334,6 +334,9 @@ class FrozenModel(Options):
     weights: str = Field(description="file with all of the model's weights")
     sha256: str = Field(description="of the file")
     source: str = Field("", description="where the weights come from, for people")
+    run_id: str | None = Field(
+        None, description="of the run that they come from, whose checkpoints may guide the model"
+    )
 
 
 class RunConfig(Options):

@@ -44,6 +44,7 @@ def decoder_values(files: ParentFiles) -> dict[str, Any]:
             "weights": str(files.model.resolve()),
             "sha256": file_digest(files.model),
             "source": files.source,
+            "run_id": files.loaded.checkpoint.state.get("run_id"),
         },
         "objective": {**config["objective"], "adversarial": {**given, "start_step": 0}},
         "optimizer": {**config["optimizer"], "warmup_steps": warmup},

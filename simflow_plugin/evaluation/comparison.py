@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simflow_plugin.errors import EvaluationError
+from simflow_plugin.errors import CheckpointError, ConfigError, EvaluationError
 from simflow_plugin.evaluation.drawing import ImageSampler, class_labels, grid_indices, to_uint8
 from simflow_plugin.evaluation.evaluator import evaluation_settings
 from simflow_plugin.evaluation.flops import ComputeCost, measure_run
 from simflow_plugin.evaluation.intervals import repeated
 from simflow_plugin.evaluation.request import EvaluationRequest
 from simflow_plugin.evaluation.result import Evaluation, Measured, read_evaluation
+from simflow_plugin.runs.autoguidance import NONE
 from simflow_plugin.runs.exported import is_exported, without_local_folders
 from simflow_plugin.runs.loaded_run import LoadedRun
 from simflow_plugin.runs.run_directory import differing_keys
@@ -131,8 +132,8 @@ def add_costs(runs: Sequence[ComparedRun]) -> None:
             continue
         try:
             run.cost = measure_run(run.loaded, run.setting["guidance"])
-        except EvaluationError as error:
-            run.notes.append(f"FLOPs not counted: {error}")
+        except (EvaluationError, ConfigError, CheckpointError) as error:
+            run.notes.append(f"FLOPs not counted: {str(error).rstrip('.')}")
 
 
 def add_samples(runs: Sequence[ComparedRun], per_class: int, seed: int) -> None:
@@ -141,7 +142,13 @@ def add_samples(runs: Sequence[ComparedRun], per_class: int, seed: int) -> None:
         loaded = run.loaded
         if loaded.model is None:
             continue
-        sampler = ImageSampler.of_run(loaded, run.setting["guidance"], seed)
+        try:
+            sampler = ImageSampler.of_run(loaded, run.setting["guidance"], seed)
+        except (ConfigError, CheckpointError) as error:  # of a guide that was moved; its numbers stay
+            if "autoguidance" not in run.setting:
+                raise
+            run.notes.append(f"no samples: {str(error).rstrip('.')}")
+            continue
         run.indices = grid_indices(loaded.num_classes, per_class)
         labels = class_labels(run.indices, loaded.num_classes)
         sampler.draw(run.indices[:WARM_UP], labels[:WARM_UP])  # allocates, chooses algorithms and so on
@@ -162,16 +169,32 @@ def _read_run(loaded: LoadedRun, name: str, guidance: float | None) -> ComparedR
     directory = loaded.directory
     folders = sorted((directory.path / "evaluations").glob("*/"))
     evaluations = [read_evaluation(folder) for folder in folders if (folder / "result.json").exists()]
-    own = evaluation_settings(loaded, EvaluationRequest(guidance=guidance))
+    own, notes = _own_setting(loaded, guidance, evaluations)
     same = [e for e in evaluations if all(e.settings.get(key) == own.get(key) for key in SAME)]
     # Of a run that was evaluated on another machine the precision may be another; two are never mixed.
     precisions = [evaluation.settings.get("precision", "float32") for evaluation in same]
     if precisions and own["precision"] not in precisions:
         own["precision"] = precisions[-1]
     chosen = [e for e, found in zip(same, precisions, strict=True) if found == own["precision"]]
-    notes = [] if chosen else ["not evaluated at this step and guidance: run simflow evaluate"]
+    notes += [] if chosen else ["not evaluated at this step and guidance: run simflow evaluate"]
     rows = directory.read_metrics()
     return ComparedRun(name, loaded, _merge(chosen), evaluations, own, rows, notes=notes)
+
+
+def _own_setting(
+    loaded: LoadedRun, guidance: float | None, evaluations: Sequence[Evaluation]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the setting of the run itself, with notes; a guide that is gone is the one that was last sampled with."""
+    try:
+        return evaluation_settings(loaded, EvaluationRequest(guidance=guidance)), []
+    except (ConfigError, CheckpointError) as error:
+        text = str(loaded.config.sampling.autoguidance)
+        known = [e for e in evaluations if e.details.get("autoguidance") == text]
+        if not known:
+            raise
+        latest = max(known, key=lambda e: (e.folder / "result.json").stat().st_mtime_ns)
+        unguided = evaluation_settings(loaded, EvaluationRequest(guidance=guidance, autoguidance=NONE))
+        return {**unguided, "autoguidance": latest.settings["autoguidance"]}, [str(error).rstrip(".")]
 
 
 def _merge(evaluations: Sequence[Evaluation]) -> dict[str, Measured]:

@@ -57,12 +57,12 @@ from simflow_plugin.evaluation.sample_shards import SampleShards
 from simflow_plugin.evaluation.shared_features import SharedFeatures
 from simflow_plugin.progress_bar import count_progress
 from simflow_plugin.registry import Part
-from simflow_plugin.runs.autoguidance import chosen_guide
-from simflow_plugin.runs.checkpoints import MANIFEST, checkpoint_folders
-from simflow_plugin.runs.exported import exported_digests
+from simflow_plugin.runs.autoguidance import GuideChoice, chosen_guide
+from simflow_plugin.runs.checkpoints import checkpoint_folders
 from simflow_plugin.runs.loaded_run import LoadedRun
 from simflow_plugin.runs.parts import build_dataset
 from simflow_plugin.runs.run_precision import Precision
+from simflow_plugin.runs.sources import weights_digest
 
 
 class RunEvaluator:
@@ -98,6 +98,8 @@ class RunEvaluator:
         settings = evaluation_settings(self.loaded, request)
         name = f"step_{settings['step']:08d}_{fingerprint(settings)}"
         self.evaluation = Evaluation(loaded.directory.path / "evaluations" / name, settings)
+        if (guide := _guide(self.loaded, request)) is not None:
+            self.evaluation.details["autoguidance"] = guide.text
         self.evaluation.notes_by_part = {part: [] for part in ("data", *self.parts)}
         self.lpips, note = None, ""
         if "reconstruction" in self.parts:
@@ -342,29 +344,32 @@ class RunEvaluator:
 
 
 def evaluation_settings(loaded: LoadedRun, request: EvaluationRequest) -> dict[str, Any]:
-    """Return what decides a sample, in words that a report can show; equal settings share a folder."""
+    """Return what decides a sample, in words that a report can show; equal settings share a folder.
+
+    A guide is told by its weights, wherever it is; `details` of the evaluation have its name.
+
+    Raises:
+        ConfigError, CheckpointError: if there is no such guide.
+    """
     guidance = loaded.config.sampling.guidance if request.guidance is None else request.guidance
-    own = loaded.directory.path
-    guide = chosen_guide(loaded.config, own, request.autoguidance) if guidance > 0 else None
+    guide = _guide(loaded, request)
     return {
         "step": loaded.checkpoint.step,
-        "checkpoint": fingerprint(weights_facts(loaded.checkpoint.path)),
+        "checkpoint": weights_digest(loaded.checkpoint.path),
         "weights": "EMA" if loaded.averaged else "last",
         **({} if loaded.ema_length is None else {"ema_length": loaded.ema_length}),
         "guidance": guidance,
-        **({} if guide is None else {"autoguidance": guide.settings_name()}),
+        **({} if guide is None else {"autoguidance": guide.weights_digest()}),
         "sampling": {**sampler_options(loaded.config.model), **dict(map(assignment, request.sampling))},
         "seed": request.seed,
         "precision": str(loaded.precision),
     }
 
 
-def weights_facts(folder: Path) -> dict[str, Any]:
-    """Return what tells the weights of a checkpoint's folder, or of an exported run's, from others."""
-    manifest = folder / MANIFEST
-    if manifest.is_file():
-        return {"manifest": manifest.read_text()}
-    return {"exported": exported_digests(folder)}
+def _guide(loaded: LoadedRun, request: EvaluationRequest) -> GuideChoice | None:
+    guidance = loaded.config.sampling.guidance if request.guidance is None else request.guidance
+    own = loaded.directory.path
+    return chosen_guide(loaded.config, own, request.autoguidance) if guidance > 0 else None
 
 
 def sampler_options(model: Part | None) -> dict[str, Any]:

@@ -11,15 +11,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from simflow_plugin.config.schema import Autoguidance, RunConfig
-from simflow_plugin.contracts import GenerativeModel, GuidedByWeaker
+from simflow_plugin.contracts import Autoencoder, GenerativeModel, GuidedByWeaker
 from simflow_plugin.errors import CheckpointError, ConfigError, EvaluationError
+from simflow_plugin.runs.checkpoints import checkpoint_folders
 from simflow_plugin.runs.exported import is_exported
 from simflow_plugin.runs.loaded_run import LoadedRun, find_checkpoint
 from simflow_plugin.runs.parts import Parts
 from simflow_plugin.runs.run_directory import RunDirectory
-from simflow_plugin.runs.sources import find_folder, open_run
+from simflow_plugin.runs.sources import find_folder, open_run, weights_digest
 
 NONE = "none"
 """In place of a guide: the unconditional half, whatever the configuration says."""
@@ -34,12 +36,14 @@ class GuideChoice:
         step: of its checkpoint; None is the newest.
         named: as the user wrote it, with option or key, for messages.
         is_own: whether it is a checkpoint of the run that it guides.
+        text: `RUN[@step]`, as the user wrote it.
     """
 
     folder: Path
     step: int | None
     named: str
     is_own: bool = False
+    text: str = ""
 
     def load(self, device: torch.device | str, averaged: bool, precision: str | None) -> LoadedRun:
         """Load the guide.
@@ -52,16 +56,18 @@ class GuideChoice:
         except (ConfigError, CheckpointError) as error:
             raise type(error)(f"{self.named}: {error}") from error
 
-    def settings_name(self) -> str:
-        """Return `RUN@step` with the step that is taken now.
+    def weights_digest(self) -> str:
+        """Return 16 hexadecimal digits of the weights that guide now.
 
         Raises:
-            ConfigError, CheckpointError: if there is no such run or checkpoint.
+            ConfigError, CheckpointError: naming option or key, if there is no such run or checkpoint.
         """
         if is_exported(self.folder):
-            return f"{self.folder.resolve()}@exported"
-        step = find_checkpoint(RunDirectory(self.folder), self.step).step
-        return f"{'itself' if self.is_own else self.folder.resolve()}@{step}"
+            return weights_digest(self.folder)
+        try:
+            return weights_digest(find_checkpoint(RunDirectory(self.folder), self.step).path)
+        except (ConfigError, CheckpointError) as error:
+            raise type(error)(f"{self.named}: {error}") from error
 
 
 def chosen_guide(config: RunConfig, own: Path, text: str | None = None) -> GuideChoice | None:
@@ -88,14 +94,14 @@ def chosen_guide(config: RunConfig, own: Path, text: str | None = None) -> Guide
         folder = own if guide.run is None else find_folder(guide.run)
     except ConfigError as error:
         raise ConfigError(f"{named}: {error}") from error
-    return GuideChoice(folder, guide.step, named, guide.run is None)
+    return GuideChoice(folder, guide.step, named, guide.run is None, str(guide))
 
 
 def with_autoguidance(loaded: LoadedRun, text: str | None = None) -> LoadedRun:
     """Return the run with its model guided as `chosen_guide` says, or as it is.
 
     Raises:
-        EvaluationError: if the model cannot be guided so, or its latents are of another shape.
+        EvaluationError: if the model cannot be guided so, or its latents are others.
         ConfigError, CheckpointError: if there is no such run or checkpoint, or its model does not fit.
     """
     choice = chosen_guide(loaded.config, loaded.directory.path, text)
@@ -103,7 +109,12 @@ def with_autoguidance(loaded: LoadedRun, text: str | None = None) -> LoadedRun:
         return loaded
     guide = choice.load(loaded.device, loaded.averaged, loaded.precision.name)
     shape = loaded.autoencoder.latent_shape(loaded.config.image_size)
-    return replace(loaded, model=guided(loaded.require_model(), shape, guide, choice))
+    model = guided(loaded.require_model(), shape, guide, choice)
+    if not _is_relative(loaded.config, loaded.checkpoint.state.get("run_id"), guide, choice):
+        check_same_latents(
+            loaded.autoencoder, loaded.config.image_size, guide, choice, f"those of {loaded.directory.path}"
+        )
+    return replace(loaded, model=model)
 
 
 def guided(
@@ -136,13 +147,62 @@ def guided(
         raise ConfigError(f"{choice.named}: {error}") from error
 
 
+def _is_relative(config: RunConfig, run_id: str | None, guide: LoadedRun, choice: GuideChoice) -> bool:
+    """Return whether a guide is a checkpoint of the run itself, or of the one whose model it samples with.
+
+    These were trained together with encoders of their own steps, as autoguidance by an earlier checkpoint is meant.
+    """
+    frozen = config.frozen_model.run_id if config.frozen_model is not None else None
+    return choice.is_own or guide.checkpoint.state.get("run_id") in {run_id, frozen} - {None}
+
+
+@torch.no_grad()
+def check_same_latents(
+    autoencoder: Autoencoder, image_size: int, guide: LoadedRun, choice: GuideChoice, name: str
+) -> None:
+    """Refuse a guide whose encoder gives an image other latents, be it of the same architecture.
+
+    What an encoder says of an image is compared, not its tensors: the decoder may have been trained further.
+
+    Args:
+        autoencoder: of the run to guide.
+        image_size: pixels of its images.
+        guide: the loaded guide.
+        choice: where it is from.
+        name: of the run's latents, for the message.
+    Raises:
+        EvaluationError: naming both.
+    """
+    image = torch.rand(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    if guide.config.image_size == image_size:
+        pairs = zip(_latents_of(image, autoencoder), _latents_of(image, guide.autoencoder), strict=True)
+        if all(torch.allclose(found, own, rtol=1e-3, atol=1e-3 * float(own.std())) for own, found in pairs):
+            return
+    raise EvaluationError(
+        f"{choice.named}: the encoder of {guide.directory.path} gives an image other latents than {name}, so that the "
+        "guide would predict in another space. Name a checkpoint of the same run, or a run on the same frozen "
+        "autoencoder."
+    )
+
+
+def _latents_of(image: Tensor, autoencoder: Autoencoder) -> tuple[Tensor, Tensor]:
+    """Return mean and std of an image's latents, in eval mode, which is left as it was."""
+    was_training = autoencoder.training
+    autoencoder.eval()
+    try:
+        posterior = autoencoder.encode(image.to(next(autoencoder.parameters()).device))
+    finally:
+        autoencoder.train(was_training)
+    return posterior.mean.float().cpu(), posterior.std.expand_as(posterior.mean).float().cpu()
+
+
 def check_guide_before_training(config: RunConfig, own: Path, parts: Parts) -> None:
     """Refuse a guide that the trained run could not be guided by.
 
     Args:
         config: of the run to train, resolved.
         own: its directory.
-        parts: built from it.
+        parts: built from it, with the weights that a new run starts from.
     Raises:
         EvaluationError, ConfigError, CheckpointError: naming the key, and what does not fit or is missing.
     """
@@ -152,15 +212,21 @@ def check_guide_before_training(config: RunConfig, own: Path, parts: Parts) -> N
     choice = chosen_guide(config, own)
     assert choice is not None
     if guide.run is not None:
-        shape = parts.joint.autoencoder.latent_shape(config.image_size)
-        guided(model, shape, choice.load("cpu", True, "float32"), choice)
+        autoencoder, loaded = parts.joint.autoencoder, choice.load("cpu", True, "float32")
+        guided(model, autoencoder.latent_shape(config.image_size), loaded, choice)
+        if _is_relative(config, None, loaded, choice) or checkpoint_folders(RunDirectory(own).checkpoints):
+            return  # of a run that goes on, the weights are not read yet
+        check_same_latents(autoencoder, config.image_size, loaded, choice, "the run to train")
+        if autoencoder.trainable == "full":
+            raise ConfigError(
+                f"{choice.named}: autoencoder.trainable is full, so that training makes other latents than those of "
+                f"{loaded.directory.path}. Name a step of this run (@STEP), or freeze the encoder."
+            )
         return
-    step, every, keep_every = guide.step or 0, training.checkpoint_every, training.keep_every
-    earlier = range((training.steps - 1) // every * every, 0, -every)
-    is_kept = step in earlier[: training.keep_checkpoints - 1] or (keep_every and step % keep_every == 0)
-    if step not in earlier or not is_kept:
+    step, every = guide.step or 0, training.checkpoint_every
+    there = {int(path.name[5:]) for path in checkpoint_folders(RunDirectory(own).checkpoints)}
+    if step not in there and (step % every or not max(there, default=0) < step < training.steps):
         raise ConfigError(
-            f"{choice.named}: no earlier checkpoint of step {step} is there when training ends (training.steps "
-            f"{training.steps}, checkpoint_every {every}, keep_checkpoints {training.keep_checkpoints}, keep_every "
-            f"{'null' if keep_every is None else keep_every}). Set training.keep_every, or name another step."
+            f"{choice.named}: no checkpoint of step {step} is there or will be saved before the last one (training.steps "
+            f"{training.steps}, checkpoint_every {every}). Name a multiple of checkpoint_every below steps."
         )

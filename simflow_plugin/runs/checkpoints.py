@@ -220,8 +220,10 @@ def _problem_with_contents(path: Path, state: dict[str, Any]) -> str | None:
     return None
 
 
-def prune_checkpoints(folder: Path, step: int, keep: int, keep_every: int | None) -> None:
-    """Delete all but the newest `keep` checkpoints and those whose step is a multiple of `keep_every`.
+def prune_checkpoints(
+    folder: Path, step: int, keep: int, keep_every: int | None, keep_step: int | None = None
+) -> None:
+    """Delete all but the newest `keep` checkpoints, those of multiples of `keep_every` and that of `keep_step`.
 
     Args:
         folder: of the checkpoints.
@@ -229,11 +231,13 @@ def prune_checkpoints(folder: Path, step: int, keep: int, keep_every: int | None
             count among the newest, and are deleted.
         keep: number of the newest to keep.
         keep_every: None keeps no others.
+        keep_step: of a checkpoint that is needed for good, or None.
     """
     steps = {path: int(path.name.removeprefix("step_")) for path in checkpoint_folders(folder)}
     newest = [path for path in steps if steps[path] <= step][-keep:]
     for path, its_step in steps.items():
-        is_kept_for_good = keep_every is not None and its_step % keep_every == 0 and its_step <= step
+        is_multiple = keep_every is not None and its_step % keep_every == 0
+        is_kept_for_good = (is_multiple or its_step == keep_step) and its_step <= step
         if path not in newest and not is_kept_for_good:
             _remove(path)
 

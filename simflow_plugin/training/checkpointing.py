@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from simflow_plugin.config.schema import Training
+from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.contracts import ImageDataset
 from simflow_plugin.data.changes import data_changes
 from simflow_plugin.runs.checkpoints import (
@@ -29,7 +29,7 @@ class Checkpointing:
 
     Args:
         run: directory.
-        options: the section `training`: how many checkpoints are kept.
+        config: of the run: how many checkpoints are kept, and which one guides its samples.
         processes: of the run.
         snapshot: of the state that changes.
         description: facts of the run beside it, for `state.json`.
@@ -38,12 +38,14 @@ class Checkpointing:
     def __init__(
         self,
         run: RunDirectory,
-        options: Training,
+        config: RunConfig,
         processes: Processes,
         snapshot: Snapshot,
         description: dict[str, Any],
     ) -> None:
-        self._run, self._options, self._processes = run, options, processes
+        self._run, self._options, self._processes = run, config.training, processes
+        guide = config.sampling.autoguidance
+        self._guide_step = guide.step if guide is not None and guide.run is None else None
         self._snapshot, self._description = snapshot, description
         self._accelerator = snapshot.engine.accelerator
         self._is_main = self._accelerator.is_main_process
@@ -63,7 +65,8 @@ class Checkpointing:
             self._run.check_lock()
             folder, options = self._run.checkpoints, self._options
             save_checkpoint(folder, step, tensors, state)
-            prune_checkpoints(folder, step, options.keep_checkpoints, options.keep_every)
+            keep = options.keep_checkpoints
+            prune_checkpoints(folder, step, keep, options.keep_every, self._guide_step)
 
         self._processes.run_on_main(write if self._is_main else None)
 

@@ -128,7 +128,7 @@ class Trainer:
         snapshot = Snapshot(self.engine, self.averages, self.adversary, self.means, self.bad_steps)
         self.checkpoints = Checkpointing(
             run,
-            config.training,
+            config,
             self.processes,
             snapshot,
             _description(parts, dataset, accelerator.is_main_process),

@@ -1,9 +1,11 @@
 """Comparison: what was measured alike stands in one table, anything else is refused or said."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from simflow_plugin.errors import CheckpointError, ConfigError, EvaluationError
 from simflow_plugin.evaluation.comparison import _merge, add_costs, add_samples, check_comparable, read_runs
@@ -52,6 +54,24 @@ def test_training_of_an_aligned_run_costs_what_its_objective_costs(tmp_path):
     compared = read_runs([run, make_run(tmp_path / "plain")])
     add_costs(compared)
     assert compared[0].cost.training_flops > compared[1].cost.training_flops
+
+
+def test_a_run_is_compared_though_its_guide_is_gone(pair, tmp_path):
+    run, guide = (copy_run(pair[1], tmp_path / name) for name in ("run", "guide"))
+    shutil.rmtree(run / "evaluations")
+    values = yaml.safe_load((run / "config.yaml").read_text())
+    values["sampling"] |= {"guidance": 1.0, "autoguidance": f"{guide}@2"}
+    (run / "config.yaml").write_text(yaml.safe_dump(values))
+    evaluate(run)
+    here = read_runs([run, pair[0]])[0]
+    shutil.rmtree(guide)
+    found = read_runs([run, pair[0]])[0]
+    assert found.metrics == here.metrics != {}
+    assert any("guide" in note for note in found.notes)
+    add_costs([found])
+    add_samples([found], per_class=1, seed=0)
+    assert found.cost is None
+    assert found.samples is None
 
 
 def test_runs_of_different_resolution_are_refused(flow_run, large_run):

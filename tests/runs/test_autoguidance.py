@@ -1,21 +1,26 @@
 """`sampling.autoguidance` and `--autoguidance RUN[@step]`: a weaker model guides a run, or is refused by name."""
 
+import shutil
+
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from simflow_plugin.cli.app import app
 from simflow_plugin.config.schema import Autoguidance
-from simflow_plugin.errors import CheckpointError, ConfigError
+from simflow_plugin.errors import CheckpointError, ConfigError, EvaluationError
 from simflow_plugin.evaluation.drawing import ImageSampler
 from simflow_plugin.evaluation.evaluator import evaluation_settings
 from simflow_plugin.evaluation.flops import measure_run
 from simflow_plugin.evaluation.request import EvaluationRequest
 from simflow_plugin.runs.autoguidance import chosen_guide, with_autoguidance
+from simflow_plugin.runs.checkpoints import checkpoint_folders
+from simflow_plugin.runs.exported import write_exported
 from simflow_plugin.runs.loaded_run import load_run
 from simflow_plugin.runs.run_directory import RunDirectory
 from simflow_plugin.train import train
-from tests.training.tiny_runs import make_trainer, tiny_config
+from tests.training.tiny_runs import make_trainer, tiny_config, tiny_values
 
 KEEPS = {"steps": 4, "checkpoint_every": 2, "keep_checkpoints": 2}
 
@@ -67,15 +72,28 @@ def test_an_earlier_checkpoint_guides_the_samples(run, tmp_path):
     assert np.array_equal(draw(run, tmp_path / "d.npz", *guided, "@2"), by_earlier)
 
 
-def test_the_settings_of_an_evaluation_name_the_guide_and_its_step(run):
+def test_the_settings_of_an_evaluation_have_the_weights_of_the_guide(run, tmp_path):
     loaded = load_run(run, "cpu")
 
     def found(guidance, text):
         request = EvaluationRequest(guidance=guidance, autoguidance=text)
         return evaluation_settings(loaded, request).get("autoguidance")
 
-    assert found(1.0, str(run)) == f"{run.resolve()}@4"
-    assert found(1.0, "@2") == "itself@2"
+    of_itself = found(1.0, "@2")
+    moved = shutil.copytree(run, tmp_path / "moved")
+    assert found(1.0, f"{run}@2") == found(1.0, f"{moved}@2") == of_itself
+    assert found(1.0, str(run)) == found(1.0, f"{run}@4") != of_itself
+    shutil.rmtree(moved)
+    make_trainer(tiny_config(run.name, **KEEPS, batch_size=4), moved).train()
+    assert found(1.0, f"{moved}@2") != of_itself
+    exports = [tmp_path / name for name in ("a", "b")]
+    for export, step in zip(exports, (2, 4), strict=True):
+        export.mkdir()
+        write_exported(load_run(run, "cpu", step=step), export)
+    before = [found(1.0, str(export)) for export in exports]
+    shutil.rmtree(exports[0])
+    shutil.move(exports[1], exports[0])
+    assert found(1.0, str(exports[0])) == before[1] != before[0]
     assert found(1.0, None) is None
     assert found(0.0, "@2") is None
 
@@ -115,7 +133,7 @@ def test_a_configured_guide_guides_grids_samples_and_their_count_of_operations(m
     config = configured(model, "@2", weight=50.0)
     train(config, RunDirectory(tmp_path / "run"), [], report=False)
     loaded = load_run(tmp_path / "run", "cpu")
-    assert chosen_guide(loaded.config, tmp_path / "run").settings_name() == "itself@2"
+    assert chosen_guide(loaded.config, tmp_path / "run").text == "@2"
     samplers = [ImageSampler.of_run(loaded, autoguidance=text) for text in (None, "@2", "none")]
     assert samplers[0].model.guide is not None
     assert samplers[2].model.guide is None
@@ -133,9 +151,47 @@ def test_the_guide_is_checked_before_anything_is_written(tmp_path):
             train(configured("sit", named, **changes), RunDirectory(tmp_path / "run"), [], report=False)
         assert not (tmp_path / "run" / "config.yaml").exists()
 
-    refused(ConfigError, r"sampling.autoguidance @3: no earlier checkpoint of step 3", "@3")
-    refused(ConfigError, r"sampling.autoguidance @4: no earlier checkpoint", "@4")
-    refused(ConfigError, "no earlier checkpoint of step 2", "@2", keep_checkpoints=1)
+    refused(ConfigError, r"sampling.autoguidance @3: no checkpoint of step 3", "@3")
+    refused(ConfigError, r"sampling.autoguidance @4: no checkpoint", "@4")
     refused(ConfigError, r"sampling.autoguidance .*guide: .*the guide is a DiT", str(guide))
     refused(CheckpointError, r"sampling.autoguidance .*no checkpoint of step 7", f"{guide}@7")
     refused(ConfigError, "no such folder", str(tmp_path / "none"))
+
+
+def test_the_guide_of_the_own_run_outlives_checkpoints_between(tmp_path):
+    config = configured("sit", "@2", checkpoint_every=1, keep_checkpoints=1)
+    make_trainer(config, tmp_path / "run").train()
+    kept = [path.name for path in checkpoint_folders(RunDirectory(tmp_path / "run").checkpoints)]
+    assert kept == ["step_00000002", "step_00000004"]
+
+
+def test_a_guide_on_another_autoencoder_is_refused(tmp_path):
+    """Its latents have the same shape, and mean something else."""
+    runs = {}
+    for name, seed in (("run", 0), ("twin", 0), ("other", 1)):
+        values = tiny_values("sit", steps=2, checkpoint_every=2) | {"seed": seed}
+        runs[name] = tmp_path / name
+        make_trainer(tiny_config(values=values), runs[name]).train()
+    loaded = load_run(runs["run"], "cpu")
+    assert with_autoguidance(loaded, str(runs["twin"])).model.guide is not None
+    with torch.no_grad():  # what the decoder is trained to say of them does not matter
+        loaded.autoencoder.last_layer().zero_()
+    assert with_autoguidance(loaded, str(runs["twin"])).model.guide is not None
+    with pytest.raises(EvaluationError, match=r"encoder of .*other gives .* other latents than .*run, "):
+        with_autoguidance(loaded, str(runs["other"]))
+    with torch.no_grad():
+        loaded.autoencoder.latent_scale.mul_(2)
+    with pytest.raises(EvaluationError, match="other latents"):
+        with_autoguidance(loaded, str(runs["twin"]))
+    config = configured("sit", str(runs["other"]))
+    with pytest.raises(EvaluationError, match="other latents than the run to train"):
+        train(config, RunDirectory(tmp_path / "new"), [], report=False)
+    with pytest.raises(ConfigError, match=r"autoencoder\.trainable is full"):
+        flow = tmp_path / "flow"
+        make_trainer(tiny_config("simflow", steps=2, checkpoint_every=2), flow).train()
+        train(
+            configured("simflow", str(flow), init_from={"source": str(flow), "weights": "averaged"}),
+            RunDirectory(tmp_path / "new"),
+            [],
+            report=False,
+        )

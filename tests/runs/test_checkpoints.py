@@ -99,6 +99,14 @@ def test_newest_and_every_nth_are_kept(tmp_path):
     assert [int(p.name[5:]) for p in checkpoint_folders(tmp_path)] == [3, 6, 7]
 
 
+def test_a_checkpoint_that_is_needed_is_kept(tmp_path):
+    """An interruption saves steps between: they must not push the guide of the samples out."""
+    for step in range(1, 8):
+        save(tmp_path, step)
+        prune_checkpoints(tmp_path, step, keep=1, keep_every=None, keep_step=4)
+    assert [int(p.name[5:]) for p in checkpoint_folders(tmp_path)] == [4, 7]
+
+
 def test_torn_checkpoint_of_a_later_step_does_not_count_among_the_newest(tmp_path):
     save(tmp_path, 1)
     (save(tmp_path, 5) / "joint.safetensors").unlink()

@@ -242,7 +242,8 @@ def _points(run: ComparedRun, key: str, x: str) -> dict[float, float]:
     found: dict[float, list[float]] = {}
     for evaluation in run.evaluations:
         settings = evaluation.settings
-        is_alike = all(settings[k] == run.setting[k] for k in ("weights", "guidance", "sampling"))
+        keys = ("weights", "guidance", "autoguidance", "sampling")
+        is_alike = all(settings.get(k) == run.setting.get(k) for k in keys)
         if key in evaluation.metrics and is_alike:
             at = settings["step"] if x == "step" else seconds_at(run.rows, settings["step"])
             if at is not None:
