@@ -25,8 +25,8 @@ from torch import Tensor
 from simflow_plugin.contracts import DescribesContent, HasLabels, ImageDataset
 from simflow_plugin.data.block_checksums import BlockChecksums, all_checksums
 from simflow_plugin.data.disk_cache import fingerprint, tensors_digest
-from simflow_plugin.data.loader import evaluation_batches
-from simflow_plugin.data.shared_parts import SharedParts
+from simflow_plugin.data.loader import check_corrupt, evaluation_batches
+from simflow_plugin.data.shared_parts import DoneElsewhere, SharedParts
 from simflow_plugin.errors import DataError
 from simflow_plugin.files import read_json_object, replacing
 
@@ -171,7 +171,11 @@ class CacheJob:
     @cached_property
     def parts(self) -> SharedParts:
         return SharedParts(
-            self.place.with_suffix(".parts"), len(self.dataset), self._compute, 16 * self.batch_size
+            self.place.with_suffix(".parts"),
+            len(self.dataset),
+            self._compute,
+            16 * self.batch_size,
+            self.place.is_dir,
         )
 
     def compute_share(self, rank: int, world_size: int) -> None:
@@ -187,10 +191,12 @@ class CacheJob:
         """Return the cache; compute what is still missing, and put the parts together, where it is not there.
 
         Raises:
-            DataError: if the disk is full, or the cache that is there is damaged.
+            DataError: if the disk is full, the cache that is there is damaged, or more images than the data set allows
+                could not be read, by all processes together.
         """
         known = open_cache(self.folder, self.facts)
         if known is not None:
+            self.parts.remove()  # of a process that was stopped after the last of them
             return known
         try:
             with replacing(self.place) as part:
@@ -199,6 +205,8 @@ class CacheJob:
                 written = np.load(part / VALUES, mmap_mode="r", allow_pickle=False)
                 np.save(part / CHECKSUMS, all_checksums(written))
                 (part / FACTS).write_text(json.dumps(self.facts, default=str, indent=1))
+        except DoneElsewhere:
+            pass  # it is opened below
         except OSError as error:
             if not self.place.is_dir():  # another process may have been faster
                 raise DataError(f"{self.place}: the cache cannot be written: {error}") from error
@@ -224,7 +232,7 @@ class CacheJob:
         return {"indices": torch.cat(indices), "values": torch.cat(values, dim=1).to(dtype)}
 
     def _put_together(self, path: Path) -> None:
-        values = None
+        values, num_read = None, 0
         for part in self.parts.read():
             if not part:
                 continue
@@ -233,5 +241,7 @@ class CacheJob:
                 values = np.lib.format.open_memmap(path, mode="w+", dtype=self.dtype, shape=shape)
                 values[:] = np.nan
             values[:, part["indices"].numpy()] = part["values"].numpy()
+            num_read += len(part["indices"])
+        check_corrupt(self.dataset, len(self.dataset) - num_read)
         assert values is not None, "a data set none of whose images can be read is refused before"
         values.flush()

@@ -1,9 +1,9 @@
 """Work on many items that any process may share and resume: rows of items, computed once, kept in files with digests.
 
-    folder/part_00012.safetensors    tensors of items 12 S .. 13 S - 1
+    folder/part_12288_13312.safetensors    tensors of items 12288 .. 13311
 
-A part is whole or not there. So processes need not know of each other: each makes the missing parts of its share, a run
-that was interrupted goes on with the others, and whoever reads makes what is still missing, or torn, itself.
+A part is whole or not there, and named by its items, so that parts of another size are never taken for it. So processes need not know of each other: each makes the missing parts of its share, a run
+that was interrupted goes on with the others, and whoever reads makes what is still missing, or torn, itself. Who finds the whole work done by another, whose parts are gone then, makes no more.
 """
 
 from __future__ import annotations
@@ -16,12 +16,17 @@ from pathlib import Path
 from torch import Tensor
 
 from simflow_plugin.data.disk_cache import load_checked, save_checked
+from simflow_plugin.errors import DataError
 
 PART_SIZE = 1024
 """Items that an interruption costs at most, in each process."""
 
 Compute = Callable[[range], dict[str, Tensor]]
 """Numbers of items -> their tensors by name; none where nothing of the range could be read."""
+
+
+class DoneElsewhere(Exception):
+    """The whole work was put together by another process while this one read its parts."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +38,14 @@ class SharedParts:
         num_items: in all.
         compute: of a range of items.
         part_size: items a part.
+        is_done: whether what is made of all parts is there, so that none is needed any more; asked before each.
     """
 
     folder: Path
     num_items: int
     compute: Compute
     part_size: int = PART_SIZE
+    is_done: Callable[[], bool] = lambda: False
 
     @property
     def num_parts(self) -> int:
@@ -65,14 +72,21 @@ class SharedParts:
             DataError: if a part cannot be written.
         """
         for part in range(rank, self.num_parts, world_size):
-            if not self._path(part).is_file():
+            if not self._path(part).is_file() and not self.is_done():
                 self._make(part)
             advance(len(self.items(part)))
 
     def read(self) -> Iterator[dict[str, Tensor]]:
-        """Yield the tensors of every part in order; what is missing or torn is made first."""
+        """Yield the tensors of every part in order; what is missing or torn is made first.
+
+        Raises:
+            DoneElsewhere: if parts are missing because another process has put all of them together.
+            DataError: if a part cannot be written.
+        """
         for part in range(self.num_parts):
             tensors = load_checked(self._path(part)) if self._path(part).is_file() else None
+            if tensors is None and self.is_done():
+                raise DoneElsewhere
             yield self._make(part) if tensors is None else tensors
 
     def remove(self) -> None:
@@ -80,9 +94,14 @@ class SharedParts:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _path(self, part: int) -> Path:
-        return self.folder / f"part_{part:05d}.safetensors"
+        items = self.items(part)
+        return self.folder / f"part_{items.start}_{items.stop}.safetensors"
 
     def _make(self, part: int) -> dict[str, Tensor]:
         tensors = self.compute(self.items(part))
-        save_checked(self._path(part), tensors)
+        try:
+            save_checked(self._path(part), tensors)
+        except DataError:
+            if not self.is_done():  # who was done has removed the folder
+                raise
         return tensors

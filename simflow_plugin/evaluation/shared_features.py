@@ -7,13 +7,14 @@ are then kept whole, for the next evaluation against the same images.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from simflow_plugin.data.disk_cache import cache_folder, fingerprint, load_checked, save_checked
-from simflow_plugin.data.shared_parts import SharedParts
+from simflow_plugin.data.shared_parts import DoneElsewhere, SharedParts
 from simflow_plugin.errors import EvaluationError
 from simflow_plugin.evaluation.extractors import Extractor, ImageFeatures
 from simflow_plugin.progress_bar import count_progress
@@ -55,11 +56,12 @@ class SharedFeatures:
         self._file = (folder or cache_folder() / "statistics") / f"{extractor.suffix}_{key}.safetensors"
         self._name = name
         self._extractor, self._images, self._keeps = extractor, images, keeps
-        self._parts = SharedParts(self._file.with_suffix(".parts"), num_images, self._extract, part_size)
+        folder_of_parts = self._file.with_suffix(".parts")
+        self._parts = SharedParts(folder_of_parts, num_images, self._extract, part_size, self._is_kept)
 
     def make_missing(self, rank: int, world_size: int) -> None:
         """Extract what is missing of the share of one process among several."""
-        if self._keeps and self._file.is_file():
+        if self._is_kept():
             return
         with count_progress(f"features of {self._name}", self._parts.share(rank, world_size)) as advance:
             self._parts.make_missing(rank, world_size, advance)
@@ -70,12 +72,14 @@ class SharedFeatures:
         Raises:
             EvaluationError: if there is no image.
         """
-        if self._keeps and self._file.is_file():
-            tensors = load_checked(self._file)
-            if tensors is not None:
+        found = None
+        while found is None:
+            if self._is_kept() and (tensors := load_checked(self._file)) is not None:
+                self._parts.remove()  # of a process that was stopped after the last of them
                 return ImageFeatures(**tensors)
-        self.make_missing(0, 1)
-        found = [ImageFeatures(**tensors) for tensors in self._parts.read() if tensors]
+            self.make_missing(0, 1)
+            with suppress(DoneElsewhere):  # another process kept them all meanwhile
+                found = [ImageFeatures(**tensors) for tensors in self._parts.read() if tensors]
         if not found:
             raise EvaluationError(f"{self._extractor.name}: there are no images to extract features of.")
         features = ImageFeatures.concatenate(found)
@@ -83,6 +87,9 @@ class SharedFeatures:
             save_checked(self._file, tensors_of(features))
         self._parts.remove()
         return features
+
+    def _is_kept(self) -> bool:
+        return self._keeps and self._file.is_file()
 
     def _extract(self, numbers: range) -> dict[str, Tensor]:
         found = [self._extractor(images) for images in self._images(numbers)]

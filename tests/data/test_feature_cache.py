@@ -197,5 +197,45 @@ def test_image_that_could_not_be_read_then_has_no_values_now(tmp_path):
         cache.read(torch.tensor([0, 1, 2]))
 
 
+class Torn(FailsOnce):
+    """Six images of which two, one in each process's share, can never be read."""
+
+    max_corrupt_share = 0.2
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        if index in (1, 4):
+            raise CorruptImage(f"image {index}: cut short")
+        return Example(torch.full((3, 8, 8), index, dtype=torch.uint8), index)
+
+
+def test_the_limit_of_corrupt_images_is_that_of_all_processes_together(tmp_path):
+    jobs = [CacheJob(tmp_path, {}, Torn(), columns) for _ in range(3)]
+    for rank, job in enumerate(jobs[:2]):
+        object.__setattr__(job.parts, "part_size", 3)
+        job.compute_share(rank, 2)
+    object.__setattr__(jobs[2].parts, "part_size", 3)
+    with pytest.raises(DataError, match="2 of 6 images are corrupt, more than the 1"):
+        jobs[2].finish()
+
+
+def test_a_cache_that_another_process_finishes_meanwhile_is_opened(tmp_path, digits, facts):
+    calls = []
+
+    def overtaken(images):
+        if not calls:
+            build_cache(tmp_path, facts, digits, columns, batch_size=4)
+        calls.append(len(images))
+        return columns(images)
+
+    cache = build_cache(tmp_path, facts, digits, overtaken, batch_size=4)
+    assert len(cache) == len(digits)
+    assert sum(calls) == 16 * 4  # one part: the one that was begun
+    build_cache(tmp_path, facts, digits, columns)
+    assert [path.name for path in tmp_path.iterdir()] == [cache.place.name]  # no parts are left
+
+
 def test_values_are_half_precision_on_disk(tmp_path, digits, facts):
     assert build_cache(tmp_path, facts, digits, columns).values.dtype == np.float16

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from simflow_plugin.data.shared_parts import SharedParts
 from simflow_plugin.errors import EvaluationError
 from simflow_plugin.evaluation.fidelity import extract
 from simflow_plugin.evaluation.shared_features import SharedFeatures
@@ -69,6 +70,32 @@ def test_cache_is_keyed_by_data_and_weights(tmp_path):
 def test_features_of_samples_are_not_kept(tmp_path):
     shared(tmp_path, Reader(), keeps=False).read()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_of_two_evaluations_at_once_the_later_makes_nothing_that_the_other_has_finished(tmp_path):
+    class Overtaken(Reader):
+        """Another evaluation finishes, and removes the parts, while the first part is extracted."""
+
+        def __call__(self, numbers):
+            if not self.asked:
+                shared(tmp_path, Reader()).read()
+            yield from super().__call__(numbers)
+
+    for make in (SharedFeatures.read, lambda features: features.make_missing(0, 1)):
+        reader = Overtaken()
+        make(shared(tmp_path, reader))
+        assert reader.asked == [0, 1]
+        assert torch.allclose(shared(tmp_path, reader).read().pooled, expected(), rtol=1e-5)
+        assert reader.asked == [0, 1]
+        assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"]  # no parts are left
+        next(tmp_path.iterdir()).unlink()
+
+
+def test_parts_of_another_size_are_not_read(tmp_path):
+    large = SharedParts(tmp_path, 9, lambda items: {"rows": torch.tensor(items)}, 4)
+    large.make_missing()
+    ours = SharedParts(tmp_path, 9, large.compute, 2)
+    assert torch.cat([part["rows"] for part in ours.read()]).tolist() == list(range(9))
 
 
 def test_torn_cache_is_made_again(tmp_path):
