@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from simflow_plugin.contracts import DataContext, ImageDataset
 from simflow_plugin.data.changes import data_changes
 from simflow_plugin.data.disk_cache import fingerprint
 from simflow_plugin.data.feature_cache import dataset_facts
-from simflow_plugin.data.loader import evaluation_batches
+from simflow_plugin.data.loader import check_corrupt, evaluation_batches
 from simflow_plugin.data.summary import split_notes
 from simflow_plugin.errors import EvaluationError, SimflowError
 from simflow_plugin.evaluation.classification import check_classifies, classify, measure_classification
@@ -200,7 +199,9 @@ class RunEvaluator:
             reference = self.request.reference
             self._sample_features = self._sample_features_of(self.extractor).read()
             real = self._real_features(self.extractor).read()
-            num_real = len(real.pooled)  # those that could be read
+            num_real = len(real.pooled)  # those that could be read, by all processes together
+            dataset = self.test if reference == "test" else self.train
+            check_corrupt(dataset, len(dataset) - num_real)
             on = (
                 f"{samples_on} against {num_real:,} images, {self._name(reference)}, {self._extractor_name()}"
             )

@@ -186,12 +186,11 @@ def test_a_guide_on_another_autoencoder_is_refused(tmp_path):
     config = configured("sit", str(runs["other"]))
     with pytest.raises(EvaluationError, match="other latents than the run to train"):
         train(config, RunDirectory(tmp_path / "new"), [], report=False)
+
+
+def test_a_guide_on_the_autoencoder_that_training_starts_from_is_no_guide_at_its_end(tmp_path):
+    guide = tmp_path / "guide"
+    make_trainer(tiny_config("simflow", steps=2, checkpoint_every=2), guide).train()
+    config = configured("simflow", str(guide), init_from={"source": str(guide), "weights": "averaged"})
     with pytest.raises(ConfigError, match=r"autoencoder\.trainable is full"):
-        flow = tmp_path / "flow"
-        make_trainer(tiny_config("simflow", steps=2, checkpoint_every=2), flow).train()
-        train(
-            configured("simflow", str(flow), init_from={"source": str(flow), "weights": "averaged"}),
-            RunDirectory(tmp_path / "new"),
-            [],
-            report=False,
-        )
+        train(config, RunDirectory(tmp_path / "new"), [], report=False)
