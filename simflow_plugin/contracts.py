@@ -110,10 +110,10 @@ class GenerativeModel(ModelFacts, nn.Module, ABC):
             ConfigError: naming the weights that it can.
         """
 
-    def attach_decoder(self, decode: Callable[[Tensor], Tensor]) -> None:
+    def attach_decoder(self, decode: Callable[[Tensor], Tensor], image_size: int) -> None:
         """Take the autoencoder's decoder, latents (B, C, h, w) -> images; most models do without.
 
-        Called once, before training, for a model whose own terms compare images.
+        Called once, before training, for a model whose own terms compare images, of `image_size` pixels.
         """
 
     def remove_noise(self, noisy_latents: Tensor, labels: Tensor | None) -> Tensor:

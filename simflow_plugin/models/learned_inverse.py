@@ -8,6 +8,7 @@ Reference: BiFlow, arXiv:2512.10953; FARMER, arXiv:2510.23588.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,8 +20,6 @@ from simflow_plugin.errors import ConfigError
 from simflow_plugin.flow import TransformerFlow, drop_labels
 from simflow_plugin.flow.guidance import GuidanceContext, GuidanceRule
 from simflow_plugin.flow.guided_forward import guided_trajectory
-from simflow_plugin.flow.sampling import parse_methods
-from simflow_plugin.flow.sampling.passes import sequential_passes
 from simflow_plugin.learned_inverse.student import InverseStudent
 from simflow_plugin.learned_inverse.targets import Pairs, joined, relative_error, state_error
 from simflow_plugin.learned_inverse.teacher import build_teacher
@@ -78,13 +77,11 @@ class LearnedInverse(LearnedInverseFacts, GenerativeModel):
         method = self.options.sampling.method
         return method if isinstance(method, str) else str(method.get("name"))
 
-    def attach_decoder(self, decode: Callable[[Tensor], Tensor]) -> None:
-        """Take the decoder of the frozen autoencoder, for a loss on images."""
+    def attach_decoder(self, decode: Callable[[Tensor], Tensor], image_size: int) -> None:
+        """Take the decoder of the frozen autoencoder, for a loss on images of `image_size` pixels."""
         chosen = self.options.image_loss
         if chosen is None:
             return
-        with torch.no_grad():
-            image_size = decode(torch.zeros(1, *self.latent_shape)).shape[-1]
         part = Part.model_validate({"name": chosen.name, **chosen.options})
         self._decode = decode
         self._image_loss = part.build(RECONSTRUCTION_LOSSES, DataContext(image_size, "train"))
@@ -158,7 +155,10 @@ class LearnedInverse(LearnedInverseFacts, GenerativeModel):
         return Pairs(noise, target, labels, guidance, inner)
 
     def _states(self, tokens: Tensor, labels: Tensor | None, guidance: Tensor | None) -> list[Tensor]:
-        """Return the teacher's states of tokens (B, T, D), those of guided sampling where a weight (B,) is above 0."""
+        """Return the teacher's states of tokens (B, T, D), those of guided sampling where a weight (B,) is above 0.
+
+        A guidance of None stands for no weight above 0, and costs one pass in place of two.
+        """
         flow = self.teacher.flow
         if guidance is None or labels is None or self.options.guidance_max == 0:
             return flow.trajectory(tokens, labels)
@@ -175,7 +175,7 @@ class LearnedInverse(LearnedInverseFacts, GenerativeModel):
             weight = self.options.guidance_max * float(uniform[0])
         tokens = self._exact_tokens(noise, labels, weight, "cached")
         guidance = torch.full((len(noise),), weight, device=like.device)
-        states = self._states(tokens, labels, guidance)
+        states = self._states(tokens, labels, guidance if weight > 0 else None)
         target = self.teacher.remove_noise(self.teacher.latents(tokens), labels)
         return Pairs(noise, target, labels, guidance, list(reversed(states[1:-1])))
 
@@ -216,7 +216,8 @@ class LearnedInverse(LearnedInverseFacts, GenerativeModel):
         """Return the exact inverse by Jacobi iteration from the student's guess of every block."""
         guess = self.student.invert(noise, labels, self._weights(guidance, noise)).latents
         # The forward pass of the guess gives a guess of every inner state as well, all in parallel.
-        states = self._states(self.teacher.tokens(guess), labels, self._weights(guidance, noise))
+        weights = self._weights(guidance, noise) if guidance > 0 else None
+        states = self._states(self.teacher.tokens(guess), labels, weights)
         method = self.options.sampling.method
         jacobi = {**method, "name": "jacobi"} if isinstance(method, dict) else "jacobi"
         return self._exact(noise, labels, guidance, jacobi, guess=states[:-1])
@@ -226,11 +227,13 @@ class LearnedInverse(LearnedInverseFacts, GenerativeModel):
             return SamplerFacts("learned", 1)
         if self._method_name == "hybrid":
             return SamplerFacts("hybrid", None)
-        methods = parse_methods(self.options.sampling.method, self.teacher.flow.config.num_blocks)
-        name = f"teacher's {'/'.join(dict.fromkeys(method.name for method in methods))}"
-        passes = sequential_passes(self.teacher.flow, methods)
-        # Removing the teacher's own noise takes one more.
-        return SamplerFacts(name, passes if passes is None or not self.noise_std else passes + 1)
+        # The teacher's own, which knows what removing its noise takes, with the method that is sampled by here.
+        teacher = copy.copy(self.teacher)
+        options = teacher.options
+        sampling = options.sampling.model_copy(update={"method": self.options.sampling.method})
+        teacher.options = options.model_copy(update={"sampling": sampling})
+        name, passes = teacher.sampler_facts()
+        return SamplerFacts(f"teacher's {name}", passes)
 
     def check_guidance(self, guidance: float) -> None:
         """Refuse a weight that the student has not learned.

@@ -148,7 +148,7 @@ def build_parts(config: RunConfig, num_classes: int | None) -> Parts:
         model_context = ModelContext(autoencoder.latent_shape(config.image_size), num_classes, alignment)
         model = build_model(config.model, model_context, config.sampling)
         if model is not None:
-            model.attach_decoder(autoencoder.decode)
+            model.attach_decoder(autoencoder.decode, config.image_size)
         if model is not None and config.frozen_model is not None:
             freeze_model(model, config.frozen_model)
         joint = JointObjective(

@@ -19,9 +19,10 @@ from simflow_plugin.flow.guided_forward import guided_trajectory
 from simflow_plugin.hub.folder import export_run
 from simflow_plugin.models.learned_inverse import LearnedInverse
 from simflow_plugin.randomness import IndexedRandom
+from simflow_plugin.registry import MODELS, Part
 from simflow_plugin.runs.loaded_run import load_run
 from simflow_plugin.runs.sources import open_run
-from tests.training.tiny_runs import assert_runs_equal, make_trainer, tiny_config
+from tests.training.tiny_runs import TINY_OPTIONS, assert_runs_equal, make_trainer, tiny_config
 
 CONTEXT = ModelContext((4, 4, 4), 10)
 RANDOM = IndexedRandom(0, tuple(range(8)))
@@ -159,14 +160,16 @@ def test_a_loss_on_images_compares_what_the_decoder_makes_of_both(teacher):
     model = make_model(teacher, image_loss={"name": "l1", "weight": 3.0}, **options)
     latents, labels = batch()
     assert "image" not in model.training_losses(latents, labels, None, RANDOM)  # no decoder was attached
-    model.attach_decoder(lambda z: 2 * z)
+    decoded = []
+    model.attach_decoder(lambda z: decoded.append(z) or 2 * z, 4)
+    assert not decoded
     terms = model.training_losses(latents, labels, None, RANDOM)
     pairs = model.pairs(latents, labels, RANDOM)
     prediction = model.student.invert(pairs.noise, pairs.labels, pairs.guidance).latents
     torch.testing.assert_close(terms["image"], 3.0 * 2 * (prediction - latents).abs().mean())
     bad = make_model(teacher, image_loss={"name": "l1", "options": {"no_such_option": 1}}, **options)
     with pytest.raises((ConfigError, ValueError), match="no_such_option"):
-        bad.attach_decoder(lambda z: z)
+        bad.attach_decoder(lambda z: z, 4)
 
 
 def test_starting_from_the_teacher_is_an_option(teacher):
@@ -195,6 +198,34 @@ def test_hybrid_samples_are_the_exact_ones(teacher):
         model = make_model(teacher, sampling={"method": method}, guidance_max=1.0).double()
         samples.append(model.sample(torch.arange(8), (8, 4, 4, 4), 0.5, InFloat64()))
     torch.testing.assert_close(*samples, atol=1e-8, rtol=1e-8)
+
+
+def test_without_a_weight_the_teacher_is_asked_once(teacher, monkeypatch):
+    """Guided states take two passes of the teacher, which a weight of 0 has no use for."""
+    monkeypatch.setattr("simflow_plugin.models.learned_inverse.guided_trajectory", None)
+    latents, labels = batch()
+    options = {"exact_share": 1, "guidance_max": 2.0, "guidance_targets": "extrapolated"}
+    pairs = make_model(teacher, **options).pairs(latents, labels, RANDOM)
+    assert len(pairs.states) == 1
+    hybrid = make_model(teacher, sampling={"method": "hybrid"}, guidance_max=1.0)
+    assert hybrid.sample(labels, (8, 4, 4, 4), 0.0, RANDOM).isfinite().all()
+    with pytest.raises(TypeError):
+        hybrid.sample(labels, (8, 4, 4, 4), 0.5, RANDOM)
+
+
+@pytest.mark.parametrize(("denoise", "passes"), [("score", 9), ("none", 8)])
+def test_the_exact_sampler_counts_the_pass_that_the_teacher_takes_to_remove_noise(tmp_path, denoise, passes):
+    options = {"name": "starflow", **TINY_OPTIONS["starflow"], "denoise": denoise}
+    starflow = Part.model_validate(options).build(MODELS, CONTEXT)
+    save_file(starflow.state_dict(), tmp_path / "weights.safetensors")
+    values = {
+        "teacher": {"weights": str(tmp_path / "weights.safetensors"), "model": options},
+        "student": STUDENT,
+        "sampling": {"method": "cached"},
+    }
+    model = LearnedInverse(LearnedInverse.Options.model_validate(values).resolved(), CONTEXT)
+    assert model.sampler_facts().passes == passes
+    assert model.teacher.options.sampling == starflow.options.sampling
 
 
 def test_density_is_the_teachers(teacher):
