@@ -6,8 +6,9 @@ Read in the papers or in what their authors publish beside them; what was not fo
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.evaluation.report.html import Cell, Table
@@ -95,8 +96,30 @@ IMAGENET_512 = (
 )
 NUM_CLASSES = 1000
 WORDNET_ID = re.compile(r"n\d{8}")
-IMAGENET = re.compile(r"imagenet(?![\W_]*(r|a|o|v2|sketch|100|22k|21k)(\W|_|$))|ilsvrc")
-"""In a path or name of data; its relatives have other images."""
+FIRST_WORDS = frozenset({"imagenet", "imagenet1k", "imagenet2012", "ilsvrc", "ilsvrc12", "ilsvrc2012"})
+OTHER_WORDS = FIRST_WORDS | {
+    *(
+        "1k",
+        "12",
+        "2012",
+        "cls",
+        "clsloc",
+        "loc",
+        "64",
+        "64x64",
+        "128",
+        "128x128",
+        "256",
+        "256x256",
+        "512",
+        "512x512",
+    ),
+    *("train", "training", "val", "img", "image", "images", "jpeg", "png", "latents", "resized"),
+    *("h5", "hdf5", "lmdb", "npy", "parquet", "tar", "wds", "webdataset", "zip"),
+}
+"""Words of a name of ImageNet-1k beside a first one: `imagenet-1k`, `ILSVRC2012_img_train.tar`. Any other word makes a
+relative of it, with other images: `imagenet-a`, `imagenet_sketch`, `not_imagenet`, `imagenet-22k`."""
+SHARD_NUMBER = re.compile(r"\d{4,}")
 COLUMNS = (
     "method",
     "gFID ↓",
@@ -114,7 +137,11 @@ NOTE = (
 
 
 def is_imagenet(config: RunConfig, num_classes: int | None, class_names: Sequence[str] | None) -> bool:
-    """Return whether a run was trained on ImageNet-1k: 1000 classes of WordNet's numbers, or in data of that name.
+    """Return whether a run seems to be trained on ImageNet-1k: 1000 classes, and the names of classes or data.
+
+    Names of classes that are all different and shaped like WordNet's numbers pass, without a look at which they are: of
+    1000 other classes of ImageNet-21k it would say so too. Of the data, one whole component of a path or name has to
+    be one of ImageNet-1k's usual names.
 
     Args:
         config: of the run.
@@ -123,9 +150,26 @@ def is_imagenet(config: RunConfig, num_classes: int | None, class_names: Sequenc
     if num_classes != NUM_CLASSES:
         return False
     if class_names is not None and all(WORDNET_ID.fullmatch(name) for name in class_names):
-        return True
-    options = " ".join(str(value) for value in config.data.options.values())
-    return IMAGENET.search(options.lower()) is not None
+        return len(set(class_names)) == NUM_CLASSES
+    components = (part for text in _texts(config.data.options) for part in re.split(r"[/\\]", text.lower()))
+    return any(map(_names_imagenet, components))
+
+
+def _names_imagenet(component: str) -> bool:
+    """Return whether a component of a path is a name of ImageNet-1k and nothing else."""
+    words = [word for word in re.split(r"[\W_]+", component) if word]
+    known = (word in OTHER_WORDS or SHARD_NUMBER.fullmatch(word) for word in words)
+    return bool(words) and words[0] in FIRST_WORDS and all(known)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield the texts within an option, each by itself."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from (text for entry in value.values() for text in _texts(entry))
+    elif isinstance(value, (list, tuple)):
+        yield from (text for entry in value for text in _texts(entry))
 
 
 def published_tables() -> list[Table]:
