@@ -93,14 +93,16 @@ def measure_compute(autoencoder: Autoencoder, model: GenerativeModel, setting: C
     )
 
 
-def measure_run(loaded: LoadedRun, guidance: float) -> ComputeCost:
+def measure_run(loaded: LoadedRun, guidance: float, sampled: GenerativeModel | None = None) -> ComputeCost:
     """Count the parameters and FLOPs of a run's parts, as they were trained.
 
     Args:
         loaded: with a model.
         guidance: weight w of the samples.
+        sampled: the run's model as it is sampled with, by a guide perhaps; None: as the configuration says.
     Raises:
         EvaluationError: for a sampler whose work depends on the values it computes.
+        ConfigError, CheckpointError: if there is no such guide as the configuration names.
     """
     config, feature_dim = loaded.config, loaded.checkpoint.state["feature_dim"]
     setting = ComputeSetting(
@@ -113,8 +115,9 @@ def measure_run(loaded: LoadedRun, guidance: float) -> ComputeCost:
     )
     # A loaded run is frozen; what it trained is up to its autoencoder's `trainable`.
     autoencoder = without_data(loaded.autoencoder).requires_grad_(True)
-    guided = with_autoguidance(loaded) if guidance > 0 else loaded
-    model = without_data(guided.require_model()).requires_grad_(config.frozen_model is None)
+    if sampled is None:
+        sampled = (with_autoguidance(loaded) if guidance > 0 else loaded).require_model()
+    model = without_data(sampled).requires_grad_(config.frozen_model is None)
     return measure_compute(autoencoder, model, setting)
 
 

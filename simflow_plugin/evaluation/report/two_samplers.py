@@ -58,8 +58,9 @@ def _ratio(first: float, second: float) -> str:
 
 def _flops(evaluator: RunEvaluator) -> int | None:
     """Return the FLOPs of a sample, or None for a sampler whose work depends on values."""
-    assert evaluator.sampler is not None
+    sampler = evaluator.sampler
+    assert sampler is not None
     try:
-        return measure_run(evaluator.loaded, evaluator.sampler.guidance).sampling_flops
+        return measure_run(evaluator.loaded, sampler.guidance, sampler.model).sampling_flops
     except EvaluationError:
         return None
