@@ -2,8 +2,10 @@
 
     folder/part_12288_13312.safetensors    tensors of items 12288 .. 13311
 
-A part is whole or not there, and named by its items, so that parts of another size are never taken for it. So processes need not know of each other: each makes the missing parts of its share, a run
-that was interrupted goes on with the others, and whoever reads makes what is still missing, or torn, itself. Who finds the whole work done by another, whose parts are gone then, makes no more.
+A part is whole or not there, and named by its items, so that none of another size is taken for it. So processes need
+not know of each other: each makes the missing parts of its share, a run that was interrupted goes on with the others,
+and whoever reads makes what is still missing, or torn, itself. Who finds the whole work done by another makes no more:
+its parts are gone then.
 """
 
 from __future__ import annotations

@@ -157,7 +157,9 @@ def make_plan(config: RunConfig, setting: Setting) -> Plan:
     discriminator = parameters.get("discriminator", 0)
     frozen = count_parameters(joint) - trained
     counts = _counts(config, joint)
-    beside_bytes = BYTES * whole + 4 * BYTES * discriminator
+    # A guide of the samples stays between grids, taken to be as large as the model.
+    guide = parameters.get("model", 0) if config.sampling.autoguidance is not None else 0
+    beside_bytes = BYTES * (whole + guide) + 4 * BYTES * discriminator
     state = _state_bytes(joint, counts, setting) + beside_bytes
     at_grids = _grid_bytes(counts, setting) + beside_bytes
     gpu = GPUS[setting.gpu]

@@ -227,6 +227,6 @@ def check_guide_before_training(config: RunConfig, own: Path, parts: Parts) -> N
     there = {int(path.name[5:]) for path in checkpoint_folders(RunDirectory(own).checkpoints)}
     if step not in there and (step % every or not max(there, default=0) < step < training.steps):
         raise ConfigError(
-            f"{choice.named}: no checkpoint of step {step} is there or will be saved before the last one ("
-            f"training.steps {training.steps}, checkpoint_every {every}). Name a multiple of checkpoint_every below steps."
+            f"{choice.named}: no checkpoint of step {step} is there or will be saved before the last one (steps "
+            f"{training.steps}, checkpoint_every {every}). Name a multiple of training.checkpoint_every below steps."
         )

@@ -9,15 +9,14 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from simflow_plugin.config.schema import RunConfig
-from simflow_plugin.contracts import GenerativeModel, ImageDataset
-from simflow_plugin.errors import EvaluationError
+from simflow_plugin.contracts import GenerativeModel, GuidedByWeaker, ImageDataset
+from simflow_plugin.errors import CheckpointError, ConfigError, EvaluationError, WeightsError
 from simflow_plugin.evaluation.drawing import ImageSampler, class_labels, grid_indices, to_uint8
 from simflow_plugin.evaluation.report.grids import save_image_grid, shortened_name
 from simflow_plugin.flow.sampling import release_graphs
 from simflow_plugin.objective import JointObjective
 from simflow_plugin.runs.autoguidance import chosen_guide, guided
 from simflow_plugin.runs.checkpoints import checkpoint_folders
-from simflow_plugin.runs.loaded_run import LoadedRun
 from simflow_plugin.runs.module_state import restore_module, whole_tensors
 from simflow_plugin.runs.run_directory import RunDirectory
 from simflow_plugin.runs.run_precision import Precision
@@ -52,7 +51,7 @@ class SampleGrids:
         self._config, self._run = config, run
         self._engine, self._accelerator = engine, engine.accelerator
         self._num_classes, self._class_names = dataset.num_classes, dataset.class_names or []
-        self._guide: LoadedRun | None = None
+        self._guide: GenerativeModel | None = None
         # Sharded modules are gathered during `forward` only, and sampling calls other methods.
         self._twin = copy.deepcopy(joint).cpu() if engine.is_sharded else None
 
@@ -71,12 +70,13 @@ class SampleGrids:
         with self._averaged(joint, ema) as averaged, self._maybe_eager():
             if averaged is None or averaged.model is None:
                 return None
-            model, weight = self._guided(averaged)
-            sampler = ImageSampler(averaged.autoencoder, model, config.image_size, precision, weight)
             try:
+                model, weight = self._guided(averaged)
+                sampler = ImageSampler(averaged.autoencoder, model, config.image_size, precision, weight)
                 images = sampler.draw(indices, class_labels(indices, classes))
-            except EvaluationError as error:
-                # The run may still find its way back; a black grid would say nothing.
+            except (EvaluationError, ConfigError, CheckpointError, WeightsError) as error:
+                # The run may still find its way back, and a guide that was moved be put back; a black grid would say
+                # nothing.
                 log.warning("No grid of samples at step %d: %s", step, error)
                 return None
             finally:
@@ -92,20 +92,27 @@ class SampleGrids:
         """Return the model, guided by a weaker one where the configuration says so, and the guidance weight.
 
         A guide that is a later checkpoint of this run is not there yet: until then grids are drawn without guidance.
+
+        Raises:
+            EvaluationError, ConfigError, CheckpointError, WeightsError: if there is no such guide any more, or it does not fit.
         """
         config, model = self._config, joint.model
         assert model is not None
-        choice = chosen_guide(config, self._run.path)
-        if choice is None:
+        if config.sampling.autoguidance is None:
             return model, config.sampling.guidance
         if self._guide is None:
+            choice = chosen_guide(config, self._run.path)
+            assert choice is not None
             steps = {folder.name for folder in checkpoint_folders(self._run.checkpoints)}
             if choice.is_own and f"step_{choice.step:08d}" not in steps:
                 return model, 0.0
             precision = Precision.of_training(config.training, self._accelerator.device.type)
-            self._guide = choice.load(self._accelerator.device, True, precision.name)
-        shape = joint.autoencoder.latent_shape(config.image_size)
-        return guided(model, shape, self._guide, choice), config.sampling.guidance
+            loaded = choice.load(self._accelerator.device, True, precision.name)
+            shape = joint.autoencoder.latent_shape(config.image_size)
+            guided(model, shape, loaded, choice)  # refuses one that does not fit
+            self._guide = loaded.require_model()  # its autoencoder need not stay on the device
+        assert isinstance(model, GuidedByWeaker)
+        return model.guided_by(self._guide), config.sampling.guidance
 
     def _maybe_eager(self) -> AbstractContextManager[None]:
         return eager() if self._config.training.compile else nullcontext()

@@ -99,6 +99,13 @@ def test_grid_of_samples_counts_the_copy_that_averages_need():
     assert ddp.peak_bytes == max(ddp.grid_bytes, ddp.state_bytes + ddp.activation_bytes)
 
 
+def test_a_guide_of_the_grids_is_held_beside_the_model():
+    alone = plan_of("quickstart", devices=1)
+    guided = plan_of("quickstart", "sampling.autoguidance=@1000", devices=1)
+    assert guided.grid_bytes - alone.grid_bytes == 4 * alone.parameters["model"]
+    assert guided.state_bytes - alone.state_bytes == 4 * alone.parameters["model"]
+
+
 def test_average_without_the_autoencoder_is_planned_without_it():
     """SiT with REPA-E leaves the autoencoder out, unless told otherwise."""
     out, included = (

@@ -1,6 +1,7 @@
 """`sampling.autoguidance` and `--autoguidance RUN[@step]`: a weaker model guides a run, or is refused by name."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from simflow_plugin.errors import CheckpointError, ConfigError, EvaluationError
 from simflow_plugin.evaluation.drawing import ImageSampler
 from simflow_plugin.evaluation.evaluator import evaluation_settings
 from simflow_plugin.evaluation.flops import measure_run
+from simflow_plugin.evaluation.report.two_samplers import _flops
 from simflow_plugin.evaluation.request import EvaluationRequest
 from simflow_plugin.runs.autoguidance import chosen_guide, with_autoguidance
 from simflow_plugin.runs.checkpoints import checkpoint_folders
@@ -194,3 +196,27 @@ def test_a_guide_on_the_autoencoder_that_training_starts_from_is_no_guide_at_its
     config = configured("simflow", str(guide), init_from={"source": str(guide), "weights": "averaged"})
     with pytest.raises(ConfigError, match=r"autoencoder\.trainable is full"):
         train(config, RunDirectory(tmp_path / "new"), [], report=False)
+
+
+def test_a_guide_that_is_gone_costs_a_grid_and_not_the_run(run, tmp_path, caplog):
+    """The run goes on to its last step; a guide that was loaded before stays with it."""
+    guide = shutil.copytree(run, tmp_path / "guide")
+    trainer = make_trainer(configured(run.name, str(guide)), tmp_path / "run")
+    grids, averages = trainer.sample_grids, trainer.averages.main
+    guide.rename(tmp_path / "away")
+    assert grids.save(1, trainer.joint, averages) is None
+    assert "No grid of samples at step 1: sampling.autoguidance" in caplog.text
+    (tmp_path / "away").rename(guide)
+    assert grids.save(2, trainer.joint, averages).is_file()
+    shutil.rmtree(guide)
+    assert grids.save(3, trainer.joint, averages).is_file()
+
+
+def test_a_comparison_of_samplers_counts_the_guide_that_they_sampled_with(run):
+    loaded = load_run(run, "cpu")
+    guided = ImageSampler.of_run(loaded, 1.0, autoguidance="@2")
+    plain = ImageSampler.of_run(loaded, 0.0)
+    counts = [_flops(SimpleNamespace(loaded=loaded, sampler=sampler)) for sampler in (guided, plain)]
+    assert counts[0] > counts[1]
+    parameters = [measure_run(loaded, 1.0, sampler.model).model_parameters for sampler in (guided, plain)]
+    assert parameters[0] == parameters[1]
