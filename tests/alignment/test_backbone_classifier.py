@@ -33,7 +33,7 @@ def command(*arguments):
         "--batch-size",
         "32",
     ]
-    return CliRunner().invoke(app, [*fixed, *map(str, arguments)])
+    return simflow(*fixed, *arguments)
 
 
 @pytest.fixture(scope="module")
