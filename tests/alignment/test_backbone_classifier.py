@@ -9,6 +9,7 @@ from simflow_plugin.alignment.backbone_classifier import BackboneClassifier
 from simflow_plugin.alignment.classifier import ClassifierEncoder, load_classifier
 from simflow_plugin.contracts import DataContext
 from simflow_plugin.evaluation.extractors import build_extractor
+from tests.commands import simflow
 
 MODEL = "test_efficientnet"
 
