@@ -14,7 +14,8 @@ from tools.attack.target import MARKER, Attack, Target, verdict
 def attack_configurations(target: Target, rng: random.Random) -> Attack:
     """Configurations that would run a command, leave their folder, never end, or hold surprising values."""
     marker = target.work / f"{MARKER}-config"
-    pipe = f"extends: quickstart\ndata: {{name: webdataset, shards: 'pipe:touch {marker}'}}\nevaluation: {{judge: none}}\n"
+    pipe = "extends: quickstart\nevaluation: {judge: none}\n"
+    pipe += f"data: {{name: webdataset, shards: 'pipe:touch {marker}'}}\n"
     bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9)
     )
