@@ -54,12 +54,13 @@ class LatentFacts:
 
 
 def finished(shard: Shard, folder: Path) -> LatentFacts | None:
-    """Return the facts of a file that was written before; None if it, or its facts, are missing or cut short."""
+    """Return the facts of a file that was written before, whole and without damaged images; None otherwise."""
     path, beside = folder / shard.name, _facts_file(folder, shard)
     if not (path.is_file() and beside.is_file()):
         return None
     facts = LatentFacts(**read_json_object(beside, RunDirectoryError))
-    return facts if path.stat().st_size == facts.bytes and file_digest(path) == facts.sha256 else None
+    is_whole = path.stat().st_size == facts.bytes and file_digest(path) == facts.sha256
+    return facts if is_whole and not facts.damaged else None
 
 
 def write_latents(
@@ -96,11 +97,12 @@ def write_latents(
     with replacing(path, RunDirectoryError) as part:
         # One entry: safetensors writes several in an order that differs from call to call.
         save_file(tensors, part, metadata={"total_size": str(len(tensors["labels"]))})
+        num_bytes, digest = part.stat().st_size, file_digest(part)  # of what this call wrote
     wide = tensors["latents"].double()
     facts = LatentFacts(
         name=shard.name,
-        bytes=path.stat().st_size,
-        sha256=file_digest(path),
+        bytes=num_bytes,
+        sha256=digest,
         images=len(tensors["labels"]),
         sums=wide.sum((0, 2, 3)).tolist(),
         squares=wide.square().sum((0, 2, 3)).tolist(),
