@@ -58,11 +58,11 @@ from simflow_plugin.evaluation.shared_features import SharedFeatures
 from simflow_plugin.progress_bar import count_progress
 from simflow_plugin.registry import Part
 from simflow_plugin.runs.autoguidance import chosen_guide
-from simflow_plugin.runs.checkpoints import MANIFEST, checkpoint_folders
-from simflow_plugin.runs.exported import exported_digests
+from simflow_plugin.runs.checkpoints import checkpoint_folders
 from simflow_plugin.runs.loaded_run import LoadedRun
 from simflow_plugin.runs.parts import build_dataset
 from simflow_plugin.runs.run_precision import Precision
+from simflow_plugin.runs.sources import weights_digest
 
 
 class RunEvaluator:
@@ -348,7 +348,7 @@ def evaluation_settings(loaded: LoadedRun, request: EvaluationRequest) -> dict[s
     guide = chosen_guide(loaded.config, own, request.autoguidance) if guidance > 0 else None
     return {
         "step": loaded.checkpoint.step,
-        "checkpoint": fingerprint(weights_facts(loaded.checkpoint.path)),
+        "checkpoint": weights_digest(loaded.checkpoint.path),
         "weights": "EMA" if loaded.averaged else "last",
         **({} if loaded.ema_length is None else {"ema_length": loaded.ema_length}),
         "guidance": guidance,
@@ -357,14 +357,6 @@ def evaluation_settings(loaded: LoadedRun, request: EvaluationRequest) -> dict[s
         "seed": request.seed,
         "precision": str(loaded.precision),
     }
-
-
-def weights_facts(folder: Path) -> dict[str, Any]:
-    """Return what tells the weights of a checkpoint's folder, or of an exported run's, from others."""
-    manifest = folder / MANIFEST
-    if manifest.is_file():
-        return {"manifest": manifest.read_text()}
-    return {"exported": exported_digests(folder)}
 
 
 def sampler_options(model: Part | None) -> dict[str, Any]:

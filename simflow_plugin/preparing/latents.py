@@ -17,11 +17,9 @@ from typing import Any, Literal
 import torch
 
 from simflow_plugin.contracts import ImageDataset
-from simflow_plugin.data.disk_cache import fingerprint
 from simflow_plugin.data.loader import check_corrupt
 from simflow_plugin.data.webdataset import CARD
 from simflow_plugin.errors import RunDirectoryError
-from simflow_plugin.evaluation.evaluator import weights_facts
 from simflow_plugin.files import file_digest, replacing, write_text_atomically
 from simflow_plugin.preparing.begun import begun_folder, content_fingerprint
 from simflow_plugin.preparing.card import latents_card
@@ -32,6 +30,7 @@ from simflow_plugin.preparing.statistics import ChannelStatistics
 from simflow_plugin.progress_bar import count_progress
 from simflow_plugin.runs.loaded_run import LoadedRun
 from simflow_plugin.runs.parts import build_dataset
+from simflow_plugin.runs.sources import weights_digest
 
 BEGUN, STATISTICS, HOST_NAME = ".encoding.json", "latents_stats.pt", "latents"
 Layout = Literal["lightningdit", "repa-e"]
@@ -116,8 +115,9 @@ def _described(loaded: LoadedRun, encoding: Encoding) -> dict[str, Any]:
         "written_by": "simflow latents",
         "run": loaded.directory.path.resolve().name,
         "step": loaded.checkpoint.step,
-        "checkpoint": fingerprint(weights_facts(loaded.checkpoint.path)),
+        "checkpoint": weights_digest(loaded.checkpoint.path),
         "weights": loaded.weights_name,
+        **({} if loaded.ema_length is None else {"ema_length": loaded.ema_length}),
         "precision": str(loaded.precision),
         "data": loaded.config.data.name,
         "image_size": loaded.config.image_size,

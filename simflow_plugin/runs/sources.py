@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from simflow_plugin.data.disk_cache import fingerprint
 from simflow_plugin.errors import ConfigError
-from simflow_plugin.runs.exported import is_exported, load_exported
+from simflow_plugin.runs.checkpoints import MANIFEST
+from simflow_plugin.runs.exported import exported_digests, is_exported, load_exported
 from simflow_plugin.runs.loaded_run import LoadedRun, load_run
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
@@ -51,6 +54,15 @@ def find_folder(name: Path | str) -> Path:
         )
     repository, _, revision = str(name).partition("@")
     return fetch_from_hub(repository, revision or None)
+
+
+def weights_digest(folder: Path) -> str:
+    """Return 16 hexadecimal digits of the weights in a checkpoint's folder, or an exported run's, wherever it is."""
+    manifest = folder / MANIFEST
+    facts: dict[str, Any] = (
+        {"manifest": manifest.read_text()} if manifest.is_file() else {"exported": exported_digests(folder)}
+    )
+    return fingerprint(facts)
 
 
 def fetch_from_hub(

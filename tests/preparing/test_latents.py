@@ -11,11 +11,14 @@ from typer.testing import CliRunner
 
 import simflow_plugin
 from simflow_plugin.cli.app import app
-from simflow_plugin.contracts import NO_LABEL
+from simflow_plugin.contracts import NO_LABEL, Example
+from simflow_plugin.data.decoding import CorruptImage
 from simflow_plugin.errors import DataError, RunDirectoryError
 from simflow_plugin.preparing import latents
+from simflow_plugin.preparing.latent_shards import _batches
 from simflow_plugin.preparing.latents import Encoding, encode_dataset
 from simflow_plugin.preparing.repa_e_layout import check_labels
+from simflow_plugin.preparing.shards import Shard
 from simflow_plugin.runs.parts import build_dataset
 from tests.evaluation.runs import make_run
 
@@ -133,7 +136,7 @@ def test_weights_changed_under_the_same_name_are_refused(run, tmp_path, monkeypa
     with pytest.raises(KeyboardInterrupt):
         encode_dataset(run.loaded, encoding, folder)
     with monkeypatch.context() as patch:
-        patch.setattr(latents, "weights_facts", lambda path: {"manifest": "of a run trained again"})
+        patch.setattr(latents, "weights_digest", lambda path: "of a run trained again")
         with pytest.raises(RunDirectoryError, match="begun with checkpoint"):
             encode_dataset(run.loaded, encoding, folder)
     with monkeypatch.context() as patch:
@@ -169,3 +172,24 @@ def test_too_many_damaged_images_end_the_work_with_their_shard(run, tmp_path, mo
     with pytest.raises(DataError, match=r"images are corrupt.*such as a\.png"):
         encode_dataset(run.loaded, Encoding("test", len(dataset) // 3), tmp_path / "out")
     assert len(calls) == 1
+
+
+def test_damaged_images_are_left_out_of_batches_that_several_threads_read(run):
+    class Damaged:
+        num_classes = class_names = None
+
+        def __len__(self):
+            return 23
+
+        def __getitem__(self, index):
+            if index in (5, 9):
+                raise CorruptImage(f"{index}.png: no image")
+            return Example(torch.full((3, 2, 2), index, dtype=torch.uint8), index % 3)
+
+    damaged = []
+    batches = list(_batches(Damaged(), Shard("a", 3, 21), 7, damaged))
+    expected = [index for index in range(3, 21) if index not in (5, 9)]
+    assert torch.cat([batch.indices for batch in batches]).tolist() == expected
+    assert torch.cat([batch.images for batch in batches])[:, 0, 0, 0].tolist() == expected
+    assert torch.cat([batch.labels for batch in batches]).tolist() == [index % 3 for index in expected]
+    assert damaged == ["5.png: no image", "9.png: no image"]
