@@ -5,27 +5,18 @@ import re
 
 import numpy as np
 import pytest
-import typer
 from PIL import Image
-from typer.testing import CliRunner
 
-from simflow_plugin.cli.analyze import analyze
-from simflow_plugin.cli.compare import compare
-from simflow_plugin.cli.evaluate import evaluate
+from tests.commands import simflow
 from tests.evaluation.runs import copy_run, make_run
-
-app = typer.Typer()
-app.command("evaluate")(evaluate)
-app.command("analyze")(analyze)
-app.command("compare")(compare)
 
 QUICK = ["--num-samples", "20", "--extractor", "none", "--num-held-out", "12"]
 
 
 def call(*arguments, status=0):
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == status, result.output
-    return result.output
+    ended, output = simflow(*arguments)
+    assert ended == status, output
+    return output
 
 
 @pytest.fixture(scope="module")
