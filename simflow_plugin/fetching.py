@@ -1,30 +1,35 @@
-"""Fetching published weights into the usual caches: asked first, by torch.hub or huggingface_hub, checked before use.
+"""Fetching published weights into the usual caches: looked for there, asked for, fetched, and checked.
 
-A file appears under its name only when it is whole and has its checksum; what was torn off is never read.
+A file at an address appears in torch's cache only when it is whole and has its checksum. A file of the Hub is fetched
+by huggingface_hub, which puts it into its own cache when it is whole; its checksum is compared afterwards, and a file
+that has another is removed.
 """
 
 from __future__ import annotations
 
+import hashlib
+import http.client
 import re
-import urllib.error
 import urllib.request
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from simflow_plugin.errors import WeightsError
-from simflow_plugin.files import file_digest
-from simflow_plugin.published_weights import FileAtAddress, FileOnHub
+from simflow_plugin.files import file_digest, replacing
+from simflow_plugin.progress_bar import count_progress
+from simflow_plugin.published_weights import (
+    FileAtAddress,
+    FileOnHub,
+    cached_hub_file,
+    hub_file_names,
+    torch_cache,
+)
 
 SECONDS = 30
 """Until a server that says nothing is given up."""
 SHA256 = re.compile(r"[0-9a-f]{64}")
-HUB_FILES = (
-    "model.safetensors",
-    "open_clip_model.safetensors",
-    "pytorch_model.bin",
-    "open_clip_pytorch_model.bin",
-)
 AGAIN = "Run the command again; where the network forbids it, fetch the file elsewhere and copy it there."
 
 
@@ -52,6 +57,20 @@ class Offer:
         return f"{self.source}, {size}, {digits if self.sha256 else 'no checksum known'}"
 
 
+def find(entry: FileAtAddress | FileOnHub) -> Path | None:
+    """Return weights that are in their cache, whole and with their checksum, without a network; None otherwise.
+
+    The cache of the Hub names a file by the SHA-256 that the Hub stated, where its file system has links.
+    """
+    if isinstance(entry, FileAtAddress):
+        path = torch_cache() / entry.file_name
+        return path if path.is_file() and file_digest(path).startswith(entry.sha256_prefix) else None
+    config = _timm_config(entry)
+    found = None if config is None else cached_hub_file(config)
+    stated = "" if found is None else found.resolve().name
+    return found if found is not None and SHA256.fullmatch(stated) and file_digest(found) == stated else None
+
+
 def ask(entry: FileAtAddress | FileOnHub, endpoint: str | None = None) -> Offer:
     """Ask the source of some weights for size and checksum.
 
@@ -70,16 +89,10 @@ def fetch(offer: Offer, endpoint: str | None = None, progress: bool = True) -> P
     Returns:
         The file, in torch's hub cache or in that of the Hub.
     Raises:
-        WeightsError: if it does not arrive, or is not what its checksum says; nothing is left of it then.
+        WeightsError: if it does not arrive, or is not what its checksum says, as far as one is known; nothing that is
+            wrong is left under its name then.
     """
     return _fetch_from_hub(offer, endpoint) if offer.repository else _fetch_from_address(offer, progress)
-
-
-def torch_cache() -> Path:
-    """Return the folder of torch's hub cache for weights."""
-    import torch
-
-    return Path(torch.hub.get_dir()) / "checkpoints"
 
 
 def _ask_address(entry: FileAtAddress) -> Offer:
@@ -87,29 +100,47 @@ def _ask_address(entry: FileAtAddress) -> Offer:
     try:
         with urllib.request.urlopen(request, timeout=SECONDS) as answer:
             size = answer.headers.get("Content-Length")
-    except (OSError, ValueError) as error:  # HTTPError and URLError are OSErrors
+    except (OSError, ValueError, http.client.HTTPException) as error:  # HTTPError and URLError are OSErrors
         raise WeightsError(f"{entry.address}: cannot be reached: {_reason(error)}. {AGAIN}") from error
     return Offer(entry.address, int(size) if size else None, entry.sha256_prefix, file_name=entry.file_name)
 
 
 def _fetch_from_address(offer: Offer, progress: bool) -> Path:
-    from torch.hub import download_url_to_file
-
     path = torch_cache() / offer.file_name
     if path.is_file() and file_digest(path).startswith(offer.sha256):
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        download_url_to_file(offer.source, str(path), hash_prefix=offer.sha256, progress=progress)
-    except RuntimeError as error:
-        raise WeightsError(
-            f"{offer.source}: what arrived was cut off or is another file: {error}. It was removed. {AGAIN}"
-        ) from error
-    except OSError as error:
+        with replacing(path) as part:
+            digest = _download(offer, part, progress)
+            if not digest.startswith(offer.sha256):
+                raise WeightsError(
+                    f"{offer.source}: what arrived was cut off or is another file: {part.stat().st_size} bytes with "
+                    f"SHA-256 {digest}, expected {offer.sha256}... It was removed. {AGAIN}"
+                )
+    except (OSError, http.client.HTTPException) as error:
         raise WeightsError(
             f"{offer.source}: cannot be fetched to {path}: {_reason(error)}. {AGAIN}"
         ) from error
     return path
+
+
+def _download(offer: Offer, part: Path, progress: bool) -> str:
+    """Write what the source sends, and return its SHA-256; a source that says nothing for `SECONDS` is given up."""
+    digest = hashlib.sha256()
+    with (
+        urllib.request.urlopen(offer.source, timeout=SECONDS) as answer,
+        part.open("wb") as file,
+        ExitStack() as bar,
+    ):
+        advance = None
+        if progress and offer.size:
+            advance = bar.enter_context(count_progress(f"fetching {offer.file_name} (bytes)", offer.size))
+        while chunk := answer.read(1 << 20):
+            file.write(chunk)
+            digest.update(chunk)
+            if advance is not None:
+                advance(len(chunk))
+    return digest.hexdigest()
 
 
 def _ask_hub(entry: FileOnHub, endpoint: str | None) -> Offer:
@@ -117,12 +148,12 @@ def _ask_hub(entry: FileOnHub, endpoint: str | None) -> Offer:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError
 
-    config: Any = timm.get_pretrained_cfg(entry.model)
+    config = _timm_config(entry)
     if config is None or not config.hf_hub_id:
         raise WeightsError(
             f"timm {timm.__version__} knows no repository on the Hub with the weights of {entry.model}."
         )
-    names = ([config.hf_hub_filename] if config.hf_hub_filename else []) + list(HUB_FILES)
+    names = hub_file_names(config)
     for name in names:
         address = hf_hub_url(config.hf_hub_id, name, endpoint=endpoint)
         try:
@@ -134,6 +165,12 @@ def _ask_hub(entry: FileOnHub, endpoint: str | None) -> Offer:
         etag = (found.etag or "").strip('"')
         return Offer(address, found.size, etag if SHA256.fullmatch(etag) else "", config.hf_hub_id, name)
     raise WeightsError(f"https://huggingface.co/{config.hf_hub_id}: holds none of {', '.join(names)}.")
+
+
+def _timm_config(entry: FileOnHub) -> Any:
+    import timm
+
+    return timm.get_pretrained_cfg(entry.model)
 
 
 def _fetch_from_hub(offer: Offer, endpoint: str | None) -> Path:

@@ -8,10 +8,18 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 DIGITS = re.compile(r"-([0-9a-f]{8})\.pth$")
 TORCHVISION = "https://download.pytorch.org/models/"
+HUB_FILES = (
+    "model.safetensors",
+    "open_clip_model.safetensors",
+    "pytorch_model.bin",
+    "open_clip_pytorch_model.bin",
+)
+"""Names that a repository of the Hub may give to weights, those without pickles first."""
 MODEL_BY_PRESET = {
     "dinov2-b": "vit_base_patch14_dinov2.lvd142m",
     "dinov2-l": "vit_large_patch14_dinov2.lvd142m",
@@ -75,6 +83,30 @@ PUBLISHED: dict[str, FileAtAddress | FileOnHub] = {
     "dinov2-g": FileOnHub("vit_giant_patch14_dinov2.lvd142m", "--extractor"),
     **{name: FileOnHub(model, _ALIGNMENT) for name, model in MODEL_BY_PRESET.items()},
 }
+
+
+def torch_cache() -> Path:
+    """Return the folder of torch's hub cache for weights."""
+    import torch
+
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def hub_file_names(config: Any) -> list[str]:
+    """Return the names that the weights of a timm model's configuration may have on the Hub, in order."""
+    own = [config.hf_hub_filename] if config.hf_hub_filename else []
+    return own + [name for name in HUB_FILES if name not in own]
+
+
+def cached_hub_file(config: Any) -> Path | None:
+    """Return the weights of a timm model's configuration in the cache of the Hub, without a network."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for name in hub_file_names(config) if config.hf_hub_id else []:
+        found = try_to_load_from_cache(config.hf_hub_id, name)
+        if isinstance(found, str):
+            return Path(found)
+    return None
 
 
 def fetch_command(file_name_or_model: str) -> str:

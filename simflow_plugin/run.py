@@ -159,18 +159,12 @@ class Run(ModelHubMixin):
         with count_progress("sampling", len(wanted)) as advance:
             return self._joined(list(sampler.batches(wanted, size, advance)))
 
-    @torch.no_grad()
     def encode(self, images: Images, *, seed: int | None = None) -> Tensor:
         """Return latents (B, C, h, w), normalised: the posterior mean, or with a `seed` a sample of the posterior."""
         found = []
-        for batch in self._batches(images, None, seed or SEED):
-            with self.loaded.precision.active():
-                posterior = self.autoencoder.encode(batch.images)
-                if seed is None:
-                    found.append(posterior.mode().float().cpu())
-                else:
-                    noise = batch.random.normal("posterior", posterior.mean.shape, self.loaded.device)
-                    found.append(posterior.sample(noise=noise).float().cpu())
+        for batch in self._batches(images, None, SEED if seed is None else seed):
+            latents, _ = self.loaded.encode(batch.images, None if seed is None else batch.random)
+            found.append(latents)
         return self._joined(found)
 
     @torch.no_grad()

@@ -1,10 +1,10 @@
 """Published weights are asked for, fetched and checked, against a server on this machine."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -25,6 +25,7 @@ class Server:
 
     def __init__(self) -> None:
         self.status, self.body, self.asked = 200, CONTENT, list[str]()
+        self.before_body: Callable[[], object] = lambda: None
         answers = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -34,6 +35,7 @@ class Server:
             def do_GET(self) -> None:
                 self._begin()
                 if answers.status == 200:
+                    answers.before_body()
                     self.wfile.write(answers.body)
 
             def _begin(self) -> None:
@@ -156,3 +158,46 @@ def test_unknown_name_lists_the_known_ones():
     assert answer.exit_code == 2
     assert "Did you mean `inception`?" in answer.output
     assert "lpips-vgg" in CliRunner().invoke(app, ["fetch", "--list"]).output
+
+
+def test_weights_that_are_there_need_no_network(server, cache, monkeypatch):
+    monkeypatch.setitem(published_weights.PUBLISHED, "small", entry(server))
+    cache.mkdir(parents=True)
+    (cache / NAME).write_bytes(CONTENT)
+    answer = CliRunner().invoke(app, ["fetch", "small"])
+    assert answer.exit_code == 0, answer.output
+    assert f"small: {cache / NAME}" in answer.output
+    assert server.asked == []
+
+
+def test_weights_in_the_cache_of_the_hub_are_known_by_the_name_of_their_content(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    wanted = FileOnHub("vit_base_patch14_dinov2.lvd142m", "a test")
+    folder = tmp_path / "models--timm--vit_base_patch14_dinov2.lvd142m"
+    for inner in ("refs", "blobs", "snapshots/0"):
+        (folder / inner).mkdir(parents=True)
+    (folder / "refs" / "main").write_text("0")
+    blob, link = folder / "blobs" / SHA256, folder / "snapshots" / "0" / "model.safetensors"
+    link.symlink_to(blob)
+    blob.write_bytes(CONTENT[:-1])
+    assert fetching.find(wanted) is None
+    blob.write_bytes(CONTENT)
+    assert fetching.find(wanted) == link
+
+
+def test_server_that_falls_silent_is_given_up(server, cache, monkeypatch):
+    offer, silence = fetching.ask(entry(server)), Event()
+    server.before_body = lambda: silence.wait(20)
+    monkeypatch.setattr(fetching, "SECONDS", 0.2)
+    with pytest.raises(WeightsError, match="cannot be fetched to .*timed out"):
+        fetching.fetch(offer, progress=False)
+    silence.set()
+    assert list(cache.iterdir()) == []
+
+
+def test_names_beside_the_list_are_refused():
+    answer = CliRunner().invoke(app, ["fetch", "inception", "--list"])
+    assert answer.exit_code == 2
+    assert "--list prints all names" in answer.output

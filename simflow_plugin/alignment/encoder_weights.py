@@ -5,24 +5,17 @@ Nothing is downloaded: without a network that would end in minutes of retries.
 
 from __future__ import annotations
 
-import os
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from torch import Tensor, nn
 
 from simflow_plugin.alignment.backbone_package import find_packaged_weights, is_packaged, rename_packaged
 from simflow_plugin.errors import WeightsError
-from simflow_plugin.published_weights import fetch_command
+from simflow_plugin.published_weights import cached_hub_file, fetch_command, torch_cache
 from simflow_plugin.weights import load_strictly, read_tensors
 
-HUB_FILES = (
-    "model.safetensors",
-    "pytorch_model.bin",
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.bin",
-)
 CHECKPOINT_OPTION = "alignment.encoder.checkpoint"
 NESTED_WEIGHTS = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Keys under which training scripts keep the weights in a file that holds more."""
@@ -107,17 +100,10 @@ def _addresses(config: Any) -> str:
 
 def _cached_file(config: Any) -> Path | None:
     """Look into the caches of Hugging Face and torch.hub, without a network."""
-    import torch
-    from huggingface_hub import try_to_load_from_cache
-
     if config is None:
         return None
-    names = ([config.hf_hub_filename] if config.hf_hub_filename else []) + list(HUB_FILES)
-    for name in names if config.hf_hub_id else []:
-        found = try_to_load_from_cache(config.hf_hub_id, name)
-        if isinstance(found, str):
-            return Path(found)
-    if config.url:
-        path = Path(torch.hub.get_dir()) / "checkpoints" / os.path.basename(config.url)
+    found = cached_hub_file(config)
+    if found is None and config.url:
+        path = torch_cache() / PurePosixPath(config.url).name
         return path if path.is_file() else None
-    return None
+    return found

@@ -17,6 +17,10 @@ def fetch(
     from simflow_plugin.options import did_you_mean
     from simflow_plugin.published_weights import PUBLISHED
 
+    if lists and names:
+        raise WeightsError(
+            f"fetch: --list prints all names, and fetches nothing: leave out {', '.join(names)}, or it."
+        )
     if lists:
         return _print_table()
     if not names:
@@ -26,10 +30,17 @@ def fetch(
             raise WeightsError(f"fetch: unknown `{name}`.{did_you_mean(name, PUBLISHED)}")
     from simflow_plugin import fetching
 
-    offers = [fetching.ask(PUBLISHED[name]) for name in names]  # all, before the first byte of any
-    for name, offer in zip(names, offers, strict=True):
+    missing = []
+    for name in dict.fromkeys(names):
+        path = fetching.find(PUBLISHED[name])
+        if path is None:
+            missing.append(name)
+        else:
+            typer.echo(f"{name}: {path}, there already, with its checksum")
+    offers = {name: fetching.ask(PUBLISHED[name]) for name in missing}  # all, before the first byte of any
+    for name, offer in offers.items():
         typer.echo(f"{name}: {offer.describe()}")
-    for name, offer in zip(names, offers, strict=True):
+    for name, offer in offers.items():
         if not dry_run:
             typer.echo(f"{name}: {fetching.fetch(offer)}")
 

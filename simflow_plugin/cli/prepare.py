@@ -24,7 +24,10 @@ def prepare(
     image_format: Annotated[
         str, typer.Option("--format", help="png or webp (both lossless), or jpg (quality 95).")
     ] = "png",
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one a core.")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes; default: one for each core that this command may use."),
+    ] = None,
 ) -> None:
     """Crop a data set once and store it in webdataset shards with class names, counts and digests."""
     from simflow_plugin.config.data_argument import resolve_data
@@ -37,7 +40,7 @@ def prepare(
         raise ConfigError(f"--format {image_format}: expected {', '.join(SAVING)}.")
     part = resolve_data(data, "DATA")
     preparation = Preparation(part, size, images_per_shard, cast(Format, image_format))
-    card = write(preparation, out, workers or os.cpu_count() or 1)
+    card = write(preparation, out, workers or _num_cores())
     for split, facts in card["splits"].items():
         typer.echo(
             f"{split}: {facts['images']:,} images in {len(facts['shards'])} shards, {len(facts['damaged'])} damaged"
@@ -45,3 +48,10 @@ def prepare(
         for problem in facts["damaged"]:
             typer.echo(f"left out: {problem}", err=True)
     typer.echo(f"{out / 'README.md'}")
+
+
+def _num_cores() -> int:
+    """Return how many cores this process may use: fewer than there are in a job of a cluster, or under taskset."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

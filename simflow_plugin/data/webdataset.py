@@ -7,13 +7,14 @@ that of every other data set and resumes bit for bit. What a sample is: `simflow
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from simflow_plugin import registry
-from simflow_plugin.contracts import DataContext
+from simflow_plugin.contracts import NO_LABEL, DataContext
 from simflow_plugin.data.decoding import CorruptImage
 from simflow_plugin.data.disk_cache import cache_folder, file_facts, fingerprint
 from simflow_plugin.data.image_files import FileDataset, PackedStrings, own_or_held_out
@@ -52,14 +53,16 @@ class WebDataset(FileDataset):
         keys = [key for index in indices for key in index.keys]
         labels, classes = None, None
         if options.labels is not False:
-            found = raw_labels(indices)
-            training = found
+            found, declared = named_labels(self.shards, indices)
+            training, tested = found, declared
             if is_test:
-                _, trained_on = _index_all(options.shards, cache, options.image_member, context.allows_pipes)
-                training = raw_labels(trained_on)
-            # Shards of `simflow prepare` number their classes, and name them in the card beside them.
-            declared = classes_of_card(Path(self.shards[0]).parent)
-            found, training = named(found, declared), named(training, declared)
+                training, declared = named_labels(
+                    *_index_all(options.shards, cache, options.image_member, context.allows_pipes)
+                )
+                if (tested is None and declared and has_numbers(found)) or (
+                    declared is None and tested and has_numbers(training)
+                ):
+                    raise DataError(f"{where}: {MIXED.format('of data.shards and data.test_shards')}")
             labels, classes = number_labels(where, found, training, options.labels, keys, declared)
         rows, targets = own_or_held_out(where, len(keys), labels, context.split, options, own)
         self._shard = np.repeat(np.arange(len(indices)), [len(index.keys) for index in indices])[rows]
@@ -106,12 +109,55 @@ def classes_of_card(folder: Path) -> list[Key] | None:
     return [str(name) for name in card["classes"]]
 
 
-def named(labels: list[Key] | None, classes: list[Key] | None) -> list[Key] | None:
-    """Return labels by name, where the classes have names; a number without one stays."""
-    if labels is None or classes is None:
-        return labels
-    known = range(len(classes))
-    return [classes[label] if isinstance(label, int) and label in known else label for label in labels]
+def named_labels(
+    shards: Sequence[str], indices: Sequence[ShardIndex]
+) -> tuple[list[Key] | None, list[Key] | None]:
+    """Return the label of every image, by name where the card beside its shard has one, and the order of the names.
+
+    Shards of `simflow prepare` number their classes, and name them in the card beside them: number 0 of one folder may
+    be another class than number 0 of the next.
+
+    Returns:
+        labels, as of `raw_labels`; names of the classes in the card's order, None for shards without a card.
+    Raises:
+        DataError: if cards have different classes, or numbers stand beside names.
+    """
+    labels = raw_labels(list(indices))
+    folders = [Path(shard).parent for shard in shards]
+    classes_by_folder = {folder: classes_of_card(folder) for folder in dict.fromkeys(folders)}
+    declared = next((classes for classes in classes_by_folder.values() if classes), None)
+    if labels is None or declared is None:
+        return labels, None
+    found: list[Key] = []
+    for shard, folder, index in zip(shards, folders, indices, strict=True):
+        classes = classes_by_folder[folder]
+        own = labels[len(found) : len(found) + len(index.keys)]
+        if classes is None and has_numbers(own):
+            raise DataError(f"{shard}: {MIXED.format('of this and of other shards')}")
+        if classes is not None and set(classes) != set(declared):
+            other = sorted(map(str, set(classes) ^ set(declared)))
+            raise DataError(
+                f"{folder / CARD}: has other classes than the card of the first shards, such as `{other[0]}`. Train on "
+                "shards of one data set, or set data.labels: false."
+            )
+        found += [_name(label, classes) for label in own]
+    return found, declared
+
+
+MIXED = (
+    "the classes {} cannot be compared: some are numbers, others have names, by the `dataset.json` of `simflow "
+    "prepare`. Put that file beside the shards that lack it, or set data.labels: false."
+)
+
+
+def has_numbers(labels: Sequence[Key] | None) -> bool:
+    """Return whether a label is a number."""
+    return any(isinstance(label, int) and label != NO_LABEL for label in labels or ())
+
+
+def _name(label: Key, classes: Sequence[Key] | None) -> Key:
+    is_named = classes is not None and isinstance(label, int) and label in range(len(classes))
+    return classes[label] if is_named else label  # type: ignore[index]
 
 
 def shard_paths(shards: str | list[str], cache: Path, allows_pipes: bool = False) -> list[Path]:

@@ -61,7 +61,7 @@ from simflow_plugin.runs.checkpoints import checkpoint_folders
 from simflow_plugin.runs.loaded_run import LoadedRun
 from simflow_plugin.runs.parts import build_dataset
 from simflow_plugin.runs.run_precision import Precision
-from simflow_plugin.runs.sources import weights_digest
+from simflow_plugin.runs.sources import checkpoint_digest
 
 
 class RunEvaluator:
@@ -356,11 +356,11 @@ def evaluation_settings(loaded: LoadedRun, request: EvaluationRequest) -> dict[s
     guide = _guide(loaded, request)
     return {
         "step": loaded.checkpoint.step,
-        "checkpoint": weights_digest(loaded.checkpoint.path),
+        "checkpoint": checkpoint_digest(loaded.checkpoint.path),
         "weights": "EMA" if loaded.averaged else "last",
         **({} if loaded.ema_length is None else {"ema_length": loaded.ema_length}),
         "guidance": guidance,
-        **({} if guide is None else {"autoguidance": guide.weights_digest()}),
+        **({} if guide is None else {"autoguidance": guide.digest()}),
         "sampling": {**sampler_options(loaded.config.model), **dict(map(assignment, request.sampling))},
         "seed": request.seed,
         "precision": str(loaded.precision),

@@ -30,7 +30,7 @@ from simflow_plugin.errors import EvaluationError, WeightsError
 from simflow_plugin.evaluation.result import suffix_of
 from simflow_plugin.files import file_digest
 from simflow_plugin.options import did_you_mean
-from simflow_plugin.published_weights import fetch_command
+from simflow_plugin.published_weights import fetch_command, torch_cache
 from simflow_plugin.weights import listed, not_finite, read_tensors
 
 TIMM_BY_NAME = {
@@ -215,7 +215,7 @@ def find_extractor_weights(name: str, weights: Path | None) -> Path:
             return path
         raise WeightsError(f"{path}: no such file (--weights of the extractor `{name}`). {published(name)}")
     if name == "inception":
-        cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(URL_INCEPTION_V3).name
+        cached = torch_cache() / Path(URL_INCEPTION_V3).name
         if cached.is_file():
             return cached
         raise WeightsError(

@@ -10,14 +10,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from simflow_plugin.contracts import DataContext, NetworkOutline
 from simflow_plugin.errors import WeightsError
 from simflow_plugin.losses.options import BACKBONES, LPIPSOptions, check_lpips_size
 from simflow_plugin.losses.perceptual import PerceptualLoss, freeze
-from simflow_plugin.published_weights import fetch_command
+from simflow_plugin.published_weights import fetch_command, torch_cache
 from simflow_plugin.registry import RECONSTRUCTION_LOSSES
 from simflow_plugin.weights import load_strictly, read_tensors
 
@@ -76,7 +75,7 @@ def find_backbone(options: LPIPSOptions) -> Path:
         WeightsError: if there is none; names the file, the option and the published address.
     """
     backbone = BACKBONES[options.net]
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / backbone.file_name
+    cached = torch_cache() / backbone.file_name
     path = cached if options.backbone_path is None else Path(options.backbone_path).expanduser()
     if not path.is_file():
         raise WeightsError(

@@ -20,9 +20,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from simflow_plugin.contracts import Example, ImageDataset
-from simflow_plugin.data.decoding import CorruptImage
-from simflow_plugin.data.loader import to_float
+from simflow_plugin.contracts import ImageDataset
+from simflow_plugin.data.loader import Rows, read_rows, to_float
 from simflow_plugin.errors import RunDirectoryError
 from simflow_plugin.files import file_digest, read_json_object, replacing, write_text_atomically
 from simflow_plugin.preparing.shards import Shard
@@ -54,12 +53,13 @@ class LatentFacts:
 
 
 def finished(shard: Shard, folder: Path) -> LatentFacts | None:
-    """Return the facts of a file that was written before; None if it, or its facts, are missing or cut short."""
+    """Return the facts of a file that was written before, whole and without damaged images; None otherwise."""
     path, beside = folder / shard.name, _facts_file(folder, shard)
     if not (path.is_file() and beside.is_file()):
         return None
     facts = LatentFacts(**read_json_object(beside, RunDirectoryError))
-    return facts if path.stat().st_size == facts.bytes and file_digest(path) == facts.sha256 else None
+    is_whole = path.stat().st_size == facts.bytes and file_digest(path) == facts.sha256
+    return facts if is_whole and not facts.damaged else None
 
 
 def write_latents(
@@ -76,11 +76,12 @@ def write_latents(
     """
     damaged: list[str] = []
     found: dict[str, list[Tensor]] = {}
-    for indices, images, labels in _batches(dataset, shard, loaded.config.sampling.batch_size, damaged):
-        rows = {"labels": labels, "indices": torch.tensor(indices)}
-        for mirrored, ending in ((False, ""), (True, "_flip")):
-            shown = images.flip(-1) if mirrored else images
-            latents, moments = encode(loaded, shown, IndexedRandom(seed, indices), f"posterior{ending}")
+    for batch in _batches(dataset, shard, loaded.config.sampling.batch_size, damaged):
+        rows = {"labels": batch.labels, "indices": batch.indices}
+        random = IndexedRandom(seed, tuple(batch.indices.tolist()))
+        images = to_float(batch.images)
+        for shown, ending in ((images, ""), (images.flip(-1), "_flip")):
+            latents, moments = encode(loaded, shown, random, f"posterior{ending}")
             rows |= {f"latents{ending}": latents, f"moments{ending}": moments}
         for name, tensor in rows.items():
             found.setdefault(name, []).append(tensor)
@@ -96,11 +97,12 @@ def write_latents(
     with replacing(path, RunDirectoryError) as part:
         # One entry: safetensors writes several in an order that differs from call to call.
         save_file(tensors, part, metadata={"total_size": str(len(tensors["labels"]))})
+        num_bytes, digest = part.stat().st_size, file_digest(part)  # of what this call wrote
     wide = tensors["latents"].double()
     facts = LatentFacts(
         name=shard.name,
-        bytes=path.stat().st_size,
-        sha256=file_digest(path),
+        bytes=num_bytes,
+        sha256=digest,
         images=len(tensors["labels"]),
         sums=wide.sum((0, 2, 3)).tolist(),
         squares=wide.square().sum((0, 2, 3)).tolist(),
@@ -110,16 +112,9 @@ def write_latents(
     return facts
 
 
-@torch.no_grad()
 def encode(loaded: LoadedRun, images: Tensor, random: IndexedRandom, purpose: str) -> tuple[Tensor, Tensor]:
-    """Return a sample (B, C, h, w) of the posterior of images (B, 3, H, W) and its moments (B, 2 C, h, w), on the CPU.
-
-    The same as `Run.encode` gives: the mean without a seed, the sample with one.
-    """
-    with loaded.precision.active():
-        posterior = loaded.autoencoder.encode(images.to(loaded.device))
-        noise = random.normal(purpose, posterior.mean.shape, loaded.device)
-        latents = posterior.sample(noise=noise).float().cpu()
+    """Return a sample (B, C, h, w) of the posterior of images (B, 3, H, W) and its moments (B, 2 C, h, w), on the CPU."""
+    latents, posterior = loaded.encode(images, random, purpose)
     mean, std = posterior.mode().float().cpu(), posterior.std.float().cpu()
     return latents, torch.cat([mean, 2 * std.log().expand_as(mean)], dim=1)
 
@@ -130,27 +125,22 @@ def remove_facts_files(folder: Path) -> None:
         file.unlink()
 
 
-def _batches(
-    dataset: ImageDataset, shard: Shard, size: int, damaged: list[str]
-) -> Iterator[tuple[tuple[int, ...], Tensor, Tensor]]:
-    """Yield indices, float images (B, 3, H, W) and labels (B,); damaged images are left out and described."""
+def _batches(dataset: ImageDataset, shard: Shard, size: int, damaged: list[str]) -> Iterator[Rows]:
+    """Yield the images of a shard as `evaluation_batches` would, each batch read by several threads.
 
-    def read(index: int) -> Example | CorruptImage:
-        try:
-            return dataset[index]
-        except CorruptImage as error:
-            return error
-
+    Damaged images are left out and described; who counts them decides whether they are too many.
+    """
+    share = -(-size // READERS)
     with ThreadPoolExecutor(READERS) as threads:
         for start in range(shard.start, shard.stop, size):
-            rows = range(start, min(start + size, shard.stop))
-            answers = list(zip(rows, threads.map(read, rows), strict=True))
-            damaged += [str(answer) for _, answer in answers if isinstance(answer, CorruptImage)]
-            read_ones = [(index, answer) for index, answer in answers if not isinstance(answer, CorruptImage)]
-            if read_ones:
-                images = torch.stack([answer.image for _, answer in read_ones])
-                labels = torch.tensor([answer.label for _, answer in read_ones], dtype=torch.int64)
-                yield tuple(index for index, _ in read_ones), to_float(images), labels
+            stop = min(start + size, shard.stop)
+            parts = [range(first, min(first + share, stop)) for first in range(start, stop, share)]
+            found = []
+            for rows, corrupt in threads.map(lambda part: read_rows(dataset, part, replace=False), parts):
+                damaged += corrupt.values()
+                found += [rows] if rows is not None else []
+            if found:
+                yield Rows(*map(torch.cat, zip(*found, strict=True)))
 
 
 def _facts_file(folder: Path, shard: Shard) -> Path:

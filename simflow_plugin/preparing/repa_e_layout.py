@@ -19,12 +19,25 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from simflow_plugin.contracts import NO_LABEL
+from simflow_plugin.contracts import NO_LABEL, HasLabels, ImageDataset
 from simflow_plugin.errors import DataError, RunDirectoryError
 from simflow_plugin.files import replacing, write_text_atomically
 from simflow_plugin.preparing.statistics import ChannelStatistics
 
 IMAGES_PER_GROUP = 1000
+
+
+def check_labels(dataset: ImageDataset) -> None:
+    """Refuse images without labels before they are encoded.
+
+    Raises:
+        DataError: if an image is known to have no label, which the host needs.
+    """
+    is_missing = dataset.num_classes is None
+    if not is_missing and isinstance(dataset, HasLabels):
+        is_missing = bool((dataset.labels == NO_LABEL).any())
+    if is_missing:
+        raise DataError("layout repa-e: the host trains with labels, and these images have none.")
 
 
 def write_repa_e(

@@ -73,12 +73,16 @@ def shards_of(prefix: str, num_images: int, images_per_shard: int) -> list[Shard
 
 
 def finished(shard: Shard, folder: Path) -> ShardFacts | None:
-    """Return the facts of a shard that was written before; None if it, or its facts, are missing or cut short."""
+    """Return the facts of a shard that was written before, whole and without damaged images; None otherwise.
+
+    Images that were damaged then may have been mended, or the disk was away: they are read again.
+    """
     path, beside = folder / shard.name, _facts_file(folder, shard)
     if not (path.is_file() and beside.is_file()):
         return None
     facts = ShardFacts(**read_json_object(beside, RunDirectoryError))
-    return facts if path.stat().st_size == facts.bytes and file_digest(path) == facts.sha256 else None
+    is_whole = path.stat().st_size == facts.bytes and file_digest(path) == facts.sha256
+    return facts if is_whole and not facts.damaged else None
 
 
 def write_shard(dataset: ImageDataset, shard: Shard, folder: Path, image_format: Format) -> ShardFacts:
@@ -86,26 +90,23 @@ def write_shard(dataset: ImageDataset, shard: Shard, folder: Path, image_format:
     by_class: Counter[str] = Counter()
     damaged: list[str] = []
     path = folder / shard.name
-    with (
-        replacing(path, RunDirectoryError) as part,
-        tarfile.open(part, "w", format=tarfile.USTAR_FORMAT) as tar,
-    ):
-        for index in range(shard.start, shard.stop):
-            try:
-                image, label = dataset[index]
-            except CorruptImage as error:
-                damaged.append(str(error))
-                continue
-            key = f"{index:08d}"
-            _add(tar, f"{key}.{image_format}", encoded(image.permute(1, 2, 0).numpy(), image_format))
-            if label != NO_LABEL:
-                name = dataset.class_names[label] if dataset.class_names is not None else str(label)
-                _add(tar, f"{key}.cls", str(label).encode())
-                _add(tar, f"{key}.txt", name.encode())
-            by_class[str(label)] += 1
-    facts = ShardFacts(
-        shard.name, sum(by_class.values()), path.stat().st_size, file_digest(path), dict(by_class), damaged
-    )
+    with replacing(path, RunDirectoryError) as part:
+        with tarfile.open(part, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for index in range(shard.start, shard.stop):
+                try:
+                    image, label = dataset[index]
+                except CorruptImage as error:
+                    damaged.append(str(error))
+                    continue
+                key = f"{index:08d}"
+                _add(tar, f"{key}.{image_format}", encoded(image.permute(1, 2, 0).numpy(), image_format))
+                if label != NO_LABEL:
+                    name = dataset.class_names[label] if dataset.class_names is not None else str(label)
+                    _add(tar, f"{key}.cls", str(label).encode())
+                    _add(tar, f"{key}.txt", name.encode())
+                by_class[str(label)] += 1
+        num_bytes, digest = part.stat().st_size, file_digest(part)  # of what this call wrote
+    facts = ShardFacts(shard.name, sum(by_class.values()), num_bytes, digest, dict(by_class), damaged)
     write_text_atomically(_facts_file(folder, shard), json.dumps(asdict(facts), indent=1) + "\n")
     return facts
 

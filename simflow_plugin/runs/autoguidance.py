@@ -21,7 +21,7 @@ from simflow_plugin.runs.exported import is_exported
 from simflow_plugin.runs.loaded_run import LoadedRun, find_checkpoint
 from simflow_plugin.runs.parts import Parts
 from simflow_plugin.runs.run_directory import RunDirectory
-from simflow_plugin.runs.sources import find_folder, open_run, weights_digest
+from simflow_plugin.runs.sources import checkpoint_digest, find_folder, open_run
 
 NONE = "none"
 """In place of a guide: the unconditional half, whatever the configuration says."""
@@ -56,16 +56,16 @@ class GuideChoice:
         except (ConfigError, CheckpointError) as error:
             raise type(error)(f"{self.named}: {error}") from error
 
-    def weights_digest(self) -> str:
+    def digest(self) -> str:
         """Return 16 hexadecimal digits of the weights that guide now.
 
         Raises:
             ConfigError, CheckpointError: naming option or key, if there is no such run or checkpoint.
         """
         if is_exported(self.folder):
-            return weights_digest(self.folder)
+            return checkpoint_digest(self.folder)
         try:
-            return weights_digest(find_checkpoint(RunDirectory(self.folder), self.step).path)
+            return checkpoint_digest(find_checkpoint(RunDirectory(self.folder), self.step).path)
         except (ConfigError, CheckpointError) as error:
             raise type(error)(f"{self.named}: {error}") from error
 

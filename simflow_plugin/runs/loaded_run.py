@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from simflow_plugin.config.loading import read_run_config
 from simflow_plugin.config.schema import RunConfig
-from simflow_plugin.contracts import Autoencoder, GenerativeModel, ModelContext
+from simflow_plugin.contracts import Autoencoder, GenerativeModel, ModelContext, Posterior
 from simflow_plugin.errors import CheckpointError, ConfigError, EvaluationError
 from simflow_plugin.local_paths import absolute
 from simflow_plugin.options import did_you_mean
+from simflow_plugin.randomness import IndexedRandom
 from simflow_plugin.runs.checkpoints import (
     Checkpoint,
     checkpoint_folders,
@@ -90,6 +91,26 @@ class LoadedRun:
     @property
     def weights_name(self) -> str:
         return "averaged (EMA)" if self.averaged else "last training"
+
+    @torch.no_grad()
+    def encode(
+        self, images: Tensor, random: IndexedRandom | None = None, purpose: str = "posterior"
+    ) -> tuple[Tensor, Posterior]:
+        """Return latents (B, C, h, w), normalised, float32, on the CPU, and the posterior that they are of.
+
+        Args:
+            images: (B, 3, H, W) in [-1, 1].
+            random: of a sample of the posterior, row by row; None gives its mean.
+            purpose: of the draws.
+        """
+        with self.precision.active():
+            posterior = self.autoencoder.encode(images.to(self.device))
+            if random is None:
+                latents = posterior.mode()
+            else:
+                noise = random.normal(purpose, posterior.mean.shape, self.device)
+                latents = posterior.sample(noise=noise)
+        return latents.float().cpu(), posterior
 
     def known_labels(self, labels: Tensor) -> Tensor | None:
         """Return labels (B,) on the run's device, or None for a run without classes."""

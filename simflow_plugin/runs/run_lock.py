@@ -116,4 +116,7 @@ def _is_dead(owner: str) -> bool:
         return False  # of another machine, or not written yet
     import psutil  # on Windows signal 0 of `os.kill` is Ctrl-C
 
-    return not psutil.pid_exists(int(words[1]))
+    try:
+        return not psutil.pid_exists(int(words[1]))
+    except OverflowError:  # no process has such a number: the file is damaged
+        return True

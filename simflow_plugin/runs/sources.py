@@ -56,7 +56,7 @@ def find_folder(name: Path | str) -> Path:
     return fetch_from_hub(repository, revision or None)
 
 
-def weights_digest(folder: Path) -> str:
+def checkpoint_digest(folder: Path) -> str:
     """Return 16 hexadecimal digits of the weights in a checkpoint's folder, or an exported run's, wherever it is."""
     manifest = folder / MANIFEST
     facts: dict[str, Any] = (

@@ -1,5 +1,6 @@
 import gzip
 import http.server
+import json
 import os
 import threading
 
@@ -171,3 +172,48 @@ def test_wrong_address_is_reported_at_once_with_the_servers_answer(tmp_path):
             load(tmp_path, address)
         server.shutdown()
     assert asked == ["/gone.tar"]
+
+
+def carded(folder, classes, values):
+    """A shard with the card of `simflow prepare` beside it, or without one."""
+    numbered_shard(folder / "a.tar", values)
+    if classes is not None:
+        card = {"written_by": "simflow prepare", "classes": classes}
+        (folder / "dataset.json").write_text(json.dumps(card))
+    return str(folder / "a.tar")
+
+
+def names(dataset):
+    """The name of the class of each image, by its grey value."""
+    return {
+        int(image[0, 0, 0]): dataset.class_names[label]
+        for image, label in map(dataset.__getitem__, range(len(dataset)))
+    }
+
+
+def test_shards_of_two_folders_have_the_names_of_their_own_card(tmp_path):
+    first = carded(tmp_path / "first", ["ant", "bee"], range(10))
+    second = carded(tmp_path / "second", ["bee", "ant"], range(10, 20))
+    for order in ([first, second], [second, first]):
+        found = names(load(tmp_path, order))
+        assert all(name == ("ant", "bee")[(value % 2) ^ (value >= 10)] for value, name in found.items())
+    train, test = load(tmp_path, first, test_shards=second), load(tmp_path, first, "test", test_shards=second)
+    assert train.class_names == test.class_names == ["ant", "bee"]
+    assert names(test) == {value: ("bee", "ant")[value % 2] for value in range(10, 20)}
+
+
+@pytest.mark.parametrize("other", [None, ["cat", "dog"]], ids=["no card", "other classes"])
+def test_classes_that_cannot_be_compared_are_refused(tmp_path, other):
+    first, second = (
+        carded(tmp_path / "a", ["ant", "bee"], range(9)),
+        carded(tmp_path / "b", other, range(9, 20)),
+    )
+    reason = "cannot be compared" if other is None else "other classes than the card"
+    with pytest.raises(DataError, match=reason):
+        load(tmp_path, [first, second])
+    for train, test in ((first, second), (second, first)):
+        with pytest.raises(
+            DataError, match="cannot be compared" if other is None else "no training image has"
+        ):
+            load(tmp_path, train, "test", test_shards=test)
+    assert load(tmp_path, [first, second], labels=False).class_names is None

@@ -1,6 +1,7 @@
 """Prepared shards: the bytes do not depend on processes or interruptions, and training reads what was written."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,17 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from simflow_plugin import registry
+from simflow_plugin.cli import prepare as cores_of_command
 from simflow_plugin.cli.app import app
 from simflow_plugin.config.data_argument import resolve_data
 from simflow_plugin.contracts import DataContext
+from simflow_plugin.data import image_folder
+from simflow_plugin.data.decoding import CorruptImage
 from simflow_plugin.errors import DataError, RunDirectoryError
-from simflow_plugin.preparing import images
+from simflow_plugin.preparing import images, shards
 from simflow_plugin.preparing.images import Preparation, prepare
 from simflow_plugin.registry import Part
+from simflow_plugin.runs.run_lock import RunLock
 
 
 def make_folder(folder: Path, per_class: int = 5) -> Path:
@@ -73,10 +78,17 @@ def test_names_stay_with_their_numbers_where_they_are_in_no_alphabetical_order(t
     assert part.build(registry.DATASETS, DataContext(16, "train")).class_names == ["zebra", "ant"]
 
 
-def test_processes_do_not_change_a_byte(tmp_path):
+def test_processes_do_not_change_a_byte_nor_need_to_know_the_part_by_name(tmp_path, monkeypatch):
     source = make_folder(tmp_path / "source")
-    prepare(preparation(source), tmp_path / "one", 1)
-    prepare(preparation(source), tmp_path / "two", 2)
+    known_here = Part.model_validate({"name": "registered_by_the_caller", "root": str(source)})
+    by_name = preparation(source)
+    monkeypatch.setattr(
+        Preparation,
+        "dataset",
+        lambda self, split: by_name.data.build(registry.DATASETS, DataContext(16, split)),
+    )
+    prepare(Preparation(known_here, 16, 3), tmp_path / "one", 1)
+    prepare(Preparation(known_here, 16, 3), tmp_path / "two", 2)
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     assert len(contents(tmp_path / "one")) == 8
     cards = [(tmp_path / name / "dataset.json").read_bytes() for name in ("one", "two")]
@@ -138,3 +150,114 @@ def test_damaged_images_are_counted_named_and_bounded(tmp_path):
     (source / "train" / "ant" / "3.png").write_bytes(b"no image")
     with pytest.raises(DataError, match="2 of 10 images are corrupt"):
         prepare(preparation(source), tmp_path / "again", 1)
+
+
+def test_refusal_of_damaged_images_comes_with_their_shard_and_ends_when_more_are_allowed(tmp_path):
+    source = make_folder(tmp_path / "source")
+    for number in (0, 1):
+        (source / "train" / "ant" / f"{number}.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match="2 of 10 images are corrupt"):
+        prepare(preparation(source), tmp_path / "out", 1)
+    assert [*contents(tmp_path / "out")] == ["train-000000.tar"]
+    part = Part.model_validate(
+        {**preparation(source).data.options, "name": "image_folder"} | {"max_corrupt_share": 0.5}
+    )
+    card = prepare(Preparation(part, 16, 3), tmp_path / "out", 1)
+    assert len(card["splits"]["train"]["damaged"]) == 2
+
+
+def test_image_that_could_not_be_read_for_a_while_is_read_again(tmp_path, monkeypatch):
+    source = make_folder(tmp_path / "source")
+    prepare(preparation(source), tmp_path / "whole", 1)
+    monkeypatch.setattr(image_folder, "read_image_file", fail_to_read)
+    with pytest.raises(DataError, match="are corrupt"):
+        prepare(preparation(source), tmp_path / "out", 1)
+    monkeypatch.undo()
+    prepare(preparation(source), tmp_path / "out", 1)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def fail_to_read(path: Path) -> bytes:
+    raise CorruptImage(f"{path}: the disk is away")
+
+
+@pytest.mark.parametrize("change", ["removed", "replaced"])
+def test_other_images_than_it_was_begun_with_are_refused(tmp_path, monkeypatch, change):
+    source = make_folder(tmp_path / "source")
+    interrupt(preparation(source), tmp_path / "out", monkeypatch)
+    path = source / "train" / "zebra" / "4.png"
+    path.unlink() if change == "removed" else path.write_bytes(
+        (source / "val" / "ant" / "0.png").read_bytes()
+    )
+    with pytest.raises(RunDirectoryError, match="begun with other images"):
+        prepare(preparation(source), tmp_path / "out", 1)
+
+
+def interrupt(wanted: Preparation, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begin a preparation and end it in its first shard."""
+    with monkeypatch.context() as patch:
+        patch.setattr(images, "write_shard", lambda *of: (_ for _ in ()).throw(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            prepare(wanted, folder, 1)
+
+
+def test_second_process_is_refused_while_the_first_fills_the_folder(tmp_path, monkeypatch):
+    source = make_folder(tmp_path / "source")
+    interrupt(preparation(source), tmp_path / "out", monkeypatch)
+    lock = RunLock(tmp_path / "out")
+    with pytest.raises(RunDirectoryError, match="another process is writing it"):
+        prepare(preparation(source), tmp_path / "out", 1)
+    lock.release()
+    prepare(preparation(source), tmp_path / "out", 1)
+    assert not (tmp_path / "out" / ".lock").exists()
+
+
+def test_facts_of_a_shard_are_of_what_this_call_wrote(tmp_path, monkeypatch):
+    dataset = preparation(make_folder(tmp_path / "source")).dataset("train")
+    (tmp_path / "out").mkdir()
+    (shard,) = shards.shards_of("train", len(dataset), 100)
+    replace = os.replace
+
+    def replaced_at_once(part: Path, path: Path) -> None:
+        replace(part, path)
+        if path.suffix == ".tar":
+            path.write_bytes(b"of another process")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", replaced_at_once)
+        facts = shards.write_shard(dataset, shard, tmp_path / "out", "png")
+    assert shards.finished(shard, tmp_path / "out") is None
+    assert facts.bytes > 100
+
+
+def test_card_names_no_folder_of_a_list_and_leaves_class_names_alone(tmp_path):
+    first = prepare_shards(tmp_path / "first")
+    data = {"name": "webdataset", "shards": [str(first / "train-*.tar")], "cache": str(tmp_path / "cache")}
+    prepare(Preparation(Part.model_validate(data | {"test_share": 0.2}), 16, 9), tmp_path / "out", 1)
+    for file in ("dataset.json", "README.md"):
+        assert str(tmp_path) not in (tmp_path / "out" / file).read_text()
+    assert json.loads((tmp_path / "out" / "dataset.json").read_text())["data"]["shards"] == ["train-*.tar"]
+
+
+def prepare_shards(folder: Path) -> Path:
+    prepare(preparation(make_folder(folder / "source")), folder / "out", 1)
+    return folder / "out"
+
+
+def test_messages_lose_the_folders_of_the_data_set_and_nothing_else():
+    part = Part.model_validate(
+        {"name": "image_folder", "root": "/data/cats", "more": [{"shards": "/disk/*/a.tar"}]}
+    )
+    folders = images._local_folders(part)
+    shown = [
+        images._without_folders(text, folders)
+        for text in ("/data/cats/a/1.png: no", "cannot read '/disk/x/a.tar'")
+    ]
+    assert shown == ["a/1.png: no", "cannot read 'x/a.tar'"]
+    assert images._without_folders("on/data/cats/1.png: no", folders) == "on/data/cats/1.png: no"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system binds no process to cores")
+def test_processes_are_as_many_as_the_cores_that_may_be_used(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5, 7})
+    assert cores_of_command._num_cores() == 3

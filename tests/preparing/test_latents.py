@@ -11,9 +11,14 @@ from typer.testing import CliRunner
 
 import simflow_plugin
 from simflow_plugin.cli.app import app
-from simflow_plugin.errors import RunDirectoryError
+from simflow_plugin.contracts import NO_LABEL, Example
+from simflow_plugin.data.decoding import CorruptImage
+from simflow_plugin.errors import DataError, RunDirectoryError
 from simflow_plugin.preparing import latents
+from simflow_plugin.preparing.latent_shards import _batches
 from simflow_plugin.preparing.latents import Encoding, encode_dataset
+from simflow_plugin.preparing.repa_e_layout import check_labels
+from simflow_plugin.preparing.shards import Shard
 from simflow_plugin.runs.parts import build_dataset
 from tests.evaluation.runs import make_run
 
@@ -123,3 +128,68 @@ def test_interrupted_encoding_goes_on_with_the_same_bytes(run, written, tmp_path
     }
     assert all(whole[file["name"]] == file["sha256"] for file in card["files"] if "shard" in file["name"])
     assert card["files"][0]["sha256"] in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_weights_changed_under_the_same_name_are_refused(run, tmp_path, monkeypatch):
+    encoding, folder = Encoding("test", 150), tmp_path / "out"
+    monkeypatch.setattr(latents, "write_latents", lambda *of: (_ for _ in ()).throw(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        encode_dataset(run.loaded, encoding, folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(latents, "checkpoint_digest", lambda path: "of a run trained again")
+        with pytest.raises(RunDirectoryError, match="begun with checkpoint"):
+            encode_dataset(run.loaded, encoding, folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(latents, "content_fingerprint", lambda *of: "of other images")
+        with pytest.raises(RunDirectoryError, match="begun with other images"):
+            encode_dataset(run.loaded, encoding, folder)
+    with pytest.raises(KeyboardInterrupt):  # the layout decides no number
+        encode_dataset(run.loaded, Encoding("test", 150, layout="repa-e"), folder)
+
+
+def test_layout_that_needs_labels_refuses_images_without_before_the_first_is_encoded(
+    run, tmp_path, monkeypatch
+):
+    dataset = build_dataset(run.loaded.config, "test")
+    dataset.labels = torch.full_like(dataset.labels, NO_LABEL)
+    monkeypatch.setattr(latents, "build_dataset", lambda *of: dataset)
+    with pytest.raises(DataError, match="these images have none"):
+        encode_dataset(run.loaded, Encoding("test", 150, layout="repa-e"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    dataset.labels, dataset.num_classes = torch.zeros_like(dataset.labels), None
+    with pytest.raises(DataError, match="these images have none"):
+        check_labels(dataset)
+
+
+def test_too_many_damaged_images_end_the_work_with_their_shard(run, tmp_path, monkeypatch):
+    dataset, calls = build_dataset(run.loaded.config, "test"), []
+
+    def damaged(loaded, dataset, shard, folder, seed):
+        calls.append(shard.name)
+        return latents.LatentFacts(shard.name, 0, "", 0, [], [], ["a.png: no image"] * len(dataset))
+
+    monkeypatch.setattr(latents, "write_latents", damaged)
+    with pytest.raises(DataError, match=r"images are corrupt.*such as a\.png"):
+        encode_dataset(run.loaded, Encoding("test", len(dataset) // 3), tmp_path / "out")
+    assert len(calls) == 1
+
+
+def test_damaged_images_are_left_out_of_batches_that_several_threads_read(run):
+    class Damaged:
+        num_classes = class_names = None
+
+        def __len__(self):
+            return 23
+
+        def __getitem__(self, index):
+            if index in (5, 9):
+                raise CorruptImage(f"{index}.png: no image")
+            return Example(torch.full((3, 2, 2), index, dtype=torch.uint8), index % 3)
+
+    damaged = []
+    batches = list(_batches(Damaged(), Shard("a", 3, 21), 7, damaged))
+    expected = [index for index in range(3, 21) if index not in (5, 9)]
+    assert torch.cat([batch.indices for batch in batches]).tolist() == expected
+    assert torch.cat([batch.images for batch in batches])[:, 0, 0, 0].tolist() == expected
+    assert torch.cat([batch.labels for batch in batches]).tolist() == [index % 3 for index in expected]
+    assert damaged == ["5.png: no image", "9.png: no image"]

@@ -11,6 +11,7 @@ import pytest
 
 from simflow_plugin.config.loading import load_config
 from simflow_plugin.errors import RunDirectoryError, TrainingError
+from simflow_plugin.runs import run_lock
 from simflow_plugin.runs.run_directory import RunDirectory, differing_keys
 
 
@@ -131,3 +132,8 @@ def test_disk_that_is_still_full_is_named_when_the_command_is_run_again(tmp_path
         RunDirectory(tmp_path / "run").locked(),
     ):
         pass
+
+
+def test_owner_whose_number_no_process_can_have_is_dead():
+    assert run_lock._is_dead(run_lock._this_process(10**30))
+    assert not run_lock._is_dead(run_lock._this_process(os.getpid()))
