@@ -148,7 +148,10 @@ class Answers:
 
 
 def weights_digest(loaded: LoadedRun) -> str:
-    """Return the SHA-256 over names, types, shapes and values of all weights: that of a run and of its export."""
+    """Return the SHA-256 over names, types, shapes and values of all weights that were loaded.
+
+    An exported run has the digest of its run, unless that has weights that an export leaves out (an alignment head).
+    """
     digest = hashlib.sha256()
     for prefix, module in (("autoencoder", loaded.autoencoder), ("model", loaded.model)):
         for name, tensor in sorted(module.state_dict().items()) if module is not None else ():

@@ -101,6 +101,18 @@ def test_a_model_without_density_still_decodes(tmp_path):
     assert "no exact density" in found.likelihood
 
 
+def test_scores_of_an_aligned_run_are_those_of_the_weights_that_its_space_has(tmp_path):
+    """The export leaves the alignment head out, so that run and export have digests of their own."""
+    run = make_run(tmp_path / "aligned", alignment={"encoder": "toy", "projector_dim": 8})
+    loaded, folder = simflow_plugin.load(run, averaged=False).loaded, tmp_path / "space"
+    folder.mkdir()
+    export_run(loaded, folder)
+    add_space(loaded, folder)
+    there = Answers(simflow_plugin.load(folder, averaged=False))
+    assert there.digest != weights_digest(loaded)
+    assert LikelihoodReference.load(folder, there.digest).bits_per_dim
+
+
 @pytest.fixture
 def space(answers, tmp_path):
     folder = tmp_path / "space"
