@@ -221,9 +221,15 @@ class Autoguidance(Options):
 
 
 def guide_from_text(text: str) -> dict[str, Any]:
-    """Return `run` and `step` of `RUN[@step]`; `@step` is a checkpoint of the run itself."""
+    """Return `run` and `step` of `RUN[@step]`; `@step` is a checkpoint of the run itself.
+
+    Raises:
+        ValueError: for an empty text, which would be the current folder.
+    """
+    if not text:
+        raise ValueError("expected RUN[@step], found an empty text")
     path, separator, step = text.rpartition("@")
-    if separator and step.isdigit():
+    if separator and step.isdecimal():
         return {"run": path or None, "step": int(step)}
     return {"run": text, "step": None}
 
