@@ -5,27 +5,18 @@ import re
 
 import numpy as np
 import pytest
-import typer
 from PIL import Image
-from typer.testing import CliRunner
 
-from simflow_plugin.cli.analyze import analyze
-from simflow_plugin.cli.compare import compare
-from simflow_plugin.cli.evaluate import evaluate
+from tests.commands import simflow
 from tests.evaluation.runs import copy_run, make_run
-
-app = typer.Typer()
-app.command("evaluate")(evaluate)
-app.command("analyze")(analyze)
-app.command("compare")(compare)
 
 QUICK = ["--num-samples", "20", "--extractor", "none", "--num-held-out", "12"]
 
 
 def call(*arguments, status=0):
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == status, result.output
-    return result.output
+    ended, output = simflow(*arguments)
+    assert ended == status, output
+    return output
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +94,16 @@ def test_page_of_a_comparison_alone_is_one_file_that_opens_anywhere(comparison, 
     assert not re.search(r'(?:src|href)="(?!data:|#)', text)
     assert "is there already" in call("compare", *runs, "--html", page, status=2)
     assert "ends in .html" in call("compare", *runs, "--html", tmp_path / "page", status=2)
+
+
+def test_a_place_for_the_page_that_cannot_be_is_refused_before_anything_is_read(tmp_path):
+    taken = tmp_path / "taken.html"
+    taken.mkdir()
+    for overwrite in ([], ["--overwrite"]):
+        output = call("compare", "no-run", "--html", taken, *overwrite, status=2)
+        assert "is a folder" in output.replace("\n", " ")
+    output = call("compare", "no-run", "--overwrite", status=2)
+    assert "--overwrite has no effect without --html" in output.replace("\n", " ")
 
 
 def test_costs_have_units_and_latent_bits_their_caveat(comparison):
