@@ -146,7 +146,9 @@ def _image_tab(gradio: Any, answers: Answers) -> None:
                 visible=bool(answers.class_choices),
                 elem_id="classes",
             )
-    button.click(_said(gradio, examine), [upload], [picture, likelihood, classes], api_name="examine", **ONE_AT_A_TIME)
+    button.click(
+        _said(gradio, examine), [upload], [picture, likelihood, classes], api_name="examine", **ONE_AT_A_TIME
+    )
 
 
 def _interpolation_tab(gradio: Any, answers: Answers) -> None:

@@ -104,9 +104,10 @@ def guide_of_option(text: str) -> Autoguidance:
     except ValidationError as error:
         problem = error.errors()[0]
         place = "".join(f"{part}: " for part in problem["loc"])
+        said = problem["msg"].removeprefix("Value error, ")
         raise ConfigError(
-            f"--autoguidance {text!r}: {place}{problem['msg'].removeprefix('Value error, ')}. Write RUN, RUN@STEP, @STEP of the run itself with "
-            f"STEP >= 1, or {NONE}."
+            f"--autoguidance {text!r}: {place}{said}. Write RUN, RUN@STEP, @STEP of the run itself with STEP >= 1, or "
+            f"{NONE}."
         ) from error
 
 
