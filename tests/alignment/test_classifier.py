@@ -2,16 +2,14 @@ import json
 
 import pytest
 import torch
-import typer
 from safetensors.torch import save_file
-from typer.testing import CliRunner
 
 from simflow_plugin.alignment.classifier import FORMAT, ClassifierEncoder, load_classifier
 from simflow_plugin.alignment.pretraining import PretrainingOptions, pretrain_classifier, shift_images
-from simflow_plugin.cli.pretrain_encoder import pretrain_encoder
 from simflow_plugin.contracts import DataContext
 from simflow_plugin.data.digits import Digits
 from simflow_plugin.errors import ConfigError, DataError, WeightsError
+from tests.commands import simflow, succeed
 
 SMALL = {"data": "digits", "image_size": 16, "width": 32, "depth": 1, "num_heads": 2, "batch_size": 64}
 
@@ -24,11 +22,8 @@ def digits(split: str) -> Digits:
 def trained(tmp_path_factory):
     """A classifier file that the command made."""
     path = tmp_path_factory.mktemp("encoder") / "digits.safetensors"
-    app = typer.Typer()
-    app.command()(pretrain_encoder)
     arguments = ["--data", "digits", "--image-size", "16", "--steps", "2", "--batch-size", "32"]
-    result = CliRunner().invoke(app, [*arguments, "--out", str(path)], catch_exceptions=False)
-    assert "test accuracy" in result.output
+    assert "test accuracy" in succeed("pretrain-encoder", *arguments, "--out", path)
     return path
 
 
@@ -107,8 +102,9 @@ def test_torn_file_is_refused(trained, tmp_path):
 
 def test_existing_file_is_not_replaced(trained):
     before = trained.read_bytes()
-    with pytest.raises(ConfigError, match="--overwrite"):
-        pretrain_encoder(trained, data="digits")
+    status, output = simflow("pretrain-encoder", "--data", "digits", "--out", trained)
+    assert status == 2
+    assert "--overwrite" in output
     assert trained.read_bytes() == before
 
 

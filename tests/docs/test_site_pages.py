@@ -81,13 +81,15 @@ def test_every_page_is_in_the_navigation():
 
 @pytest.mark.parametrize("page", ["own_loop.md", "plugins.md"])
 def test_code_of_a_page_runs(page):
-    for code in BLOCK.findall((ROOT / "docs" / page).read_text(encoding="utf-8")):
+    blocks = BLOCK.findall((ROOT / "docs" / page).read_text(encoding="utf-8"))
+    assert blocks
+    for code in blocks:
         names = {}
         exec(compile(code, page, "exec"), names)
         classes = [
             value for value in names.values() if isinstance(value, type) and value.__module__ == "builtins"
         ]
-        if "loss" in names:
+        if page == "own_loop.md":
             assert names["encoder"].weight.grad.abs().sum() > 0
         for options in classes:
             assert issubclass(options, Options)

@@ -1,17 +1,10 @@
 """An exported folder is evaluated, analyzed and compared as the run that it was made from."""
 
 import pytest
-from typer.testing import CliRunner
 
-from simflow_plugin.cli.app import app
 from simflow_plugin.evaluation.result import read_evaluation
+from tests.commands import succeed
 from tests.evaluation.runs import make_run
-
-
-def invoke(*arguments):
-    answer = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert answer.exit_code == 0, answer.output
-    return answer.output
 
 
 def files_of(folder):
@@ -23,10 +16,10 @@ def pair(tmp_path_factory):
     """The directory of a run and its export, both evaluated alike; the export's own files stay as they were."""
     folder = tmp_path_factory.mktemp("pair")
     run = make_run(folder / "run")
-    invoke("export", run, "--out", folder / "exported")
+    succeed("export", run, "--out", folder / "exported")
     before = files_of(folder / "exported")
     for path in (run, folder / "exported"):
-        invoke("evaluate", path, "--num-samples", 20, "--num-held-out", 20, "--extractor", "none")
+        succeed("evaluate", path, "--num-samples", 20, "--num-held-out", 20, "--extractor", "none")
     assert before.items() <= files_of(folder / "exported").items()
     return run, folder / "exported"
 
@@ -49,12 +42,12 @@ def test_evaluation_of_an_export_writes_no_report_or_summary_of_its_training(pai
 
 def test_analysis_of_an_export_is_written_beside_it(pair):
     _, exported = pair
-    output = invoke("analyze", exported, "--num-images", 12, "--num-strips", 1)
+    output = succeed("analyze", exported, "--num-images", 12, "--num-strips", 1)
     assert str(exported / "analysis") in output
     assert any((exported / "analysis").iterdir())
 
 
 def test_a_run_is_compared_with_an_export(pair, tmp_path):
-    output = invoke("compare", *pair, "--out", tmp_path / "both", "--per-class", 1)
+    output = succeed("compare", *pair, "--out", tmp_path / "both", "--per-class", 1)
     assert (tmp_path / "both" / "comparison.html").is_file()
     assert "exported" in output

@@ -7,9 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
-from simflow_plugin.cli.app import app
 from simflow_plugin.evaluation.drawing import grid_indices
 from simflow_plugin.evaluation.report.grids import image_grid
 from simflow_plugin.evaluation.report.metric_names import format_value
@@ -20,17 +18,12 @@ from simflow_plugin.runs.run_directory import RunDirectory
 from simflow_plugin.studies.definitions import Study, Variant
 from simflow_plugin.studies.stages import StudySettings, measure_variant
 from simflow_plugin.studies.table import to_markdown
+from tests.commands import succeed
 from tests.evaluation.judges import make_judge
 from tests.evaluation.runs import copy_run, make_run
 from tests.training.tiny_runs import tiny_config, tiny_values
 
 NUM_SAMPLES, NUM_HELD_OUT, SEED_OF_TRAINING = 20, 30, 7
-
-
-def simflow(*arguments):
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.output
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +42,7 @@ def trained(folder):
         "evaluation": {"judge": judge, "num_samples": NUM_SAMPLES, "num_likelihood": NUM_HELD_OUT},
     }
     (folder / "tiny.yaml").write_text(tiny_config(values=values).to_yaml())
-    simflow("train", folder / "tiny.yaml", "--out", folder / "run")
+    succeed("train", folder / "tiny.yaml", "--out", folder / "run")
     return folder / "run"
 
 
@@ -69,7 +62,7 @@ def values(of_training):
 
 
 def evaluate(run):
-    return simflow(
+    return succeed(
         "evaluate", run, "--extractor", "none", "--num-samples", NUM_SAMPLES, "--num-held-out", NUM_HELD_OUT
     )
 
@@ -108,7 +101,7 @@ def test_evaluate_measures_the_numbers_of_training(trained, values, tmp_path):
 
 def test_larger_evaluation_renews_summary_and_report(trained, values, tmp_path):
     run = copy_run(trained, tmp_path / "run")
-    simflow("evaluate", run, "--extractor", "none", "--num-samples", 40, "--num-held-out", 50)
+    succeed("evaluate", run, "--extractor", "none", "--num-samples", 40, "--num-held-out", 50)
     (result,) = (run / "evaluations").glob("*/")
     evaluation, summary = read_evaluation(result), json.loads((run / "summary.json").read_text())
     assert summary["latent_bits_per_dim"] == evaluation.metrics["latent_bits_per_dim"].value
@@ -121,14 +114,14 @@ def test_evaluation_with_other_settings_leaves_the_summary_alone(trained, tmp_pa
     run = copy_run(trained, tmp_path / "run")
     before = (run / "summary.json").read_bytes()
     for option in (("--guidance", 0), ("--seed", 5), ("--last-weights",), ("--precision", "bfloat16")):
-        simflow("evaluate", run, "--extractor", "none", "--num-samples", 20, "--only", "generation", *option)
+        succeed("evaluate", run, "--extractor", "none", "--num-samples", 20, "--only", "generation", *option)
     assert (run / "summary.json").read_bytes() == before
     assert len(list((run / "evaluations").iterdir())) == 5
 
 
 def test_comparison_shows_the_numbers_of_the_evaluation(trained, of_training, values, tmp_path):
     twin = copy_run(trained, tmp_path / "twin")
-    simflow("compare", trained, twin, "--out", tmp_path / "out", "--per-class", 1)
+    succeed("compare", trained, twin, "--out", tmp_path / "out", "--per-class", 1)
     document = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert len(document["runs"]) == 2
     page = html.unescape((tmp_path / "out" / "comparison.html").read_text())
@@ -158,7 +151,7 @@ def test_study_shows_the_numbers_of_the_evaluation(trained, folder, values, tmp_
 
 def test_files_and_grids_show_the_samples_that_were_evaluated(trained, of_training, tmp_path):
     shards = SampleShards(of_training.folder, NUM_SAMPLES)
-    simflow("sample", trained, "--num", NUM_SAMPLES, "--out", tmp_path / "s.npz")
+    succeed("sample", trained, "--num", NUM_SAMPLES, "--out", tmp_path / "s.npz")
     judged = shards.images(range(NUM_SAMPLES)).astype(int)
     assert np.abs(np.load(tmp_path / "s.npz")["arr_0"] - judged).max() <= 1  # batches of another size
     by_class = np.array(grid_indices(10, 2)).reshape(2, -1).T.ravel()

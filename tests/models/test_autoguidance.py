@@ -12,16 +12,8 @@ from simflow_plugin.contracts import ModelContext
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.randomness import IndexedRandom
 from simflow_plugin.registry import MODELS
+from tests.models.diffusion_settings import BACKBONE, SAMPLINGS, SHAPE
 
-BACKBONE = {"width": 16, "depth": 2, "num_heads": 2, "patch_size": 2}
-SHAPE = (3, 4, 4)
-SAMPLINGS = [
-    ("sit", {"method": "euler"}),
-    ("sit", {"method": "heun"}),
-    ("sit", {"method": "euler_maruyama"}),
-    ("dit", {"eta": 0.0}),
-    ("dit", {"eta": 1.0}),
-]
 every_sampler = pytest.mark.parametrize(("name", "sampling"), SAMPLINGS)
 
 

@@ -11,16 +11,8 @@ from simflow_plugin.diffusion.diffusion_model import DiffusionModel
 from simflow_plugin.errors import ConfigError, ShapeError
 from simflow_plugin.randomness import BatchRandom, IndexedRandom
 from simflow_plugin.registry import MODELS
+from tests.models.diffusion_settings import BACKBONE, SAMPLINGS, SHAPE
 
-BACKBONE = {"width": 16, "depth": 2, "num_heads": 2, "patch_size": 2}
-SHAPE = (3, 4, 4)
-SAMPLINGS = [
-    ("sit", {"method": "euler"}),
-    ("sit", {"method": "heun"}),
-    ("sit", {"method": "euler_maruyama"}),
-    ("dit", {"eta": 0.0}),
-    ("dit", {"eta": 1.0}),
-]
 every_model = pytest.mark.parametrize("name", ["sit", "dit"])
 every_sampler = pytest.mark.parametrize(("name", "sampling"), SAMPLINGS)
 

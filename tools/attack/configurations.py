@@ -14,7 +14,8 @@ from tools.attack.target import MARKER, Attack, Target, verdict
 def attack_configurations(target: Target, rng: random.Random) -> Attack:
     """Configurations that would run a command, leave their folder, never end, or hold surprising values."""
     marker = target.work / f"{MARKER}-config"
-    pipe = f"extends: quickstart\ndata: {{name: webdataset, shards: 'pipe:touch {marker}'}}\n"
+    pipe = "extends: quickstart\nevaluation: {judge: none}\n"
+    pipe += f"data: {{name: webdataset, shards: 'pipe:touch {marker}'}}\n"
     bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9)
     )
@@ -52,13 +53,15 @@ def attack_configurations(target: Target, rng: random.Random) -> Attack:
         wrong = verdict(status, output)
         yield name, wrong or ("accepted" if status == 0 else None)
     file.write_text(pipe)
-    for command in (
-        ("config", "show", file),
-        ("plan", file),
-        ("train", file, "--out", target.work / "piped"),
-    ):
-        yield f"pipe in {command[0]}", _piped(marker, *target.simflow(*command))
+    for reading in (("config", "show", file), ("plan", file)):
+        status, output = target.simflow(*reading)
+        yield (
+            f"pipe in {reading[0]}",
+            "the command ran" if marker.exists() else verdict(status, output, allowed=(0,)),
+        )
         marker.unlink(missing_ok=True)
+    yield "pipe in train", _piped(marker, *target.simflow("train", file, "--out", target.work / "piped"))
+    marker.unlink(missing_ok=True)
     run = target.work / "foreign"
     shutil.copytree(target.run, run)
     config = run / "config.yaml"

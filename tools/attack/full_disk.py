@@ -18,7 +18,7 @@ def attack_disk(target: Target, rng: random.Random) -> Attack:
             ("evaluate", run, "--only", "likelihood", "--num-held-out", "8"),
             ("analyze", run),
             ("export", run, "--out", out),
-            ("sample", run, "--num", "4", "--grid", out / "grid.png"),
+            ("sample", run, "--num", "4", "--out", out / "samples"),
         ):
             status, text = target.simflow(*command, file_limit=limit)
             left = [*run.rglob("*.tmp*"), *(path for path in out.rglob("*") if path.is_file())]

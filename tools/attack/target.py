@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-TIME_LIMIT = 300
+TIME_LIMIT = 100
 DOCUMENTED = (0, 2, 3)
 MARKER = "attack-marker"
 TINY = ["quickstart", "--set", "training.steps=2", "--set", "optimizer.warmup_steps=1"]

@@ -1,11 +1,5 @@
 """Two processes on the CPU (gloo): the losses of one, checkpoints that move between counts, files without races."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -27,7 +21,6 @@ from simflow_plugin.training.interrupts import Interrupted
 from tests.training.tiny_runs import (
     ADVERSARIAL,
     StopAfter,
-    free_port,
     losses_of,
     make_trainer,
     tensors_of,
@@ -36,6 +29,7 @@ from tests.training.tiny_runs import (
     with_corrupt_images,
 )
 from tests.training.toys import CoupledModel, LinearAutoencoder
+from tests.training.two_processes import in_two_processes
 
 PLAIN = tiny_values("simflow", log_every=1)
 # Batch statistics and the adaptive weight are those of a process's own rows, so that they differ by design.
@@ -72,34 +66,6 @@ RUNS = [
 ]
 
 
-def two_processes(out, more_runs):
-    """Run RUNS and more on two processes and return what they printed."""
-    shared = {
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-        "SIMFLOW_DATA": str(out / "caches_of_two"),
-        "PYTHONPATH": str(Path(__file__).parents[3]),
-    }
-    command = [sys.executable, "-m", "tests.training.worker", str(out), json.dumps([*RUNS, *more_runs])]
-    processes = [
-        subprocess.Popen(
-            command,
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = [process.communicate(timeout=240)[0] for process in processes]
-    assert all(process.returncode == 0 for process in processes), "\n".join(outputs)
-    return outputs
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Folder of all runs: those on two processes, and the ones on one process to compare with."""
@@ -116,7 +82,11 @@ def runs(tmp_path_factory):
             make_trainer(tiny_config(values=PLAIN), out / name, StopAfter(3)).train()
     corrupt = with_corrupt_images(PLAIN, out / "images")
     make_trainer(tiny_config(values=corrupt), out / "one_corrupt").train()
-    two_processes(out, [{"name": "corrupt", "values": corrupt}])
+    on_cpu = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**on_cpu, "SIMFLOW_DATA": str(out / "caches_of_two")}
+    in_two_processes(
+        "tests.training.worker", out, [*RUNS, {"name": "corrupt", "values": corrupt}], environment
+    )
     return out
 
 
