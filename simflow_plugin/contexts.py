@@ -78,6 +78,9 @@ class ModelFacts:
     supports_alignment: ClassVar[bool] = False
     """True if `training_losses`, given features, returns an `alignment` term of hidden tokens."""
 
+    supports_autoguidance: ClassVar[bool] = False
+    """True if the model is a `simflow_plugin.contracts.GuidedByWeaker`."""
+
 
 class AutoencoderFacts:
     """Facts of an autoencoder that configurations are checked against before it is imported or built."""

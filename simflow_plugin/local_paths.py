@@ -24,9 +24,9 @@ def absolute(path: str) -> str:
 
 
 def absolute_if_there(name: str) -> str:
-    """Return a path that exists as absolute, and another text, such as a name on a hub, as it is."""
+    """Return a path that exists as absolute, and another text, such as a name on a hub or none at all, as it is."""
     try:
-        return absolute(name) if Path(name).expanduser().exists() else name
+        return absolute(name) if name and Path(name).expanduser().exists() else name
     except (OSError, RuntimeError):  # a name too long for a path; a home folder that is unknown
         return name
 

@@ -35,13 +35,6 @@ class Choices:
     by_name: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class OptionsIn:
-    """The class of options that a field's mapping is validated as, where that is imported late: `module:Class`."""
-
-    place: str
-
-
 class Options(BaseModel):
     """Options of one part. An unknown key is an error: an option without effect is worse than none.
 

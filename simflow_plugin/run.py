@@ -41,6 +41,7 @@ from simflow_plugin.files import check_new_folder
 from simflow_plugin.inputs import LabelledBatch, as_images, as_labels, labelled_batches
 from simflow_plugin.interpolation import images_between
 from simflow_plugin.progress_bar import count_progress
+from simflow_plugin.runs.autoguidance import NONE, with_autoguidance
 from simflow_plugin.runs.loaded_run import LoadedRun
 from simflow_plugin.runs.parts import build_dataset
 from simflow_plugin.runs.sources import fetch_from_hub, open_run
@@ -70,6 +71,7 @@ class Run(ModelHubMixin):
     def __init__(self, loaded: LoadedRun, licence: str | None = None) -> None:
         self.loaded, self.licence = loaded, licence
         self._by_method: dict[str, LoadedRun] = {}
+        self._guided_by_method: dict[str | None, LoadedRun] = {}
 
     def __repr__(self) -> str:
         loaded, config = self.loaded, self.loaded.config
@@ -146,7 +148,10 @@ class Run(ModelHubMixin):
             DataError: if there is no such class.
         """
         loaded = self._with_method(method)
-        sampler = ImageSampler.of_run(loaded, guidance, seed)
+        weight = loaded.config.sampling.guidance if guidance is None else guidance
+        if weight > 0:
+            loaded = self._guided(method)
+        sampler = ImageSampler.of_run(loaded, guidance, seed, autoguidance=NONE)
         if isinstance(labels, (int, np.integer)):
             if labels < 1:
                 raise DataError(f"{labels} samples: expected a number >= 1, or a list of classes")
@@ -357,6 +362,12 @@ class Run(ModelHubMixin):
             option = f"method {method!r}"
             self._by_method[method] = with_sampling_options(self.loaded, {"method": method}, option)
         return self._by_method[method]
+
+    def _guided(self, method: str | None) -> LoadedRun:
+        """Return the run with the guide that its configuration names, which is loaded once."""
+        if method not in self._guided_by_method:
+            self._guided_by_method[method] = with_autoguidance(self._with_method(method))
+        return self._guided_by_method[method]
 
     def _batches(self, images: Images, labels: Labels | None, seed: int) -> Iterator[LabelledBatch]:
         size, device = self.loaded.config.sampling.batch_size, self.loaded.device

@@ -16,11 +16,9 @@ import typer
 from simflow_plugin.config.loading import load_config
 from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.errors import EmptySplit
-from simflow_plugin.exits import exit_on_user_error
 from simflow_plugin.option_groups import grouped
-from simflow_plugin.readable_help import ReadableCommand, readable
 from simflow_plugin.runs.run_directory import RunDirectory
-from simflow_plugin.streams import surviving_readers
+from simflow_plugin.standalone import run_command
 from simflow_plugin.thumbnail import show_thumbnail
 from simflow_plugin.train_options import TrainOptions
 from simflow_plugin.training.interrupts import announced_stop, stop_on_signals
@@ -39,8 +37,7 @@ def train_command(
     options: TrainOptions,
 ) -> None:
     """Train, from the start or from the run's last checkpoint; then measure, and write the report."""
-    with surviving_readers(), exit_on_user_error():
-        train_by_name(config, options)
+    train_by_name(config, options)
 
 
 def train_by_name(config: str, options: TrainOptions) -> None:
@@ -210,6 +207,4 @@ def make_accelerator(config: RunConfig) -> Accelerator:
 
 
 if __name__ == "__main__":
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command(cls=ReadableCommand)(readable(train_command))
-    app()
+    run_command(train_command)

@@ -37,6 +37,13 @@ FAILURES = {
     "silent": "raise Silent()",
     "own error": "from simflow_plugin.errors import ConfigError\nclass E(Silent, ConfigError): pass\nraise E()",
 }
+SAID = {
+    "exit": "failed: SystemExit: 0",
+    "interrupt": "failed: KeyboardInterrupt",
+    "base": "failed: BaseException: anything",
+    "silent": "failed: Silent",
+    "own error": "failed: E",
+}
 
 
 @pytest.mark.parametrize("how", FAILURES)
@@ -67,6 +74,7 @@ def test_command_ends_with_status_2_and_a_message(
     result = CliRunner().invoke(app, [*command, "quickstart", "--set", "model=hostile"])
     assert result.exit_code == 2
     assert "hostile-models" in result.stderr
+    assert SAID[how] in result.stderr.replace("\n", " ")
     assert CliRunner().invoke(app, ["config", "show", "quickstart"]).exit_code == 0
 
 

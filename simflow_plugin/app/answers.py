@@ -66,7 +66,16 @@ class Answers:
     def can_guide(self) -> bool:
         """Whether a guidance weight has an effect."""
         model = self.run.loaded.model
-        return model is not None and model.supports_guidance
+        return model is not None and (self._is_trained_without_labels or self._is_guided_by_weaker)
+
+    @property
+    def _is_trained_without_labels(self) -> bool:
+        """Whether labels were dropped in training, so that there is an unconditional half."""
+        return self.run.model.supports_guidance
+
+    @property
+    def _is_guided_by_weaker(self) -> bool:
+        return self.run.loaded.config.sampling.autoguidance is not None
 
     @property
     def class_choices(self) -> list[str]:
@@ -134,7 +143,7 @@ class Answers:
             f"**{bits:.3f} bits per dimension** (upper bound, unconditional): more likely than {share:.0%} of "
             f"{reference.held_out}, which have {reference.bits_per_dim[0]:.3f} to {reference.bits_per_dim[-1]:.3f}."
         )
-        if self.run.classes is not None and not self.can_guide:
+        if self.run.classes is not None and not self._is_trained_without_labels:
             text += "\n\nTrained without label dropout: its unconditional density was never trained."
         return text
 
@@ -148,7 +157,10 @@ class Answers:
 
 
 def weights_digest(loaded: LoadedRun) -> str:
-    """Return the SHA-256 over names, types, shapes and values of all weights: that of a run and of its export."""
+    """Return the SHA-256 over names, types, shapes and values of all weights that were loaded.
+
+    An exported run has the digest of its run, unless that has weights that an export leaves out (an alignment head).
+    """
     digest = hashlib.sha256()
     for prefix, module in (("autoencoder", loaded.autoencoder), ("model", loaded.model)):
         for name, tensor in sorted(module.state_dict().items()) if module is not None else ():

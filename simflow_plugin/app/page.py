@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 LOOPBACK = "127.0.0.1"
 LARGEST_UPLOAD = "20mb"
 UPLOAD_HEIGHT = 240
+ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
+"""Of every button: all of them compute on one model, whose memory is for one batch."""
 
 
 def build_page(answers: Answers) -> Any:
@@ -118,7 +120,7 @@ def _samples_tab(gradio: Any, answers: Answers) -> None:
         ]
     button = gradio.Button("Draw", variant="primary", elem_id="draw")
     grid = _picture(gradio, "samples")
-    button.click(_said(gradio, answers.samples), inputs, grid, api_name="samples")
+    button.click(_said(gradio, answers.samples), inputs, grid, api_name="samples", **ONE_AT_A_TIME)
 
 
 def _image_tab(gradio: Any, answers: Answers) -> None:
@@ -144,7 +146,9 @@ def _image_tab(gradio: Any, answers: Answers) -> None:
                 visible=bool(answers.class_choices),
                 elem_id="classes",
             )
-    button.click(_said(gradio, examine), [upload], [picture, likelihood, classes], api_name="examine")
+    button.click(
+        _said(gradio, examine), [upload], [picture, likelihood, classes], api_name="examine", **ONE_AT_A_TIME
+    )
 
 
 def _interpolation_tab(gradio: Any, answers: Answers) -> None:
@@ -166,7 +170,7 @@ def _interpolation_tab(gradio: Any, answers: Answers) -> None:
         class_ = gradio.State(None)
     button = gradio.Button("Interpolate", variant="primary", elem_id="interpolate")
     strip = _picture(gradio, "strip")
-    button.click(_said(gradio, between), [*ends, class_], strip, api_name="interpolate")
+    button.click(_said(gradio, between), [*ends, class_], strip, api_name="interpolate", **ONE_AT_A_TIME)
 
 
 def _picture(gradio: Any, name: str) -> Any:

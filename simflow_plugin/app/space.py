@@ -7,6 +7,7 @@ from pathlib import Path
 from simflow_plugin.app.answers import weights_digest
 from simflow_plugin.app.likelihood_reference import LikelihoodReference
 from simflow_plugin.evaluation.request import has_density
+from simflow_plugin.runs.exported import load_exported
 from simflow_plugin.runs.loaded_run import LoadedRun
 
 APP = "app.py"
@@ -26,7 +27,8 @@ HEAD = "---\n"
 def add_space(loaded: LoadedRun, folder: Path) -> None:
     """Complete the folder of an exported run.
 
-    Scores of held-out images are measured now, since a Space has no data of the run.
+    Scores of held-out images are measured now, since a Space has no data of the run. They are kept for the weights as
+    they were written, which are fewer than the run's: an export leaves the alignment head out.
 
     Args:
         loaded: the run that was exported.
@@ -35,7 +37,8 @@ def add_space(loaded: LoadedRun, folder: Path) -> None:
         DataError: if the run's images are not at hand.
     """
     if has_density(loaded):
-        LikelihoodReference.measure(loaded).save(folder, weights_digest(loaded))
+        written = weights_digest(load_exported(folder, "cpu", loaded.averaged))
+        LikelihoodReference.measure(loaded).save(folder, written)
     (folder / APP).write_text(APP_SOURCE, encoding="utf-8")
     (folder / "requirements.txt").write_text(REQUIREMENTS, encoding="utf-8")
     card = folder / "README.md"

@@ -8,7 +8,13 @@ from typing import Annotated
 
 import typer
 
-from simflow_plugin.cli.run_options import DataRootOption, LastWeightsOption, LpipsOption, PrecisionOption
+from simflow_plugin.cli.run_options import (
+    RUN_HELP,
+    DataRootOption,
+    LastWeightsOption,
+    LpipsOption,
+    PrecisionOption,
+)
 from simflow_plugin.option_groups import grouped
 
 
@@ -25,7 +31,7 @@ class SizeOptions:
 
 @grouped
 def analyze(
-    run: Annotated[Path, typer.Argument(help="Run directory or exported folder.")],
+    run: Annotated[Path, typer.Argument(help=f"{RUN_HELP}.")],
     last_weights: LastWeightsOption = False,
     precision: PrecisionOption = None,
     data_root: DataRootOption = None,

@@ -8,13 +8,13 @@ from typing import Annotated
 
 import typer
 
-from simflow_plugin.cli.run_options import OverwriteOption, PrecisionOption
+from simflow_plugin.cli.run_options import RUN_HELP, PrecisionOption
 
 
 def compare(
     runs: Annotated[
         list[Path],
-        typer.Argument(help="Run directories or exported folders, evaluated alike (simflow evaluate)."),
+        typer.Argument(help=f"{RUN_HELP}; all evaluated alike (simflow evaluate)."),
     ],
     out: Annotated[Path, typer.Option(help="Folder for comparison.html, .md and .json.")] = Path(
         "comparison"
@@ -34,7 +34,9 @@ def compare(
         typer.Option(metavar="FILE.html", help="Also the page alone: one file, which opens anywhere."),
     ] = None,
     precision: PrecisionOption = None,
-    overwrite: OverwriteOption = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the file of --html if it is there.")
+    ] = False,
 ) -> None:
     """Compare runs: quality with intervals, cost, curves, samples from the same noise, and published numbers."""
     from simflow_plugin.errors import EvaluationError
@@ -50,6 +52,10 @@ def compare(
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     if out.exists() and not out.is_dir():
         raise EvaluationError(f"--out {out}: is a file. Name a folder.")
+    if overwrite and html is None:
+        raise EvaluationError(
+            "--overwrite has no effect without --html: the files in --out are replaced anyway. Leave it out."
+        )
     if html is not None:
         if html.suffix.lower() not in (".html", ".htm"):
             raise EvaluationError(f"--html {html}: expected the name of a file that ends in .html.")

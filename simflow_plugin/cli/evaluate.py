@@ -24,7 +24,9 @@ from simflow_plugin.cli.evaluate_options import (
     make_request,
     with_second_sampler,
 )
+from simflow_plugin.cli.run_options import RUN_HELP
 from simflow_plugin.option_groups import grouped
+from simflow_plugin.standalone import run_command
 
 if TYPE_CHECKING:
     from simflow_plugin.evaluation.evaluator import RunEvaluator
@@ -35,7 +37,7 @@ def evaluate(
     context: typer.Context,
     run: Annotated[
         Path | None,
-        typer.Argument(help="Run directory or exported folder; without one, --samples names images."),
+        typer.Argument(help=f"{RUN_HELP}; without one, --samples names images."),
     ] = None,
     samples: Annotated[
         Path | None,
@@ -147,4 +149,4 @@ def _check_has_samples(files: Mapping[str, Path | str], evaluator: RunEvaluator)
 
 
 if __name__ == "__main__":
-    typer.run(evaluate)
+    run_command(evaluate)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from simflow_plugin.cli.run_options import OverwriteOption
+from simflow_plugin.cli.run_options import RUN_HELP, OverwriteOption
 from simflow_plugin.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="Run directory, exported folder, or OWNER/NAME on the Hub.")],
+    run: Annotated[Path, typer.Argument(help=f"{RUN_HELP}.")],
     out: Annotated[
         Path,
         typer.Option(

@@ -8,7 +8,7 @@ from typing import Annotated, cast
 
 import typer
 
-from simflow_plugin.cli.run_options import DataRootOption, LastWeightsOption, PrecisionOption
+from simflow_plugin.cli.run_options import RUN_HELP, DataRootOption, LastWeightsOption, PrecisionOption
 from simflow_plugin.option_groups import grouped
 
 
@@ -26,7 +26,7 @@ class EncodingOptions:
 
 @grouped
 def latents(
-    run: Annotated[str, typer.Argument(help="Run directory, exported folder, or `owner/name` on the Hub.")],
+    run: Annotated[str, typer.Argument(help=f"{RUN_HELP}.")],
     out: Annotated[
         Path, typer.Option(help="Folder to write; the same command goes on where it was interrupted.")
     ],

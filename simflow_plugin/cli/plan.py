@@ -106,7 +106,7 @@ def describe_measured(config: RunConfig, setting: Setting, plan: Plan, timing: T
     seconds = training.steps * timing.step + grids * timing.grid
     share = training.batch_size // setting.devices
     peak = "unknown" if timing.peak_bytes is None else with_prefix(timing.peak_bytes, "B")
-    kind = "of this process" if "CPU" in timing.device else "of the allocator"
+    kind = "of the allocator" if timing.device_type == "cuda" else "of this process"
     return [
         f"measured on {timing.device}: one of {setting.devices} devices with its {share} of {training.batch_size} "
         "images; communication between devices, checkpoints and evaluation are not in it",

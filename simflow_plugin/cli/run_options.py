@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+RUN_HELP = "Run directory, exported folder, or OWNER/NAME on the Hub"
+"""Of every argument that `open_run` takes."""
 PrecisionOption = Annotated[
     str | None,
     typer.Option(help="auto, float32, bfloat16 or float16; default: `training.precision` of the run."),

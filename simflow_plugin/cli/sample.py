@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from simflow_plugin.cli.run_options import (
+    RUN_HELP,
     AutoguidanceOption,
     EmaLengthOption,
     OverwriteOption,
@@ -34,7 +35,7 @@ class DrawingOptions:
 
 @grouped
 def sample(
-    run: Annotated[Path, typer.Argument(help="Run directory, exported folder, or OWNER/NAME on the Hub.")],
+    run: Annotated[Path, typer.Argument(help=f"{RUN_HELP}.")],
     out: Annotated[
         Path | None, typer.Option(help="FILE.npz (arr_0 uint8 NHWC, labels), or a directory for PNG files.")
     ] = None,
@@ -86,7 +87,8 @@ def _check_places(out: Path | None, grid: Path | None, overwrite: bool) -> None:
         raise ConfigError("sample: nowhere to write: name --out FILE.npz, --out FOLDER or --grid FILE.png.")
     if out is not None:
         check_out(out)
-        check_not_there(out, overwrite)
+        if not out.is_dir():  # that of the PNG files is new or empty
+            check_not_there(out, overwrite)
     if grid is not None:
         check_grid(grid)
         check_not_there(grid, overwrite, "--grid")

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from simflow_plugin.cli.run_options import EmaLengthOption, LastWeightsOption, PrecisionOption
+from simflow_plugin.cli.run_options import RUN_HELP, EmaLengthOption, LastWeightsOption, PrecisionOption
 
 
 def serve(
-    run: Annotated[Path, typer.Argument(help="Run directory, exported folder, or OWNER/NAME on the Hub.")],
+    run: Annotated[Path, typer.Argument(help=f"{RUN_HELP}.")],
     host: Annotated[
         str, typer.Option(help="Address to listen on; the default is reached from this machine only.")
     ] = "127.0.0.1",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
@@ -16,7 +18,6 @@ from simflow_plugin.contexts import (
     ModelFacts,
 )
 from simflow_plugin.errors import ConfigError, SimflowError
-from simflow_plugin.losses.options import AdversarialOptions
 from simflow_plugin.registry import Part
 
 
@@ -152,9 +153,10 @@ def _check_autoguidance(config: RunConfig, where: YamlSource) -> None:
     if model is None or sampling.guidance == 0:
         found = "model: null" if model is None else "sampling.guidance: 0"
         raise _refused(where, path, f"{named} has no effect with {found}. Set a weight, or remove it.")
-    from simflow_plugin.contracts import GuidedByWeaker
-
-    if not issubclass(registry.MODELS.get(model.name), GuidedByWeaker):
+    factory: type[ModelFacts] = registry.MODELS.facts(model.name)
+    if not getattr(
+        factory, "supports_autoguidance", False
+    ):  # a model of another package may state no such fact
         raise _refused(
             where, path, f"{named}: model `{model.name}` cannot be guided by another model. Remove it."
         )
@@ -301,18 +303,20 @@ def _check_objective(objective: Objective, context: DataContext, where: YamlSour
         place = ("objective", "reconstruction", name)
         _check_part(part, registry.RECONSTRUCTION_LOSSES, context, where, place)
     if objective.adversarial is not None:
-        options = AdversarialOptions.model_validate(objective.adversarial)
-        _check_options(options, context, where, ("objective", "adversarial"))
+        with _naming(("objective", "adversarial"), where):
+            objective.adversarial.check(context)
 
 
 def _check_part(part: Part, parts: registry.Registry, context: Any, where: YamlSource, path: KeyPath) -> None:
-    with parts.blaming(part.name):
-        _check_options(part.options_of(parts.facts(part.name)), context, where, path)
+    with _naming(path, where):
+        part.check_options(parts, context)
 
 
-def _check_options(options: Any, context: Any, where: YamlSource, path: KeyPath) -> None:
+@contextmanager
+def _naming(path: KeyPath, where: YamlSource) -> Iterator[None]:
+    """Within the block, what a part refuses is refused under its key."""
     try:
-        options.check(context)
+        yield
     except SimflowError as error:
         raise _refused(where, path, f"{'.'.join(path)}: {error}") from error
 

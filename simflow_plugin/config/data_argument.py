@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os.path
 
 from simflow_plugin import registry
 from simflow_plugin.config.loading import resolve_part
@@ -21,7 +21,7 @@ def resolve_data(text: str, option: str) -> Part:
         ConfigError: if it is no folder and no data set, or has wrong options.
     """
     source = YamlSource({}, {}, option)
-    if Path(text).expanduser().is_dir():
+    if os.path.isdir(os.path.expanduser(text)):  # unlike Path.is_dir, False for a mapping too long for a name
         source.values["data"] = {"name": "image_folder", "root": text}
     else:
         source.override(f"data={text}", option=option)

@@ -14,7 +14,6 @@ from simflow_plugin.config.schema import Objective, RunConfig
 from simflow_plugin.config.validation import validate
 from simflow_plugin.config.yaml_source import KeyPath, YamlSource, read_yaml_source
 from simflow_plugin.errors import ConfigError, RegistryError
-from simflow_plugin.losses.options import AdversarialOptions
 from simflow_plugin.options import Options
 from simflow_plugin.registry import RECONSTRUCTION_LOSSES, Part, Registry
 
@@ -66,7 +65,7 @@ def resolve_parts(options: Any, source: YamlSource, path: KeyPath) -> Any:
 
 
 def _resolve_losses(objective: Objective, source: YamlSource, path: KeyPath) -> Objective:
-    """Resolve the reconstruction losses, whose names are keys, and the adversarial loss."""
+    """Resolve the reconstruction losses, whose names are keys."""
     losses = {}
     for name, loss in objective.reconstruction.items():
         place = (*path, "reconstruction", name, *(("options",) if loss.options else ()))
@@ -74,11 +73,7 @@ def _resolve_losses(objective: Objective, source: YamlSource, path: KeyPath) -> 
             Part.model_validate({"name": name, **loss.options}), RECONSTRUCTION_LOSSES, source, place
         )
         losses[name] = loss.model_copy(update={"options": part.options})
-    adversarial = objective.adversarial
-    if adversarial is not None:
-        options = validate(AdversarialOptions, adversarial, source, (*path, "adversarial"))
-        adversarial = options.model_dump(mode="json")
-    return objective.model_copy(update={"reconstruction": losses, "adversarial": adversarial})
+    return objective.model_copy(update={"reconstruction": losses})
 
 
 def resolve_part(part: Part, parts: Registry, source: YamlSource, path: KeyPath) -> Part:

@@ -6,7 +6,6 @@ mean an option of several parts (`model.flow.width`, of simflow and of starflow)
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import get_args, get_origin
@@ -23,9 +22,9 @@ from simflow_plugin.config.option_facts import (
     summary_of_part,
 )
 from simflow_plugin.config.schema import RunConfig, WeightedLoss
-from simflow_plugin.config.type_words import allows_none, bounds, literals, members, type_in_words
+from simflow_plugin.config.type_words import bounds, literals, members, type_in_words
 from simflow_plugin.errors import RegistryError
-from simflow_plugin.options import Choices, Options, OptionsIn
+from simflow_plugin.options import Choices, Options
 from simflow_plugin.registry import Part, Registry
 
 LOSS_OPTIONS = "options"
@@ -179,9 +178,7 @@ class _Walk:
         elif registry is not None and any(get_origin(one) is dict for one in members(field.annotation)):
             yield from self.losses(registry, place)
         for entry in field.metadata:
-            if isinstance(entry, OptionsIn):
-                yield from self.fields(_imported(entry.place), place)
-            elif isinstance(entry, Choices):
+            if isinstance(entry, Choices):
                 for name, options in entry.by_name.items():
                     if isinstance(options, type) and issubclass(options, BaseModel):
                         yield from _without("name", self.fields(options, place.inside(name)))
@@ -221,14 +218,17 @@ class _Walk:
             yield from self.fields(part.options, below)
 
     def facts(self, registry: Registry) -> dict[str, _PartFacts]:
-        """Return the parts of a registry by name; one that does not load is noted, and no built-in one is imported."""
+        """Return the parts of a registry by name; one that does not load is noted.
+
+        Of the built-in ones only the declarations are imported, and where there are none (attention) the parts.
+        """
         if registry.kind not in self.known:
             own = registry.builtin_facts()
             found = {
                 name: _PartFacts(summary_of_part(name, module), getattr(facts, "Options", NoOptions))
                 for name, (module, facts) in own.items()
             }
-            for name in set(registry.names() if self.third_party else ()) - set(found):
+            for name in sorted(set(registry.names() if self.third_party else ()) - set(found)):
                 try:
                     factory = registry.facts(name)
                 except RegistryError as error:
@@ -261,19 +261,11 @@ def _without(name: str, options: Iterator[Option]) -> Iterator[Option]:
     return (option for option in options if option.way[-1].name != name)
 
 
-def _imported(place: str) -> type[BaseModel]:
-    module, _, name = place.partition(":")
-    found: type[BaseModel] = getattr(importlib.import_module(module), name)
-    return found
-
-
 def _kind(section: type[BaseModel]) -> str:
     return str(get_args(section.model_fields[KIND].annotation)[0])
 
 
 def _type_of(field: FieldInfo) -> str:
-    if any(isinstance(entry, OptionsIn) for entry in field.metadata):
-        return "mapping, or null" if allows_none(field.annotation) else "mapping"
     words = type_in_words(field.annotation)
     if any(isinstance(entry, (Registry, Choices)) for entry in field.metadata):
         words = words.replace("text", "name", 1)

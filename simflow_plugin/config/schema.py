@@ -15,7 +15,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from simflow_plugin.config.averages import Average, ExponentialAverage, from_earlier_keys
 from simflow_plugin.local_paths import LocalPathOrName
-from simflow_plugin.options import MomentDecay, Options, OptionsIn
+from simflow_plugin.losses.options import AdversarialOptions
+from simflow_plugin.options import MomentDecay, Options
 from simflow_plugin.registry import (
     AUTOENCODERS,
     DATASETS,
@@ -64,9 +65,9 @@ class Objective(Options):
         description="weight of KL(q || N(0, I)) in nats per image; for a learnable variance, where the model's "
         "likelihood does not reach the encoder",
     )
-    adversarial: Annotated[
-        dict[str, Any] | None, OptionsIn("simflow_plugin.losses.options:AdversarialOptions")
-    ] = Field(None, description="options of the adversarial loss; null: none")
+    adversarial: AdversarialOptions | None = Field(
+        None, description="options of the adversarial loss; null: none"
+    )
 
 
 class Alignment(Options):
@@ -221,9 +222,15 @@ class Autoguidance(Options):
 
 
 def guide_from_text(text: str) -> dict[str, Any]:
-    """Return `run` and `step` of `RUN[@step]`; `@step` is a checkpoint of the run itself."""
+    """Return `run` and `step` of `RUN[@step]`; `@step` is a checkpoint of the run itself.
+
+    Raises:
+        ValueError: for an empty text, which would be the current folder.
+    """
+    if not text:
+        raise ValueError("expected RUN[@step], found an empty text")
     path, separator, step = text.rpartition("@")
-    if separator and step.isdigit():
+    if separator and step.isdecimal():
         return {"run": path or None, "step": int(step)}
     return {"run": text, "step": None}
 

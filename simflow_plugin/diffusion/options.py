@@ -119,3 +119,4 @@ class DiffusionFacts(ModelFacts):
 
     coupled_terms: ClassVar[frozenset[str]] = frozenset({"alignment"})
     supports_alignment = True
+    supports_autoguidance = True

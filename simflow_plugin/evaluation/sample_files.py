@@ -100,8 +100,10 @@ def check_not_there(out: Path, overwrite: bool, option: str = "--out") -> None:
     """Refuse a file that is there already, perhaps the work of an hour, unless `overwrite` is set.
 
     Raises:
-        ConfigError: naming the option.
+        ConfigError: naming the option; also for a folder, which nothing replaces.
     """
+    if out.is_dir():
+        raise ConfigError(f"{option} {out}: is a folder. Name a file.")
     if out.is_file() and not overwrite:
         raise ConfigError(f"{option} {out}: is there already. Name another file, or add --overwrite.")
 

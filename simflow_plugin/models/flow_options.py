@@ -90,6 +90,7 @@ class SimFlowFacts(ModelFacts):
     Options: ClassVar[type[Options]] = SimFlowOptions
     coupled_terms: ClassVar[frozenset[str]] = frozenset({"nll", "alignment", "intermediate"})
     supports_alignment = True
+    supports_autoguidance = True
 
 
 class StarFlowFacts(ModelFacts):
@@ -98,3 +99,4 @@ class StarFlowFacts(ModelFacts):
     Options: ClassVar[type[Options]] = StarFlowOptions
     coupled_terms: ClassVar[frozenset[str]] = frozenset()
     supports_alignment = True
+    supports_autoguidance = True

@@ -145,7 +145,7 @@ def _discriminator(objective: Objective) -> nn.Module | None:
     from simflow_plugin.losses.adversarial import AdversarialLoss
 
     with init_empty_weights():
-        loss = AdversarialLoss(AdversarialLoss.Options.model_validate(objective.adversarial))
+        loss = AdversarialLoss(objective.adversarial)
     return loss.discriminator.to("meta")
 
 

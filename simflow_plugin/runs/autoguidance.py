@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from simflow_plugin.config.schema import Autoguidance, RunConfig
@@ -78,13 +79,12 @@ def chosen_guide(config: RunConfig, own: Path, text: str | None = None) -> Guide
         own: its directory, which `run: null` stands for.
         text: `RUN[@step]`, or `none`, in place of what the configuration says; None leaves that.
     Raises:
-        ConfigError: if there is no such run.
+        ConfigError: if the text names no guide, or there is no such run.
     """
     if text == NONE:
         return None
     if text is not None:
-        guide = Autoguidance.model_validate(text)
-        named = f"--autoguidance {text}"
+        guide, named = guide_of_option(text), f"--autoguidance {text}"
     elif config.sampling.autoguidance is not None:
         guide = config.sampling.autoguidance
         named = f"sampling.autoguidance {guide}"
@@ -95,6 +95,26 @@ def chosen_guide(config: RunConfig, own: Path, text: str | None = None) -> Guide
     except ConfigError as error:
         raise ConfigError(f"{named}: {error}") from error
     return GuideChoice(folder, guide.step, named, guide.run is None, str(guide))
+
+
+def guide_of_option(text: str) -> Autoguidance:
+    """Return the guide that `--autoguidance` names.
+
+    Args:
+        text: `RUN[@step]`.
+    Raises:
+        ConfigError: if it is neither a run nor a step of one.
+    """
+    try:
+        return Autoguidance.model_validate(text)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = "".join(f"{part}: " for part in problem["loc"])
+        said = problem["msg"].removeprefix("Value error, ")
+        raise ConfigError(
+            f"--autoguidance {text!r}: {place}{said}. Write RUN, RUN@STEP, @STEP of the run itself with STEP >= 1, or "
+            f"{NONE}."
+        ) from error
 
 
 def with_autoguidance(loaded: LoadedRun, text: str | None = None) -> LoadedRun:

@@ -162,9 +162,7 @@ def build_parts(config: RunConfig, num_classes: int | None) -> Parts:
         if config.objective.adversarial is not None:
             from simflow_plugin.losses.adversarial import AdversarialLoss
 
-            adversary = AdversarialLoss(
-                AdversarialLoss.Options.model_validate(config.objective.adversarial), context
-            )
+            adversary = AdversarialLoss(config.objective.adversarial, context)
     return Parts(joint, encoder, adversary)
 
 

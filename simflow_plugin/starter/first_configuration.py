@@ -16,7 +16,7 @@ from simflow_plugin.starter.timing import time_here
 from simflow_plugin.units import duration
 
 BUSY = 0.5
-"""Share of the processor's time below which a timing says more of other programs than of this one."""
+"""Share of its runnable time below which a timing says more of other programs than of this one."""
 
 
 def first_configuration(

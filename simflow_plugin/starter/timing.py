@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 import time
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 WARM_UP_STEPS, TIMED_STEPS = 3, 6
+SCHEDULER = Path("/proc/self/schedstat")
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,9 @@ class Timing:
         peak_bytes: most memory of steps and grid: of the CUDA allocator, elsewhere of this process in all; None where
             the system does not say.
         device: name of the device.
-        share: of the processor's time that this process got; less where other programs keep it busy.
+        device_type: `cuda` or `cpu`.
+        share: of the time in which the work could have run, that in which it did; less where it waited for a processor
+            that other programs keep busy. 1 where the system does not say.
     """
 
     step: float
@@ -37,6 +41,7 @@ class Timing:
     grid_images: int
     peak_bytes: int | None = None
     device: str = ""
+    device_type: str = "cpu"
     share: float = 1.0
 
 
@@ -67,9 +72,9 @@ def time_here(config: RunConfig) -> Timing:
         run.prepare(short, [])
         accelerator = make_accelerator(short)
         trainer = Trainer(short, run, parts, dataset, accelerator, stop, shows_progress=False)
-        began, began_cpu = time.monotonic(), time.process_time()
+        before = _ran_and_waited()
         trainer.train()
-        share = (time.process_time() - began_cpu) / (time.monotonic() - began) / torch.get_num_threads()
+        share = share_between(before, _ran_and_waited()) if _has_a_processor_each() else 1.0
         rows = run.read_metrics()
         started = time.monotonic()
         trainer.sample_grids.save(steps, trainer.joint, trainer.averages.main)
@@ -82,8 +87,41 @@ def time_here(config: RunConfig) -> Timing:
         num_rows * config.sampling.grid_per_class,
         _peak_bytes(trainer.device),
         torch.cuda.get_device_name(trainer.device) if trainer.device.type == "cuda" else "this machine's CPU",
-        min(1.0, share) if trainer.device.type == "cpu" else 1.0,
+        trainer.device.type,
+        share if trainer.device.type == "cpu" else 1.0,
     )
+
+
+def share_between(before: tuple[int, int] | None, after: tuple[int, int] | None) -> float:
+    """Return the share of its runnable time that a thread ran for; 1 where it is not known.
+
+    Time in which it slept does not count: work on one of many threads is no sign of other programs.
+
+    Args:
+        before: ns that the thread ran, and that it waited for a processor, at the beginning; None if unknown.
+        after: at the end.
+    """
+    if before is None or after is None:
+        return 1.0
+    ran, waited = after[0] - before[0], after[1] - before[1]
+    return ran / (ran + waited) if ran > 0 else 1.0
+
+
+def _ran_and_waited() -> tuple[int, int] | None:
+    """Return the scheduler's two numbers of the main thread, in which training runs; None where there are none."""
+    try:
+        ran, waited, _ = SCHEDULER.read_text(encoding="ascii").split()
+        return int(ran), int(waited)
+    except (OSError, ValueError):  # not Linux, or a system that keeps none
+        return None
+
+
+def _has_a_processor_each() -> bool:
+    """Return whether threads of our own do not wait for each other."""
+    import torch
+
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return torch.get_num_threads() <= processors
 
 
 def share_of_one(config: RunConfig, devices: int) -> RunConfig:

@@ -82,9 +82,9 @@ def study_config(name: str, settings: StudySettings, overrides: list[str]) -> Ru
         "training.sample_every": max(1, round(config.training.sample_every * settings.budget)),
         "optimizer.warmup_steps": round(config.optimizer.warmup_steps * settings.budget),
     }
-    adversarial = config.objective.adversarial or {}
-    if "start_step" in adversarial:
-        scaled["objective.adversarial.start_step"] = round(adversarial["start_step"] * settings.budget)
+    adversarial = config.objective.adversarial
+    if adversarial is not None:
+        scaled["objective.adversarial.start_step"] = round(adversarial.start_step * settings.budget)
     encoder = json.dumps(str(settings.encoder))  # a JSON string is a YAML string, whatever is in it
     if config.evaluation.judge is not None and config.evaluation.judge.name == "encoder":
         scaled["evaluation.judge_checkpoint"] = encoder

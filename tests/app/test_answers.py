@@ -14,8 +14,10 @@ from simflow_plugin.errors import DataError
 from simflow_plugin.evaluation.drawing import to_pil, to_uint8
 from simflow_plugin.evaluation.monte_carlo import ControlVariate
 from simflow_plugin.hub.folder import export_run
+from simflow_plugin.runs.autoguidance import GuideChoice
 from tests.app.images import held_out_image
 from tests.evaluation.runs import make_run
+from tests.training.tiny_runs import make_trainer, tiny_config, tiny_values
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +55,26 @@ def test_likelihood_is_that_of_the_run(answers, image):
     (found,) = reference.bits_of(answers.run.loaded, images.float() / 127.5 - 1)
     assert found == pytest.approx(wanted, rel=1e-6)
     assert f"{wanted:.3f} bits per dimension" in answers.examine(image).likelihood
+
+
+def test_a_model_without_label_dropout_is_guided_by_a_weaker_one_which_is_loaded_once(tmp_path, monkeypatch):
+    values = tiny_values("sit", steps=4, checkpoint_every=2, keep_checkpoints=2)
+    values["sampling"] |= {"guidance": 2.0, "autoguidance": "@2"}
+    values["model"]["label_dropout"] = 0.0
+    make_trainer(tiny_config(values=values), tmp_path / "sit").train()
+    run = simflow_plugin.load(tmp_path / "sit")
+    answers = Answers(run)
+    assert answers.can_guide
+    assert not run.model.supports_guidance
+    loads = []
+    monkeypatch.setattr(
+        GuideChoice,
+        "load",
+        lambda self, *options, load=GuideChoice.load: loads.append(self) or load(self, *options),
+    )
+    few, many = (np.asarray(answers.samples(None, weight, 0, 2)) for weight in (1.0, 50.0))
+    assert not np.array_equal(few, many)
+    assert [choice.step for choice in loads] == [2]
 
 
 def test_classes_are_those_of_the_likelihood_and_sum_to_one(answers, image):
@@ -99,6 +121,18 @@ def test_a_model_without_density_still_decodes(tmp_path):
     found = of_sit.examine(picture)
     assert found.classes is None
     assert "no exact density" in found.likelihood
+
+
+def test_scores_of_an_aligned_run_are_those_of_the_weights_that_its_space_has(tmp_path):
+    """The export leaves the alignment head out, so that run and export have digests of their own."""
+    run = make_run(tmp_path / "aligned", alignment={"encoder": "toy", "projector_dim": 8})
+    loaded, folder = simflow_plugin.load(run, averaged=False).loaded, tmp_path / "space"
+    folder.mkdir()
+    export_run(loaded, folder)
+    add_space(loaded, folder)
+    there = Answers(simflow_plugin.load(folder, averaged=False))
+    assert there.digest != weights_digest(loaded)
+    assert LikelihoodReference.load(folder, there.digest).bits_per_dim
 
 
 @pytest.fixture

@@ -36,6 +36,14 @@ def answers(tmp_path_factory):
     return Answers(simflow_plugin.load(run))
 
 
+def test_one_button_computes_at_a_time(answers):
+    from simflow_plugin.app.page import build_page
+
+    buttons = [function for function in build_page(answers).fns.values() if function.api_name]
+    assert {function.api_name for function in buttons} == {"samples", "examine", "interpolate"}
+    assert {(function.concurrency_id, function.concurrency_limit) for function in buttons} == {("model", 1)}
+
+
 @pytest.fixture(scope="module")
 def address(answers):
     from simflow_plugin.app.page import launch

@@ -79,7 +79,7 @@ def test_defaults_are_a_tenth_of_the_steps_with_an_adversary_that_fits(stages, t
     config = derived_config(derived, decoder_values)
     assert config.name == "tiny-decoder"
     assert config.training.steps == 1
-    assert config.objective.adversarial["num_layers"] == 1
+    assert config.objective.adversarial.num_layers == 1
     assert config.autoencoder.options["trainable"] == "decoder"
     assert config.frozen_model.source.startswith("tiny at step")
 

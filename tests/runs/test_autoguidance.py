@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from simflow_plugin.cli.app import app
@@ -55,6 +56,26 @@ def test_a_guide_is_named_with_or_without_a_step(text, parts):
     guide = Autoguidance.model_validate(text)
     assert (guide.run, guide.step) == parts
     assert str(guide) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("@0", "step: Input should be greater than or equal to 1"),
+        ("", "found an empty text"),
+        ("@" + "9" * 30, "expected no integer beyond"),
+        ("run@\N{SUPERSCRIPT TWO}", "no such folder"),
+        ("@\N{SUPERSCRIPT TWO}", "no such folder"),
+    ],
+)
+def test_a_text_that_names_no_guide_is_refused_by_option(text, said, tmp_path):
+    with pytest.raises(ConfigError, match=f"^--autoguidance '?{text}'?: .*{said}"):
+        chosen_guide(tiny_config(), tmp_path, text)
+
+
+def test_an_empty_run_is_not_the_current_folder():
+    with pytest.raises(ValidationError, match="at least 1 "):
+        Autoguidance.model_validate({"run": "", "step": 2})
 
 
 def draw(run, out, *options):

@@ -1,6 +1,7 @@
 """`simflow init`: what is seen in a folder, and a configuration that loads, fits it and says why."""
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 from typer.testing import CliRunner
@@ -10,10 +11,11 @@ from simflow_plugin.config.loading import load_config
 from simflow_plugin.errors import ConfigError, DataError
 from simflow_plugin.runs.parts import build_dataset
 from simflow_plugin.starter import first_configuration as first
+from simflow_plugin.starter import timing as starter_timing
 from simflow_plugin.starter.configuration import configuration_text, fit_steps, rounded_down
 from simflow_plugin.starter.folder_facts import look_at
 from simflow_plugin.starter.sizes import IMAGE_SIZES, choose_image_size, choose_sizes
-from simflow_plugin.starter.timing import Timing, time_here
+from simflow_plugin.starter.timing import Timing, share_between, time_here
 from tests.data.makers import CORRUPT
 
 
@@ -41,6 +43,14 @@ def test_a_busy_machine_is_said(tmp_path, monkeypatch):
     status, output, _ = initialise(tmp_path / "images", tmp_path, "--overwrite")
     assert status == 0
     assert "busy: with it to yourself, about 2 min" in output.replace("\n", " ")
+
+
+def test_work_of_one_thread_is_no_sign_of_other_programs():
+    """From 1 s to 5 s of work in any span of time: of the time that it could run, it waited for none, or half."""
+    ran = 10**9
+    assert share_between((ran, 7), (5 * ran, 7)) == 1.0
+    assert share_between((ran, 7), (5 * ran, 7 + 4 * ran)) == 0.5
+    assert share_between(None, (5 * ran, 0)) == share_between((0, 0), (0, 0)) == 1.0
 
 
 def initialise(folder, tmp_path, *options):
@@ -135,6 +145,7 @@ def test_unknown_image_size_names_the_choices():
 
 def test_trial_times_real_steps_and_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(starter_timing, "SCHEDULER", tmp_path / "nothing")
     root = make_images(tmp_path / "pictures", count=12, side=16)
     facts = look_at(root)
     values = yaml.safe_load(
@@ -149,6 +160,8 @@ def test_trial_times_real_steps_and_leaves_nothing_behind(tmp_path, monkeypatch)
     assert timing.step > 0
     assert timing.grid > 0
     assert timing.grid_images == 16
+    assert timing.device_type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert timing.share == 1.0  # the system does not say
     assert timing.peak_bytes > 10**7
     assert {path.name for path in tmp_path.iterdir()} == {"pictures", "c.yaml"}
 

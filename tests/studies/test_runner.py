@@ -176,4 +176,4 @@ def test_budget_scales_the_start_of_the_adversary(tmp_path):
     settings = StudySettings(tmp_path, tmp_path, budget=0.25)
     whole = study_config("studies/cifar/conditions/adversarial", StudySettings(tmp_path, tmp_path), [])
     part = study_config("studies/cifar/conditions/adversarial", settings, [])
-    assert whole.objective.adversarial["start_step"] == 4 * part.objective.adversarial["start_step"] > 0
+    assert whole.objective.adversarial.start_step == 4 * part.objective.adversarial.start_step > 0

@@ -96,6 +96,16 @@ def test_page_of_a_comparison_alone_is_one_file_that_opens_anywhere(comparison, 
     assert "ends in .html" in call("compare", *runs, "--html", tmp_path / "page", status=2)
 
 
+def test_a_place_for_the_page_that_cannot_be_is_refused_before_anything_is_read(tmp_path):
+    taken = tmp_path / "taken.html"
+    taken.mkdir()
+    for overwrite in ([], ["--overwrite"]):
+        output = call("compare", "no-run", "--html", taken, *overwrite, status=2)
+        assert "is a folder" in output.replace("\n", " ")
+    output = call("compare", "no-run", "--overwrite", status=2)
+    assert "--overwrite has no effect without --html" in output.replace("\n", " ")
+
+
 def test_costs_have_units_and_latent_bits_their_caveat(comparison):
     text = (comparison / "comparison.md").read_text()
     assert re.search(r"\| training, FLOPs / image \| [\d.]+ [kMG]FLOP \|", text)
