@@ -113,7 +113,7 @@ def write_latents(
 
 
 def encode(loaded: LoadedRun, images: Tensor, random: IndexedRandom, purpose: str) -> tuple[Tensor, Tensor]:
-    """Return a sample (B, C, h, w) of the posterior of images (B, 3, H, W) and its moments (B, 2 C, h, w), on the CPU."""
+    """Return a posterior sample (B, C, h, w) of images (B, 3, H, W) and moments (B, 2 C, h, w), on the CPU."""
     latents, posterior = loaded.encode(images, random, purpose)
     mean, std = posterior.mode().float().cpu(), posterior.std.float().cpu()
     return latents, torch.cat([mean, 2 * std.log().expand_as(mean)], dim=1)

@@ -94,7 +94,7 @@ class SampleGrids:
         A guide that is a later checkpoint of this run is not there yet: until then grids are drawn without guidance.
 
         Raises:
-            EvaluationError, ConfigError, CheckpointError, WeightsError: if there is no such guide any more, or it does not fit.
+            EvaluationError, ConfigError, CheckpointError, WeightsError: if the guide is gone, or does not fit.
         """
         config, model = self._config, joint.model
         assert model is not None
