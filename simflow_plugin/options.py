@@ -46,6 +46,9 @@ class Options(BaseModel):
     contract_version: ClassVar[int | None] = None
     """`CONTRACT_VERSION` that the part was written for; the registry refuses another. None: not stated."""
 
+    written_as: ClassVar[str] = "mapping"
+    """What stands for these options in YAML, in words; a shorter way beside the mapping, if there is one."""
+
     @model_validator(mode="before")
     @classmethod
     def _refuse_surprises(cls, values: Any) -> Any:

@@ -10,6 +10,7 @@ import simflow_plugin
 
 MODULES = {
     "simflow_plugin.cli.evaluate": (["nowhere"], "error: nowhere: no such folder"),
+    "simflow_plugin.cli.statistics": (["nowhere", "--out", "a.npz"], "error: DATA nowhere: no such folder"),
     "simflow_plugin.train": (["--config", "nowhere"], "error: "),
 }
 

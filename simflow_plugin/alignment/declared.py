@@ -8,5 +8,6 @@ from simflow_plugin.registry import ENCODERS
 
 ENCODERS.declare("timm", "simflow_plugin.alignment.timm_encoders", TimmOptions)
 ENCODERS.declare("pretrained", "simflow_plugin.alignment.classifier", ClassifierOptions)
-for _name in MODEL_BY_PRESET:
-    ENCODERS.declare(_name, "simflow_plugin.alignment.timm_encoders", WeightsOptions)
+for _name, _model in MODEL_BY_PRESET.items():
+    _facts = {"Options": WeightsOptions, "__doc__": f"timm's `{_model}`."}
+    ENCODERS.declare(_name, "simflow_plugin.alignment.timm_encoders", type("PresetFacts", (), _facts))

@@ -225,7 +225,9 @@ class _Walk:
         if registry.kind not in self.known:
             own = registry.builtin_facts()
             found = {
-                name: _PartFacts(summary_of_part(name, module), getattr(facts, "Options", NoOptions))
+                name: _PartFacts(
+                    summary_of_part(name, module) or summary_of(facts), getattr(facts, "Options", NoOptions)
+                )
                 for name, (module, facts) in own.items()
             }
             for name in sorted(set(registry.names() if self.third_party else ()) - set(found)):

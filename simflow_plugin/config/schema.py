@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -120,6 +120,8 @@ class Optimizer(Options):
 class InitialWeights(Options):
     """Weights of another run to start from; written as its directory or Hub name, or as a mapping."""
 
+    written_as: ClassVar[str] = "RUN, or mapping"
+
     source: str = Field(min_length=1, description="run directory, exported folder or Hub name (`owner/name`)")
     weights: Literal["averaged", "last"] = Field(
         "averaged", description="averaged (EMA), or the last training weights"
@@ -197,6 +199,8 @@ class Training(Options):
 
 class Autoguidance(Options):
     """A weaker model in place of the unconditional half of guidance; written as `RUN[@step]`, or as a mapping."""
+
+    written_as: ClassVar[str] = "RUN[@step], or mapping"
 
     run: LocalPathOrName | None = Field(
         None, min_length=1, description="run directory or exported folder; null: this run itself, at `step`"

@@ -74,7 +74,7 @@ def type_in_words(annotation: Any) -> str:
     if isinstance(annotation, type) and issubclass(annotation, Part):
         return "name, or mapping with a name and options"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return "mapping"
+        return getattr(annotation, "written_as", "mapping")
     return SCALARS.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
 

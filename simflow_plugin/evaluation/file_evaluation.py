@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from simflow_plugin.evaluation.fidelity import (
 )
 from simflow_plugin.evaluation.image_sets import IMAGES_KEY, ImageSet, open_images
 from simflow_plugin.evaluation.result import Measured
+from simflow_plugin.evaluation.shared_features import SharedFeatures
 from simflow_plugin.progress_bar import count_progress
 
 UNKNOWN_NUM_IMAGES = 50_000
@@ -62,6 +64,16 @@ def features_of(images: ImageSet, extractor: Extractor, batch_size: int) -> Imag
     """Extract the features of a set of images, with progress."""
     with count_progress(f"features of {images.path.name}", images.count) as advance:
         return extract(extractor, images.batches(batch_size), advance)
+
+
+def shared_features(images: ImageSet, extractor: Extractor, batch_size: int) -> SharedFeatures:
+    """Return the features of a set of images as work that several processes share, and that goes on after a stop."""
+    facts = {"images": images.files}
+
+    def read(numbers: range) -> Iterator[Tensor]:
+        return images.read(numbers, batch_size)
+
+    return SharedFeatures(images.path.name, facts, extractor, read, images.count, keeps=False)
 
 
 def evaluate_files(

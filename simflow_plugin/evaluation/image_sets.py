@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from simflow_plugin.data.decoding import decode_image
+from simflow_plugin.data.disk_cache import file_facts
 from simflow_plugin.data.folder_scan import scan_folder
 from simflow_plugin.errors import EvaluationError
 
@@ -33,12 +34,18 @@ class ImageSet:
     Args:
         path: of the folder or file.
         count: of images.
-        batches: of at most a number of images of one size, in order: size -> uint8 tensors (B, 3, H, W).
+        files: name, bytes and time of the last change of each file, which tell without reading that one is another.
+        read: (numbers of images, at most how many at a time) -> their uint8 tensors (B, 3, H, W), each of one size.
     """
 
     path: Path
     count: int
-    batches: Callable[[int], Iterator[Tensor]]
+    files: tuple[tuple[str, int, int], ...]
+    read: Callable[[range, int], Iterator[Tensor]]
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """Yield all images in order, at most `size` at a time: uint8 tensors (B, 3, H, W)."""
+        return self.read(range(self.count), size)
 
 
 def open_images(path: Path, option: str) -> ImageSet:
@@ -53,7 +60,8 @@ def open_images(path: Path, option: str) -> ImageSet:
     """
     if path.is_dir():
         names = scan_folder(path).paths
-        return ImageSet(path, len(names), lambda size: _decoded(path, names, size))
+        files = tuple((name, *file_facts(path / name)) for name in names)
+        return ImageSet(path, len(names), files, lambda numbers, size: _decoded(path, names, numbers, size))
     if not path.is_file():
         raise EvaluationError(f"{option} {path}: no such folder or file.")
     if path.suffix != ".npz":
@@ -61,13 +69,14 @@ def open_images(path: Path, option: str) -> ImageSet:
             f"{option} {path}: expected a folder of images, or an .npz file with {IMAGES_KEY}."
         )
     with _array(path, option) as (_, shape):
-        return ImageSet(path, shape[0], lambda size: _rows(path, option, size))
+        files = ((path.name, *file_facts(path)),)
+        return ImageSet(path, shape[0], files, lambda numbers, size: _rows(path, option, numbers, size))
 
 
-def _decoded(folder: Path, names: list[str], batch_size: int) -> Iterator[Tensor]:
+def _decoded(folder: Path, names: list[str], numbers: range, batch_size: int) -> Iterator[Tensor]:
     def images() -> Iterator[Tensor]:
-        for name in names:
-            file = folder / name
+        for number in numbers:
+            file = folder / names[number]
             pixels = np.array(decode_image(file.read_bytes(), str(file)))
             yield torch.from_numpy(pixels).permute(2, 0, 1)
 
@@ -76,12 +85,14 @@ def _decoded(folder: Path, names: list[str], batch_size: int) -> Iterator[Tensor
             yield torch.stack(batch)
 
 
-def _rows(path: Path, option: str, batch_size: int) -> Iterator[Tensor]:
+def _rows(path: Path, option: str, numbers: range, batch_size: int) -> Iterator[Tensor]:
     with _array(path, option) as (entry, (count, *shape)):
-        for start in range(0, count, batch_size):
-            rows = min(batch_size, count - start)
-            content = entry.read(rows * math.prod(shape))
-            if len(content) < rows * math.prod(shape):
+        image_bytes = math.prod(shape)
+        entry.seek(entry.tell() + numbers.start * image_bytes)
+        for start in range(numbers.start, numbers.stop, batch_size):
+            rows = min(batch_size, numbers.stop - start)
+            content = entry.read(rows * image_bytes)
+            if len(content) < rows * image_bytes:
                 raise EvaluationError(
                     f"{option} {path}: ends before image {start + rows} of {count}; it is torn."
                 )

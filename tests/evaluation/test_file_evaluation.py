@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,10 +13,11 @@ from simflow_plugin.errors import EvaluationError
 from simflow_plugin.evaluation.extractors import build_extractor
 from simflow_plugin.evaluation.feature_statistics import FeatureStatistics, read_statistics
 from simflow_plugin.evaluation.fidelity import frechet_distance
-from simflow_plugin.evaluation.file_evaluation import evaluate_files, open_reference
+from simflow_plugin.evaluation.file_evaluation import evaluate_files, open_reference, shared_features
 from simflow_plugin.evaluation.frechet_check import check_frechet
 from simflow_plugin.evaluation.image_sets import open_images
-from tests.commands import simflow
+from tests.commands import simflow, succeed
+from tests.training.two_processes import command_in_two_processes
 
 EXTRACTOR = "timm:test_vit"
 
@@ -45,6 +47,21 @@ def test_folder_and_npz_hold_the_same_images(tmp_path):
     assert folder.count == 5
     assert torch.equal(in_file, torch.from_numpy(images).permute(0, 3, 1, 2))
     assert sorted(map(torch.Tensor.tolist, in_folder)) == sorted(map(torch.Tensor.tolist, in_file))
+
+
+@pytest.mark.parametrize("kind", ["npz", "deflated", "folder"])
+def test_any_range_of_images_is_read(tmp_path, kind):
+    save = {"npz": np.savez, "deflated": np.savez_compressed}.get(kind)
+    if save is None:
+        images = open_images(folder_of(pixels(9), tmp_path / "a"), "DATA")
+    else:
+        save(tmp_path / "a.npz", arr_0=pixels(9))
+        images = open_images(tmp_path / "a.npz", "DATA")
+    all_of_them = torch.cat(list(images.batches(9)))
+    for numbers in (range(3), range(2, 7), range(8, 9)):
+        assert torch.equal(
+            torch.cat(list(images.read(numbers, 2))), all_of_them[numbers.start : numbers.stop]
+        )
 
 
 def test_images_of_several_sizes_come_in_batches_of_one_size(tmp_path):
@@ -119,6 +136,33 @@ def test_statistics_that_are_none_are_refused(tmp_path):
     torch.save({"mu": open_images}, tmp_path / "a.pt")
     with pytest.raises(EvaluationError, match="Python objects are not loaded"):
         read_statistics(tmp_path / "a.pt")
+
+
+def test_two_processes_share_the_images_of_statistics(tmp_path, vit):
+    real = tmp_path / "real.npz"
+    np.savez(real, arr_0=pixels(1100, 8, seed=1))  # two parts, one each
+    words = (real, "--extractor", EXTRACTOR, "--weights", vit)
+    cache = tmp_path / "cache"
+    main, other = command_in_two_processes(
+        ["simflow_plugin.cli.statistics", *words, "--out", tmp_path / "two.npz"], {"SIMFLOW_DATA": str(cache)}
+    )
+    assert "1,100 images" in main
+    assert "1,100 images" not in other
+    assert not [file for file in cache.rglob("*") if file.is_file()]  # nothing is left once it is written
+    succeed("statistics", *words, "--out", tmp_path / "one.npz")
+    one, two = (np.load(tmp_path / f"{name}.npz") for name in ("one", "two"))
+    for name in ("mu", "sigma"):
+        np.testing.assert_allclose(two[name], one[name], rtol=1e-6, atol=1e-9)
+
+
+def test_statistics_go_on_with_the_parts_that_are_there(tmp_path, vit):
+    np.savez(tmp_path / "real.npz", arr_0=pixels(1100, 8, seed=1))
+    images, extractor = open_images(tmp_path / "real.npz", "DATA"), build_extractor(EXTRACTOR, vit)
+    shared_features(images, extractor, 64).make_missing(0, 2)
+    read = []
+    watched = replace(images, read=lambda numbers, size: read.append(numbers) or images.read(numbers, size))
+    assert len(shared_features(watched, extractor, 64).read().pooled) == 1100
+    assert read == [range(1000, 1100)]
 
 
 def test_written_statistics_give_the_distance_to_the_images_themselves(tmp_path, vit):

@@ -11,6 +11,11 @@ from tests.training.tiny_runs import free_port
 
 def in_two_processes(module, out, values, environment):
     """Run `python -m module OUT VALUES` as ranks 0 and 1; return what each printed. Both must end with status 0."""
+    return command_in_two_processes([module, out, json.dumps(values)], environment)
+
+
+def command_in_two_processes(words, environment):
+    """Run `python -m WORDS` as ranks 0 and 1; return what each printed. Both must end with status 0."""
     group = {
         "WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1",
@@ -19,7 +24,7 @@ def in_two_processes(module, out, values, environment):
     }
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", module, str(out), json.dumps(values)],
+            [sys.executable, "-m", *map(str, words)],
             env={**os.environ, **group, **environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
