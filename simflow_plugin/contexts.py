@@ -82,6 +82,15 @@ class ModelFacts:
     """True if the model is a `simflow_plugin.contracts.GuidedByWeaker`."""
 
 
+class DatasetFacts:
+    """Facts of a data set that configurations are planned with before it is imported or read."""
+
+    Options: ClassVar[type[Options]]
+
+    known_num_classes: ClassVar[int | None] = None
+    """Classes of this data set wherever it is; None where they are up to the user's files."""
+
+
 class AutoencoderFacts:
     """Facts of an autoencoder that configurations are checked against before it is imported or built."""
 

@@ -65,3 +65,13 @@ def test_every_built_in_part_is_declared_with_the_facts_that_it_has(one):
         for fact in (key for key in dir(facts) if not key.startswith("_")):
             here, there = getattr(facts, fact), getattr(part, fact)
             assert getattr(here, "__func__", here) == getattr(there, "__func__", there), (name, fact)
+
+
+def test_declared_number_of_classes_is_what_the_data_have():
+    from simflow_plugin.contracts import DataContext
+    from simflow_plugin.data.fashion_mnist import CLASS_NAMES
+
+    digits = registry.DATASETS.get("digits")
+    found = registry.DATASETS.build("digits", digits.Options(), DataContext(8, "train"))
+    assert registry.DATASETS.facts("digits").known_num_classes == found.num_classes
+    assert registry.DATASETS.facts("fashion-mnist").known_num_classes == len(CLASS_NAMES)

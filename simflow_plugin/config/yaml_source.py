@@ -90,8 +90,11 @@ class YamlSource:
         place = f"{option} {dotted}"
         # What the file had below this key is gone, and so is where it stood.
         self.places = {known: line for known, line in self.places.items() if known[: len(path)] != path}
-        node = _compose(text, lambda _: place, "one value, such as 100, [1, 2] or '{name: digits}'")
-        target[path[-1]] = None if node is None else _construct(node, lambda _: place, path, self.places)
+        if text.startswith("@"):  # `@STEP`, a checkpoint: YAML reserves the sign, and a shell eats the quotes
+            target[path[-1]] = text
+        else:
+            node = _compose(text, lambda _: place, "one value, such as 100, [1, 2] or '{name: digits}'")
+            target[path[-1]] = None if node is None else _construct(node, lambda _: place, path, self.places)
         self.places[path] = place
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from simflow_plugin.data.options import (
-    DigitsOptions,
-    FashionMnistOptions,
+    DigitsFacts,
+    FashionMnistFacts,
     Hdf5Options,
     HuggingFaceOptions,
     ImageFolderOptions,
@@ -12,8 +12,8 @@ from simflow_plugin.data.options import (
 )
 from simflow_plugin.registry import DATASETS
 
-DATASETS.declare("digits", "simflow_plugin.data.digits", DigitsOptions)
-DATASETS.declare("fashion-mnist", "simflow_plugin.data.fashion_mnist", FashionMnistOptions)
+DATASETS.declare("digits", "simflow_plugin.data.digits", DigitsFacts)
+DATASETS.declare("fashion-mnist", "simflow_plugin.data.fashion_mnist", FashionMnistFacts)
 DATASETS.declare("hdf5", "simflow_plugin.data.hdf5", Hdf5Options)
 DATASETS.declare("huggingface", "simflow_plugin.data.huggingface", HuggingFaceOptions)
 DATASETS.declare("image_folder", "simflow_plugin.data.image_folder", ImageFolderOptions)

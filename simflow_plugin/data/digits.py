@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from simflow_plugin import registry
 from simflow_plugin.contracts import DataContext
 from simflow_plugin.data.memory import InMemoryDataset
-from simflow_plugin.data.options import DigitsOptions
+from simflow_plugin.data.options import DigitsFacts, DigitsOptions
 from simflow_plugin.data.split import split_indices
 from simflow_plugin.errors import DataError
 
@@ -20,7 +20,7 @@ CORRECTION_STEPS = 8
 
 
 @registry.DATASETS.register("digits")
-class Digits(InMemoryDataset):
+class Digits(InMemoryDataset, DigitsFacts):
     """Digits resized to `image_size` so that averaging them back to 8x8 recovers the original.
 
     Args:
@@ -32,8 +32,6 @@ class Digits(InMemoryDataset):
     Raises:
         DataError: if `image_size` is below 8.
     """
-
-    Options = DigitsOptions
 
     raw_images: np.ndarray
 

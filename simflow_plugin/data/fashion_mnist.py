@@ -14,7 +14,7 @@ from simflow_plugin.data.disk_cache import cache_folder
 from simflow_plugin.data.idx import read_idx
 from simflow_plugin.data.images import resize_batch
 from simflow_plugin.data.memory import InMemoryDataset
-from simflow_plugin.data.options import FashionMnistOptions
+from simflow_plugin.data.options import FashionMnistFacts, FashionMnistOptions
 from simflow_plugin.data.split import check_split
 from simflow_plugin.errors import DataError
 
@@ -37,7 +37,7 @@ PREFIX_BY_SPLIT = {"train": "train", "test": "t10k"}
 
 
 @registry.DATASETS.register("fashion-mnist")
-class FashionMnist(InMemoryDataset):
+class FashionMnist(InMemoryDataset, FashionMnistFacts):
     """Fashion-MNIST at 28x28 as it is, at 32x32 with a border of 2 black pixels, else resized from 32x32.
 
     Args:
@@ -48,8 +48,6 @@ class FashionMnist(InMemoryDataset):
     Reference:
         Xiao, Rasul and Vollgraf, arXiv:1708.07747.
     """
-
-    Options = FashionMnistOptions
 
     def __init__(self, options: FashionMnistOptions, context: DataContext) -> None:
         prefix = PREFIX_BY_SPLIT[check_split(context.split)]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from simflow_plugin.contexts import DatasetFacts
 from simflow_plugin.local_paths import LocalPath, LocalPathOrName, Shards
 from simflow_plugin.options import Options
 
@@ -52,6 +53,16 @@ class DigitsOptions(Options):
 
     test_share: float = Field(0.2, gt=0, lt=1, description="of every class, held out for evaluation")
     split_seed: int = Field(0, description="which images are held out; the run's seed does not move them")
+
+
+class FashionMnistFacts(DatasetFacts):
+    Options: ClassVar[type[Options]] = FashionMnistOptions
+    known_num_classes = 10
+
+
+class DigitsFacts(DatasetFacts):
+    Options: ClassVar[type[Options]] = DigitsOptions
+    known_num_classes = 10
 
 
 class WebDatasetOptions(FileOptions):

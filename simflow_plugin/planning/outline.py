@@ -102,6 +102,10 @@ def make_outline(config: RunConfig) -> Outline:
 
 
 def _num_classes(config: RunConfig, assumptions: list[str]) -> int | None:
+    facts = registry.DATASETS.facts(config.data.name)
+    known: int | None = getattr(facts, "known_num_classes", None)  # a data set of another package may not say
+    if known is not None:
+        return known
     try:
         return build_dataset(config, "train").num_classes
     except SimflowError:

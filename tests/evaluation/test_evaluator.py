@@ -205,9 +205,11 @@ def test_notes_of_an_earlier_part_stay_with_its_numbers(run):
 
 def test_training_split_as_reference_is_said(run, vit, monkeypatch):
     few = torch.randint(0, 256, (8, 3, 8, 8), dtype=torch.uint8)
-    few_real = SimpleNamespace(make_missing=lambda *_: None)
-    monkeypatch.setattr(RunEvaluator, "_real_features", lambda self, extractor: few_real)
-    few_real.read = lambda: build_extractor("timm:test_vit", vit)(few)
+    num_real = len(build_dataset(load_run(run).config, "train"))
+    features = build_extractor("timm:test_vit", vit)(few)
+    repeated = [part if part is None else part.repeat(-(-num_real // 8), 1)[:num_real] for part in features]
+    real = SimpleNamespace(make_missing=lambda *_: None, read=lambda: type(features)(*repeated))
+    monkeypatch.setattr(RunEvaluator, "_real_features", lambda self, extractor: real)
     changes = {"parts": ("generation",), "reference": "train", "extractor": "timm:test_vit", "weights": vit}
     assert "training split" in evaluate(run, **changes).metrics["fd_test_vit"].warning
 
