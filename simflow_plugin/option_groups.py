@@ -6,7 +6,8 @@ import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import wraps
-from typing import Any, get_type_hints
+from types import NoneType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
@@ -15,7 +16,7 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     Args:
         command: its own options and arguments come first, then those of each group; no name may occur twice.
     """
-    hints = get_type_hints(command, include_extras=True)
+    hints = _hints(command)
     groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
     parameters = [
         parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name])
@@ -23,7 +24,7 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
         if name not in groups
     ]
     for group in groups.values():
-        of_fields = get_type_hints(group, include_extras=True)
+        of_fields = _hints(group)
         parameters += [
             inspect.Parameter(
                 field.name,
@@ -45,6 +46,17 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     flat.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     flat.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return flat
+
+
+def _hints(thing: Any) -> dict[str, Any]:
+    return {name: as_written(hint) for name, hint in get_type_hints(thing, include_extras=True).items()}
+
+
+def as_written(hint: Any) -> Any:
+    """Return `Annotated[...]` of the `Optional[Annotated[...]]` that Python 3.10 makes where the default is None."""
+    parts = [part for part in get_args(hint) if part is not NoneType]
+    is_wrapped = get_origin(hint) is Union and len(parts) == 1 and get_origin(parts[0]) is Annotated
+    return parts[0] if is_wrapped else hint
 
 
 def _default(field: Field[Any]) -> Any:

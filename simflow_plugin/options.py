@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, get_args
+from typing import Annotated, Any, ClassVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -107,9 +107,14 @@ def _takes_booleans(annotation: Any) -> bool:
 
 def _holds_options(annotation: Any) -> bool:
     """Return whether a value of this type may hold nested options, which answer for themselves."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if is_subclass(annotation, BaseModel):
         return True
     return any(_holds_options(part) for part in get_args(annotation))
+
+
+def is_subclass(annotation: Any, base: type) -> bool:
+    """Return whether an annotation is a class below `base`; `list[int]`, to Python 3.10 a class, is none."""
+    return get_origin(annotation) is None and isinstance(annotation, type) and issubclass(annotation, base)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

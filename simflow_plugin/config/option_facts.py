@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from simflow_plugin.config.type_words import members
+from simflow_plugin.options import is_subclass
 
 REQUIRED = "(required)"
 SENTENCE_END = re.compile(r"(?<=\.) (?=[A-Z])")
@@ -27,7 +28,7 @@ def element_types(annotation: Any) -> list[type[BaseModel]]:
     for one in members(annotation):
         if get_origin(one) in (list, tuple):
             found += [kind for element in get_args(one) for kind in element_types(element)]
-        elif isinstance(one, type) and issubclass(one, BaseModel):
+        elif is_subclass(one, BaseModel):
             found.append(one)
     return list(dict.fromkeys(found))
 

@@ -24,7 +24,7 @@ from simflow_plugin.config.option_facts import (
 from simflow_plugin.config.schema import RunConfig, WeightedLoss
 from simflow_plugin.config.type_words import bounds, literals, members, type_in_words
 from simflow_plugin.errors import RegistryError
-from simflow_plugin.options import Choices, Options
+from simflow_plugin.options import Choices, Options, is_subclass
 from simflow_plugin.registry import Part, Registry
 
 LOSS_OPTIONS = "options"
@@ -173,14 +173,14 @@ class _Walk:
     def below(self, field: FieldInfo, registry: Registry | None, place: _Place) -> Iterator[Option]:
         """Yield the options inside a field: of a section, of each part, of each named choice."""
         kinds = [one for one in members(field.annotation) if isinstance(one, type)]
-        if registry is not None and any(issubclass(kind, Part) for kind in kinds):
+        if registry is not None and any(is_subclass(kind, Part) for kind in kinds):
             yield from self.parts(registry, place)
         elif registry is not None and any(get_origin(one) is dict for one in members(field.annotation)):
             yield from self.losses(registry, place)
         for entry in field.metadata:
             if isinstance(entry, Choices):
                 for name, options in entry.by_name.items():
-                    if isinstance(options, type) and issubclass(options, BaseModel):
+                    if is_subclass(options, BaseModel):
                         yield from _without("name", self.fields(options, place.inside(name)))
         sections = [kind for kind in element_types(field.annotation) if not issubclass(kind, Part)]
         if len(sections) > 1:

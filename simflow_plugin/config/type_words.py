@@ -10,6 +10,7 @@ from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from simflow_plugin.options import is_subclass
 from simflow_plugin.registry import Part
 
 SCALARS = {int: "integer", float: "number", bool: "true or false", str: "text", Any: "anything"}
@@ -71,9 +72,9 @@ def type_in_words(annotation: Any) -> str:
         return _list_in_words([part for part in get_args(annotation) if part is not Ellipsis], annotation)
     if get_origin(annotation) is dict or annotation is dict:
         return "mapping"
-    if isinstance(annotation, type) and issubclass(annotation, Part):
+    if is_subclass(annotation, Part):
         return "name, or mapping with a name and options"
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if is_subclass(annotation, BaseModel):
         return getattr(annotation, "written_as", "mapping")
     return SCALARS.get(annotation, getattr(annotation, "__name__", str(annotation)))
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from simflow_plugin.config.yaml_source import KeyPath, YamlSource
 from simflow_plugin.errors import ConfigError
-from simflow_plugin.options import OF_FIELD, did_you_mean
+from simflow_plugin.options import OF_FIELD, did_you_mean, is_subclass
 
 MAPPING_TYPES = ("model_type", "model_attributes_type", "dataclass_type", "dict_type", "mapping_type")
 SHORT = 60
@@ -141,12 +141,16 @@ def _known_keys(model: type[BaseModel], path: KeyPath, member: str | None) -> li
         field = current.model_fields.get(key) if hasattr(current, "model_fields") else None
         if field is None:
             continue
-        nested = [t for t in (field.annotation, *getattr(field.annotation, "__args__", ())) if _is_model(t)]
+        nested = [
+            t
+            for t in (field.annotation, *getattr(field.annotation, "__args__", ()))
+            if is_subclass(t, BaseModel)
+        ]
         nested += [
             t
             for outer in getattr(field.annotation, "__args__", ())
             for t in getattr(outer, "__args__", ())
-            if _is_model(t)
+            if is_subclass(t, BaseModel)
         ]
         chosen = [
             t
@@ -155,7 +159,3 @@ def _known_keys(model: type[BaseModel], path: KeyPath, member: str | None) -> li
         ]
         current = next(iter([*chosen, *nested]), current)
     return list(current.model_fields)
-
-
-def _is_model(candidate: Any) -> bool:
-    return isinstance(candidate, type) and issubclass(candidate, BaseModel)
