@@ -124,7 +124,7 @@ def _class_number(value: Any, names: Sequence[str]) -> int:
 
 def _cropped(image: Image.Image, size: int) -> Tensor:
     from simflow_plugin.data.decoding import to_rgb
-    from simflow_plugin.data.images import center_crop
+    from simflow_plugin.data.pixels import center_crop
 
     try:
         return center_crop(to_rgb(image), size)

@@ -36,7 +36,7 @@ def test_every_way_to_write_images_gives_the_same_tensor(given):
 
 
 def test_pil_image_of_another_size_is_cropped_as_training_images_are():
-    from simflow_plugin.data.images import center_crop
+    from simflow_plugin.data.pixels import center_crop
 
     picture = Image.effect_noise((11, 9), 80).convert("RGB")
     expected = center_crop(picture, 4).float()[None] / 127.5 - 1

@@ -17,7 +17,7 @@ from simflow_plugin import registry
 from simflow_plugin.cli.app import app
 from simflow_plugin.config.loading import load_config
 from simflow_plugin.starter import first_configuration
-from simflow_plugin.starter.timing import Timing
+from simflow_plugin.starter.trial_steps import Timing
 from tests.data.makers import class_folders
 
 ROOT = Path(__file__).resolve().parent.parent

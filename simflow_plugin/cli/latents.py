@@ -39,7 +39,7 @@ def latents(
 ) -> None:
     """Encode the run's images: samples and moments in safetensors, statistics, digests and a card."""
     from simflow_plugin.errors import ConfigError
-    from simflow_plugin.preparing.latents import Encoding, Layout, encode_dataset
+    from simflow_plugin.preparing.encoded_images import Encoding, Layout, encode_dataset
     from simflow_plugin.runs.sources import open_run
 
     for option, value, known in (

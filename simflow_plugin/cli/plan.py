@@ -12,7 +12,7 @@ from simflow_plugin.units import with_prefix
 if TYPE_CHECKING:
     from simflow_plugin.config.schema import RunConfig
     from simflow_plugin.planning.estimate import Plan, Setting
-    from simflow_plugin.starter.timing import Timing
+    from simflow_plugin.starter.trial_steps import Timing
 
 TERA = 1e12
 
@@ -50,7 +50,7 @@ def plan(
     plan = make_plan(resolved, setting)
     typer.echo(describe(resolved, setting, plan))
     if measure:
-        from simflow_plugin.starter.timing import share_of_one, time_here
+        from simflow_plugin.starter.trial_steps import share_of_one, time_here
 
         timing = time_here(share_of_one(resolved, devices))
         typer.echo("\n".join(["", *describe_measured(resolved, setting, plan, timing)]))

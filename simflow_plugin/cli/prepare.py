@@ -32,8 +32,8 @@ def prepare(
     """Crop a data set once and store it in webdataset shards with class names, counts and digests."""
     from simflow_plugin.config.data_argument import resolve_data
     from simflow_plugin.errors import ConfigError
-    from simflow_plugin.preparing.images import Preparation
-    from simflow_plugin.preparing.images import prepare as write
+    from simflow_plugin.preparing.cropped_images import Preparation
+    from simflow_plugin.preparing.cropped_images import prepare as write
     from simflow_plugin.preparing.shards import SAVING, Format
 
     if image_format not in SAVING:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from simflow_plugin.config.averages import Average, ExponentialAverage, from_earlier_keys
+from simflow_plugin.config.average_options import Average, ExponentialAverage, from_earlier_keys
 from simflow_plugin.local_paths import LocalPathOrName
 from simflow_plugin.losses.options import AdversarialOptions
 from simflow_plugin.options import MomentDecay, Options

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from simflow_plugin import registry
 from simflow_plugin.contracts import DataContext
-from simflow_plugin.data.memory import InMemoryDataset
+from simflow_plugin.data.in_memory import InMemoryDataset
 from simflow_plugin.data.options import DigitsFacts, DigitsOptions
 from simflow_plugin.data.split import split_indices
 from simflow_plugin.errors import DataError

@@ -12,9 +12,9 @@ from simflow_plugin import registry
 from simflow_plugin.contracts import DataContext
 from simflow_plugin.data.disk_cache import cache_folder
 from simflow_plugin.data.idx import read_idx
-from simflow_plugin.data.images import resize_batch
-from simflow_plugin.data.memory import InMemoryDataset
+from simflow_plugin.data.in_memory import InMemoryDataset
 from simflow_plugin.data.options import FashionMnistFacts, FashionMnistOptions
+from simflow_plugin.data.pixels import resize_batch
 from simflow_plugin.data.split import check_split
 from simflow_plugin.errors import DataError
 

@@ -15,9 +15,9 @@ from simflow_plugin.contracts import NO_LABEL, Example
 from simflow_plugin.data import decoding
 from simflow_plugin.data.decoding import CorruptImage, background_colour, decode_image
 from simflow_plugin.data.disk_cache import fingerprint
-from simflow_plugin.data.images import center_crop
 from simflow_plugin.data.labels import Classes
 from simflow_plugin.data.options import FileOptions
+from simflow_plugin.data.pixels import center_crop
 from simflow_plugin.data.split import split_indices
 from simflow_plugin.errors import EmptySplit
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from simflow_plugin.alignment.head import AlignmentHead
-from simflow_plugin.autoguidance import check_classes, check_kind, check_process
 from simflow_plugin.contracts import NO_LABEL, GenerativeModel, ModelContext
 from simflow_plugin.diffusion.guidance import GuidanceRule, GuidedPrediction
 from simflow_plugin.diffusion.options import DiffusionFacts, DiffusionOptions, SamplingOptions
 from simflow_plugin.diffusion.transformer import AdaLNTransformer, BackboneOutput
 from simflow_plugin.errors import ConfigError
+from simflow_plugin.guided_by_weaker import check_classes, check_kind, check_process
 from simflow_plugin.randomness import Random
 from simflow_plugin.registry import DIFFUSION_GUIDANCE
 

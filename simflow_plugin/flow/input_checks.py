@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from simflow_plugin.autoguidance import check_classes
 from simflow_plugin.contracts import NO_LABEL
 from simflow_plugin.errors import ConfigError, ShapeError
 from simflow_plugin.flow.architecture import FlowConfig
+from simflow_plugin.guided_by_weaker import check_classes
 
 
 def check_tokens(tokens: Tensor, config: FlowConfig, name: str, reads_values: bool) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 
 from simflow_plugin.errors import EvaluationError
 from simflow_plugin.files import read_json_object
-from simflow_plugin.hub.card import model_card
 from simflow_plugin.hub.components import FILE, SOURCE, AutoencoderFolder, ModelFolder
+from simflow_plugin.hub.model_card import model_card
 from simflow_plugin.runs.exported import (
     AUTOENCODER,
     MODEL,

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from simflow_plugin.alignment.head import AlignmentHead
-from simflow_plugin.autoguidance import check_kind, check_process
 from simflow_plugin.contracts import GenerativeModel, ModelContext, SamplerFacts
 from simflow_plugin.flow import (
     FlowConfig,
@@ -28,6 +27,7 @@ from simflow_plugin.flow.guidance import GuidanceContext, GuidanceRule
 from simflow_plugin.flow.input_checks import check_guide
 from simflow_plugin.flow.sampling import parse_methods
 from simflow_plugin.flow.sampling.passes import sequential_passes
+from simflow_plugin.guided_by_weaker import check_kind, check_process
 from simflow_plugin.models.flow_options import FlowSampling as FlowSampling
 from simflow_plugin.models.flow_options import SimFlowFacts, SimFlowOptions
 from simflow_plugin.randomness import Random

@@ -21,7 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from simflow_plugin.config.averages import PowerAverage
+from simflow_plugin.config.average_options import PowerAverage
 from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.evaluation.flops import count_parameters

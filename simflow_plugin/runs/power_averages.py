@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from simflow_plugin.config.averages import LONGEST, Average, PowerAverage
+from simflow_plugin.config.average_options import LONGEST, Average, PowerAverage
 from simflow_plugin.errors import EvaluationError
 from simflow_plugin.runs.checkpoints import Checkpoint, checkpoint_folders, read_checkpoint, verify_checkpoint
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import yaml
 
 from simflow_plugin.starter.folder_facts import FolderFacts
-from simflow_plugin.starter.sizes import Sizes
-from simflow_plugin.starter.timing import Timing
+from simflow_plugin.starter.network_sizes import Sizes
+from simflow_plugin.starter.trial_steps import Timing
 from simflow_plugin.units import duration
 
 FEWEST_STEPS, MOST_STEPS = 100, 200_000

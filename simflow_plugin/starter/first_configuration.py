@@ -11,8 +11,8 @@ from simflow_plugin.config.loading import config_from_source
 from simflow_plugin.config.yaml_source import YamlSource
 from simflow_plugin.starter.configuration import FEWEST_STEPS, Schedule, configuration_text, fit_steps
 from simflow_plugin.starter.folder_facts import FolderFacts
-from simflow_plugin.starter.sizes import choose_image_size, choose_sizes
-from simflow_plugin.starter.timing import time_here
+from simflow_plugin.starter.network_sizes import choose_image_size, choose_sizes
+from simflow_plugin.starter.trial_steps import time_here
 from simflow_plugin.units import duration
 
 BUSY = 0.5

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from simflow_plugin.config.averages import Average, PowerAverage
+from simflow_plugin.config.average_options import Average, PowerAverage
 from simflow_plugin.runs.power_averages import average_files, exponent_of_length, power_decay
 
 DecayAt = Callable[[int], float]

@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from simflow_plugin.config.averages import PowerAverage
+from simflow_plugin.config.average_options import PowerAverage
 from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.contracts import ImageDataset
 from simflow_plugin.data.loader import Batch, check_corrupt, make_loader

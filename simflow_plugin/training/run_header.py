@@ -8,7 +8,7 @@ import torch
 
 from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.evaluation.flops import count_parameters
-from simflow_plugin.planning.memory import foretold_memory
+from simflow_plugin.planning.memory_forecast import foretold_memory
 from simflow_plugin.runs.parts import Parts
 from simflow_plugin.runs.run_directory import RunDirectory
 from simflow_plugin.runs.run_precision import Precision

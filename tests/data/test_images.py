@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from simflow_plugin.data.images import center_crop, resize_batch
+from simflow_plugin.data.pixels import center_crop, resize_batch
 from tests.data.makers import picture
 
 

@@ -11,7 +11,7 @@ from simflow_plugin.contracts import DataContext, Example
 from simflow_plugin.data.changes import data_changes
 from simflow_plugin.data.digits import Digits
 from simflow_plugin.data.image_folder import ImageFolder
-from simflow_plugin.data.memory import InMemoryDataset
+from simflow_plugin.data.in_memory import InMemoryDataset
 from simflow_plugin.data.summary import content_digests, split_notes, summarize
 from simflow_plugin.errors import DataError
 from tests.data.makers import CORRUPT, class_folders, png

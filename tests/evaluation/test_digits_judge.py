@@ -5,7 +5,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from simflow_plugin.errors import EvaluationError, ShapeError
-from simflow_plugin.evaluation.judges.digits import judge_digits, to_judge_space
+from simflow_plugin.evaluation.judges.digits_svc import judge_digits, to_judge_space
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from simflow_plugin.contracts import DataContext
 from simflow_plugin.data.digits import Digits
 from simflow_plugin.data.order import sample_rows
 from simflow_plugin.errors import EvaluationError
-from simflow_plugin.evaluation.judges.encoder import EncoderJudge
+from simflow_plugin.evaluation.judges.pretrained_classifier import EncoderJudge
 from tests.evaluation.judges import make_judge
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from simflow_plugin.data.decoding import CorruptImage, decode_image
-from simflow_plugin.data.images import center_crop
+from simflow_plugin.data.pixels import center_crop
 from tests.fuzz.mutations import mutants, seed_files
 
 SIZE = 16

@@ -14,7 +14,7 @@ from simflow_plugin.config.yaml_source import shipped_configs
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.planning.estimate import GPUS, Setting, make_plan
 from simflow_plugin.planning.precision import MixedPrecision
-from simflow_plugin.starter.timing import Timing
+from simflow_plugin.starter.trial_steps import Timing
 from tests.training.tiny_runs import make_trainer, tiny_config, tiny_values
 
 
@@ -130,7 +130,7 @@ def test_measured_steps_are_extrapolated_beside_the_plan(monkeypatch):
             device_type="cuda",
         )
 
-    monkeypatch.setattr("simflow_plugin.starter.timing.time_here", three_seconds)
+    monkeypatch.setattr("simflow_plugin.starter.trial_steps.time_here", three_seconds)
     options = ["--devices", "4", "--measure", "--set", "training.steps=100000"]
     result = CliRunner().invoke(app, ["plan", "quickstart", *options, "--set", "training.sample_every=10000"])
     assert result.exit_code == 0, result.output

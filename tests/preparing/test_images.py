@@ -18,8 +18,8 @@ from simflow_plugin.contracts import DataContext
 from simflow_plugin.data import image_folder
 from simflow_plugin.data.decoding import CorruptImage
 from simflow_plugin.errors import DataError, RunDirectoryError
-from simflow_plugin.preparing import images, shards
-from simflow_plugin.preparing.images import Preparation, prepare
+from simflow_plugin.preparing import cropped_images, shards
+from simflow_plugin.preparing.cropped_images import Preparation, prepare
 from simflow_plugin.registry import Part
 from simflow_plugin.runs.run_lock import RunLock
 
@@ -98,7 +98,7 @@ def test_processes_do_not_change_a_byte_nor_need_to_know_the_part_by_name(tmp_pa
 def test_interrupted_preparation_goes_on_with_the_same_bytes(tmp_path, monkeypatch):
     source, calls = make_folder(tmp_path / "source"), []
     prepare(preparation(source), tmp_path / "whole", 1)
-    write = images.write_shard
+    write = cropped_images.write_shard
 
     def killed(*of):
         calls.append(of[1].name)
@@ -106,7 +106,7 @@ def test_interrupted_preparation_goes_on_with_the_same_bytes(tmp_path, monkeypat
             raise KeyboardInterrupt
         return write(*of)
 
-    monkeypatch.setattr(images, "write_shard", killed)
+    monkeypatch.setattr(cropped_images, "write_shard", killed)
     with pytest.raises(KeyboardInterrupt):
         prepare(preparation(source), tmp_path / "out", 1)
     assert not (tmp_path / "out" / "dataset.json").exists()
@@ -121,7 +121,7 @@ def test_interrupted_preparation_goes_on_with_the_same_bytes(tmp_path, monkeypat
 
 def test_other_settings_and_a_finished_folder_are_refused(tmp_path, monkeypatch):
     source = make_folder(tmp_path / "source")
-    monkeypatch.setattr(images, "write_shard", lambda *of: (_ for _ in ()).throw(KeyboardInterrupt()))
+    monkeypatch.setattr(cropped_images, "write_shard", lambda *of: (_ for _ in ()).throw(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         prepare(preparation(source), tmp_path / "out", 1)
     with pytest.raises(RunDirectoryError, match="begun with image_size 16, and this is 8"):
@@ -196,7 +196,7 @@ def test_other_images_than_it_was_begun_with_are_refused(tmp_path, monkeypatch, 
 def interrupt(wanted: Preparation, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Begin a preparation and end it in its first shard."""
     with monkeypatch.context() as patch:
-        patch.setattr(images, "write_shard", lambda *of: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patch.setattr(cropped_images, "write_shard", lambda *of: (_ for _ in ()).throw(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             prepare(wanted, folder, 1)
 
@@ -248,13 +248,13 @@ def test_messages_lose_the_folders_of_the_data_set_and_nothing_else():
     part = Part.model_validate(
         {"name": "image_folder", "root": "/data/cats", "more": [{"shards": "/disk/*/a.tar"}]}
     )
-    folders = images._local_folders(part)
+    folders = cropped_images._local_folders(part)
     shown = [
-        images._without_folders(text, folders)
+        cropped_images._without_folders(text, folders)
         for text in ("/data/cats/a/1.png: no", "cannot read '/disk/x/a.tar'")
     ]
     assert shown == ["a/1.png: no", "cannot read 'x/a.tar'"]
-    assert images._without_folders("on/data/cats/1.png: no", folders) == "on/data/cats/1.png: no"
+    assert cropped_images._without_folders("on/data/cats/1.png: no", folders) == "on/data/cats/1.png: no"
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system binds no process to cores")

@@ -14,9 +14,9 @@ from simflow_plugin.cli.app import app
 from simflow_plugin.contracts import NO_LABEL, Example
 from simflow_plugin.data.decoding import CorruptImage
 from simflow_plugin.errors import DataError, RunDirectoryError
-from simflow_plugin.preparing import latents
+from simflow_plugin.preparing import encoded_images
+from simflow_plugin.preparing.encoded_images import Encoding, encode_dataset
 from simflow_plugin.preparing.latent_shards import _batches
-from simflow_plugin.preparing.latents import Encoding, encode_dataset
 from simflow_plugin.preparing.repa_e_layout import check_labels
 from simflow_plugin.preparing.shards import Shard
 from simflow_plugin.runs.parts import build_dataset
@@ -107,7 +107,7 @@ def test_the_hdf5_layout_holds_mean_and_std_by_image(written):
 
 
 def test_interrupted_encoding_goes_on_with_the_same_bytes(run, written, tmp_path, monkeypatch):
-    write, calls = latents.write_latents, []
+    write, calls = encoded_images.write_latents, []
 
     def killed(*of):
         calls.append(of[2].name)
@@ -115,7 +115,7 @@ def test_interrupted_encoding_goes_on_with_the_same_bytes(run, written, tmp_path
             raise KeyboardInterrupt
         return write(*of)
 
-    monkeypatch.setattr(latents, "write_latents", killed)
+    monkeypatch.setattr(encoded_images, "write_latents", killed)
     encoding = Encoding("test", 150, 3, "lightningdit")
     with pytest.raises(KeyboardInterrupt):
         encode_dataset(run.loaded, encoding, tmp_path / "out")
@@ -132,15 +132,17 @@ def test_interrupted_encoding_goes_on_with_the_same_bytes(run, written, tmp_path
 
 def test_weights_changed_under_the_same_name_are_refused(run, tmp_path, monkeypatch):
     encoding, folder = Encoding("test", 150), tmp_path / "out"
-    monkeypatch.setattr(latents, "write_latents", lambda *of: (_ for _ in ()).throw(KeyboardInterrupt()))
+    monkeypatch.setattr(
+        encoded_images, "write_latents", lambda *of: (_ for _ in ()).throw(KeyboardInterrupt())
+    )
     with pytest.raises(KeyboardInterrupt):
         encode_dataset(run.loaded, encoding, folder)
     with monkeypatch.context() as patch:
-        patch.setattr(latents, "checkpoint_digest", lambda path: "of a run trained again")
+        patch.setattr(encoded_images, "checkpoint_digest", lambda path: "of a run trained again")
         with pytest.raises(RunDirectoryError, match="begun with checkpoint"):
             encode_dataset(run.loaded, encoding, folder)
     with monkeypatch.context() as patch:
-        patch.setattr(latents, "content_fingerprint", lambda *of: "of other images")
+        patch.setattr(encoded_images, "content_fingerprint", lambda *of: "of other images")
         with pytest.raises(RunDirectoryError, match="begun with other images"):
             encode_dataset(run.loaded, encoding, folder)
     with pytest.raises(KeyboardInterrupt):  # the layout decides no number
@@ -152,7 +154,7 @@ def test_layout_that_needs_labels_refuses_images_without_before_the_first_is_enc
 ):
     dataset = build_dataset(run.loaded.config, "test")
     dataset.labels = torch.full_like(dataset.labels, NO_LABEL)
-    monkeypatch.setattr(latents, "build_dataset", lambda *of: dataset)
+    monkeypatch.setattr(encoded_images, "build_dataset", lambda *of: dataset)
     with pytest.raises(DataError, match="these images have none"):
         encode_dataset(run.loaded, Encoding("test", 150, layout="repa-e"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -166,9 +168,9 @@ def test_too_many_damaged_images_end_the_work_with_their_shard(run, tmp_path, mo
 
     def damaged(loaded, dataset, shard, folder, seed):
         calls.append(shard.name)
-        return latents.LatentFacts(shard.name, 0, "", 0, [], [], ["a.png: no image"] * len(dataset))
+        return encoded_images.LatentFacts(shard.name, 0, "", 0, [], [], ["a.png: no image"] * len(dataset))
 
-    monkeypatch.setattr(latents, "write_latents", damaged)
+    monkeypatch.setattr(encoded_images, "write_latents", damaged)
     with pytest.raises(DataError, match=r"images are corrupt.*such as a\.png"):
         encode_dataset(run.loaded, Encoding("test", len(dataset) // 3), tmp_path / "out")
     assert len(calls) == 1

@@ -11,11 +11,11 @@ from simflow_plugin.config.loading import load_config
 from simflow_plugin.errors import ConfigError, DataError
 from simflow_plugin.runs.parts import build_dataset
 from simflow_plugin.starter import first_configuration as first
-from simflow_plugin.starter import timing as starter_timing
+from simflow_plugin.starter import trial_steps
 from simflow_plugin.starter.configuration import configuration_text, fit_steps, rounded_down
 from simflow_plugin.starter.folder_facts import look_at
-from simflow_plugin.starter.sizes import IMAGE_SIZES, choose_image_size, choose_sizes
-from simflow_plugin.starter.timing import Timing, share_between, time_here
+from simflow_plugin.starter.network_sizes import IMAGE_SIZES, choose_image_size, choose_sizes
+from simflow_plugin.starter.trial_steps import Timing, share_between, time_here
 from tests.data.makers import CORRUPT
 
 
@@ -145,7 +145,7 @@ def test_unknown_image_size_names_the_choices():
 
 def test_trial_times_real_steps_and_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(starter_timing, "SCHEDULER", tmp_path / "nothing")
+    monkeypatch.setattr(trial_steps, "SCHEDULER", tmp_path / "nothing")
     root = make_images(tmp_path / "pictures", count=12, side=16)
     facts = look_at(root)
     values = yaml.safe_load(

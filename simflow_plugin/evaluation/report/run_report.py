@@ -50,7 +50,7 @@ from simflow_plugin.evaluation.report.real_images import (
     rows_by_class,
     rows_in_turn,
 )
-from simflow_plugin.evaluation.report.summary import training_numbers, write_summary
+from simflow_plugin.evaluation.report.run_summary import training_numbers, write_summary
 from simflow_plugin.evaluation.request import EvaluationRequest
 from simflow_plugin.evaluation.result import Evaluation
 from simflow_plugin.evaluation.sample_shards import SampleShards

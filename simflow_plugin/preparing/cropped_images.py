@@ -28,7 +28,7 @@ from simflow_plugin.data.webdataset import CARD
 from simflow_plugin.errors import DataError, EmptySplit
 from simflow_plugin.files import write_text_atomically
 from simflow_plugin.preparing.begun import begun_folder, content_fingerprint, without_tolerance
-from simflow_plugin.preparing.card import images_card
+from simflow_plugin.preparing.data_card import images_card
 from simflow_plugin.preparing.shards import (
     Format,
     Shard,

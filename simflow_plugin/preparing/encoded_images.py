@@ -22,11 +22,11 @@ from simflow_plugin.data.webdataset import CARD
 from simflow_plugin.errors import RunDirectoryError
 from simflow_plugin.files import file_digest, replacing, write_text_atomically
 from simflow_plugin.preparing.begun import begun_folder, content_fingerprint
-from simflow_plugin.preparing.card import latents_card
+from simflow_plugin.preparing.channel_statistics import ChannelStatistics
+from simflow_plugin.preparing.data_card import latents_card
 from simflow_plugin.preparing.latent_shards import LatentFacts, finished, remove_facts_files, write_latents
 from simflow_plugin.preparing.repa_e_layout import check_labels, write_repa_e
 from simflow_plugin.preparing.shards import Shard
-from simflow_plugin.preparing.statistics import ChannelStatistics
 from simflow_plugin.progress_bar import count_progress
 from simflow_plugin.runs.loaded_run import LoadedRun
 from simflow_plugin.runs.parts import build_dataset
