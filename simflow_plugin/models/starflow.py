@@ -57,6 +57,8 @@ class StarFlow(StarFlowFacts, SimFlow):
             noisy_latents: (B, C, h, w), z~.
             labels: (B,) int64, or None.
         """
+        # Autocast keeps the weights that it cast; those cast in inference mode take no part in gradients (torch 2.7).
+        torch.clear_autocast_cache()
         with torch.inference_mode(False), torch.enable_grad():
             position = noisy_latents.detach().clone().requires_grad_()
             (score,) = torch.autograd.grad(self.log_prob(position, labels).sum(), position)
