@@ -1,5 +1,7 @@
 """The notebook runs from top to bottom; skipped without nbclient. SIMFLOW_NOTEBOOK_STEPS: training steps."""
 
+import ast
+import importlib
 import json
 import os
 from pathlib import Path
@@ -12,6 +14,17 @@ NOTEBOOK = Path(__file__).parents[2] / "docs" / "notebooks" / "digits.ipynb"
 def test_no_output_is_committed():
     cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
     assert all(not cell["outputs"] and cell["execution_count"] is None for cell in cells if "outputs" in cell)
+
+
+def test_every_import_is_there():
+    """Also where nbclient is not installed to run the cells."""
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    imported = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.ImportFrom)]
+    assert imported
+    for node in imported:
+        module = importlib.import_module(node.module)
+        assert all(hasattr(module, name.name) for name in node.names), ast.unparse(node)
 
 
 def test_every_cell_runs(monkeypatch, tmp_path):
