@@ -67,7 +67,7 @@ def _describe_option(info: OptionInfo, kind: Any) -> None:
 
 def type_name(kind: Any) -> str:
     """Return the word for a type: TEXT, INTEGER, NUMBER, PATH, the choices of an enumeration, or nothing for a flag."""
-    if get_origin(kind) is None and isinstance(kind, type) and issubclass(kind, Enum):
+    if isinstance(kind, type) and issubclass(kind, Enum):
         return "|".join(str(choice.value) for choice in kind)
     return NAMES.get(kind, "VALUE")
 

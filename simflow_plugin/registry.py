@@ -74,7 +74,7 @@ class Registry:
 
         return decorate
 
-    def declare(self, name: str, module: str, facts: Any) -> None:
+    def declare(self, name: str, module: str, facts: Any, summary: str | None = None) -> None:
         """Declare a built-in part, which `module` registers when it is imported.
 
         Args:
@@ -82,13 +82,14 @@ class Registry:
             module: full name.
             facts: a class with `Options` and what else configurations are checked against, which the part
                 inherits; or the options alone.
+            summary: of a part that shares its class with others, in a sentence; None: that of the class.
         Raises:
             RegistryError: if a part is declared under that name.
         """
         if name in self._declared:
             raise RegistryError(f"{self.kind}: `{name}` is declared twice in {OWN_DISTRIBUTION}.")
         if issubclass(facts, Options):
-            facts = type(f"{facts.__name__}Facts", (), {"Options": facts})
+            facts = type(f"{facts.__name__}Facts", (), {"Options": facts, "__doc__": summary})
         self._declared[name] = (module, facts)
 
     def names(self) -> list[str]:

@@ -9,5 +9,6 @@ from simflow_plugin.registry import ENCODERS
 ENCODERS.declare("timm", "simflow_plugin.alignment.timm_encoders", TimmOptions)
 ENCODERS.declare("pretrained", "simflow_plugin.alignment.classifier", ClassifierOptions)
 for _name, _model in MODEL_BY_PRESET.items():
-    _facts = {"Options": WeightsOptions, "__doc__": f"timm's `{_model}`."}
-    ENCODERS.declare(_name, "simflow_plugin.alignment.timm_encoders", type("PresetFacts", (), _facts))
+    ENCODERS.declare(
+        _name, "simflow_plugin.alignment.timm_encoders", WeightsOptions, summary=f"timm's `{_model}`."
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -35,12 +34,13 @@ def prepare(
     from simflow_plugin.preparing.cropped_images import Preparation
     from simflow_plugin.preparing.cropped_images import prepare as write
     from simflow_plugin.preparing.shards import SAVING, Format
+    from simflow_plugin.processors import num_usable_processors
 
     if image_format not in SAVING:
         raise ConfigError(f"--format {image_format}: expected {', '.join(SAVING)}.")
     part = resolve_data(data, "DATA")
     preparation = Preparation(part, size, images_per_shard, cast(Format, image_format))
-    card = write(preparation, out, workers or _num_cores())
+    card = write(preparation, out, workers or num_usable_processors())
     for split, facts in card["splits"].items():
         typer.echo(
             f"{split}: {facts['images']:,} images in {len(facts['shards'])} shards, {len(facts['damaged'])} damaged"
@@ -48,10 +48,3 @@ def prepare(
         for problem in facts["damaged"]:
             typer.echo(f"left out: {problem}", err=True)
     typer.echo(f"{out / 'README.md'}")
-
-
-def _num_cores() -> int:
-    """Return how many cores this process may use: fewer than there are in a job of a cluster, or under taskset."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

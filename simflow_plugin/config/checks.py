@@ -153,10 +153,8 @@ def _check_autoguidance(config: RunConfig, where: YamlSource) -> None:
     if model is None or sampling.guidance == 0:
         found = "model: null" if model is None else "sampling.guidance: 0"
         raise _refused(where, path, f"{named} has no effect with {found}. Set a weight, or remove it.")
-    factory: type[ModelFacts] = registry.MODELS.facts(model.name)
-    if not getattr(
-        factory, "supports_autoguidance", False
-    ):  # a model of another package may state no such fact
+    # A model of another package may state no such fact.
+    if not getattr(registry.MODELS.facts(model.name), "supports_autoguidance", False):
         raise _refused(
             where, path, f"{named}: model `{model.name}` cannot be guided by another model. Remove it."
         )

@@ -172,10 +172,10 @@ class _Walk:
 
     def below(self, field: FieldInfo, registry: Registry | None, place: _Place) -> Iterator[Option]:
         """Yield the options inside a field: of a section, of each part, of each named choice."""
-        kinds = [one for one in members(field.annotation) if isinstance(one, type)]
+        kinds = members(field.annotation)
         if registry is not None and any(is_subclass(kind, Part) for kind in kinds):
             yield from self.parts(registry, place)
-        elif registry is not None and any(get_origin(one) is dict for one in members(field.annotation)):
+        elif registry is not None and any(get_origin(kind) is dict for kind in kinds):
             yield from self.losses(registry, place)
         for entry in field.metadata:
             if isinstance(entry, Choices):

@@ -56,11 +56,15 @@ class DigitsOptions(Options):
 
 
 class FashionMnistFacts(DatasetFacts):
+    """Facts of `fashion-mnist`."""
+
     Options: ClassVar[type[Options]] = FashionMnistOptions
     known_num_classes = 10
 
 
 class DigitsFacts(DatasetFacts):
+    """Facts of `digits`."""
+
     Options: ClassVar[type[Options]] = DigitsOptions
     known_num_classes = 10
 

@@ -26,6 +26,11 @@ from simflow_plugin.data.tar_shards import local_shards
 from simflow_plugin.errors import DataError
 from simflow_plugin.files import read_json_object
 
+MIXED = (
+    "the classes {} cannot be compared: some are numbers, others have names, by the `dataset.json` of `simflow "
+    "prepare`. Put that file beside the shards that lack it, or set data.labels: false."
+)
+
 
 @registry.DATASETS.register("webdataset")
 class WebDataset(FileDataset):
@@ -144,20 +149,15 @@ def named_labels(
     return found, declared
 
 
-MIXED = (
-    "the classes {} cannot be compared: some are numbers, others have names, by the `dataset.json` of `simflow "
-    "prepare`. Put that file beside the shards that lack it, or set data.labels: false."
-)
-
-
 def has_numbers(labels: Sequence[Key] | None) -> bool:
     """Return whether a label is a number."""
     return any(isinstance(label, int) and label != NO_LABEL for label in labels or ())
 
 
 def _name(label: Key, classes: Sequence[Key] | None) -> Key:
-    is_named = classes is not None and isinstance(label, int) and label in range(len(classes))
-    return classes[label] if is_named else label  # type: ignore[index]
+    if classes is None or not isinstance(label, int) or label not in range(len(classes)):
+        return label
+    return classes[label]
 
 
 def shard_paths(shards: str | list[str], cache: Path, allows_pipes: bool = False) -> list[Path]:

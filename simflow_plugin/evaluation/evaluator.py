@@ -352,14 +352,13 @@ def evaluation_settings(loaded: LoadedRun, request: EvaluationRequest) -> dict[s
     Raises:
         ConfigError, CheckpointError: if there is no such guide.
     """
-    guidance = loaded.config.sampling.guidance if request.guidance is None else request.guidance
     guide = _guide(loaded, request)
     return {
         "step": loaded.checkpoint.step,
         "checkpoint": checkpoint_digest(loaded.checkpoint.path),
         "weights": "EMA" if loaded.averaged else "last",
         **({} if loaded.ema_length is None else {"ema_length": loaded.ema_length}),
-        "guidance": guidance,
+        "guidance": _guidance(loaded, request),
         **({} if guide is None else {"autoguidance": guide.digest()}),
         "sampling": {**sampler_options(loaded.config.model), **dict(map(assignment, request.sampling))},
         "seed": request.seed,
@@ -368,9 +367,13 @@ def evaluation_settings(loaded: LoadedRun, request: EvaluationRequest) -> dict[s
 
 
 def _guide(loaded: LoadedRun, request: EvaluationRequest) -> GuideChoice | None:
-    guidance = loaded.config.sampling.guidance if request.guidance is None else request.guidance
-    own = loaded.directory.path
-    return chosen_guide(loaded.config, own, request.autoguidance) if guidance > 0 else None
+    if _guidance(loaded, request) == 0:
+        return None
+    return chosen_guide(loaded.config, loaded.directory.path, request.autoguidance)
+
+
+def _guidance(loaded: LoadedRun, request: EvaluationRequest) -> float:
+    return loaded.config.sampling.guidance if request.guidance is None else request.guidance
 
 
 def sampler_options(model: Part | None) -> dict[str, Any]:

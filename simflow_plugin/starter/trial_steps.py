@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from simflow_plugin.config.schema import RunConfig
+from simflow_plugin.processors import num_usable_processors
 from simflow_plugin.runs.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -120,8 +120,7 @@ def _has_a_processor_each() -> bool:
     """Return whether threads of our own do not wait for each other."""
     import torch
 
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return torch.get_num_threads() <= processors
+    return torch.get_num_threads() <= num_usable_processors()
 
 
 def share_of_one(config: RunConfig, devices: int) -> RunConfig:

@@ -97,26 +97,14 @@ IMAGENET_512 = (
 NUM_CLASSES = 1000
 WORDNET_ID = re.compile(r"n\d{8}")
 FIRST_WORDS = frozenset({"imagenet", "imagenet1k", "imagenet2012", "ilsvrc", "ilsvrc12", "ilsvrc2012"})
-OTHER_WORDS = FIRST_WORDS | {
-    *(
-        "1k",
-        "12",
-        "2012",
-        "cls",
-        "clsloc",
-        "loc",
-        "64",
-        "64x64",
-        "128",
-        "128x128",
-        "256",
-        "256x256",
-        "512",
-        "512x512",
-    ),
-    *("train", "training", "val", "img", "image", "images", "jpeg", "png", "latents", "resized"),
-    *("h5", "hdf5", "lmdb", "npy", "parquet", "tar", "wds", "webdataset", "zip"),
+SIZES = frozenset(str(size) for size in (64, 128, 256, 512)) | {
+    f"{size}x{size}" for size in (64, 128, 256, 512)
 }
+FORMATS = frozenset(
+    {"h5", "hdf5", "jpeg", "lmdb", "npy", "parquet", "png", "tar", "wds", "webdataset", "zip"}
+)
+CONTENTS = frozenset({"img", "image", "images", "latents", "resized", "train", "training", "val"})
+OTHER_WORDS = FIRST_WORDS | SIZES | FORMATS | CONTENTS | {"1k", "12", "2012", "cls", "clsloc", "loc"}
 """Words of a name of ImageNet-1k beside a first one: `imagenet-1k`, `ILSVRC2012_img_train.tar`. Any other word makes a
 relative of it, with other images: `imagenet-a`, `imagenet_sketch`, `not_imagenet`, `imagenet-22k`."""
 SHARD_NUMBER = re.compile(r"\d{4,}")
