@@ -11,7 +11,6 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from simflow_plugin import registry
-from simflow_plugin.cli import prepare as cores_of_command
 from simflow_plugin.cli.app import app
 from simflow_plugin.config.data_argument import resolve_data
 from simflow_plugin.contracts import DataContext
@@ -255,9 +254,3 @@ def test_messages_lose_the_folders_of_the_data_set_and_nothing_else():
     ]
     assert shown == ["a/1.png: no", "cannot read 'x/a.tar'"]
     assert cropped_images._without_folders("on/data/cats/1.png: no", folders) == "on/data/cats/1.png: no"
-
-
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system binds no process to cores")
-def test_processes_are_as_many_as_the_cores_that_may_be_used(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5, 7})
-    assert cores_of_command._num_cores() == 3
