@@ -19,8 +19,7 @@ from simflow_plugin.errors import ConfigError, ShapeError
 from simflow_plugin.flow.architecture import FlowConfig
 from simflow_plugin.flow.attention import AttentionContext, build_attention
 from simflow_plugin.flow.block import FlowBlock
-from simflow_plugin.flow.guidance import GuidanceContext, GuidanceRule, build_guidance
-from simflow_plugin.flow.guidance.rule import check_guidance
+from simflow_plugin.flow.guidance import GuidanceContext, GuidanceRule, build_guidance, check_guidance
 from simflow_plugin.flow.input_checks import check_condition, check_guide, check_labels, check_tokens
 from simflow_plugin.flow.rope import rotation_table
 from simflow_plugin.flow.sampling.inversion import Guide, SamplingRequest, autoguided_blocks, invert

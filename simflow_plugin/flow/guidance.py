@@ -1,4 +1,8 @@
-"""Base of guidance rules, and their weight at every token of every block: annealing and intervals."""
+"""Guidance rules by name: guided affine parameters from conditional and unconditional ones, and where they apply.
+
+`starflow` is STARFlow's, `linear` TarFlow's (in log sigma), `linear_sigma` iTARFlow's. SimFlow reports a "revised" rule
+of its own that is in no public text, so none here has that name.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +16,13 @@ from torch import Tensor
 
 from simflow_plugin.errors import ConfigError, ShapeError
 from simflow_plugin.flow.affine import Affine
-from simflow_plugin.flow.guidance.options import GuidanceContext, GuidanceOptions
+from simflow_plugin.flow.guidance_options import GuidanceContext, GuidanceOptions, SigmaGuidanceOptions
 from simflow_plugin.registry import GUIDANCE
+
+FLOOR = 1e-3
+"""Of sigma / sigma_c in `linear_sigma`."""
+LARGEST_LOG_RATIO = 60.0
+"""Of sigma_u / sigma_c: its exponential is finite, so that a weight of 0 gives back the conditional scale."""
 
 
 class GuidanceRule(ABC):
@@ -67,6 +76,57 @@ class GuidanceRule(ABC):
             return block == self.num_blocks - 1
         first, last = self.options.block_interval or (1, self.num_blocks)
         return first <= block + 1 <= last
+
+
+@GUIDANCE.register("starflow")
+class StarflowGuidance(GuidanceRule):
+    """STARFlow's: the Gaussian p_c^(1 + w) / p_u^w, with its variance ratio clipped to stay a Gaussian.
+
+    With r = min(s_c / s_u, 1)^2: s^2 = s_c^2 / (1 + w - w r) and mu = ((1 + w) mu_c - w r mu_u) / (1 + w - w r).
+    The denominator is at least 1, so s is positive and finite for every w >= 0.
+    Reference: STARFlow, arXiv:2506.06276.
+    """
+
+    def combine(self, conditional: Affine, unconditional: Affine, weight: Tensor) -> Affine:
+        ratio = (2 * (conditional.log_scale - unconditional.log_scale).clamp(max=0.0)).exp()  # r
+        excess = weight * (1 - ratio)
+        log_scale = conditional.log_scale - 0.5 * torch.log1p(excess)
+        # Equal to the formula above, but without the difference of two large products.
+        step = weight * ratio / (1 + excess)
+        return Affine(conditional.shift + step * (conditional.shift - unconditional.shift), log_scale)
+
+
+@GUIDANCE.register("linear")
+class LinearGuidance(GuidanceRule):
+    """TarFlow's: extrapolate shift and log-scale, mu = mu_c + w (mu_c - mu_u), log s likewise.
+
+    MIMFlow uses it in the first generated block only: `first_block_only: true`.
+    Reference: TarFlow, arXiv:2412.06329.
+    """
+
+    def combine(self, conditional: Affine, unconditional: Affine, weight: Tensor) -> Affine:
+        halves = zip(conditional, unconditional, strict=True)
+        return Affine(*(with_label + weight * (with_label - without) for with_label, without in halves))
+
+
+@GUIDANCE.register("linear_sigma")
+class SigmaGuidance(GuidanceRule):
+    """iTARFlow's, linear in the scale: sigma = sigma_c + w (sigma_c - sigma_u), mu = mu_c + w (mu_c - mu_u).
+
+    TarFlow's `linear` does so in log sigma, where the result is always positive; here it is not where sigma_u is more
+    than (1 + 1 / w) sigma_c, so sigma stays above `FLOOR` sigma_c. Guidance of the first generated block only is the
+    paper's. Reference: iTARFlow, arXiv:2604.20041.
+    """
+
+    Options = SigmaGuidanceOptions
+
+    def combine(self, conditional: Affine, unconditional: Affine, weight: Tensor) -> Affine:
+        log_ratio = (unconditional.log_scale - conditional.log_scale).clamp(max=LARGEST_LOG_RATIO)
+        growth = 1 - weight * torch.expm1(log_ratio)  # sigma / sigma_c
+        return Affine(
+            conditional.shift + weight * (conditional.shift - unconditional.shift),
+            conditional.log_scale + growth.clamp(min=FLOOR).log(),
+        )
 
 
 @dataclass(frozen=True)
