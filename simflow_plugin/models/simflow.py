@@ -25,8 +25,7 @@ from simflow_plugin.flow import (
 )
 from simflow_plugin.flow.guidance import GuidanceContext, GuidanceRule
 from simflow_plugin.flow.input_checks import check_guide
-from simflow_plugin.flow.sampling import parse_methods
-from simflow_plugin.flow.sampling.passes import sequential_passes
+from simflow_plugin.flow.sampling.methods import Auto, Jacobi, parse_methods
 from simflow_plugin.guided_by_weaker import check_kind, check_process
 from simflow_plugin.models.flow_options import FlowSampling as FlowSampling
 from simflow_plugin.models.flow_options import SimFlowFacts, SimFlowOptions
@@ -149,9 +148,14 @@ class SimFlow(SimFlowFacts, GenerativeModel):
         return self.flow.log_prob(self.tokens(latents), self._known(labels))
 
     def sampler_facts(self) -> SamplerFacts:
-        methods = parse_methods(self.options.sampling.method, self.flow.config.num_blocks)
+        config = self.flow.config
+        methods = parse_methods(self.options.sampling.method, config.num_blocks)
         names = "/".join(dict.fromkeys(method.name for method in methods))
-        return SamplerFacts(names, sequential_passes(self.flow, methods))
+        if any(isinstance(method, Jacobi | Auto) for method in methods):  # it iterates until it converges
+            return SamplerFacts(names, None)
+        # A pass a token and block; an output shift leaves the first token of a block as it is.
+        num_steps = config.num_tokens - (0 if config.start_token else 1)
+        return SamplerFacts(names, config.num_blocks * num_steps)
 
     def token_flow(self) -> TransformerFlow:
         return self.flow

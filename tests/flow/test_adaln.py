@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from simflow_plugin.flow import FlowConfig, TransformerFlow
+from simflow_plugin.flow import FlowConfig, Jacobi, TransformerFlow
 from simflow_plugin.flow.kernels import library
 from simflow_plugin.flow.packing import PackedLinear, can_pack, packed_copy
-from simflow_plugin.flow.sampling import Jacobi
 from tests.flow.builders import build_flow, inputs_for
 
 VARIANTS = [

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from simflow_plugin.contracts import NO_LABEL
 from simflow_plugin.errors import ConfigError
-from simflow_plugin.flow import TransformerFlow
-from simflow_plugin.flow.sampling import Jacobi
+from simflow_plugin.flow import Jacobi, TransformerFlow
 from tests.flow.builders import build_flow, inputs_for
 
 METHODS: dict[str, Any] = {

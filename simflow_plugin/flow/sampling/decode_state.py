@@ -30,8 +30,8 @@ class BlockState:
             token, so that the input of step i is tokens[:, i + lag] for both kinds of block.
         embedding: of the rows' condition.
         rotation: of prefix and steps, or None.
-        guidance: None without.
         statistics: filled in by the method.
+        guidance: None without.
         cache: of the layers, for methods that need one; see `prefilled`.
         guide: with autoguidance, the same block of a weaker flow, in place of the unconditional rows. It follows the
             same tokens, in a buffer of its own.
@@ -42,8 +42,8 @@ class BlockState:
     tokens: Tensor
     embedding: Embedding
     rotation: Tensor | None
-    guidance: GuidanceWeights | None
     statistics: BlockStatistics
+    guidance: GuidanceWeights | None = None
     cache: tuple[LayerCache, ...] = ()
     guide: BlockState | None = None
 
@@ -54,17 +54,16 @@ class BlockState:
         noise: Tensor,
         condition: Tensor | None,
         rotation: Tensor | None,
-        guidance: GuidanceWeights | None,
         statistics: BlockStatistics,
     ) -> BlockState:
-        """Set up the inversion of `block` from noise (B, T, D) in raster order."""
+        """Set up the inversion of `block` from noise (B, T, D) in raster order, without guidance."""
         ordered = block.reorder(noise)
         start = ordered.new_zeros(1, 1, 1) if block.start is None else block.start.to(ordered.dtype)
         tokens = torch.cat([start.expand(len(ordered), 1, ordered.shape[2]), ordered], dim=1)
         embedding = block.embed_condition(condition)
         num_prefix = 0 if embedding.prefix is None else embedding.prefix.shape[1]
         turn = block.rotation_of(rotation, 0, num_prefix + ordered.shape[1], num_prefix)
-        return cls(block, ordered, tokens, embedding, turn, guidance, statistics)
+        return cls(block, ordered, tokens, embedding, turn, statistics)
 
     @property
     def num_steps(self) -> int:
