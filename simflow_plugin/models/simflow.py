@@ -6,7 +6,6 @@ fixed posterior variance keeps stable (arXiv:2512.04084).
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -26,7 +25,7 @@ from simflow_plugin.flow import (
 from simflow_plugin.flow.guidance import GuidanceContext, GuidanceRule
 from simflow_plugin.flow.input_checks import check_guide
 from simflow_plugin.flow.sampling.methods import Auto, Jacobi, parse_methods
-from simflow_plugin.guided_by_weaker import check_kind, check_process
+from simflow_plugin.guided_by_weaker import with_guide
 from simflow_plugin.models.flow_options import FlowSampling as FlowSampling
 from simflow_plugin.models.flow_options import SimFlowFacts, SimFlowOptions
 from simflow_plugin.randomness import Random
@@ -131,14 +130,9 @@ class SimFlow(SimFlowFacts, GenerativeModel):
         Raises:
             ConfigError: if that is no model of the same kind, on the same tokens, noise and classes.
         """
-        check_kind(self, weaker)
-        assert isinstance(weaker, SimFlow)
-        check_process(weaker.process_facts(), self.process_facts())
-        check_guide(weaker.flow.config, self.flow.config)
-        twin = copy.copy(self)
-        # No submodule: the state of this model stays its own.
-        twin.__dict__ |= {"guide": weaker, "supports_guidance": True}
-        return twin
+        if isinstance(weaker, SimFlow):
+            check_guide(weaker.flow.config, self.flow.config)
+        return with_guide(self, weaker)
 
     def process_facts(self) -> dict[str, object]:
         """Return what two models must share for their predictions to be combined, by name."""

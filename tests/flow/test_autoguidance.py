@@ -125,7 +125,7 @@ def test_a_rule_that_guides_nothing_is_refused(rule: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"token_dim": 4}, "token_dim is 4, the flow's 3"),
+        ({"token_dim": 4}, "token_dim is 4, the model's 3"),
         ({"layers_per_block": (1, 1)}, "num_blocks is 2"),
         ({"first_order": "flip"}, "first_order is flip"),
         ({"num_classes": 4}, "num_classes is 4"),

@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from simflow_plugin.diffusion.ddim import ddim, ddim_schedule, ddim_times
-from simflow_plugin.errors import ConfigError
+from simflow_plugin.models.dit import ddim, ddim_schedule, ddim_times
 from simflow_plugin.randomness import IndexedRandom
 
 MEAN, STD = 1.5, 0.5
@@ -83,9 +82,3 @@ def test_sampling_starts_at_the_noisiest_step_and_ends_at_data() -> None:
 def test_schedule_is_the_published_one() -> None:
     betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
     torch.testing.assert_close(ALPHA_BAR, (1 - betas).cumprod(0), rtol=1e-4, atol=1e-9)
-
-
-@pytest.mark.parametrize("num_steps", [0, -1, 1001])
-def test_number_of_steps_out_of_range_is_refused(num_steps: int) -> None:
-    with pytest.raises(ConfigError, match=f"num_steps is {num_steps}"):
-        ddim(exact_noise, torch.zeros(1, 1), num_steps, 0.0, IndexedRandom(0, (0,)))
