@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from simflow_plugin.alignment.head import AlignmentHead
-from simflow_plugin.contracts import NO_LABEL, GenerativeModel, ModelContext
+from simflow_plugin.contracts import GenerativeModel, ModelContext
 from simflow_plugin.diffusion.guidance import GuidanceRule, GuidedPrediction
 from simflow_plugin.diffusion.options import DiffusionFacts, DiffusionOptions, SamplingOptions
 from simflow_plugin.diffusion.transformer import AdaLNTransformer
 from simflow_plugin.errors import ConfigError
+from simflow_plugin.flow.conditioning import drop_at_random
 from simflow_plugin.guided_by_weaker import with_guide
 from simflow_plugin.randomness import Random
 from simflow_plugin.registry import DIFFUSION_GUIDANCE
@@ -49,7 +50,8 @@ class DiffusionModel(DiffusionFacts, GenerativeModel):
     ) -> dict[str, Tensor]:
         noise = random.normal("noise", latents.shape, latents.device)
         t = self.sample_times(latents.shape[0], random, latents.device)
-        return self.losses_at(latents, self._drop_labels(labels, random), features, t, noise)
+        labels = drop_at_random(labels, self.label_dropout, random)
+        return self.losses_at(latents, labels, features, t, noise)
 
     def autoencoder_losses(
         self, latents: Tensor, labels: Tensor | None, features: Tensor | None, random: Random
@@ -129,9 +131,3 @@ class DiffusionModel(DiffusionFacts, GenerativeModel):
                 "without classes, so it has no unconditional half. Use guidance 0."
             )
         return GuidedPrediction(self.guidance_rule, weight)
-
-    def _drop_labels(self, labels: Tensor | None, random: Random) -> Tensor | None:
-        if labels is None or self.label_dropout == 0:
-            return labels
-        uniform = random.uniform("label_dropout", (labels.shape[0],), labels.device)
-        return torch.where(uniform < self.label_dropout, NO_LABEL, labels)

@@ -106,9 +106,8 @@ class FlowBlock(nn.Module):
         sequence = self.embed_inputs(
             self.shift_inputs(ordered), self.position_rows(0, ordered.shape[1]), embedding
         )
-        num_prefix = 0
+        num_prefix = embedding.num_prefix
         if embedding.prefix is not None:
-            num_prefix = embedding.prefix.shape[1]
             sequence = torch.cat([embedding.prefix.to(sequence.dtype), sequence], dim=1)
         turn = self.rotation_of(rotation, 0, sequence.shape[1], num_prefix)
         hidden = None

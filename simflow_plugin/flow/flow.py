@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from simflow_plugin.contracts import NO_LABEL
 from simflow_plugin.errors import ConfigError, ShapeError
 from simflow_plugin.flow.architecture import FlowConfig
-from simflow_plugin.flow.attention import AttentionContext, build_attention
+from simflow_plugin.flow.attention import AttentionContext
 from simflow_plugin.flow.block import FlowBlock
 from simflow_plugin.flow.guidance import GuidanceContext, GuidanceRule, build_guidance, check_guidance
 from simflow_plugin.flow.input_checks import check_condition, check_guide, check_labels, check_tokens
@@ -29,6 +29,7 @@ from simflow_plugin.flow.sampling.inversion import (
     invert,
 )
 from simflow_plugin.flow.sampling.methods import Jacobi, Method, parse_methods
+from simflow_plugin.registry import ATTENTION
 
 
 class FlowOutput(NamedTuple):
@@ -60,9 +61,8 @@ class TransformerFlow(nn.Module):
     def __init__(self, config: FlowConfig) -> None:
         super().__init__()
         self.config = config
-        backend = build_attention(
-            config.attention, AttentionContext(config.head_dim, config.query_heads, config.key_heads)
-        )
+        context = AttentionContext(config.head_dim, config.query_heads, config.key_heads)
+        backend = ATTENTION.build(config.attention, context)
         self.blocks = nn.ModuleList(FlowBlock(config, index, backend) for index in range(config.num_blocks))
         # Blocks of unit scale preserve volume; then the prior learns a variance for every token and channel.
         self.prior_log_std = (

@@ -49,6 +49,12 @@ class GuidanceRule(ABC):
             weight: (n, 1), w >= 0 of each token; where w = 0 the conditional parameters come back.
         """
 
+    def combine_halves(self, both: Affine, weight: Tensor) -> Affine:
+        """Return guided parameters (B, n, D) from 2 B rows, the conditional ones first; weight (n, 1) or (B, n, 1)."""
+        halves = zip(*(part.chunk(2, dim=0) for part in both), strict=True)
+        conditional, unconditional = (Affine(*half) for half in halves)
+        return self.combine(conditional, unconditional, weight)
+
     def weights(self, guidance: float, block: int, num_tokens: int, like: Tensor) -> Tensor | None:
         """Return w of every target of a block, (T, 1) in generation order, or None where all are zero.
 
@@ -138,19 +144,11 @@ class GuidanceWeights:
 
     def combine(self, both: Affine, first: int, stop: int) -> Affine:
         """Return guided parameters (B, n, D) of targets first : stop, from 2 B rows, conditional first."""
-        return self.combine_with(both, self.weights[first:stop])
+        return self.rule.combine_halves(both, self.weights[first:stop])
 
     def combine_at(self, both: Affine, target: Tensor) -> Affine:
         """Return guided parameters (B, 1, D) of the target whose number `target` (1,) int64 holds."""
-        return self.combine_with(both, self.weights.index_select(0, target))
-
-    def combine_with(self, both: Affine, weights: Tensor) -> Affine:
-        """Return guided parameters (B, n, D) with the weights (n, 1) of these targets."""
-        halves = [part.chunk(2, dim=0) for part in both]
-        conditional, unconditional = (
-            Affine(shift, log_scale) for shift, log_scale in zip(*halves, strict=True)
-        )
-        return self.rule.combine(conditional, unconditional, weights)
+        return self.rule.combine_halves(both, self.weights.index_select(0, target))
 
 
 def build_guidance(rule: str | Mapping | GuidanceRule, context: GuidanceContext) -> GuidanceRule:

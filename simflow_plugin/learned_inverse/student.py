@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from simflow_plugin.diffusion.transformer import AdaLNTransformer, BackboneOptions
 from simflow_plugin.errors import ConfigError
@@ -65,8 +64,7 @@ class InverseStudent(AdaLNTransformer):
             guidance: (B,), weight w >= 0 of every row.
             with_states: also project the hidden tokens onto the teacher's inner states.
         """
-        tokens = self.patch_embed(noise).flatten(2).transpose(1, 2) + self.positions  # (B, T, width)
-        condition = F.silu(self._condition(guidance, labels))
+        tokens, condition = self._embed(noise, guidance, labels)
         states = []
         for number, layer in enumerate(self.layers, start=1):
             tokens = layer(tokens, condition)

@@ -93,10 +93,8 @@ class SimFlowFacts(ModelFacts):
     supports_autoguidance = True
 
 
-class StarFlowFacts(ModelFacts):
+class StarFlowFacts(SimFlowFacts):
     """Facts of `model: starflow`: it detaches the latents."""
 
     Options: ClassVar[type[Options]] = StarFlowOptions
     coupled_terms: ClassVar[frozenset[str]] = frozenset()
-    supports_alignment = True
-    supports_autoguidance = True

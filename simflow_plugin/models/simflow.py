@@ -17,11 +17,11 @@ from simflow_plugin.contracts import GenerativeModel, ModelContext, SamplerFacts
 from simflow_plugin.flow import (
     FlowConfig,
     TransformerFlow,
-    drop_labels,
     patchify,
     standard_normal_log_prob,
     unpatchify,
 )
+from simflow_plugin.flow.conditioning import drop_at_random
 from simflow_plugin.flow.guidance import GuidanceContext, GuidanceRule
 from simflow_plugin.flow.input_checks import check_guide
 from simflow_plugin.flow.sampling.methods import Auto, Jacobi, parse_methods
@@ -98,7 +98,7 @@ class SimFlow(SimFlowFacts, GenerativeModel):
             hidden_layer: of the deep block, counted from 1, whose tokens are returned; None returns none.
             checks_values: refuse latents that are not finite.
         """
-        labels = self._drop_labels(labels, random, latents.device)
+        labels = drop_at_random(self._known(labels), self.options.flow.class_dropout, random)
         tokens = self.tokens(self.add_noise(latents, random))
         output = self.flow(tokens, labels, hidden_layer=hidden_layer, checks_values=checks_values)
         log_prob = standard_normal_log_prob(output.noise) + output.logdet
@@ -168,10 +168,3 @@ class SimFlow(SimFlowFacts, GenerativeModel):
 
     def _known(self, labels: Tensor | None) -> Tensor | None:
         return labels if self.flow.config.num_classes is not None else None
-
-    def _drop_labels(self, labels: Tensor | None, random: Random, device: torch.device) -> Tensor | None:
-        labels = self._known(labels)
-        if labels is None or self.options.flow.class_dropout == 0:
-            return labels
-        uniform = random.uniform("label_dropout", (labels.shape[0],), device)
-        return drop_labels(labels, uniform, self.options.flow.class_dropout)

@@ -161,9 +161,11 @@ def test_sampling_leaves_the_model_as_it_was(name: str) -> None:
 @every_model
 def test_label_dropout_drops_the_stated_share(name: str) -> None:
     model = build(name, label_dropout=0.3)
-    labels = torch.zeros(2000, dtype=torch.int64)
-    dropped = model._drop_labels(labels, BatchRandom(0, 0, 0, 2000))
-    assert abs((dropped == NO_LABEL).float().mean() - 0.3) < 0.04
+    seen: list[torch.Tensor] = []
+    model.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[2]))
+    latents, labels = torch.zeros(2000, *SHAPE), torch.zeros(2000, dtype=torch.int64)
+    model.training_losses(latents, labels, None, BatchRandom(0, 0, 0, 2000))
+    assert abs((seen[0] == NO_LABEL).float().mean() - 0.3) < 0.04
 
 
 @every_model

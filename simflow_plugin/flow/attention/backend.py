@@ -7,8 +7,6 @@ from typing import Protocol
 
 from torch import Tensor
 
-from simflow_plugin.registry import ATTENTION
-
 
 @dataclass(frozen=True)
 class AttentionContext:
@@ -39,12 +37,3 @@ class AttentionBackend(Protocol):
             (B, H, n, d).
         """
         ...
-
-
-def build_attention(name: str, context: AttentionContext) -> AttentionBackend:
-    """Return the backend registered as `name`.
-
-    Raises:
-        RegistryError: for an unknown name, listing the known ones.
-    """
-    return ATTENTION.build(name, context)

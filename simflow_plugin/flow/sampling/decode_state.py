@@ -61,8 +61,8 @@ class BlockState:
         start = ordered.new_zeros(1, 1, 1) if block.start is None else block.start.to(ordered.dtype)
         tokens = torch.cat([start.expand(len(ordered), 1, ordered.shape[2]), ordered], dim=1)
         embedding = block.embed_condition(condition)
-        num_prefix = 0 if embedding.prefix is None else embedding.prefix.shape[1]
-        turn = block.rotation_of(rotation, 0, num_prefix + ordered.shape[1], num_prefix)
+        stop = embedding.num_prefix + ordered.shape[1]
+        turn = block.rotation_of(rotation, 0, stop, embedding.num_prefix)
         return cls(block, ordered, tokens, embedding, turn, statistics)
 
     @property
@@ -72,7 +72,7 @@ class BlockState:
 
     @property
     def num_prefix(self) -> int:
-        return 0 if self.embedding.prefix is None else self.embedding.prefix.shape[1]
+        return self.embedding.num_prefix
 
     @property
     def num_rows(self) -> int:
