@@ -22,10 +22,6 @@ from simflow_plugin.registry import DIFFUSION_GUIDANCE
 class DiffusionModel(DiffusionFacts, GenerativeModel):
     """A denoiser of latents with an adaLN-zero transformer; children add process, loss and sampler.
 
-    Args:
-        options: of the model.
-        sampling: how it samples, of the same options.
-        context: shape of the latents, number of classes, alignment.
     Raises:
         ConfigError: if the patch size does not divide the grid, the layer to align does not exist, or guidance is
             asked of a model that never trains without labels.

@@ -24,12 +24,7 @@ Prediction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 class GuidanceRule(ABC):
-    """A combination of a conditional and an unconditional prediction; registered in `diffusion_guidance`.
-
-    Args:
-        options: times in which the rule acts, and its own.
-        context: unused.
-    """
+    """A combination of a conditional and an unconditional prediction; registered in `diffusion_guidance`."""
 
     Options: ClassVar[type[GuidanceOptions]] = GuidanceOptions
 

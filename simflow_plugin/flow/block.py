@@ -34,10 +34,7 @@ class BlockOutput(NamedTuple):
 class FlowBlock(nn.Module):
     """An affine autoregressive map u_t = (x_t - b_t) / s_t, (b_t, s_t) a transformer of x_0 .. x_{t-1}.
 
-    Args:
-        config: of the flow.
-        index: of the block in training order, from 0.
-        backend: attention.
+    Blocks differ by their `index` in training order, from 0.
     """
 
     def __init__(self, config: FlowConfig, index: int, backend: AttentionBackend) -> None:

@@ -53,9 +53,6 @@ class TransformerFlow(nn.Module):
 
     A forward pass changes nothing in the module, draws nothing at random, and never branches on values for
     GPU tensors: label dropout is the caller's (`drop_labels`), caches live in the sampler.
-
-    Args:
-        config: architecture and geometry.
     """
 
     def __init__(self, config: FlowConfig) -> None:

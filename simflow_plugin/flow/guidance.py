@@ -17,7 +17,7 @@ from torch import Tensor
 from simflow_plugin.errors import ConfigError, ShapeError
 from simflow_plugin.flow.affine import Affine
 from simflow_plugin.flow.guidance_options import GuidanceContext, GuidanceOptions, SigmaGuidanceOptions
-from simflow_plugin.registry import GUIDANCE
+from simflow_plugin.registry import GUIDANCE, Part
 
 FLOOR = 1e-3
 """Of sigma / sigma_c in `linear_sigma`."""
@@ -160,18 +160,11 @@ def build_guidance(rule: str | Mapping | GuidanceRule, context: GuidanceContext)
     """
     if isinstance(rule, GuidanceRule):
         return rule
-    values = {"name": rule} if isinstance(rule, str) else dict(rule)
-    if "name" not in values:
-        raise ConfigError(
-            f"guidance_rule: `name` is missing in {values}. Known: {', '.join(GUIDANCE.names())}."
-        )
-    name = str(values.pop("name"))
-    factory = GUIDANCE.get(name)
     try:
-        options = factory.Options(**values)
+        part = Part.model_validate(rule)
     except ValidationError as error:
         raise ConfigError(f"guidance_rule: {error}") from error
-    return GUIDANCE.build(name, options, context)
+    return part.build(GUIDANCE, context)
 
 
 def check_guidance(guidance: float) -> None:

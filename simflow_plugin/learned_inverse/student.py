@@ -108,9 +108,6 @@ def state_layers(depth: int, layers_per_block: Sequence[int]) -> tuple[int, ...]
     Generation inverts the last block first. A block is given a share of the depth in proportion to its layers, and
     one layer at least; the last state is the latent itself, which the head predicts.
 
-    Args:
-        depth: layers of the student.
-        layers_per_block: of the teacher, in training order.
     Raises:
         ConfigError: if there are fewer layers than blocks.
     """
@@ -133,12 +130,9 @@ def default_sizes(teacher: FlowConfig) -> dict[str, Any]:
     """Return the default student: at most a third of the teacher's parameters, but not narrower than small teachers.
 
     `SMALLEST_WIDTH`, or the teacher's width where that is less, is the least, so the third holds of teachers wider than
-    some 240 channels. A layer of the student has 18 d^2 parameters (12, and 6 of its modulation), one of the teacher
-    12 D^2 about. The student has two thirds of the teacher's layers, one per block at least, and gives up width for the
-    rest.
-
-    Args:
-        teacher: configuration of the flow; its width is D.
+    some 240 channels. A layer of the student of width d has 18 d^2 parameters (12, and 6 of its modulation), one of the
+    teacher of width D 12 D^2 about. The student has two thirds of the teacher's layers, one per block at least, and
+    gives up width for the rest.
     """
     layers = sum(teacher.layers_per_block)
     depth = max(teacher.num_blocks, round(layers * 2 / 3))

@@ -26,12 +26,7 @@ from simflow_plugin.registry import MODELS
 
 @MODELS.register("dit")
 class DiT(DiTFacts, DiffusionModel):
-    """Noise model of latents.
-
-    Args:
-        options: of the model.
-        context: shape of the latents, number of classes, alignment.
-    """
+    """Noise model of latents."""
 
     def __init__(self, options: DiTOptions, context: ModelContext) -> None:
         super().__init__(options, options.sampling, context)

@@ -33,9 +33,6 @@ from simflow_plugin.registry import GUIDANCE, MODELS, RECONSTRUCTION_LOSSES, Par
 class LearnedInverse(LearnedInverseFacts, GenerativeModel):
     """A student of a flow: samples in one pass, density of the teacher.
 
-    Args:
-        options: of the model.
-        context: shape of the latents, number of classes.
     Raises:
         ConfigError: if the teacher has no flow or other latents, or guidance is asked for without classes.
         WeightsError: if the teacher's weights are missing or have changed.
@@ -224,7 +221,7 @@ class LearnedInverse(LearnedInverseFacts, GenerativeModel):
             return SamplerFacts("learned", 1)
         if self._method_name == "hybrid":
             return SamplerFacts("hybrid", None)
-        # The teacher's own, which knows what removing its noise takes, with the method that is sampled by here.
+        # Those of the teacher, with the pass that removes its noise, by the method that is sampled by here.
         teacher = copy.copy(self.teacher)
         options = teacher.options
         sampling = options.sampling.model_copy(update={"method": self.options.sampling.method})

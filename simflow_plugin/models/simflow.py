@@ -45,9 +45,6 @@ class LikelihoodOutput(NamedTuple):
 class SimFlow(SimFlowFacts, GenerativeModel):
     """Transformer autoregressive flow p(z given y) on the latent grid.
 
-    Args:
-        options: of the model.
-        context: shape of the latents, number of classes, alignment.
     Raises:
         ConfigError: if the latent grid is not divisible by the patch size.
     """

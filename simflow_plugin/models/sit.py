@@ -28,12 +28,7 @@ LATENT_NORM_EPS = 1e-4
 
 @MODELS.register("sit")
 class SiT(SiTFacts, DiffusionModel):
-    """Velocity model of latents.
-
-    Args:
-        options: of the model.
-        context: shape of the latents, number of classes, alignment.
-    """
+    """Velocity model of latents."""
 
     def __init__(self, options: SiTOptions, context: ModelContext) -> None:
         super().__init__(options, options.sampling, context)

@@ -24,11 +24,7 @@ from simflow_plugin.registry import MODELS
 class StarFlow(StarFlowFacts, SimFlow):
     """SimFlow's flow as STARFlow trains it: latents noised, encoder left alone, samples denoised.
 
-    `log_prob` is the density of noised latents.
-
-    Args:
-        options: of the model.
-        context: shape of the latents, number of classes, alignment (of the flow alone: REPA).
+    `log_prob` is the density of noised latents; an alignment is of the flow alone (REPA).
     """
 
     options: StarFlowOptions

@@ -182,7 +182,7 @@ def test_bad_option_is_refused(options: dict, message: str) -> None:
 
 
 def test_rule_without_a_name_is_refused() -> None:
-    with pytest.raises(ConfigError, match="`name` is missing"):
+    with pytest.raises(ConfigError, match=r"guidance_rule: .*\n.*a name or a mapping with a name"):
         build_guidance({"annealed": True}, GuidanceContext(3))
 
 

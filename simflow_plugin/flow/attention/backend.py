@@ -10,13 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class AttentionContext:
-    """Context of an attention backend.
-
-    Args:
-        head_dim: channels of a head.
-        query_heads: H.
-        key_heads: G, divides H.
-    """
+    """Context of an attention backend; `key_heads` divides `query_heads`."""
 
     head_dim: int
     query_heads: int = 1

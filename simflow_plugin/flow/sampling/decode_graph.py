@@ -26,7 +26,7 @@ from simflow_plugin.flow.guidance import GuidanceWeights
 from simflow_plugin.flow.kv_cache import product_dtype
 from simflow_plugin.flow.packing import cast_copy, casts_of, refresh
 from simflow_plugin.flow.sampling.decode_state import BlockState
-from simflow_plugin.flow.sampling.sampling_statistics import BlockStatistics
+from simflow_plugin.flow.sampling.methods import BlockStatistics
 from simflow_plugin.flow.sampling.static_step import StaticStep
 
 WARM_UP_RUNS = 3

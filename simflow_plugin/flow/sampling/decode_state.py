@@ -13,7 +13,7 @@ from simflow_plugin.flow.conditioning import Embedding
 from simflow_plugin.flow.guidance import GuidanceWeights
 from simflow_plugin.flow.kv_cache import LayerCache, allocate_cache, product_dtype
 from simflow_plugin.flow.packing import can_pack, cast_copy, packed_copy
-from simflow_plugin.flow.sampling.sampling_statistics import BlockStatistics
+from simflow_plugin.flow.sampling.methods import BlockStatistics
 
 
 @dataclass(frozen=True)

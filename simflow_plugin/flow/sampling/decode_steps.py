@@ -42,12 +42,7 @@ def step_kind(state: BlockState, method: Cached) -> StepKind:
 
 
 def begin_cached(state: BlockState, method: Cached) -> tuple[BlockState, DecodeStep]:
-    """Return a state with a cache, through which the prefix has run, and its decode step.
-
-    Args:
-        state: without a cache; its weights are not packed.
-        method: how steps run.
-    """
+    """Return a state without a cache with one, through which the prefix has run, and its decode step."""
     kind = step_kind(state, method)
     if kind == "cuda_graph":
         return begin_captured(state)
@@ -72,7 +67,7 @@ def solve_cached(decode: DecodeStep, first: int, stop: int) -> None:
 
 
 def _evaluation(state: BlockState, kind: StepKind, method: Cached) -> Callable[[int], Affine]:
-    """Return step -> parameters (rows, 1, D) of a state with a cache; a guide's block runs its own way."""
+    """Return step -> parameters (rows, 1, D) of a state with a cache; a guide's block has a kind of step itself."""
     if state.guide is not None:
         own = _evaluation(replace(state, guide=None, guidance=None), kind, method)
         weaker = _evaluation(state.guide, step_kind(state.guide, method), method)
@@ -84,7 +79,7 @@ def _evaluation(state: BlockState, kind: StepKind, method: Cached) -> Callable[[
 
 
 def _native_evaluation(state: BlockState) -> Callable[[int], Affine]:
-    """Return the same by the compiled kernel, which packs weights its own way."""
+    """Return the same by the compiled kernel, which packs weights itself."""
     decoder = Decoder(state.block, state.cache, state.rotation, state.embedding)
 
     def evaluate(step: int) -> Affine:

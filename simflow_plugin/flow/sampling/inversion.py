@@ -15,8 +15,14 @@ from simflow_plugin.flow.sampling.decode_state import BlockState, join_rows
 from simflow_plugin.flow.sampling.decode_steps import begin_cached, solve_cached
 from simflow_plugin.flow.sampling.jacobi import solve_jacobi
 from simflow_plugin.flow.sampling.method_choice import solve_auto
-from simflow_plugin.flow.sampling.methods import Auto, Jacobi, Method, Naive
-from simflow_plugin.flow.sampling.sampling_statistics import BlockStatistics, SamplingStatistics
+from simflow_plugin.flow.sampling.methods import (
+    Auto,
+    BlockStatistics,
+    Jacobi,
+    Method,
+    Naive,
+    SamplingStatistics,
+)
 
 
 @dataclass(frozen=True)

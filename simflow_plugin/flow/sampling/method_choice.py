@@ -27,7 +27,7 @@ TRIAL_STEPS = 16
 
 
 def solve_auto(state: BlockState, method: Auto) -> BlockState:
-    """Fill in the tokens, say in `statistics` what was picked and why; return the state that holds them."""
+    """Fill in the tokens, note in `statistics` what was picked and why; return the state that holds them."""
     jacobi = Jacobi(segment=method.segment, tolerance=method.tolerance)
     total = state.num_steps
     state.statistics.method = "cached"

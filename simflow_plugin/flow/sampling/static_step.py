@@ -1,7 +1,7 @@
 """A decode step whose shapes and addresses never change: for torch.compile, and for capture as a CUDA graph.
 
 A step of a few rows is bound by launching its kernels, not by running them. A graph launches all of them at once;
-a compiled step has fewer. The price is that attention reads the whole cache, hidden behind a mask.
+a compiled step has fewer. The price is that attention reads all of the cache, hidden behind a mask.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class StaticStep:
         self._next = 0
 
     def advance(self) -> None:
-        """Fill in the target of the step that the device's number says, and add one to it."""
+        """Fill in the target of the step whose number is on the device, and add one to it."""
         state, number = self._state, self._number
         target = number + state.block.lag
         affines = [network.evaluate(number) for network in self._networks]
