@@ -84,12 +84,6 @@ def test_flow_on_xformers_equals_flow_on_sdpa(num_kv_heads: int | None) -> None:
         torch.testing.assert_close(*sampled)
 
 
-def test_missing_xformers_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "xformers", None)
-    with pytest.raises(ConfigError, match=r"xformers does not load .*use `attention: sdpa`"):
-        ATTENTION.build("xformers", CONTEXT)
-
-
 def test_auto_without_cuda_says_that_it_uses_sdpa(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -101,12 +95,6 @@ def test_auto_without_cuda_says_that_it_uses_sdpa(
     assert isinstance(backend, auto.AutoAttention)
     assert backend.xformers is None
     assert caplog.messages == ["attention: auto picked sdpa: there is no CUDA device"]
-
-
-def test_auto_falls_back_when_the_build_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setitem(sys.modules, "xformers", None)
-    assert "does not load" in str(auto.why_not_xformers(CONTEXT))
 
 
 def test_auto_sends_cpu_tensors_to_sdpa(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,9 +124,12 @@ def test_deterministic_training_does_not_go_through_xformers(monkeypatch: pytest
         backend(*tensors)
 
 
-@pytest.fixture
-def wheel_for_another_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """xformers as it imports where its library does not fit torch: all names are there, and a warning was logged."""
+@pytest.fixture(params=["missing", "for another torch"])
+def xformers_that_does_not_load(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Put no xformers in place, or one whose library does not fit torch: all names are there, it logged a warning."""
+    if request.param == "missing":
+        monkeypatch.setitem(sys.modules, "xformers", None)
+        return "does not load "
     library, ops, fmha = (types.ModuleType(f"xformers.{name}") for name in ("_cpp_lib", "ops", "ops.fmha"))
     library._cpp_library_load_exception = RuntimeError("built for:\n  PyTorch 2.10")
     ops.fmha, fmha.attn_bias = fmha, types.SimpleNamespace()
@@ -146,22 +137,16 @@ def wheel_for_another_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     package._cpp_lib, package.ops = library, ops
     for module in (package, library, ops, fmha):
         monkeypatch.setitem(sys.modules, module.__name__, module)
+    return r"does not load \(built for: PyTorch 2.10\)"
 
 
-@pytest.mark.usefixtures("wheel_for_another_torch")
-def test_wheel_for_another_torch_is_refused_when_the_backend_is_built() -> None:
-    with pytest.raises(
-        ConfigError, match=r"does not load \(built for: PyTorch 2.10\).*use `attention: sdpa`"
-    ):
+def test_xformers_that_does_not_load_is_refused_and_left_by_auto(
+    xformers_that_does_not_load: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match=f"{xformers_that_does_not_load}.*use `attention: sdpa`"):
         ATTENTION.build("xformers", CONTEXT)
-
-
-@pytest.mark.usefixtures("wheel_for_another_torch")
-def test_auto_falls_back_from_a_wheel_for_another_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    backend = ATTENTION.build("auto", CONTEXT)
-    assert isinstance(backend, auto.AutoAttention)
-    assert backend.xformers is None
+    assert ATTENTION.build("auto", CONTEXT).xformers is None
 
 
 @pytest.mark.usefixtures("fake_xformers")
