@@ -161,7 +161,7 @@ def build_guidance(rule: str | Mapping | GuidanceRule, context: GuidanceContext)
     if isinstance(rule, GuidanceRule):
         return rule
     try:
-        part = Part.model_validate(rule)
+        part = Part.model_validate(rule if isinstance(rule, str) else dict(rule))
     except ValidationError as error:
         raise ConfigError(f"guidance_rule: {error}") from error
     return part.build(GUIDANCE, context)

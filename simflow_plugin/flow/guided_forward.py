@@ -43,8 +43,9 @@ def guided_trajectory(
         raise ShapeError(
             f"guidance: found {tuple(guidance.shape)}, expected {tuple(labels.shape)}, as the labels"
         )
-    rotation, states = flow._rotation(labels), [tokens]
-    for index, block in enumerate(flow.blocks):
+    conditioned, states = flow._conditioned(labels), [tokens]
+    rotation = conditioned.rotation
+    for index, block in enumerate(conditioned.blocks):
         # Rules give the weights of all tokens for one w, in proportion to it.
         pattern = rule.weights(1.0, index, flow.config.num_tokens, tokens)
         if pattern is None or not block.is_conditional:

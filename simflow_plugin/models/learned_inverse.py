@@ -111,12 +111,9 @@ class LearnedInverse(LearnedInverseFacts, GenerativeModel):
 
     @torch.no_grad()
     def pairs(self, latents: Tensor, labels: Tensor | None, random: Random) -> Pairs:
-        """Return what the student learns from in this step; no gradient reaches the teacher.
+        """Return what the student learns from in this step, from encoded images (B, C, h, w) and labels (B,) or None.
 
-        Args:
-            latents: (B, C, h, w), encoded images.
-            labels: (B,) int64, or None.
-            random: named draws.
+        No gradient reaches the teacher.
         """
         num_data = len(latents) - round(self.options.exact_share * len(latents))
         labels = self._known(labels)

@@ -47,12 +47,7 @@ class StarFlow(StarFlowFacts, SimFlow):
         return self.denoise(noisy_latents, labels) if self.options.denoise == "score" else noisy_latents
 
     def denoise(self, noisy_latents: Tensor, labels: Tensor | None) -> Tensor:
-        """Return z~ + sigma^2 grad log p(z~ given labels), (B, C, h, w): one pass forward and back.
-
-        Args:
-            noisy_latents: (B, C, h, w), z~.
-            labels: (B,) int64, or None.
-        """
+        """Return z~ + sigma^2 grad log p(z~ given labels) at latents z~ (B, C, h, w): one pass forward and back."""
         # Autocast keeps the weights that it cast; those cast in inference mode take no part in gradients (torch 2.7).
         torch.clear_autocast_cache()
         with torch.inference_mode(False), torch.enable_grad():

@@ -66,6 +66,11 @@ class BlockState:
         return cls(block, ordered, tokens, embedding, turn, statistics)
 
     @property
+    def networks(self) -> list[BlockState]:
+        """This state, and its guide's where it has one."""
+        return [self] if self.guide is None else [self, self.guide]
+
+    @property
     def num_steps(self) -> int:
         """Steps that give a target: T - lag."""
         return self.noise.shape[1] - self.block.lag
@@ -172,6 +177,8 @@ class BlockState:
         return self.block.reorder(self.tokens[:, 1:])
 
 
-def join_rows(first: Affine, second: Affine) -> Affine:
-    """Return the parameters of both, the rows of the first in front."""
-    return Affine(*(torch.cat(parts) for parts in zip(first, second, strict=True)))
+def join_rows(*affines: Affine) -> Affine:
+    """Return the parameters of a network and of its guide, if any, the rows of the first in front."""
+    if len(affines) == 1:
+        return affines[0]
+    return Affine(*(torch.cat(parts) for parts in zip(*affines, strict=True)))

@@ -143,9 +143,7 @@ def _solve(state: BlockState, method: Method) -> BlockState:
 def _solve_naively(state: BlockState) -> None:
     """Run the network over all tokens again for every token, without a cache: the slow reference."""
     for step in range(state.num_steps):
-        affine = _without_cache(state, step)
-        if state.guide is not None:
-            affine = join_rows(affine, _without_cache(state.guide, step))
+        affine = join_rows(*(_without_cache(one, step) for one in state.networks))
         state.store(state.targets(affine, step, step + 1), step)
         state.count(step + 1)
 
