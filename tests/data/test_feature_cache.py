@@ -7,7 +7,7 @@ import torch
 from simflow_plugin.contracts import DataContext, Example
 from simflow_plugin.data.decoding import CorruptImage
 from simflow_plugin.data.digits import Digits
-from simflow_plugin.data.feature_cache import CacheJob, dataset_facts, open_cache
+from simflow_plugin.data.feature_cache import CacheJob, dataset_facts
 from simflow_plugin.errors import DataError
 
 
@@ -79,7 +79,7 @@ def test_interrupted_build_goes_on(tmp_path, digits, facts):
 
     with pytest.raises(KeyboardInterrupt):
         build_cache(tmp_path, facts, digits, fails_late, batch_size=5)
-    assert open_cache(tmp_path, CacheJob(tmp_path, facts, digits, columns).facts) is None
+    assert CacheJob(tmp_path, facts, digits, columns).open() is None
 
     def counting(images):
         seen.append(len(images))
@@ -166,10 +166,6 @@ def test_cache_without_checksums_is_refused(tmp_path, digits, facts):
     file.unlink()
     with pytest.raises(DataError, match="damaged cache.*Delete the folder"):
         build_cache(tmp_path, facts, digits, columns)
-
-
-def test_no_cache_is_none(tmp_path, facts):
-    assert open_cache(tmp_path, facts) is None
 
 
 class FailsOnce:
