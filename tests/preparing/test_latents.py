@@ -18,7 +18,7 @@ from simflow_plugin.preparing import encoded_images
 from simflow_plugin.preparing.encoded_images import Encoding, encode_dataset
 from simflow_plugin.preparing.latent_shards import _batches
 from simflow_plugin.preparing.repa_e_layout import check_labels
-from simflow_plugin.preparing.shards import Shard
+from simflow_plugin.preparing.shards import Shard, ShardFacts
 from simflow_plugin.runs.parts import build_dataset
 from tests.evaluation.runs import make_run
 
@@ -110,7 +110,7 @@ def test_interrupted_encoding_goes_on_with_the_same_bytes(run, written, tmp_path
     write, calls = encoded_images.write_latents, []
 
     def killed(*of):
-        calls.append(of[2].name)
+        calls.append(of[-1].name)
         if len(calls) == 2:
             raise KeyboardInterrupt
         return write(*of)
@@ -166,9 +166,9 @@ def test_layout_that_needs_labels_refuses_images_without_before_the_first_is_enc
 def test_too_many_damaged_images_end_the_work_with_their_shard(run, tmp_path, monkeypatch):
     dataset, calls = build_dataset(run.loaded.config, "test"), []
 
-    def damaged(loaded, dataset, shard, folder, seed):
+    def damaged(loaded, dataset, folder, seed, shard):
         calls.append(shard.name)
-        return encoded_images.LatentFacts(shard.name, 0, "", 0, [], [], ["a.png: no image"] * len(dataset))
+        return ShardFacts(shard.name, 0, "", 0, ["a.png: no image"] * len(dataset))
 
     monkeypatch.setattr(encoded_images, "write_latents", damaged)
     with pytest.raises(DataError, match=r"images are corrupt.*such as a\.png"):
