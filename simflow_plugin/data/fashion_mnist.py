@@ -15,7 +15,6 @@ from simflow_plugin.data.idx import read_idx
 from simflow_plugin.data.in_memory import InMemoryDataset
 from simflow_plugin.data.options import FashionMnistFacts, FashionMnistOptions
 from simflow_plugin.data.pixels import resize_batch
-from simflow_plugin.data.split import check_split
 from simflow_plugin.errors import DataError
 
 CLASS_NAMES = [
@@ -50,7 +49,7 @@ class FashionMnist(InMemoryDataset, FashionMnistFacts):
     """
 
     def __init__(self, options: FashionMnistOptions, context: DataContext) -> None:
-        prefix = PREFIX_BY_SPLIT[check_split(context.split)]
+        prefix = PREFIX_BY_SPLIT[context.split]
         folder = find_fashion_mnist(options.root, options.download)
         images = read_idx(find_file(folder, f"{prefix}-images-idx3-ubyte"), (None, NATIVE_SIZE, NATIVE_SIZE))
         labels = read_idx(find_file(folder, f"{prefix}-labels-idx1-ubyte"), (images.shape[0],))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ from simflow_plugin import registry
 from simflow_plugin.contracts import DataContext
 from simflow_plugin.data.decoding import MAX_FILE_BYTES, CorruptImage
 from simflow_plugin.data.disk_cache import file_facts
-from simflow_plugin.data.image_files import FileDataset, own_or_held_out
+from simflow_plugin.data.image_files import FileDataset, ListedImages
 from simflow_plugin.data.image_formats import is_image_name, suffix_of, unread_kind
-from simflow_plugin.data.labels import Key, number_labels, parse_label, shown
+from simflow_plugin.data.labels import Key, parse_label, shown
 from simflow_plugin.data.options import Hdf5Options
 from simflow_plugin.errors import DataError
 
@@ -53,25 +54,20 @@ class Hdf5Images(FileDataset):
         names = sorted(name for name in entries if _is_image(name))
         if not names:
             raise DataError(f"{base / NAMES}: lists no image.")
-        labels, classes = None, None
-        if options.labels is not False:
-            own = read_labels(base, names)
-            training = (
-                own if base == train else read_labels(train, [n for n in read_names(train) if _is_image(n)])
-            )
-            labels, classes = number_labels(str(base), own, training, options.labels, names)
-        rows, targets = own_or_held_out(base, len(names), labels, context.split, options, test is not None)
+        keys = training = read_labels(base, names) if options.labels is not False else None
+        if base != train and options.labels is not False:
+            training = read_labels(train, [name for name in read_names(train) if _is_image(name)])
+        others = (suffix_of(name) for name in entries if not _is_image(name) and name != LABELS)
+        ignored = Counter(unread_kind(suffix) for suffix in others if suffix)
         self.path = base / IMAGES
         self._file: Any = None
         self._owner: int | None = None
         self._plain_groups: set[str] = set()
-        ignored: dict[str, int] = {}
-        for name in entries:
-            if not _is_image(name) and suffix_of(name) and name != LABELS:
-                kind = unread_kind(suffix_of(name))
-                ignored[kind] = ignored.get(kind, 0) + 1
-        chosen = [names[row] for row in rows]
-        super().__init__(chosen, targets, classes, context.image_size, options, ignored)
+        super().__init__(
+            ListedImages(str(base), names, keys, training, test is not None, ignored=ignored),
+            options,
+            context,
+        )
 
     def read_image(self, index: int) -> Image.Image:
         if not self.names[index].endswith(ARRAY):

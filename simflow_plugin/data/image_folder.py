@@ -16,10 +16,8 @@ from simflow_plugin.contracts import DataContext
 from simflow_plugin.data.decoding import read_image_file
 from simflow_plugin.data.disk_cache import file_facts, fingerprint
 from simflow_plugin.data.folder_scan import scan_folder
-from simflow_plugin.data.image_files import FileDataset, own_or_held_out
-from simflow_plugin.data.labels import number_labels
+from simflow_plugin.data.image_files import FileDataset, ListedImages
 from simflow_plugin.data.options import ImageFolderOptions
-from simflow_plugin.data.split import check_split
 from simflow_plugin.data.split_folders import find_split_folders, refuse_splits_inside_classes
 from simflow_plugin.errors import DataError
 
@@ -38,23 +36,22 @@ class ImageFolder(FileDataset):
     def __init__(self, options: ImageFolderOptions, context: DataContext) -> None:
         root = Path(options.root).expanduser()
         folders = find_split_folders(root, options.train_folder, options.test_folder)
-        is_test = check_split(context.split) == "test" and folders.test is not None
-        base = folders.test if is_test and folders.test is not None else folders.train
+        base = folders.train
+        if context.split == "test" and folders.test is not None:
+            base = folders.test
         scan = scan_folder(base)
         if options.train_folder is None:
             refuse_splits_inside_classes(base, scan.paths)
-        own = class_of_each(base, scan.paths) if options.labels is not False else None
-        # Numbered by the training folder, so that a class without test images does not shift the others.
-        training = own
-        if is_test and options.labels is not False:
+        keys = training = class_of_each(base, scan.paths) if options.labels is not False else None
+        if base != folders.train and options.labels is not False:
+            # A class without test images must not shift the numbers of the others.
             training = class_of_each(folders.train, scan_folder(folders.train).paths)
-        labels, classes = number_labels(str(base), own, training, options.labels)
-        has_own_split = folders.test is not None
-        rows, targets = own_or_held_out(root, len(scan.paths), labels, context.split, options, has_own_split)
-        self.root = base
         ignored = scan.ignored | {f"folders beside the splits ({name})": 1 for name in folders.unused}
-        paths = [scan.paths[row] for row in rows]
-        super().__init__(paths, targets, classes, context.image_size, options, ignored)
+        is_split = folders.test is not None
+        self.root = base
+        super().__init__(
+            ListedImages(str(base), scan.paths, keys, training, is_split, ignored=ignored), options, context
+        )
 
     def read_content(self, index: int) -> bytes:
         return read_image_file(self.root / self.names[index])

@@ -17,10 +17,9 @@ from simflow_plugin import registry
 from simflow_plugin.contracts import NO_LABEL, DataContext
 from simflow_plugin.data.decoding import CorruptImage
 from simflow_plugin.data.disk_cache import cache_folder, file_facts, fingerprint
-from simflow_plugin.data.image_files import FileDataset, PackedStrings, own_or_held_out
-from simflow_plugin.data.labels import Key, number_labels
+from simflow_plugin.data.image_files import FileDataset, ListedImages, PackedStrings
+from simflow_plugin.data.labels import Key
 from simflow_plugin.data.options import WebDatasetOptions
-from simflow_plugin.data.split import check_split
 from simflow_plugin.data.tar_index import ShardIndex, cached_index, raw_labels
 from simflow_plugin.data.tar_shards import local_shards
 from simflow_plugin.errors import DataError
@@ -45,22 +44,20 @@ class WebDataset(FileDataset):
 
     def __init__(self, options: WebDatasetOptions, context: DataContext) -> None:
         cache = Path(options.cache).expanduser() if options.cache else cache_folder() / "webdataset"
-        own = options.test_shards is not None
-        is_test = own and check_split(context.split) == "test"
-        wanted = options.test_shards if is_test and options.test_shards is not None else options.shards
+        test = options.test_shards if context.split == "test" else None
+        wanted = options.shards if test is None else test
         self.shards, indices = _index_all(wanted, cache, options.image_member, context.allows_pipes)
-        if is_test:
+        if test is not None:
             _refuse_common_shards(
-                shard_paths(options.shards, cache, context.allows_pipes), shard_paths(wanted, cache)
+                shard_paths(options.shards, cache, context.allows_pipes), shard_paths(test, cache)
             )
         more = len(self.shards) - 1
         where = f"{self.shards[0]} and {more} more shards" if more else self.shards[0]
-        keys = [key for index in indices for key in index.keys]
-        labels, classes = None, None
+        found = training = declared = None
         if options.labels is not False:
-            found, declared = named_labels(self.shards, indices)
-            training, tested = found, declared
-            if is_test:
+            found, tested = named_labels(self.shards, indices)
+            training, declared = found, tested
+            if test is not None:
                 training, declared = named_labels(
                     *_index_all(options.shards, cache, options.image_member, context.allows_pipes)
                 )
@@ -68,15 +65,15 @@ class WebDataset(FileDataset):
                     declared is None and tested and has_numbers(training)
                 ):
                     raise DataError(f"{where}: {MIXED.format('of data.shards and data.test_shards')}")
-            labels, classes = number_labels(where, found, training, options.labels, keys, declared)
-        rows, targets = own_or_held_out(where, len(keys), labels, context.split, options, own)
-        self._shard = np.repeat(np.arange(len(indices)), [len(index.keys) for index in indices])[rows]
-        self._offset = np.concatenate([index.offsets for index in indices])[rows]
-        self._size = np.concatenate([index.sizes for index in indices])[rows]
-        ignored: Counter[str] = Counter()
-        for index in indices:
-            ignored.update(index.ignored)
-        super().__init__([keys[row] for row in rows], targets, classes, context.image_size, options, ignored)
+        keys = [key for index in indices for key in index.keys]
+        ignored = sum((Counter(index.ignored) for index in indices), Counter())
+        is_split = options.test_shards is not None
+        super().__init__(
+            ListedImages(where, keys, found, training, is_split, declared, ignored), options, context
+        )
+        self._shard = np.repeat(np.arange(len(indices)), [len(index.keys) for index in indices])[self.rows]
+        self._offset = np.concatenate([index.offsets for index in indices])[self.rows]
+        self._size = np.concatenate([index.sizes for index in indices])[self.rows]
 
     def read_content(self, index: int) -> bytes:
         size = int(self._size[index])
