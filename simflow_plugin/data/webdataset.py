@@ -45,26 +45,20 @@ class WebDataset(FileDataset):
     def __init__(self, options: WebDatasetOptions, context: DataContext) -> None:
         cache = Path(options.cache).expanduser() if options.cache else cache_folder() / "webdataset"
         test = options.test_shards if context.split == "test" else None
-        wanted = options.shards if test is None else test
-        self.shards, indices = _index_all(wanted, cache, options.image_member, context.allows_pipes)
+        training_shards, training_indices = _index_all(options.shards, cache, options, context)
+        self.shards, indices = training_shards, training_indices
         if test is not None:
-            _refuse_common_shards(
-                shard_paths(options.shards, cache, context.allows_pipes), shard_paths(test, cache)
-            )
+            self.shards, indices = _index_all(test, cache, options, context)
+            _refuse_common_shards(training_shards, self.shards)
         more = len(self.shards) - 1
         where = f"{self.shards[0]} and {more} more shards" if more else self.shards[0]
         found = training = declared = None
         if options.labels is not False:
-            found, tested = named_labels(self.shards, indices)
-            training, declared = found, tested
+            training, declared = found, tested = named_labels(self.shards, indices)
             if test is not None:
-                training, declared = named_labels(
-                    *_index_all(options.shards, cache, options.image_member, context.allows_pipes)
-                )
-                if (tested is None and declared and has_numbers(found)) or (
-                    declared is None and tested and has_numbers(training)
-                ):
-                    raise DataError(f"{where}: {MIXED.format('of data.shards and data.test_shards')}")
+                training, declared = named_labels(training_shards, training_indices)
+            if (tested is None) != (declared is None) and has_numbers(found if tested is None else training):
+                raise DataError(f"{where}: {MIXED.format('of data.shards and data.test_shards')}")
         keys = [key for index in indices for key in index.keys]
         ignored = sum((Counter(index.ignored) for index in indices), Counter())
         is_split = options.test_shards is not None
@@ -157,22 +151,18 @@ def _name(label: Key, classes: Sequence[Key] | None) -> Key:
     return classes[label]
 
 
-def shard_paths(shards: str | list[str], cache: Path, allows_pipes: bool = False) -> list[Path]:
-    """Return the paths of shards, each once."""
-    listed = local_shards([shards] if isinstance(shards, str) else shards, cache, allows_pipes)
-    return list({path.resolve(): path for path in reversed(listed)}.values())[::-1]
-
-
 def _index_all(
-    shards: str | list[str], cache: Path, image_member: str | None, allows_pipes: bool
+    shards: str | list[str], cache: Path, options: WebDatasetOptions, context: DataContext
 ) -> tuple[PackedStrings, list[ShardIndex]]:
-    paths = shard_paths(shards, cache, allows_pipes)
-    indices = [cached_index(path, cache, image_member) for path in paths]
+    """Return the paths of shards, each once, and their indices."""
+    listed = local_shards([shards] if isinstance(shards, str) else shards, cache, context.allows_pipes)
+    paths = list({path.resolve(): path for path in reversed(listed)}.values())[::-1]
+    indices = [cached_index(path, cache, options.image_member) for path in paths]
     return PackedStrings([str(path) for path in paths]), indices
 
 
-def _refuse_common_shards(training: list[Path], test: list[Path]) -> None:
-    common = {path.resolve() for path in training} & {path.resolve() for path in test}
+def _refuse_common_shards(training: Sequence[str], test: Sequence[str]) -> None:
+    common = {Path(shard).resolve() for shard in training} & {Path(shard).resolve() for shard in test}
     if common:
         raise DataError(
             f"{min(common)}: among data.shards and data.test_shards: it would be tested on what was trained on."
