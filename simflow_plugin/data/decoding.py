@@ -19,8 +19,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from simflow_plugin.data.background import background_colour as background_colour
-from simflow_plugin.data.background import check_background as check_background
 from simflow_plugin.data.image_formats import readable_formats
 from simflow_plugin.errors import DataError
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageColor
 
 from simflow_plugin.contracts import NO_LABEL, DataContext, Example
 from simflow_plugin.data import decoding
-from simflow_plugin.data.decoding import CorruptImage, background_colour, decode_image
+from simflow_plugin.data.decoding import CorruptImage, decode_image
 from simflow_plugin.data.disk_cache import fingerprint
 from simflow_plugin.data.labels import Key, number_labels
 from simflow_plugin.data.options import FileOptions
@@ -104,7 +104,7 @@ class FileDataset(ABC):
         self.num_classes = len(classes.names) if classes is not None else None
         self.image_size = context.image_size
         self.max_corrupt_share = options.max_corrupt_share
-        self.background = background_colour(options.background)
+        self.background = ImageColor.getrgb(options.background)[:3]
         self.ignored = dict(listed.ignored)
 
     @abstractmethod

@@ -173,12 +173,13 @@ def _members(path: Path, archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
             )
         last = member.offset
         yield member
+    last_name = ["the start", *archive.getnames()][-1]
     with open(path, "rb") as file:
         file.seek(archive.offset)
         end = file.read(END_BLOCKS * BLOCK)
         if len(end) < END_BLOCKS * BLOCK or any(end):
             raise DataError(
-                f"{path}: no end-of-archive blocks after {last_name(archive)}: cut off or damaged there, and members "
+                f"{path}: no end-of-archive blocks after {last_name}: cut off or damaged there, and members "
                 "after it are lost. Fetch it again."
             )
         while rest := file.read(1 << 20):
@@ -187,12 +188,6 @@ def _members(path: Path, archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
                     f"{path}: data after the end of the archive, at byte {file.tell() - len(rest)} or later: were "
                     "shards joined? Unpack them and write one."
                 )
-
-
-def last_name(archive: tarfile.TarFile) -> str:
-    """Return the name of the last member read, for a message."""
-    members = archive.getmembers()
-    return members[-1].name if members else "the start"
 
 
 def _image_of(

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simflow_plugin.data.decoding import CorruptImage, check_background, decode_image, read_image_file
+from simflow_plugin.data.decoding import CorruptImage, decode_image, read_image_file
+from simflow_plugin.data.options import FileOptions
 from tests.data.makers import CORRUPT, png
 
 
@@ -257,7 +258,7 @@ def test_file_of_too_many_bytes_is_refused_unread(tmp_path):
 @pytest.mark.parametrize("value", ["nocolour", "#12", "#11223344"])
 def test_background_that_is_no_colour_is_refused(value):
     with pytest.raises(ValueError, match="olo|transparent"):
-        check_background(value)
+        FileOptions(background=value)
 
 
 def test_heic_is_read_where_its_package_is_installed():
