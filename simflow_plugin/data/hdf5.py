@@ -13,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, TypeVar
 
+import h5py
 import numpy as np
 from PIL import Image
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -98,8 +99,6 @@ class Hdf5Images(FileDataset):
         Raises:
             CorruptImage: if there is nothing, a group, a link to another file, or more than an image holds.
         """
-        import h5py
-
         name = self.names[index]
         try:
             file = self._open()
@@ -124,8 +123,6 @@ class Hdf5Images(FileDataset):
 
     def _refuse_links(self, file: Any, name: str) -> None:
         """Refuse names that lead into another file: it is not what was described, and may not be there to-morrow."""
-        import h5py
-
         parts = name.strip("/").split("/")
         for depth in range(1, len(parts) + 1):
             path = "/".join(parts[:depth])
@@ -147,8 +144,6 @@ class Hdf5Images(FileDataset):
         return f"{self.path}:{self.names[index]}"
 
     def _open(self) -> Any:
-        import h5py
-
         # A handle that a fork inherits shares its file position with the parent: reopen in every process.
         if self._owner != os.getpid():
             self._file, self._owner = h5py.File(self.path, "r"), os.getpid()
@@ -195,8 +190,6 @@ def read_labels(base: Path, names: list[str]) -> list[Key] | None:
     Raises:
         DataError: if a label is no integer, naming the image; if images have none, or two.
     """
-    import h5py
-
     place = f"{base / IMAGES}:{LABELS}"
     try:
         with h5py.File(base / IMAGES, "r") as file:
