@@ -96,7 +96,18 @@ def to_rgb(image: Image.Image, background: tuple[int, int, int] = WHITE) -> Imag
     Raises:
         ValueError: if its pixels have no known range.
     """
-    return _upright(image, _to_rgb(image, background))
+    if image.mode[0] in "IF":
+        rgb = _deep_to_rgb(image, background)
+    elif image.has_transparency_data:
+        rgb = _over(_with_alpha(image), background)
+    else:
+        rgb = image if image.mode == "RGB" else image.convert("RGB")
+    try:
+        orientation = image.getexif().get(ORIENTATION_TAG)
+    except Exception:  # an unreadable one is none, as in every viewer
+        orientation = None
+    turn = TURN_BY_ORIENTATION.get(orientation) if isinstance(orientation, int) else None
+    return rgb if turn is None else rgb.transpose(turn)
 
 
 def read_image_file(path: Path) -> bytes:
@@ -138,24 +149,6 @@ def used_bits(content: bytes) -> int | None:
 
 def _declared_bits(image: Image.Image) -> int:
     return int(getattr(image, "tag_v2", {}).get(BITS_TAG, (16,))[0])
-
-
-def _upright(image: Image.Image, rgb: Image.Image) -> Image.Image:
-    """Turn pixels as the orientation of `image` says; an unreadable one is none, as in every viewer."""
-    try:
-        orientation = image.getexif().get(ORIENTATION_TAG)
-    except Exception:
-        return rgb
-    turn = TURN_BY_ORIENTATION.get(orientation) if isinstance(orientation, int) else None
-    return rgb if turn is None else rgb.transpose(turn)
-
-
-def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    if image.mode[0] in "IF":
-        return _deep_to_rgb(image, background)
-    if image.has_transparency_data:
-        return _over(_with_alpha(image), background)
-    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _with_alpha(image: Image.Image) -> Image.Image:

@@ -41,7 +41,10 @@ class HuggingFaceImages(FileDataset):
         table = train
         if options.test_split is not None and context.split == "test":
             table = load_table(options.path, options.subset, options.test_split)
-        self.image_column = find_image_column(table, options.path, options.image_column)
+        images = [name for name in table.column_names if type(table.features[name]).__name__ == "Image"]
+        self.image_column = _only(
+            table, options.path, options.image_column, images, "image_column", "of images"
+        )
         keys = training = declared = None
         label_column = find_label_column(train, options.path, options.label_column, options.labels)
         if label_column is not None:
@@ -55,7 +58,10 @@ class HuggingFaceImages(FileDataset):
         super().__init__(
             ListedImages(options.path, names, keys, training, is_split, declared), options, context
         )
-        self.table = _undecoded(table.select(self.rows), self.image_column)
+        # Bytes in place of decoded images: a corrupt one is then found by our decoder, and named.
+        import datasets
+
+        self.table = table.select(self.rows).cast_column(self.image_column, datasets.Image(decode=False))
 
     def read_content(self, index: int) -> bytes:
         cell = self.table[index][self.image_column]
@@ -93,16 +99,6 @@ def load_table(path: str, subset: str | None, split: str) -> Any:
             f"{path}: split `{split}` cannot be loaded: {type(error).__name__}: {error}. Check data.path, "
             "data.subset and the split, or give a folder written by save_to_disk."
         ) from error
-
-
-def find_image_column(table: Any, path: str, wanted: str | None) -> str:
-    """Return the column asked for, or the only one of images.
-
-    Raises:
-        DataError: if there is no such column, none of images, or several.
-    """
-    found = [name for name in table.column_names if type(table.features[name]).__name__ == "Image"]
-    return _only(table, path, wanted, found, "image_column", "of images")
 
 
 def find_label_column(table: Any, path: str, wanted: str | None, labels: bool | str) -> str | None:
@@ -161,10 +157,3 @@ def _only(table: Any, path: str, wanted: str | None, found: list[str], option: s
             f"{path}: {len(found)} columns {kind}: {', '.join(found)}. Set data.{option} to one of them."
         )
     return found[0]
-
-
-def _undecoded(table: Any, column: str | None) -> Any:
-    """Ask for bytes instead of decoded images: a corrupt one is then found by our decoder, and named."""
-    import datasets
-
-    return table.cast_column(column, datasets.Image(decode=False))

@@ -37,9 +37,7 @@ class PackedStrings(Sequence[str]):
     def __len__(self) -> int:
         return len(self._ends)
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def, override]
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def __getitem__(self, index: int) -> str:  # type: ignore[override]
         start = self._ends[index - 1] if index % len(self) else 0
         return self._bytes[start : self._ends[index]].tobytes().decode("utf-8", "surrogateescape")
 
@@ -84,7 +82,7 @@ class FileDataset(ABC):
 
     def __init__(self, listed: ListedImages, options: FileOptions, context: DataContext) -> None:
         num_images = len(listed.names)
-        labels, classes = number_labels(
+        labels, self.class_names = number_labels(
             listed.where, listed.keys, listed.training, options.labels, listed.names, listed.declared
         )
         if labels is None:
@@ -100,8 +98,7 @@ class FileDataset(ABC):
         self.rows: list[int] = rows.tolist()
         self.names = PackedStrings([listed.names[row] for row in self.rows])
         self.labels = labels[rows]
-        self.class_names = classes.names if classes is not None else None
-        self.num_classes = len(classes.names) if classes is not None else None
+        self.num_classes = None if self.class_names is None else len(self.class_names)
         self.image_size = context.image_size
         self.max_corrupt_share = options.max_corrupt_share
         self.background = ImageColor.getrgb(options.background)[:3]
