@@ -6,10 +6,11 @@ Printed when training starts, stored with the run, compared on resume and evalua
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 
 from simflow_plugin.contracts import NO_LABEL, CountsIgnored, HasLabels, ImageDataset, ReadsContent
 from simflow_plugin.data.decoding import CorruptImage, used_bits
@@ -79,12 +80,7 @@ class DataSummary:
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> DataSummary:
         """Return what `to_json` was made from, as read from a run's data.json."""
-        known = {f.name for f in fields(SplitSummary)}
-        splits = {
-            name: SplitSummary(**{key: value for key, value in split.items() if key in known})
-            for name, split in found["splits"].items()
-        }
-        return cls(found["name"], found["class_names"], splits, found.get("notes", []))
+        return TypeAdapter(cls).validate_python(found)
 
     def lines(self) -> list[str]:
         """Return the summary for a reader."""

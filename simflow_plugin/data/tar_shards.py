@@ -28,14 +28,12 @@ def expand_range(pattern: str) -> list[str]:
     match = RANGE.search(pattern)
     if match is None:
         return [pattern]
-    first, last = match.group(1), match.group(2)
+    first, last = match.groups()
     if max(len(first), len(last)) > 9 or int(last) - int(first) >= MOST_SHARDS:
         raise DataError(f"{pattern}: a range of more than {MOST_SHARDS} shards. Write {{0000..0012}}, say.")
-    names = []
-    for number in range(int(first), int(last) + 1):
-        name = pattern[: match.start()] + str(number).zfill(len(first)) + pattern[match.end() :]
-        names += expand_range(name)
-    return names
+    before, after = pattern[: match.start()], pattern[match.end() :]
+    numbers = (str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
+    return [name for number in numbers for name in expand_range(before + number + after)]
 
 
 def local_shards(shards: Sequence[str], cache: Path, allows_pipes: bool = False) -> list[Path]:

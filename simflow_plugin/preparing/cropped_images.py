@@ -67,12 +67,7 @@ class Preparation:
 
     def to_json(self) -> dict[str, Any]:
         """Return what decides the bytes of the shards."""
-        return {
-            "data": self.data.model_dump(mode="json"),
-            "image_size": self.image_size,
-            "images_per_shard": self.images_per_shard,
-            "image_format": self.image_format,
-        }
+        return vars(self) | {"data": self.data.model_dump(mode="json")}
 
 
 def prepare(preparation: Preparation, folder: Path, num_workers: int) -> dict[str, Any]:
