@@ -58,8 +58,6 @@ def decode_image(
     """Decode one image file to RGB.
 
     Args:
-        content: the file's bytes.
-        name: for the message.
         size: side in pixels that the image is scaled to afterwards; lets a huge JPEG be decoded smaller, never below
             twice that. None decodes all pixels.
         background: RGB, what shows through transparent pixels.

@@ -53,7 +53,6 @@ class FashionMnist(InMemoryDataset, FashionMnistFacts):
     """Fashion-MNIST at 28x28 as it is, at 32x32 with a border of 2 black pixels, else resized from 32x32.
 
     Args:
-        options: where its files are, whether to download them.
         context: image size, split (its own train and test files).
     Raises:
         DataError: if the files are missing (naming every place tried), damaged, or not images of 28x28.
@@ -119,7 +118,6 @@ def read_idx(path: Path, shape: Sequence[int | None]) -> Tensor:
     """Read one idx file of unsigned bytes, gzip-compressed or not.
 
     Args:
-        path: the file.
         shape: expected; None for an axis of any length.
     Returns:
         uint8 tensor.

@@ -70,8 +70,6 @@ class FileDataset(ABC):
 
     Args:
         listed: images of the source.
-        options: shared options.
-        context: image size, split.
     Attributes:
         rows: of the listed images, those of the split.
         labels: (M,), int64, `NO_LABEL` where there is none.

@@ -32,7 +32,6 @@ def parse_label(value: Any, record: str, texts: bool = True) -> Key:
     """Return a label as an id or a name.
 
     Args:
-        value: what the source holds.
         record: names the image in messages.
         texts: whether words are class names here.
     Raises:

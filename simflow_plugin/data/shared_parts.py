@@ -67,8 +67,6 @@ class SharedParts:
         """Make the parts of this process that are not there.
 
         Args:
-            rank: of this process.
-            world_size: number of processes.
             advance: told how many items were done, those found on disk included.
         Raises:
             DataError: if a part cannot be written.

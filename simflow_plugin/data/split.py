@@ -18,7 +18,6 @@ def split_indices(labels: Tensor, split: str, test_share: float, split_seed: int
         labels: (N,), int64; unlabelled images count as one class.
         split: 'train' or 'test'.
         test_share: in [0, 1).
-        split_seed: which split.
     Returns:
         (M,), int64.
     """

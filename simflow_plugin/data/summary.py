@@ -131,11 +131,6 @@ def _remarks(split: SplitSummary) -> list[str]:
 def summarize(name: str, train: ImageDataset, test: ImageDataset | None, batch_size: int = 1) -> DataSummary:
     """Read a few images of each split and describe the data set.
 
-    Args:
-        name: of the kind of data set.
-        train: the training split.
-        test: the test split, or None where there is none.
-        batch_size: of training.
     Raises:
         DataError: if labels or classes of the splits do not fit together, or no image that is tried can be read.
     """
@@ -154,9 +149,6 @@ def summarize(name: str, train: ImageDataset, test: ImageDataset | None, batch_s
 def summarize_split(dataset: ImageDataset, split: str) -> SplitSummary:
     """Hash, and try to decode, a few images of one split.
 
-    Args:
-        dataset: the split.
-        split: its name, for messages.
     Raises:
         DataError: if a label is out of range, or none of the images tried can be read.
     """

@@ -82,7 +82,6 @@ def index_shard(path: Path, image_member: str | None = None) -> ShardIndex:
     """Read the headers of a tar file and note where its images are.
 
     Args:
-        path: the shard.
         image_member: ending of the image's member, without the first dot; None: the one ending of a known image.
     Raises:
         DataError: if it is missing, compressed, damaged, cut off, holds no image, or a sample has two.

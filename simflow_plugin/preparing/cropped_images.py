@@ -74,7 +74,6 @@ def prepare(preparation: Preparation, folder: Path, num_workers: int) -> dict[st
     """Write the shards of all splits and their card; goes on where an interrupted call was.
 
     Args:
-        preparation: what to write.
         folder: new, empty, or begun with the same settings and images; an image that was damaged is tried again.
         num_workers: processes; 1 works in this one. They do not change a byte.
     Returns:

@@ -51,8 +51,6 @@ def encode_dataset(loaded: LoadedRun, encoding: Encoding, folder: Path) -> dict[
     """Write the latents of a run's data set; goes on where an interrupted call was.
 
     Args:
-        loaded: the run.
-        encoding: what to write.
         folder: new, empty, or begun with the same weights, images and settings, for any layout.
     Returns:
         The card, as in `dataset.json`.

@@ -65,9 +65,7 @@ def write_latents(
     Args:
         loaded: the run; its precision and its sampling batch size are used.
         dataset: images of the run's size.
-        folder: it is there.
         seed: of the samples of the posterior.
-        shard: which images, and the file's name.
     """
     damaged: list[str] = []
     found: dict[str, list[Tensor]] = {}
