@@ -153,26 +153,27 @@ def summarize_split(dataset: ImageDataset, split: str) -> SplitSummary:
         DataError: if a label is out of range, or none of the images tried can be read.
     """
     counts = count_by_class(dataset, split)
-    corrupt: list[str] = []
+    corrupt, bits = [], []
     tried = sample_rows(len(dataset), NUM_DECODED)
     for row in tried:
         try:
             dataset[row]
+            bits.append(used_bits(dataset.read_content(row)) if isinstance(dataset, FileDataset) else None)
         except CorruptImage as error:
             corrupt.append(str(error))
     if tried and len(corrupt) == len(tried):
         raise DataError(
             f"{split}: all {len(tried)} images tried are corrupt: none can be read. The first: {corrupt[0]}"
         )
-    notes = _notes_on_bits(dataset, tried)
-    return SplitSummary(
-        len(dataset),
-        counts,
-        dict(dataset.ignored) if isinstance(dataset, CountsIgnored) else {},
-        content_digests(dataset),
-        corrupt,
-        notes,
-    )
+    deep, notes = [used for used in bits if used is not None], []
+    if 8 < max(deep, default=0) < 16:
+        darker = 2 ** (16 - max(deep))
+        notes.append(
+            f"{len(deep)} of {len(tried)} images tried have 16 bits and use {max(deep)}: they come out {darker} times "
+            "too dark. Scale them to 16 bits, or save them with 8"
+        )
+    ignored = dict(dataset.ignored) if isinstance(dataset, CountsIgnored) else {}
+    return SplitSummary(len(dataset), counts, ignored, content_digests(dataset), corrupt, notes)
 
 
 def content_digests(dataset: ImageDataset) -> list[str]:
@@ -211,12 +212,13 @@ def count_by_class(dataset: ImageDataset, split: str) -> list[int] | None:
     if not isinstance(dataset, HasLabels) or num_classes is None or not len(dataset.labels):
         return None
     labels = dataset.labels
-    if int(labels.min()) < -1 or int(labels.max()) >= num_classes:
-        wrong = int(labels.max()) if int(labels.max()) >= num_classes else int(labels.min())
+    lowest, highest = int(labels.min()), int(labels.max())
+    if lowest < NO_LABEL or highest >= num_classes:
+        wrong = highest if highest >= num_classes else lowest
         raise DataError(
             f"{split}: a label is {wrong}, but there are {num_classes} classes, 0 to {num_classes - 1}."
         )
-    if int(labels.max()) < 0:
+    if highest < 0:
         return None
     return torch.bincount(labels[labels >= 0], minlength=num_classes).tolist()
 
@@ -265,23 +267,3 @@ def split_notes(train: ImageDataset, test: ImageDataset) -> list[str]:
 def describe_classes(names: list[str] | None) -> str:
     """Return the number of classes and the names of the first ones."""
     return "unlabelled" if names is None else f"{len(names)} classes: {shortened(names)}"
-
-
-def _notes_on_bits(dataset: ImageDataset, rows: list[int]) -> list[str]:
-    if not isinstance(dataset, FileDataset):
-        return []
-    found = []
-    for row in rows:
-        try:
-            bits = used_bits(dataset.read_content(row))
-        except CorruptImage:
-            continue
-        if bits is not None:
-            found.append(bits)
-    if not found or not 8 < max(found) < 16:
-        return []
-    darker = 2 ** (16 - max(found))
-    return [
-        f"{len(found)} of {len(rows)} images tried have 16 bits and use {max(found)}: they come out {darker} times too "
-        "dark. Scale them to 16 bits, or save them with 8"
-    ]
