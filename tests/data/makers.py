@@ -70,16 +70,21 @@ def write_hdf5(root: Path, contents: list[bytes], labels: list[int] | None) -> P
     return root
 
 
-def write_shard(path: Path, samples: list[tuple[str, dict[str, bytes]]]) -> Path:
-    """A tar file of (key, content by suffix)."""
+def write_members(path: Path, members: list[tuple[str, bytes]]) -> Path:
+    """A tar file of (name, content), in this order."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as archive:
-        for key, members in samples:
-            for suffix, content in members.items():
-                info = tarfile.TarInfo(f"{key}.{suffix}")
-                info.size = len(content)
-                archive.addfile(info, io.BytesIO(content))
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
     return path
+
+
+def write_shard(path: Path, samples: list[tuple[str, dict[str, bytes]]]) -> Path:
+    """A tar file of (key, content by suffix)."""
+    members = [(f"{key}.{end}", content) for key, sample in samples for end, content in sample.items()]
+    return write_members(path, members)
 
 
 def numbered_shard(path: Path, values: range) -> Path:
