@@ -176,7 +176,7 @@ class CacheJob:
             stored = read_json_object(self.place / FACTS, DataError)
             values = np.load(self.place / VALUES, mmap_mode="r", allow_pickle=False)
             checksums = np.load(self.place / CHECKSUMS, allow_pickle=False)
-        except (OSError, ValueError, DataError) as error:
+        except (OSError, EOFError, ValueError, DataError) as error:
             raise DataError(f"{self.place}: a damaged cache: {error}. {again}") from error
         expected = json.loads(json.dumps(self.facts, default=str))
         differing = sorted(key for key in {*stored, *expected} if stored.get(key) != expected.get(key))
