@@ -38,12 +38,11 @@ def class_folders(root: Path, counts: dict[str, int]) -> Path:
     return root
 
 
-def write_idx(path: Path, values: np.ndarray, magic: bytes | None = None) -> None:
-    """An idx file, compressed if its name says so."""
-    header = magic or bytes((0, 0, 8, values.ndim))
-    content = header + struct.pack(f">{values.ndim}I", *values.shape) + values.astype(np.uint8).tobytes()
+def write_idx(path: Path, values: np.ndarray) -> None:
+    """A compressed idx file."""
+    header = bytes((0, 0, 8, values.ndim)) + struct.pack(f">{values.ndim}I", *values.shape)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    path.write_bytes(gzip.compress(header + values.astype(np.uint8).tobytes()))
 
 
 def fashion_folder(root: Path, num: int = 12) -> Path:

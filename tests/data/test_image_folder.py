@@ -279,7 +279,7 @@ def test_every_ending_of_a_format_that_is_read_counts(tmp_path, name, kind):
 
 def test_files_that_are_no_images_are_counted_by_kind(tmp_path):
     two_classes(tmp_path)
-    for name in ("labels.csv", "a/1.txt", "a/2.txt", "b/clip.mp4", "b/README", "b/.DS_Store", "b/Thumbs.db"):
+    for name in ("labels.csv", "a/1.txt", "a/2.txt", "b/clip.mp4", "b/README", "b/._0.png", "b/Thumbs.db"):
         (tmp_path / name).write_text("no image")
     os.mkfifo(tmp_path / "a" / "pipe.png")
     assert load(tmp_path, test_share=0.1).ignored == {
