@@ -105,13 +105,11 @@ def test_replaced_file_of_the_same_size_has_other_facts(tmp_path, monkeypatch):
 
 
 class ThirdParty:
-    """Five images and nothing else that would tell which."""
+    """Five images of one value, and no more than the contract asks for."""
 
-    num_classes = None
-    class_names = None
-
-    def __init__(self, value: int) -> None:
-        self.value = value
+    def __init__(self, value: int = 0, class_names: list[str] | None = None) -> None:
+        self.value, self.class_names = value, class_names
+        self.num_classes = None if class_names is None else len(class_names)
 
     def __len__(self) -> int:
         return 5
