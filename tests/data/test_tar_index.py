@@ -88,17 +88,17 @@ def test_members_that_lie_apart_are_put_together(tmp_path):
     assert [dataset[i].label for i in range(10)] == [v % 2 for v in range(10)]
 
 
-def test_member_that_is_there_twice_is_refused(tmp_path):
-    path = write_members(tmp_path / "a.tar", [*pictures(4), ("001.png", png(9))])
-    with pytest.raises(DataError, match=r"two members are called 001\.png"):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("001.png", r"two members are called 001\.png"),
+        ("001.jpg", r"`001` has two images: \.png and \.jpg.*data\.image_member"),
+    ],
+)
+def test_second_image_of_a_sample_is_refused(tmp_path, name, message):
+    path = write_members(tmp_path / "a.tar", [*pictures(4), (name, png(9))])
+    with pytest.raises(DataError, match=message):
         index_shard(path)
-
-
-def test_two_images_of_one_sample_are_asked_about(tmp_path):
-    path = write_members(tmp_path / "a.tar", [*pictures(4), ("001.jpg", png(9))])
-    with pytest.raises(DataError, match=r"`001` has two images: \.png and \.jpg.*data\.image_member"):
-        index_shard(path)
-    assert len(index_shard(path, "png").keys) == 4
 
 
 def test_hidden_members_are_counted(tmp_path):
@@ -117,7 +117,7 @@ def test_member_with_dots_that_is_asked_for_is_the_image(tmp_path):
     path = write_members(
         tmp_path / "a.tar", [("1.rgb.png", png(1)), ("1.seg.png", png(2)), ("2.rgb.png", png(3))]
     )
-    assert len(index_shard(path, "rgb.png").keys) == 2
+    assert index_shard(path, "rgb.png").sizes.tolist() == [len(png(1)), len(png(3))]
 
 
 @pytest.mark.parametrize("ending", ["cls", "label", "txt"])
