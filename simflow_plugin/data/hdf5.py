@@ -116,9 +116,8 @@ class Hdf5Images(FileDataset):
             return np.frombuffer(value, np.uint8) if isinstance(value, bytes) else np.asarray(value)
         except CorruptImage:
             raise
-        except (
-            Exception
-        ) as error:  # h5py raises OSError, KeyError, RuntimeError, TypeError, ... for damaged files
+        # h5py raises OSError, KeyError, RuntimeError, TypeError, ... for damaged files.
+        except Exception as error:
             raise CorruptImage(f"{self.describe(index)}: {type(error).__name__}: {error}") from error
 
     def _refuse_links(self, file: Any, name: str) -> None:

@@ -101,9 +101,8 @@ def index_shard(path: Path, image_member: str | None = None) -> ShardIndex:
                     rows.append((key, image.offset_data, image.size, label, caption))
     except DataError:
         raise
-    except (
-        Exception
-    ) as error:  # damaged headers end in ValueError, OverflowError, RecursionError, MemoryError, ...
+    # Damaged headers end in ValueError, OverflowError, RecursionError, MemoryError, ...
+    except Exception as error:
         raise DataError(
             f"{path}: not a plain tar shard, or damaged: {type(error).__name__}: {error}. Fetch it again, or "
             "unpack .tar.gz."
@@ -113,7 +112,8 @@ def index_shard(path: Path, image_member: str | None = None) -> ShardIndex:
             ignored[DOTTED]
         )
         raise DataError(f"{path}: holds no image.{dotted} Looked for members ending in {known_endings()}.")
-    return ShardIndex(*map(np.array, zip(*rows, strict=True)), dict(ignored))
+    keys, offsets, sizes, labels, captions = (np.array(column) for column in zip(*rows, strict=True))
+    return ShardIndex(keys, offsets, sizes, labels, captions, dict(ignored))
 
 
 def raw_labels(indices: list[ShardIndex]) -> list[Key] | None:
