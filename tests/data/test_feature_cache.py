@@ -29,6 +29,21 @@ def counting(seen: list[int]):
     return compute
 
 
+class Pictures:
+    """Grey pictures whose value is their number; some cannot be read."""
+
+    def __init__(self, num: int, unreadable: tuple[int, ...] = (), share: float = 0.5):
+        self.num, self.unreadable, self.max_corrupt_share = num, unreadable, share
+
+    def __len__(self):
+        return self.num
+
+    def __getitem__(self, index):
+        if index in self.unreadable:
+            raise CorruptImage(f"image {index}: cut short")
+        return Example(torch.full((3, 2, 2), index % 256, dtype=torch.uint8), 0)
+
+
 def build_cache(folder, facts, dataset, compute, **options):
     return CacheJob(folder, facts, dataset, compute, **options).finish()
 
@@ -131,73 +146,27 @@ def test_damaged_cache_is_refused(tmp_path, digits, facts, file, spoil, message)
         build_cache(tmp_path, facts, digits, columns)
 
 
-@pytest.mark.parametrize("row", [0, 3000, 9999])
-def test_flipped_bit_is_noticed_when_its_block_is_read(tmp_path, row):
-    class Many:
-        max_corrupt_share = 0.0
-
-        def __len__(self):
-            return 10_000
-
-        def read_batch(self, indices):
-            return torch.zeros(len(indices), 3, 2, 2, dtype=torch.uint8), torch.zeros(len(indices))
-
-    def wide(images):
-        return torch.arange(50.0).expand(len(images), 50)
-
-    build_cache(tmp_path, {"encoder": "wide"}, Many(), wide, batch_size=5000)
-    (file,) = tmp_path.glob("*/values.npy")
-    content = bytearray(file.read_bytes())
-    content[len(content) - 10_000 * 100 + row * 100 + 1] ^= 4
-    file.write_bytes(content)
-    cache = build_cache(tmp_path, {"encoder": "wide"}, Many(), wide)
-    away = torch.tensor([(row + 5000) % 10_000])
-    assert cache.read(away).shape == (1, 50)
-    with pytest.raises(DataError, match="not what was written.*Delete the folder"):
+@pytest.mark.parametrize("row", [0, 30, 99])
+def test_flipped_bit_is_noticed_when_its_row_is_read(tmp_path, row):
+    place = build_cache(tmp_path, {}, Pictures(100), columns).place
+    content = bytearray((place / "values.npy").read_bytes())
+    content[len(content) - (100 - row) * 4 + 1] ^= 4  # two values of two bytes a row
+    (place / "values.npy").write_bytes(content)
+    cache = build_cache(tmp_path, {}, Pictures(100), columns)
+    assert cache.read(torch.tensor([i for i in range(100) if i != row])).shape == (99, 2)
+    with pytest.raises(DataError, match=f"image {row} are not what was written.*Delete the folder"):
         cache.read(torch.tensor([row]))
 
 
-class FailsOnce:
-    """Three images, of which the second cannot be read the first time, as from a disk that was away."""
-
-    max_corrupt_share = 0.5
-
-    def __init__(self):
-        self.has_failed = False
-
-    def __len__(self):
-        return 3
-
-    def __getitem__(self, index):
-        if index == 1 and not self.has_failed:
-            self.has_failed = True
-            raise CorruptImage("image 1: Input/output error")
-        return Example(torch.full((3, 8, 8), index, dtype=torch.uint8), index)
-
-
 def test_image_that_could_not_be_read_then_has_no_values_now(tmp_path):
-    cache = build_cache(tmp_path, {"encoder": "columns"}, FailsOnce(), columns)
+    cache = build_cache(tmp_path, {"encoder": "columns"}, Pictures(3, (1,)), columns)
     assert cache.read(torch.tensor([0, 2])).isfinite().all()
     with pytest.raises(DataError, match=r"no values of image 1, .*Delete the folder"):
         cache.read(torch.tensor([0, 1, 2]))
 
 
-class Torn(FailsOnce):
-    """Six images of which two, one in each process's share, can never be read."""
-
-    max_corrupt_share = 0.2
-
-    def __len__(self):
-        return 6
-
-    def __getitem__(self, index):
-        if index in (1, 4):
-            raise CorruptImage(f"image {index}: cut short")
-        return Example(torch.full((3, 8, 8), index, dtype=torch.uint8), index)
-
-
 def test_the_limit_of_corrupt_images_is_that_of_all_processes_together(tmp_path):
-    jobs = [CacheJob(tmp_path, {}, Torn(), columns) for _ in range(3)]
+    jobs = [CacheJob(tmp_path, {}, Pictures(6, (1, 4), 0.2), columns) for _ in range(3)]
     for rank, job in enumerate(jobs[:2]):
         object.__setattr__(job.parts, "part_size", 3)
         job.compute_share(rank, 2)
