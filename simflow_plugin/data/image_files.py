@@ -71,7 +71,7 @@ class FileDataset(ABC):
     Args:
         listed: images of the source.
     Attributes:
-        rows: of the listed images, those of the split.
+        rows: (M,) int64, of the listed images those of the split.
         labels: (M,), int64, `NO_LABEL` where there is none.
     Raises:
         EmptySplit: if no image is left for the split.
@@ -93,8 +93,8 @@ class FileDataset(ABC):
                 f"{listed.where}: {num_images} images leave none for the {context.split} split at data.test_share "
                 f"{options.test_share}. Add images, or change data.test_share."
             )
-        self.rows: list[int] = rows.tolist()
-        self.names = PackedStrings([listed.names[row] for row in self.rows])
+        self.rows = rows.numpy()
+        self.names = PackedStrings([listed.names[row] for row in rows.tolist()])
         self.labels = labels[rows]
         self.num_classes = None if self.class_names is None else len(self.class_names)
         self.image_size = context.image_size
