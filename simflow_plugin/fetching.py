@@ -38,7 +38,7 @@ class Offer:
 
     Args:
         source: address.
-        size: bytes, or None if the server does not say.
+        size: bytes, or None if the server does not state it.
         sha256: 64 hexadecimal digits, or as many as are known from the start; empty if none are.
         repository, file_name: on the Hub; empty for a file at an address.
     """
@@ -90,7 +90,7 @@ def fetch(offer: Offer, endpoint: str | None = None) -> Path:
     Returns:
         The file, in torch's hub cache or in that of the Hub.
     Raises:
-        WeightsError: if it does not arrive, or is not what its checksum says, as far as one is known; nothing that is
+        WeightsError: if it does not arrive, or does not have its checksum, as far as one is known; nothing that is
             wrong is left under its name then.
     """
     return _fetch_from_hub(offer, endpoint) if offer.repository else _fetch_from_address(offer)

@@ -32,7 +32,7 @@ from simflow_plugin.files import read_json_object, replacing
 
 VALUES, CHECKSUMS, FACTS = "values.npy", "checksums.npy", "cache.json"
 NUM_PROBED = 64
-"""Images read of a data set that does not say what it holds."""
+"""Images read of a data set that does not describe its content."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ def dataset_facts(
 ) -> dict[str, Any]:
     """Return what cached values depend on, as far as the data set goes.
 
-    A data set tells by `content_facts()` which images it holds: resolved paths, names, sizes and times of files,
-    or the pixels themselves. Of one without, labels and a few evenly spaced images stand for all.
+    `content_facts()` of a data set identifies its images: resolved paths, names, sizes and times of files, or a digest
+    of the pixels. Of one without, labels and a few evenly spaced images stand for all.
     """
     return {
         "data": name,

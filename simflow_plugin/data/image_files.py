@@ -129,7 +129,7 @@ class FileDataset(ABC):
             raise CorruptImage(f"{self.describe(index)}: cannot be scaled: {error}") from error
 
     def content_facts(self) -> dict[str, Any]:
-        """Return what tells these images, in this order, from others; what is cached of them depends on it."""
+        """Return the identity of these images in this order; what is cached of them depends on it."""
         images = {"names": list(self.names), "labels": self.labels.tolist()}
         return {"images": fingerprint(images), "decoding": decoding.VERSION}
 

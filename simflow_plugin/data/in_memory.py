@@ -49,7 +49,7 @@ class InMemoryDataset:
         return self._images[rows].expand(-1, 3, -1, -1), self.labels[rows]
 
     def read_content(self, index: int) -> bytes:
-        """Return the bytes that tell one image from another."""
+        """Return the pixels of one image."""
         return self._images[index].contiguous().numpy().tobytes()
 
     def content_facts(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Batches for training and evaluation, each a function of (seed, step) and never of a worker's state.
 
-A worker builds whole micro-batches: the number of a micro-batch tells it which images, in which order,
+A worker builds whole micro-batches: the number of a micro-batch determines which images, in which order,
 flipped or not. So the number of workers changes the speed and nothing else, and a run resumes at any step.
 """
 

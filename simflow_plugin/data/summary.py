@@ -36,7 +36,7 @@ class SplitSummary:
 
     Args:
         num_images: N.
-        num_by_class: images of each class, by number; None for an unlabelled split, or one that does not say.
+        num_by_class: images of each class, by number; None for an unlabelled split, or one that lists no labels.
         ignored: entries of the source that are no image, by kind.
         digests: of the content and label of up to `NUM_HASHED` images, the same rows each time.
         corrupt: messages of images found unreadable among those decoded.
@@ -203,7 +203,7 @@ def content_digest(dataset: ImageDataset, index: int) -> str:
 
 
 def count_by_class(dataset: ImageDataset, split: str) -> list[int] | None:
-    """Return the number of images of each class; None for an unlabelled split, or one that does not say.
+    """Return the number of images of each class; None for an unlabelled split, or one that lists no labels.
 
     Raises:
         DataError: if a label is none of the classes.

@@ -1,7 +1,7 @@
 """The index of one tar shard: offsets and sizes of its images, labels and captions of its samples.
 
 A sample is the members with one key, the path up to the first dot of its last part (`0001.jpg`, `0001.cls`), wherever
-in the shard they lie. A shard must end as the format says, in two blocks of zeros: one that was cut off between two
+in the shard they lie. A shard must end as the format demands, in two blocks of zeros: one that was cut off between two
 members, or whose next header is damaged, would be read as a shorter one.
 """
 
@@ -162,7 +162,7 @@ def _samples(
 
 
 def _members(path: Path, archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Yield the members, check that each lies in the file, and that the archive ends as the format says."""
+    """Yield the members, check that each lies in the file, and that the archive ends as the format demands."""
     num_bytes, last = path.stat().st_size, -1
     for member in archive:
         # A negative size would lead the reader back, and round for ever.
