@@ -164,7 +164,7 @@ def refuse_splits_inside_classes(base: Path, paths: list[str]) -> None:
 
 
 def is_called(name: str, words: frozenset[str]) -> bool:
-    """Return whether a folder's name is one of `words`, with neutral ones at most: `Train`, `val2017`, `test_images`."""
+    """Return whether a folder is called one of `words`, beside neutral ones: `Train`, `val2017`, `test_images`."""
     parts = set(re.split(r"[^a-z]+", name.lower()))
     return bool(parts & words) and not parts - words - NEUTRAL_WORDS
 
