@@ -6,13 +6,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.flow import FlowConfig
 from simflow_plugin.options import Options, did_you_mean
 
 A = TypeVar("A", bound=Options)
+
+
+class FlowArguments(Options):
+    """Constructor arguments that the `Model` of both peers has."""
+
+    in_channels: int = Field(gt=0)
+    img_size: int = Field(gt=0)
+    patch_size: int = Field(gt=0)
+    channels: int = Field(gt=0)
+    num_blocks: int = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _patches_fit(self) -> FlowArguments:
+        if self.img_size % self.patch_size:
+            raise ValueError(f"patch_size {self.patch_size} does not divide img_size {self.img_size}")
+        return self
 
 
 @dataclass(frozen=True)
@@ -63,14 +79,21 @@ class PeerConstructor(Generic[A]):
         return [name for name, field in self.schema.model_fields.items() if field.is_required()]
 
 
-def make_config(peer: str, **values: Any) -> FlowConfig:
-    """Return our configuration of a peer's flow.
+def make_config(peer: str, arguments: FlowArguments, **values: Any) -> FlowConfig:
+    """Return our configuration of a peer's flow: `values` beside what both peers have.
 
     Raises:
         ConfigError: if the values clash, such as a head that does not divide the width.
     """
+    side = arguments.img_size // arguments.patch_size
     try:
-        return FlowConfig(**values)
+        return FlowConfig(
+            width=arguments.channels,
+            patch_size=arguments.patch_size,
+            token_dim=arguments.in_channels * arguments.patch_size**2,
+            grid_size=(side, side),
+            **values,
+        )
     except ValidationError as error:
         raise ConfigError(f"{peer}: {describe(error)}") from error
 

@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from simflow_plugin.contracts import AlignmentContext, ModelContext
-from simflow_plugin.convert.from_repa_e import describe_repa_e, from_repa_e, rename
+from simflow_plugin.convert.from_repa_e import RULES, RepaEArguments, describe_repa_e, from_repa_e
+from simflow_plugin.convert.renaming import convert_tensors
 from simflow_plugin.models.sit import SiTOptions
 from tests.convert.repa_e_passes import FIXTURES, KEPT, host_module, host_step, our_step
 from tests.convert.test_from_repa_e import CONTEXT, OPTIONS, our_labels, part, randomize
@@ -66,7 +67,8 @@ def test_the_models_own_pass_gives_another_gradient(numbers, gradients):
 @pytest.mark.parametrize("name", KEPT)
 def test_gradients_of_the_model_equal_the_hosts(numbers, gradients, interpolant, name):
     _, ours = our_gradients(numbers, interpolant)
-    assert relative_error(ours[rename(name)], gradients[f"{interpolant}.{name}"]) < TOLERANCE
+    ((renamed, host),) = convert_tensors({name: gradients[f"{interpolant}.{name}"]}, RULES, "host").items()
+    assert relative_error(ours[renamed], host) < TOLERANCE
 
 
 def test_running_statistics_move_once_a_step(numbers):
@@ -106,15 +108,14 @@ def test_every_gradient_of_a_real_checkouts_step_agrees(interpolant):
     }
     options, context = describe_repa_e(
         {key: tensor.float() for key, tensor in host.state_dict().items()},
-        num_heads=4,
-        interpolant=interpolant,
-        alignment_layer=2,
+        RepaEArguments(num_heads=4, path_type=interpolant, encoder_depth=2),
     )
     assert context == ModelContext((4, 8, 8), 7, AlignmentContext(feature_dim=24, layer=2, projector_dim=32))
     ours = from_repa_e(host.float().state_dict(), options, context).double()
     of_latents, of_parameters = our_step(ours, inputs, inputs["labels"], dropped)
     host_latents, host_parameters = host_step(host.double(), inputs, interpolant)
     assert relative_error(of_latents, host_latents) < TOLERANCE
-    errors = {name: relative_error(of_parameters[rename(name)], g) for name, g in host_parameters.items()}
+    renamed = convert_tensors(host_parameters, RULES, "host")
+    errors = {name: relative_error(of_parameters[name], gradient) for name, gradient in renamed.items()}
     assert len(errors) == len(of_parameters)
     assert max(errors.values()) < TOLERANCE, errors
