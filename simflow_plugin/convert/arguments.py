@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -12,10 +11,51 @@ from simflow_plugin.errors import ConfigError
 from simflow_plugin.flow import FlowConfig
 from simflow_plugin.options import Options, did_you_mean
 
-A = TypeVar("A", bound=Options)
+A = TypeVar("A", bound="PeerArguments")
 
 
-class FlowArguments(Options):
+class PeerArguments(Options):
+    """Arguments of a peer's constructor: the fields are those that map to ours, with the peer's defaults."""
+
+    peer: ClassVar[str]
+    """For messages."""
+    ignored: ClassVar[frozenset[str]] = frozenset()
+    """Names whose value changes nothing of what the network computes."""
+    refused: ClassVar[Mapping[str, str]] = {}
+    """Name -> why any value that switches it on is not supported."""
+
+    @classmethod
+    def parse(cls: type[A], config: Mapping[str, Any]) -> A:
+        """Return the arguments that map, checked.
+
+        Raises:
+            ConfigError: for an unknown, unsupported, missing or malformed argument; names it.
+        """
+        if "arguments" in config:
+            required = [name for name, field in cls.model_fields.items() if field.is_required()]
+            raise ConfigError(
+                f"{cls.peer}: `arguments`: this looks like a training configuration of {cls.peer}; write the "
+                f"constructor arguments of its `Model` as one mapping: {', '.join(required)}, ..."
+            )
+        mapped = {}
+        for name, value in config.items():
+            if name in cls.model_fields:
+                mapped[name] = value
+            elif name in cls.refused:
+                if value not in (None, 0, False, "none"):
+                    raise ConfigError(
+                        f"{cls.peer}: `{name}`: {value!r} is not supported: {cls.refused[name]}"
+                    )
+            elif name not in cls.ignored:
+                known = {*cls.model_fields, *cls.ignored, *cls.refused}
+                raise ConfigError(f"{cls.peer}: unknown argument `{name}`.{did_you_mean(str(name), known)}")
+        try:
+            return cls.model_validate(mapped)
+        except ValidationError as error:
+            raise ConfigError(f"{cls.peer}: {describe(error)}") from error
+
+
+class FlowArguments(PeerArguments):
     """Constructor arguments that the `Model` of both peers has."""
 
     in_channels: int = Field(gt=0)
@@ -30,72 +70,23 @@ class FlowArguments(Options):
             raise ValueError(f"patch_size {self.patch_size} does not divide img_size {self.img_size}")
         return self
 
-
-@dataclass(frozen=True)
-class PeerConstructor(Generic[A]):
-    """Arguments of a peer's constructor.
-
-    Args:
-        peer: name of the peer, for messages.
-        schema: the arguments that map, with the peer's defaults.
-        ignored: names whose value changes nothing of what the network computes.
-        refused: name -> why any value that switches it on is not supported.
-    """
-
-    peer: str
-    schema: type[A]
-    ignored: frozenset[str]
-    refused: Mapping[str, str]
-
-    def parse(self, config: Mapping[str, Any]) -> A:
-        """Return the arguments that map, checked.
+    def to_config(self, **values: Any) -> FlowConfig:
+        """Return our configuration of the flow: `values` beside what both peers have.
 
         Raises:
-            ConfigError: for an unknown, unsupported, missing or malformed argument; names it.
+            ConfigError: if the values clash, such as a head that does not divide the width.
         """
-        if "arguments" in config:
-            raise ConfigError(
-                f"{self.peer}: `arguments`: this looks like a training configuration of {self.peer}; write the "
-                f"constructor arguments of its `Model` as one mapping: {', '.join(self._required())}, ..."
-            )
-        mapped = {}
-        for name, value in config.items():
-            if name in self.schema.model_fields:
-                mapped[name] = value
-            elif name in self.refused:
-                if value not in (None, 0, False, "none"):
-                    raise ConfigError(
-                        f"{self.peer}: `{name}`: {value!r} is not supported: {self.refused[name]}"
-                    )
-            elif name not in self.ignored:
-                known = {*self.schema.model_fields, *self.ignored, *self.refused}
-                raise ConfigError(f"{self.peer}: unknown argument `{name}`.{did_you_mean(str(name), known)}")
+        side = self.img_size // self.patch_size
         try:
-            return self.schema.model_validate(mapped)
+            return FlowConfig(
+                width=self.channels,
+                patch_size=self.patch_size,
+                token_dim=self.in_channels * self.patch_size**2,
+                grid_size=(side, side),
+                **values,
+            )
         except ValidationError as error:
             raise ConfigError(f"{self.peer}: {describe(error)}") from error
-
-    def _required(self) -> list[str]:
-        return [name for name, field in self.schema.model_fields.items() if field.is_required()]
-
-
-def make_config(peer: str, arguments: FlowArguments, **values: Any) -> FlowConfig:
-    """Return our configuration of a peer's flow: `values` beside what both peers have.
-
-    Raises:
-        ConfigError: if the values clash, such as a head that does not divide the width.
-    """
-    side = arguments.img_size // arguments.patch_size
-    try:
-        return FlowConfig(
-            width=arguments.channels,
-            patch_size=arguments.patch_size,
-            token_dim=arguments.in_channels * arguments.patch_size**2,
-            grid_size=(side, side),
-            **values,
-        )
-    except ValidationError as error:
-        raise ConfigError(f"{peer}: {describe(error)}") from error
 
 
 def describe(error: ValidationError) -> str:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from simflow_plugin.config.yaml_source import read_yaml_source
 from simflow_plugin.contracts import ModelContext
-from simflow_plugin.convert.arguments import PeerConstructor
 from simflow_plugin.convert.from_ml_starflow import from_ml_starflow
 from simflow_plugin.convert.from_ml_tarflow import from_ml_tarflow
 from simflow_plugin.convert.from_repa_e import ANCHOR, RepaEArguments, describe_repa_e, from_repa_e
@@ -29,32 +28,6 @@ FLOWS: dict[str, Callable[[Mapping[str, Tensor], Mapping[str, Any]], Transformer
     "ml-tarflow": from_ml_tarflow,
 }
 SOURCES = (*FLOWS, "repa-e")
-
-
-REPA_E = PeerConstructor(
-    "repa-e",
-    RepaEArguments,
-    # Read off the weights' shapes, or without a part in inference.
-    ignored=frozenset(
-        {
-            "input_size",
-            "patch_size",
-            "in_channels",
-            "hidden_size",
-            "decoder_hidden_size",
-            "depth",
-            "mlp_ratio",
-            "class_dropout_prob",
-            "use_cfg",
-            "z_dims",
-            "projector_dim",
-            "bn_momentum",
-            "qk_norm",
-            "fused_attn",
-        }
-    ),
-    refused={},
-)
 
 
 def convert_checkpoint(source: str, checkpoint: Path, config: Path | None, out: Path) -> str:
@@ -102,5 +75,5 @@ def _converted(
     if source in FLOWS:
         return FLOWS[source](tensors, arguments), None
     found = find_module(tensors, source, ANCHOR)
-    options, context = describe_repa_e(found, REPA_E.parse(arguments))
+    options, context = describe_repa_e(found, RepaEArguments.parse(arguments))
     return from_repa_e(found, options, context), context

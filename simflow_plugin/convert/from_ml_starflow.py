@@ -12,7 +12,7 @@ of a block that sees the text gets it, its condition is the projected text of on
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from simflow_plugin.contracts import NO_LABEL
-from simflow_plugin.convert.arguments import FlowArguments, PeerConstructor, make_config
+from simflow_plugin.convert.arguments import FlowArguments
 from simflow_plugin.convert.from_ml_tarflow import LAYER_RULES, layer_rule
 from simflow_plugin.convert.renaming import REMEDY, Rule, convert_tensors, find_module, reordered
 from simflow_plugin.errors import ShapeError
@@ -34,6 +34,31 @@ TEXT_FREQUENCIES = 8
 
 class StarflowArguments(FlowArguments):
     """Constructor arguments of the peer's `Model`, with its defaults."""
+
+    peer = PEER
+    # Checkpointing saves memory in training only; the next two act through `learnable_self_denoiser` and
+    # `use_pretrained_lm`; the last two are passed by the peer's scripts and read nowhere.
+    ignored = frozenset(
+        {
+            "use_checkpoint",
+            "use_checkpoint_mlp",
+            "conditional_denoiser",
+            "denoiser_window",
+            "use_mm_attn",
+            "nvp",
+            "noise_embed_denoiser",
+        }
+    )
+    refused: ClassVar[Mapping[str, str]] = {
+        "use_pretrained_lm": "a deep block made of a language model (one-dimensional positions)",
+        "learnable_self_denoiser": "a second, non-causal network beside the flow",
+        "temporal_causal": "video",
+        "shallow_block_local": "video",
+        "local_attn_window": "video",
+        "top_block_channels": "a deep block wider than the others; leave it out where it equals `channels`",
+        "num_classes": "the peer has no classes; a label is a text of one token: txt_size 1, txt_dim = number of "
+        "classes + 1, with features from simflow_plugin.convert.label_features",
+    }
 
     layers_per_block: tuple[int, ...] = Field(min_length=1)
     head_dim: int = Field(64, gt=0)
@@ -84,35 +109,6 @@ class StarflowArguments(FlowArguments):
         return self.layers_per_block * (1 if len(self.layers_per_block) > 1 else self.num_blocks)
 
 
-CONSTRUCTOR = PeerConstructor(
-    PEER,
-    StarflowArguments,
-    # Checkpointing saves memory in training only; the next two act through `learnable_self_denoiser` and
-    # `use_pretrained_lm`; the last two are passed by the peer's scripts and read nowhere.
-    ignored=frozenset(
-        {
-            "use_checkpoint",
-            "use_checkpoint_mlp",
-            "conditional_denoiser",
-            "denoiser_window",
-            "use_mm_attn",
-            "nvp",
-            "noise_embed_denoiser",
-        }
-    ),
-    refused={
-        "use_pretrained_lm": "a deep block made of a language model (one-dimensional positions)",
-        "learnable_self_denoiser": "a second, non-causal network beside the flow",
-        "temporal_causal": "video",
-        "shallow_block_local": "video",
-        "local_attn_window": "video",
-        "top_block_channels": "a deep block wider than the others; leave it out where it equals `channels`",
-        "num_classes": "the peer has no classes; a label is a text of one token: txt_size 1, txt_dim = number of "
-        "classes + 1, with features from simflow_plugin.convert.label_features",
-    },
-)
-
-
 def from_ml_starflow(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> TransformerFlow:
     """Build our flow with the weights of the peer's `Model`.
 
@@ -127,7 +123,7 @@ def from_ml_starflow(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]
     Reference:
         STARFlow, arXiv:2506.06276.
     """
-    arguments = CONSTRUCTOR.parse(_canonical(config))
+    arguments = StarflowArguments.parse(_canonical(config))
     tensors = find_module(state_dict, PEER)
     ours = flow_config(arguments)
     converted = _join_gates(convert_tensors(tensors, _rules(arguments, ours), PEER))
@@ -154,9 +150,7 @@ def flow_config(arguments: StarflowArguments) -> FlowConfig:
     """
     # Then no layer has a norm's weight.
     is_modulated_throughout = arguments.adaln and not arguments.cond_top_only
-    return make_config(
-        PEER,
-        arguments,
+    return arguments.to_config(
         family="starflow",
         head_dim=arguments.head_dim,
         num_heads=arguments.num_heads,

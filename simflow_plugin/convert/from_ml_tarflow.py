@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from simflow_plugin.convert.arguments import FlowArguments, PeerConstructor, make_config
+from simflow_plugin.convert.arguments import FlowArguments
 from simflow_plugin.convert.renaming import REMEDY, Rule, convert_tensors, find_module, reordered, unchanged
 from simflow_plugin.errors import WeightsError
 from simflow_plugin.flow import FlowConfig, TransformerFlow
@@ -44,13 +44,12 @@ LAYER_RULES = (
 class TarflowArguments(FlowArguments):
     """Constructor arguments of the peer's `Model`, with its defaults."""
 
+    peer = PEER
+
     channels: int = Field(gt=0, multiple_of=HEAD_DIM)
     layers_per_block: int = Field(gt=0)
     nvp: bool = True
     num_classes: int = Field(0, ge=0)
-
-
-CONSTRUCTOR = PeerConstructor(PEER, TarflowArguments, ignored=frozenset(), refused={})
 
 
 def from_ml_tarflow(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> TransformerFlow:
@@ -67,7 +66,7 @@ def from_ml_tarflow(state_dict: Mapping[str, Tensor], config: Mapping[str, Any])
     Reference:
         TarFlow, arXiv:2412.06329.
     """
-    arguments = CONSTRUCTOR.parse(config)
+    arguments = TarflowArguments.parse(config)
     tensors = find_module(state_dict, PEER)
     _check_prior(tensors, arguments)
     flow = TransformerFlow(flow_config(arguments))
@@ -77,9 +76,7 @@ def from_ml_tarflow(state_dict: Mapping[str, Tensor], config: Mapping[str, Any])
 
 def flow_config(arguments: TarflowArguments) -> FlowConfig:
     """Return our configuration of the same flow."""
-    return make_config(
-        PEER,
-        arguments,
+    return arguments.to_config(
         family="tarflow",
         head_dim=HEAD_DIM,
         layers_per_block=(arguments.layers_per_block,) * arguments.num_blocks,

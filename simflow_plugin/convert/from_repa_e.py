@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from simflow_plugin.contracts import AlignmentContext, ModelContext
+from simflow_plugin.convert.arguments import PeerArguments
 from simflow_plugin.convert.renaming import Rule, convert_tensors
 from simflow_plugin.diffusion.options import PUBLISHED_SIZES, BackboneOptions
 from simflow_plugin.errors import WeightsError
 from simflow_plugin.models.sit import SiT, SiTOptions
-from simflow_plugin.options import Options
 from simflow_plugin.weights import load_strictly, without_wrappers
 
 PEER = "repa-e"
@@ -54,8 +54,29 @@ RULES = (
 )
 
 
-class RepaEArguments(Options):
+class RepaEArguments(PeerArguments):
     """Arguments of the host's `SiT` that its weights do not show."""
+
+    peer = PEER
+    # Read off the weights' shapes, or without a part in inference.
+    ignored = frozenset(
+        {
+            "input_size",
+            "patch_size",
+            "in_channels",
+            "hidden_size",
+            "decoder_hidden_size",
+            "depth",
+            "mlp_ratio",
+            "class_dropout_prob",
+            "use_cfg",
+            "z_dims",
+            "projector_dim",
+            "bn_momentum",
+            "qk_norm",
+            "fused_attn",
+        }
+    )
 
     num_heads: int | None = Field(
         None, gt=0, description="None takes that of the published size of this width."

@@ -16,7 +16,7 @@ from simflow_plugin.bench.peer import constructor_arguments
 from simflow_plugin.bench.timing import peak_memory
 from simflow_plugin.bench.workload import Workload
 from simflow_plugin.cli.app import app
-from simflow_plugin.convert.from_ml_starflow import CONSTRUCTOR, flow_config
+from simflow_plugin.convert.from_ml_starflow import StarflowArguments, flow_config
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.evaluation.flops import count_flops, without_data
 from simflow_plugin.flow import FlowConfig, TransformerFlow
@@ -125,7 +125,7 @@ def test_peak_memory_counts_what_is_held_at_once() -> None:
 
 def test_peers_arguments_describe_the_same_flow() -> None:
     config = FlowConfig.model_validate({**SMALL, "condition_dim": 5})
-    theirs = flow_config(CONSTRUCTOR.parse(constructor_arguments(config)))
+    theirs = flow_config(StarflowArguments.parse(constructor_arguments(config)))
     assert theirs == config.model_copy(update={"rope_side": 3.0})
 
 
