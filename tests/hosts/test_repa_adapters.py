@@ -15,7 +15,7 @@ ARGUMENTS = {"input_size": 4, "num_classes": 10, "use_cfg": True, "z_dims": [6, 
 
 @pytest.fixture
 def model():
-    model = repa.build(FlowKind("STARFlow", "S", 2, TINY), **ARGUMENTS)
+    model = repa.RepaFlow(FlowKind("STARFlow", "S", 2, TINY), **ARGUMENTS)
     for parameter in model.core.flow.parameters():
         nn.init.normal_(parameter, std=0.1)
     return model

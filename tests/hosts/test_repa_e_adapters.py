@@ -12,7 +12,7 @@ from torch import nn
 from simflow_plugin.errors import HostError
 from simflow_plugin.hosts import repa_e_adapters as repa_e
 from simflow_plugin.hosts.hosted_flow import FlowKind
-from simflow_plugin.hosts.repa_e_adapters import RepaEFlow, build, sample
+from simflow_plugin.hosts.repa_e_adapters import RepaEFlow, sample
 
 TINY = (("width", 16), ("layers_per_block", (1, 2)), ("head_dim", 8))
 ARGUMENTS = {
@@ -33,7 +33,7 @@ FAMILIES = ["SimFlow", "STARFlow"]
 def make(family="SimFlow", coefficient=1.5, **changes) -> RepaEFlow:
     """Return a tiny model whose flow is not the identity, told of the run as the patched script does."""
     torch.manual_seed(0)
-    model = build(FlowKind(family, "S", 2, TINY), **{**ARGUMENTS, **changes})
+    model = RepaEFlow(FlowKind(family, "S", 2, TINY), **{**ARGUMENTS, **changes})
     for parameter in model.core.flow.parameters():
         nn.init.normal_(parameter, std=0.1)
     rate = 0.0 if family == "STARFlow" else 1e-4
@@ -149,7 +149,7 @@ def test_the_state_dict_holds_the_statistics_that_generate_reads():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_state_dict_round_trip_samples_the_same(family):
-    model, other = make(family), build(FlowKind(family, "S", 2, TINY), **ARGUMENTS)
+    model, other = make(family), RepaEFlow(FlowKind(family, "S", 2, TINY), **ARGUMENTS)
     other.load_state_dict(model.state_dict())
     noise, labels = torch.randn(2, 4, 4, 4), torch.tensor([1, 2])
     assert torch.equal(
@@ -231,7 +231,7 @@ def test_the_unpatched_sampler_is_told_to_patch():
 
 
 def test_an_unpatched_training_script_is_told_to_patch():
-    model = build(FlowKind("SimFlow", "S", 2, TINY), **ARGUMENTS)
+    model = RepaEFlow(FlowKind("SimFlow", "S", 2, TINY), **ARGUMENTS)
     with pytest.raises(HostError, match="simflow patch repa-e"):
         call(model, batch()[0], align_only=True)
 

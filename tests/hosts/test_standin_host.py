@@ -31,7 +31,7 @@ def run(script, words):
 
 
 def add_other(models):
-    models["Other-S"] = partial(repa_e.build, repa_e.FlowKind("SimFlow", "S", 1, TINY))
+    models["Other-S"] = partial(repa_e.RepaEFlow, repa_e.FlowKind("SimFlow", "S", 1, TINY))
 
 
 def test_joint_training_moves_flow_autoencoder_and_average(import_script):
