@@ -32,21 +32,19 @@ def patch(
 def _run(found, path: Path, only_check: bool, is_revert: bool) -> None:
     from simflow_plugin.hosts import patching
 
-    manifest = found.manifest
     if only_check:
-        report = patching.check(found, path)
-        for name, state in report.states.items():
-            typer.echo(f"{state.value:9} {name}")
-        typer.echo("patched" if report.is_patched else "not patched; the patch would apply")
+        states = patching.check(found, path)
+        for name, state in states.items():
+            typer.echo(f"{state:9} {name}")
+        typer.echo("patched" if set(states.values()) == {"patched"} else "not patched; the patch would apply")
     elif is_revert:
-        report = patching.revert(found, path)
-        _print_written(report.written, f"{path}: not patched, nothing to take out")
+        _print_written(patching.revert(found, path), f"{path}: not patched, nothing to take out")
     else:
-        report = patching.apply(found, path)
-        _print_written(report.written, f"{path}: already patched for {manifest.host}, nothing to do")
+        written = patching.apply(found, path)
+        _print_written(written, f"{path}: already patched for {found.host}, nothing to do")
 
 
-def _print_written(written: tuple[str, ...], nothing: str) -> None:
+def _print_written(written: list[str], nothing: str) -> None:
     for name in written:
         typer.echo(f"wrote {name}")
     if not written:
@@ -57,4 +55,4 @@ def _print_hosts() -> None:
     from simflow_plugin.hosts.manifest import known_hosts
 
     for name, found in known_hosts().items():
-        typer.echo(f"{name:8} {found.manifest.repository} at {found.manifest.commit}")
+        typer.echo(f"{name:8} {found.repository} at {found.commit}")

@@ -7,7 +7,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from simflow_plugin.hosts.manifest import MANIFEST_NAME, HostPatch, blob_id, read_manifest
+from simflow_plugin.hosts.manifest import MANIFEST_NAME, Manifest, blob_id, read_manifest
 
 SOURCE = Path(__file__).parent / "standin_host"
 
@@ -61,7 +61,7 @@ class StandIn:
     patches: Path
 
     @property
-    def patch(self) -> HostPatch:
+    def patch(self) -> Manifest:
         return read_manifest(self.patches / "standin" / MANIFEST_NAME)
 
     def contents(self) -> dict[str, bytes]:

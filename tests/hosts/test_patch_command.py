@@ -38,7 +38,7 @@ def test_revert_takes_it_out(standin):
 
 @pytest.mark.usefixtures("only_host")
 def test_list_names_hosts_and_commits(standin):
-    assert standin.patch.manifest.commit in succeed("patch", "--list")
+    assert standin.patch.commit in succeed("patch", "--list")
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,7 @@ import pytest
 
 from simflow_plugin.errors import HostError
 from simflow_plugin.hosts import patching
-from simflow_plugin.hosts.manifest import HostPatch, known_hosts
-from simflow_plugin.hosts.patching import FileState
+from simflow_plugin.hosts.manifest import known_hosts
 from tests.hosts.standin import git
 
 
@@ -27,25 +26,20 @@ def test_reverting_restores_every_byte_and_git_sees_no_change(standin):
 def test_applying_twice_changes_nothing_more(standin):
     patching.apply(standin.patch, standin.root)
     once = standin.contents()
-    report = patching.apply(standin.patch, standin.root)
-    assert report.written == ()
-    assert report.is_patched
+    assert patching.apply(standin.patch, standin.root) == []
     assert standin.contents() == once
 
 
 def test_check_changes_nothing(standin):
     before = standin.contents()
-    report = patching.check(standin.patch, standin.root)
-    assert set(report.states.values()) == {FileState.ORIGINAL}
+    assert set(patching.check(standin.patch, standin.root).values()) == {"original"}
     assert standin.contents() == before
 
 
 def test_applying_finishes_a_partial_patch(standin):
     patching.apply(standin.patch, standin.root)
     git(standin.root, "checkout", "standin_host/train.py")
-    report = patching.apply(standin.patch, standin.root)
-    assert report.written == ("standin_host/train.py",)
-    assert report.is_patched
+    assert patching.apply(standin.patch, standin.root) == ["standin_host/train.py"]
 
 
 @pytest.mark.parametrize("action", [patching.apply, patching.check, patching.revert])
@@ -78,14 +72,14 @@ def test_own_commits_on_top_of_the_pinned_one_are_welcome(standin):
     (standin.root / "notes.txt").write_text("mine")
     git(standin.root, "add", ".")
     git(standin.root, "commit", "-q", "-m", "mine")
-    assert patching.apply(standin.patch, standin.root).is_patched
+    assert patching.apply(standin.patch, standin.root)
 
 
 def test_another_commit_is_refused_with_both_commits(standin):
     git(standin.root, "checkout", "-q", "--orphan", "other")
     git(standin.root, "commit", "-q", "-m", "another history")
     head = git(standin.root, "rev-parse", "HEAD")
-    with pytest.raises(HostError, match=rf"{head}.*{standin.patch.manifest.commit}"):
+    with pytest.raises(HostError, match=rf"{head}.*{standin.patch.commit}"):
         patching.apply(standin.patch, standin.root)
 
 
@@ -147,7 +141,7 @@ def test_git_settings_of_the_user_change_no_byte(standin, tmp_path, monkeypatch)
         "[core]\n\tautocrlf = true\n[apply]\n\twhitespace = fix\n\tignoreWhitespace = change\n"
     )
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(settings))
-    assert patching.apply(standin.patch, standin.root).is_patched
+    assert patching.apply(standin.patch, standin.root)
 
 
 def test_without_git_the_error_names_it(standin, monkeypatch):
@@ -163,13 +157,12 @@ def test_remedy_for_a_file_that_differs_works_as_printed(standin):
         patching.check(standin.patch, standin.root)
     command = str(caught.value).split("`")[1]
     subprocess.run(shlex.split(command), check=True, capture_output=True)
-    assert patching.apply(standin.patch, standin.root).is_patched
+    assert patching.apply(standin.patch, standin.root)
 
 
 def at(standin, url):
     """Return the stand-in's patch for a host that is cloned from `url`."""
-    patch = standin.patch
-    return HostPatch(patch.manifest.model_copy(update={"url": str(url)}), patch.folder)
+    return standin.patch.model_copy(update={"url": str(url)})
 
 
 def run_remedy(error):
@@ -193,7 +186,7 @@ def test_remedy_for_another_commit_works_as_printed_in_a_full_and_in_a_shallow_c
     with pytest.raises(HostError, match="is at commit") as caught:
         patching.check(patch, clone)
     run_remedy(caught.value)
-    assert patching.apply(patch, clone).is_patched
+    assert patching.apply(patch, clone)
 
 
 @pytest.mark.parametrize("holds", [None, "notes.txt"], ids=["nothing there", "other files there"])
@@ -206,14 +199,14 @@ def test_remedy_without_a_checkout_works_as_printed(standin, tmp_path, monkeypat
     with pytest.raises(HostError, match="git clone") as caught:
         patching.check(patch, folder)
     run_remedy(caught.value)
-    assert patching.apply(patch, tmp_path / "some folder-standin" if holds else folder).is_patched
+    assert patching.apply(patch, tmp_path / "some folder-standin" if holds else folder)
 
 
 def test_shipped_patches_only_insert_and_are_all_in_their_manifest():
     for host in known_hosts().values():
         assert {file.name for file in host.folder.glob("*.patch")} == {
-            file.patch for file in host.manifest.files.values()
+            file.patch for file in host.files.values()
         }
-        for file in host.manifest.files.values():
+        for file in host.files.values():
             rows = (host.folder / file.patch).read_text().splitlines()
             assert all(row.startswith(("+", "--- ", "@@ ")) for row in rows), file.patch
