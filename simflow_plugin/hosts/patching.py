@@ -15,7 +15,6 @@ from typing import Literal
 from simflow_plugin.errors import HostError
 from simflow_plugin.hosts.manifest import Manifest, blob_id, run_git
 
-
 FileState = Literal["original", "patched", "different", "missing"]
 
 

@@ -94,10 +94,22 @@ def make_standin(folder: Path) -> StandIn:
     git(root, "commit", "-q", "-m", "host")
     target = folder / "patches" / "standin"
     target.mkdir(parents=True)
-    files = {
-        f"standin_host/{name}": _write_patch(package / name, target, places)
-        for name, places in INSERTIONS.items()
-    }
+    files = {}
+    for name, places in INSERTIONS.items():
+        file, text = package / name, (package / name).read_text()
+        before = blob_id(text.encode())
+        for anchor, inserted in places:
+            text = (
+                text + inserted if anchor is None else text.replace(f"{anchor}\n", f"{anchor}\n{inserted}", 1)
+            )
+        file.write_text(text)
+        (target / f"{file.stem}.patch").write_text(git(root, "diff", "-U0", "--no-color") + "\n")
+        files[f"standin_host/{name}"] = {
+            "patch": f"{file.stem}.patch",
+            "before": before,
+            "after": blob_id(text.encode()),
+        }
+        git(root, "checkout", "-q", ".")
     manifest = {
         "host": "standin",
         "repository": "tests/standin",
@@ -107,28 +119,6 @@ def make_standin(folder: Path) -> StandIn:
     }
     (target / MANIFEST_NAME).write_text(json.dumps(manifest))
     return StandIn(root, folder / "patches")
-
-
-def _write_patch(file: Path, target: Path, places: list[tuple[str | None, str]]) -> dict[str, str]:
-    text = file.read_text()
-    hunks, patched, added = [], text, 0
-    for anchor, inserted in places:
-        after = (
-            text.count("\n")
-            if anchor is None
-            else text[: text.index(anchor + "\n") + len(anchor)].count("\n") + 1
-        )
-        rows = inserted.splitlines(keepends=True)
-        hunks.append(
-            f"@@ -{after},0 +{after + added + 1},{len(rows)} @@\n" + "".join("+" + row for row in rows)
-        )
-        lines = patched.splitlines(keepends=True)
-        patched = "".join([*lines[: after + added], *rows, *lines[after + added :]])
-        added += len(rows)
-    name = f"{file.stem}.patch"
-    path = f"standin_host/{file.name}"
-    (target / name).write_text(f"--- a/{path}\n+++ b/{path}\n" + "".join(hunks))
-    return {"patch": name, "before": blob_id(text.encode()), "after": blob_id(patched.encode())}
 
 
 def declare(site: Path, distribution: str, entries: dict[str, str]) -> None:

@@ -33,15 +33,6 @@ def test_losses_have_the_hosts_shapes_and_reach_every_parameter(model):
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-def test_sampling_sees_through_the_distributed_wrapper(model):
-    wrapped = nn.Module()
-    wrapped.module = model
-    noise, labels = torch.randn(2, 4, 4, 4), torch.tensor([1, 2])
-    expected = sample(model, noise, labels, cfg_scale=2.0)
-    assert torch.equal(sample(wrapped, noise, labels, cfg_scale=2.0), expected)
-    assert expected.isfinite().all()
-
-
 def test_the_host_gets_models_for_a_frozen_autoencoder_only():
     models, samplers = {}, {}
     repa.add_models(models)
