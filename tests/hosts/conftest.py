@@ -28,6 +28,7 @@ def import_script(standin, tmp_path, monkeypatch):
     """Return a function that imports the stand-in's script, patched or not, among some installed packages."""
 
     def load(is_patched: bool = True, packages: dict[str, dict[str, str]] | None = None):
+        forget()
         if is_patched:
             patching.apply(standin.patch, standin.root)
         site = tmp_path / "site"
@@ -38,6 +39,9 @@ def import_script(standin, tmp_path, monkeypatch):
         importlib.invalidate_caches()
         return importlib.import_module("standin_host.train")
 
+    def forget():
+        for name in [name for name in sys.modules if name.split(".")[0] == "standin_host"]:
+            del sys.modules[name]
+
     yield load
-    for name in [name for name in sys.modules if name.split(".")[0] == "standin_host"]:
-        sys.modules.pop(name)
+    forget()
