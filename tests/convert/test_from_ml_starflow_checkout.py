@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from simflow_plugin.convert import from_ml_starflow
 from simflow_plugin.flow import patchify
-from tests.convert.peers import TOLERANCE, condition_by_adaln, largest, load_peer, randomize
+from tests.convert.peers import TOLERANCE, condition_by_adaln, import_from, largest, randomize
 
 
 @pytest.fixture(scope="module")
 def peer() -> ModuleType:
-    return load_peer("ML_STARFLOW_DIR")
+    return import_from("ML_STARFLOW_DIR", "transformer_flow")
 
 
 @st.composite
