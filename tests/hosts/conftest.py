@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from simflow_plugin.hosts import patching
-from tests.hosts.standin import StandIn, declare, make_standin
+from tests.hosts.standin import StandIn, install, make_standin
 
 OWN_ENTRIES = {
     "standin.models": "simflow_plugin.hosts.repa_e_adapters:add_models",
@@ -33,7 +33,7 @@ def import_script(standin, tmp_path, monkeypatch):
             patching.apply(standin.patch, standin.root)
         site = tmp_path / "site"
         for distribution, entries in (packages if packages is not None else {"simflow": OWN_ENTRIES}).items():
-            declare(site, distribution, entries)
+            install(site, distribution, entries)
         monkeypatch.syspath_prepend(str(site))
         monkeypatch.syspath_prepend(str(standin.root))
         importlib.invalidate_caches()

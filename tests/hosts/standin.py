@@ -1,4 +1,4 @@
-"""Make a git checkout of the stand-in host, its patch with a manifest, and packages that declare entry points."""
+"""Make a git checkout of the stand-in host, its patch with a manifest, and packages with entry points."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from simflow_plugin.hosts.manifest import MANIFEST_NAME, Manifest, blob_id, read_manifest
+from tests.third_party import declare
 
 SOURCE = Path(__file__).parent / "standin_host"
 
@@ -121,10 +122,10 @@ def make_standin(folder: Path) -> StandIn:
     return StandIn(root, folder / "patches")
 
 
-def declare(site: Path, distribution: str, entries: dict[str, str]) -> None:
-    """Write what an installed package leaves behind: entry points, as {group: "module:function"}."""
-    info = site / f"{distribution}-1.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
-    text = "".join(f"[{group}]\n{distribution} = {value}\n" for group, value in entries.items())
-    (info / "entry_points.txt").write_text(text)
+def install(site: Path, distribution: str, entries: dict[str, str]) -> None:
+    """Declare entry points, as {group: "module:function"}."""
+    declare(
+        site,
+        distribution,
+        "".join(f"[{group}]\n{distribution} = {value}\n" for group, value in entries.items()),
+    )

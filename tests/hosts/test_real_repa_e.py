@@ -17,7 +17,7 @@ import pytest
 
 from simflow_plugin.hosts import patching
 from simflow_plugin.hosts.manifest import find_host
-from tests.hosts.standin import declare, git
+from tests.hosts.standin import git, install
 
 CHECKOUT = os.environ.get("REPA_E_DIR")
 pytestmark = [
@@ -46,7 +46,7 @@ def site(tmp_path_factory) -> Path:
     site = tmp_path_factory.mktemp("site")
     tomllib = pytest.importorskip("tomllib")  # Python 3.11
     groups = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["entry-points"]
-    declare(
+    install(
         site, "simflow", {group: entries["simflow"] for group, entries in groups.items() if "repa_e" in group}
     )
     return site
