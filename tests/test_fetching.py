@@ -8,11 +8,12 @@ from threading import Event, Thread
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from simflow_plugin import fetching, published_weights
+from simflow_plugin.cli.app import app
 from simflow_plugin.errors import WeightsError
 from simflow_plugin.published_weights import PUBLISHED, FileAtAddress, FileOnHub, fetch_command
-from tests.commands import simflow, succeed
 
 CONTENT = b"weights " * 5000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -78,8 +79,9 @@ def entry(server: Server) -> FileAtAddress:
 
 def test_source_size_and_checksum_are_shown_before_the_first_byte(server, cache, monkeypatch):
     monkeypatch.setitem(published_weights.PUBLISHED, "small", entry(server))
-    answer = succeed("fetch", "small", "--dry-run")
-    assert f"{server.address}/{NAME}, {len(CONTENT) / 1e6:.1f} MB, SHA-256 {SHA256[:8]}..." in answer
+    answer = CliRunner().invoke(app, ["fetch", "small", "--dry-run"])
+    assert answer.exit_code == 0, answer.output
+    assert f"{server.address}/{NAME}, {len(CONTENT) / 1e6:.1f} MB, SHA-256 {SHA256[:8]}..." in answer.output
     assert server.asked == [f"HEAD /{NAME}"]
     assert not cache.exists()
 
@@ -151,22 +153,20 @@ def test_messages_about_missing_weights_name_the_command(cache):
     assert fetch_command("a_model_of_somebody") == ""
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [(["incepton"], "Did you mean `inception`?"), (["inception", "--list"], "--list prints all names")],
-)
-def test_unknown_name_and_names_beside_the_list_are_refused(words, message):
-    status, output = simflow("fetch", *words)
-    assert status == 2
-    assert message in output
-    assert "lpips-vgg" in succeed("fetch", "--list")
+def test_unknown_name_lists_the_known_ones():
+    answer = CliRunner().invoke(app, ["fetch", "incepton"])
+    assert answer.exit_code == 2
+    assert "Did you mean `inception`?" in answer.output
+    assert "lpips-vgg" in CliRunner().invoke(app, ["fetch", "--list"]).output
 
 
 def test_weights_that_are_there_need_no_network(server, cache, monkeypatch):
     monkeypatch.setitem(published_weights.PUBLISHED, "small", entry(server))
     cache.mkdir(parents=True)
     (cache / NAME).write_bytes(CONTENT)
-    assert f"small: {cache / NAME}" in succeed("fetch", "small")
+    answer = CliRunner().invoke(app, ["fetch", "small"])
+    assert answer.exit_code == 0, answer.output
+    assert f"small: {cache / NAME}" in answer.output
     assert server.asked == []
 
 
@@ -195,3 +195,9 @@ def test_server_that_falls_silent_is_given_up(server, cache, monkeypatch):
         fetching.fetch(offer, progress=False)
     silence.set()
     assert list(cache.iterdir()) == []
+
+
+def test_names_beside_the_list_are_refused():
+    answer = CliRunner().invoke(app, ["fetch", "inception", "--list"])
+    assert answer.exit_code == 2
+    assert "--list prints all names" in answer.output

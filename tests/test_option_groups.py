@@ -28,37 +28,49 @@ class Place:
     out: Annotated[Path | None, typer.Option()] = None
 
 
-def draw(name: Annotated[str, typer.Argument()], *, size: Size, place: Place) -> None:
-    """Draw."""
-    SEEN[:] = [name, size, place]
+@pytest.fixture
+def seen() -> list[object]:
+    return []
 
 
-SEEN: list[object] = []
-APP = typer.Typer()
-APP.command()(grouped(draw))
+@pytest.fixture
+def app(seen: list[object]) -> typer.Typer:
+    app = typer.Typer()
+
+    @app.command()
+    @grouped
+    def draw(name: Annotated[str, typer.Argument()], *, size: Size, place: Place) -> None:
+        """Draw."""
+        seen.extend([name, size, place])
+
+    return app
 
 
-@pytest.mark.parametrize(
-    ("words", "groups"),
-    [
-        (["--width", "3", "--in", "points", "--out", "a.png"], [Size(3, "points"), Place(Path("a.png"))]),
-        (["--width", "2"], [Size(2), Place()]),
-    ],
-)
-def test_fields_of_groups_are_options_of_the_command(words: list[str], groups: list[object]) -> None:
-    result = CliRunner().invoke(APP, ["dot", *words])
+def test_fields_of_groups_are_options_of_the_command(app: typer.Typer, seen: list[object]) -> None:
+    result = CliRunner().invoke(app, ["dot", "--width", "3", "--in", "points", "--out", "a.png"])
     assert result.exit_code == 0, result.output
-    assert ["dot", *groups] == SEEN
+    assert seen == ["dot", Size(3, "points"), Place(Path("a.png"))]
 
 
-@pytest.mark.parametrize("words", [[], ["--width", "0"]], ids=["missing", "too small"])
-def test_limits_are_those_of_the_fields(words: list[str]) -> None:
-    assert CliRunner().invoke(APP, ["dot", *words]).exit_code == 2
+def test_defaults_and_limits_are_those_of_the_fields(app: typer.Typer, seen: list[object]) -> None:
+    assert CliRunner().invoke(app, ["dot", "--width", "0"]).exit_code == 2
+    assert CliRunner().invoke(app, ["dot"]).exit_code == 2
+    assert CliRunner().invoke(app, ["dot", "--width", "2"]).exit_code == 0
+    assert seen == ["dot", Size(2), Place()]
 
 
 def test_command_is_called_in_python_with_the_fields_that_differ() -> None:
-    grouped(draw)("dot", width=2)
-    assert ["dot", Size(2), Place()] == SEEN
+    seen = []
+    command = grouped(_keep(seen))
+    command("dot", width=2)
+    assert seen == [("dot", Size(2), Place())]
+
+
+def _keep(seen: list[object]):
+    def draw(name: str, *, size: Size, place: Place) -> None:
+        seen.append((name, size, place))
+
+    return draw
 
 
 def test_what_an_older_python_makes_of_a_default_of_none_is_taken_back() -> None:

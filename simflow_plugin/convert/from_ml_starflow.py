@@ -211,8 +211,7 @@ def _rules(arguments: StarflowArguments, config: FlowConfig) -> list[Rule]:
         layer_rule("attention.norm.weight", "attention_norm.weight", _one_more),
         layer_rule("mlp.norm.weight", "mlp_norm.weight", _one_more),
     ]
-    constants = ("blocks.{i}.attn_mask", "var", "feat_rope.freqs_cos", "feat_rope.freqs_sin")
-    constants += ("feat_rope_gen.freqs_cos", "feat_rope_gen.freqs_sin")
+    tables = [f"feat_rope{kind}.freqs_{part}" for kind in ("", "_gen") for part in ("cos", "sin")]
     return [
         Rule("blocks.{i}.proj_in.{w}", "blocks.{i}.proj_in.{w}"),
         Rule("blocks.{i}.proj_out.{w}", "blocks.{i}.proj_out.{w}"),
@@ -230,7 +229,8 @@ def _rules(arguments: StarflowArguments, config: FlowConfig) -> list[Rule]:
         layer_rule("adaLN_modulation.1.{w}", "adaln.proj.{w}"),
         *(rms_norms if config.norm == "rms" else []),
         *LAYER_RULES,
-        *(Rule(name, None) for name in constants),  # kept by the peer for old checkpoints
+        # Constants, kept by the peer for old checkpoints.
+        *(Rule(name, None) for name in ("blocks.{i}.attn_mask", "var", *tables)),
     ]
 
 

@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,6 +13,8 @@ import pytest
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+
+from simflow_plugin.flow import TransformerFlow, patchify
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 TOLERANCE = 1e-4
@@ -26,6 +29,19 @@ def read_parts(name: str) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]
             part, _, rest = key.partition(".")
             parts.setdefault(part, {})[rest] = file.get_tensor(key)
     return config, parts
+
+
+class Case:
+    """A fixture of a flow of a peer, and our flow with its weights."""
+
+    def __init__(self, name: str, convert: Callable[..., TransformerFlow]) -> None:
+        self.config, parts = read_parts(name)
+        self.weights, self.inputs, self.outputs = parts["peer"], parts["inputs"], parts["outputs"]
+        self.flow = convert(self.weights, self.config)
+        self.patch_size = self.config["patch_size"]
+
+    def cut(self, images: Tensor) -> Tensor:
+        return patchify(images, self.patch_size)
 
 
 def import_from(variable: str, name: str) -> ModuleType:

@@ -9,38 +9,30 @@ from torch import Tensor
 from simflow_plugin.contracts import NO_LABEL
 from simflow_plugin.convert import from_ml_starflow, label_features
 from simflow_plugin.errors import ConfigError, ShapeError, WeightsError
-from simflow_plugin.flow import FlowConfig, TransformerFlow, patchify
-from tests.convert.peers import TOLERANCE, largest, read_parts
+from simflow_plugin.flow import FlowConfig, TransformerFlow
+from tests.convert.peers import TOLERANCE, Case, largest, read_parts
 
 CONFIG, TEXT = read_parts("ml_starflow_text")
 WEIGHTS = TEXT["peer"]
 
 
-class Case:
-    """A fixture of the peer, and its flow converted."""
-
+class StarflowCase(Case):
     def __init__(self, name: str) -> None:
-        self.config, parts = read_parts(name)
-        self.weights, self.inputs, self.outputs = parts["peer"], parts["inputs"], parts["outputs"]
-        self.flow = from_ml_starflow(self.weights, self.config)
-
-    def cut(self, images: Tensor) -> Tensor:
-        return patchify(images, self.config["patch_size"])
+        super().__init__(name, from_ml_starflow)
 
     def inverse(self, guidance: float, method: str) -> Tensor:
-        text = self.inputs["text"]
-        noise = self.cut(self.inputs["noise"])
+        noise, text = self.cut(self.inputs["noise"]), self.inputs["text"]
         return self.flow.inverse(
             noise, condition=text[:2], null_condition=text[2:], guidance=guidance, method=method
         )
 
 
 @pytest.fixture(scope="module", params=["ml_starflow_text", "ml_starflow_options", "ml_starflow_adaln"])
-def case(request: pytest.FixtureRequest) -> Case:
-    return Case(request.param)
+def case(request: pytest.FixtureRequest) -> StarflowCase:
+    return StarflowCase(request.param)
 
 
-def test_forward_agrees(case: Case) -> None:
+def test_forward_agrees(case: StarflowCase) -> None:
     with torch.no_grad():
         output = case.flow(case.cut(case.inputs["images"]), condition=case.inputs["text"][:2])
     assert largest(output.noise, case.cut(case.outputs["noise"])) < TOLERANCE
@@ -49,12 +41,12 @@ def test_forward_agrees(case: Case) -> None:
 
 @pytest.mark.parametrize("method", ["naive", "cached", "jacobi", "auto"])
 @pytest.mark.parametrize(("guidance", "key"), [(0.0, "images"), (1.5, "images_guided")])
-def test_reverse_agrees(case: Case, method: str, guidance: float, key: str) -> None:
+def test_reverse_agrees(case: StarflowCase, method: str, guidance: float, key: str) -> None:
     assert largest(case.inverse(guidance, method), case.cut(case.outputs[key])) < TOLERANCE
 
 
 def test_jacobi_agrees_with_the_peers_jacobi() -> None:
-    case = Case("ml_starflow_text")
+    case = StarflowCase("ml_starflow_text")
     assert largest(case.inverse(1.5, "jacobi"), case.cut(case.outputs["images_jacobi"])) < TOLERANCE
 
 
@@ -122,7 +114,7 @@ def test_adaln_has_two_names_and_needs_its_weights() -> None:
 
 
 def test_regularization_is_the_peers() -> None:
-    case = Case("ml_starflow_adaln")
+    case = StarflowCase("ml_starflow_adaln")
     flow = TransformerFlow(FlowConfig(**{**case.flow.config.model_dump(), "intermediate_weight": 1e-4}))
     flow.load_state_dict(case.flow.state_dict())
     tokens, text = case.cut(case.inputs["images"]), case.inputs["text"][:2]

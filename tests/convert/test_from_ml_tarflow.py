@@ -9,22 +9,17 @@ from torch import Tensor
 from simflow_plugin.convert import from_ml_tarflow
 from simflow_plugin.convert.from_ml_tarflow import channel_order
 from simflow_plugin.errors import ConfigError, WeightsError
-from simflow_plugin.flow import patchify, unpatchify
-from tests.convert.peers import TOLERANCE, largest, read_parts
+from simflow_plugin.flow import unpatchify
+from tests.convert.peers import TOLERANCE, Case, largest, read_parts
 
 NAMES = ["ml_tarflow_classes", "ml_tarflow_volume_preserving"]
 CONFIG, CLASSES = read_parts(NAMES[0])
 both_fixtures = pytest.mark.parametrize("name", NAMES)
 
 
-class Case:
-    """A fixture of the peer, and its flow converted."""
-
+class TarflowCase(Case):
     def __init__(self, name: str) -> None:
-        self.config, parts = read_parts(name)
-        self.weights, self.inputs, self.outputs = parts["peer"], parts["inputs"], parts["outputs"]
-        self.flow = from_ml_tarflow(self.weights, self.config)
-        self.patch_size = self.config["patch_size"]
+        super().__init__(name, from_ml_tarflow)
 
     def to_ours(self, tokens: Tensor) -> Tensor:
         return tokens[:, :, channel_order(self.config["in_channels"], self.patch_size)]
@@ -39,9 +34,9 @@ class Case:
 
 @both_fixtures
 def test_forward_agrees(name: str) -> None:
-    case = Case(name)
+    case = TarflowCase(name)
     with torch.no_grad():
-        output = case.flow(patchify(case.inputs["images"], case.patch_size), case.inputs.get("labels"))
+        output = case.flow(case.cut(case.inputs["images"]), case.inputs.get("labels"))
     var = case.weights["var"].float()  # one, unless nvp is false
     assert largest(output.noise, case.to_ours(case.outputs["noise"] / var.sqrt())) < TOLERANCE
     dims = output.noise[0].numel()
@@ -51,14 +46,14 @@ def test_forward_agrees(name: str) -> None:
 @both_fixtures
 @pytest.mark.parametrize("method", ["naive", "cached", "jacobi", "auto"])
 def test_reverse_agrees(name: str, method: str) -> None:
-    case = Case(name)
+    case = TarflowCase(name)
     assert largest(case.images(method=method), case.outputs["images"]) < TOLERANCE
 
 
 @pytest.mark.parametrize(("key", "annealed"), [("images_guided", False), ("images_annealed", True)])
 @pytest.mark.parametrize("method", ["cached", "jacobi"])
 def test_guided_reverse_agrees(key: str, annealed: bool, method: str) -> None:
-    case, rule = Case(NAMES[0]), {"name": "linear", "annealed": annealed}
+    case, rule = TarflowCase(NAMES[0]), {"name": "linear", "annealed": annealed}
     images = case.images(guidance=1.5, guidance_rule=rule, method=method)
     assert largest(images, case.outputs[key]) < TOLERANCE
 
@@ -87,6 +82,6 @@ def test_unsupported_arguments_and_weights_of_another_architecture_are_refused(
 
 @pytest.mark.parametrize(("name", "value"), [(NAMES[0], 0.5), (NAMES[1], 0.0)])
 def test_impossible_priors_are_refused(name: str, value: float) -> None:
-    case = Case(name)
+    case = TarflowCase(name)
     with pytest.raises(WeightsError, match="var"):
         from_ml_tarflow({**case.weights, "var": torch.full_like(case.weights["var"], value)}, case.config)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 from simflow_plugin.hosts.manifest import MANIFEST_NAME, Manifest, blob_id, read_manifest
 from tests.third_party import declare
-
-SOURCE = Path(__file__).parent / "standin_host"
 
 LOOK_UP = """
 import warnings as _warnings
@@ -87,9 +86,9 @@ def make_standin(folder: Path) -> StandIn:
     """Write checkout and patch below `folder`."""
     root = folder / "checkout"
     package = root / "standin_host"
-    package.mkdir(parents=True)
-    for file in SOURCE.glob("*.py"):
-        (package / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(
+        Path(__file__).parent / "standin_host", package, ignore=shutil.ignore_patterns("__pycache__")
+    )
     git(root, "init", "-q")
     git(root, "add", ".")
     git(root, "commit", "-q", "-m", "host")
