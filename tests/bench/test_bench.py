@@ -21,7 +21,7 @@ from simflow_plugin.errors import ConfigError
 from simflow_plugin.evaluation.flops import count_flops, without_data
 from simflow_plugin.flow import FlowConfig, TransformerFlow
 from simflow_plugin.flow.affine import affine_parameters
-from tests.convert.peers import load_peer
+from tests.convert.peers import import_from
 
 SMALL: dict[str, Any] = {
     "width": 32,
@@ -130,7 +130,7 @@ def test_peers_arguments_describe_the_same_flow() -> None:
 
 
 def test_peers_code_agrees_on_the_same_weights() -> None:
-    load_peer("ML_STARFLOW_DIR")
+    import_from("ML_STARFLOW_DIR", "transformer_flow")
     import os
 
     peer = Path(os.environ["ML_STARFLOW_DIR"])
