@@ -31,6 +31,8 @@ from simflow_plugin.errors import DataError
 from simflow_plugin.files import read_json_object, replacing
 
 VALUES, CHECKSUMS, FACTS = "values.npy", "checksums.npy", "cache.json"
+FORMAT = 2
+"""Of the files, and a part of the key: caches of another format are built anew."""
 NUM_PROBED = 64
 """Images read of a data set that does not describe its content."""
 
@@ -146,7 +148,12 @@ class CacheJob:
     dtype: Literal["float16", "float32"] = "float16"
 
     def __post_init__(self) -> None:
-        views = {"num": len(self.dataset), "views": 1 + self.with_flips, "dtype": self.dtype}
+        views = {
+            "format": FORMAT,
+            "num": len(self.dataset),
+            "views": 1 + self.with_flips,
+            "dtype": self.dtype,
+        }
         object.__setattr__(self, "facts", {**self.facts, **views})
 
     @property
