@@ -15,26 +15,24 @@ MODULES = {
 }
 
 
-@pytest.fixture
-def run_alone(monkeypatch):
-    """Run a module as a program; return its exit status."""
-
-    def run(module, *arguments):
-        monkeypatch.setattr(sys, "argv", [module, *arguments])
-        monkeypatch.delitem(sys.modules, module, raising=False)
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_module(module, run_name="__main__")
-        return ended.value.code
-
-    return run
+@pytest.mark.parametrize("module", MODULES)
+def test_a_mistake_is_one_message_and_status_2(module, monkeypatch, capsys):
+    arguments, message = MODULES[module]
+    monkeypatch.setattr(sys, "argv", [module, *arguments])
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(module, run_name="__main__")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith(message)
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_a_mistake_is_one_message_and_help_names_types_in_words(module, run_alone, capsys):
-    arguments, message = MODULES[module]
-    assert run_alone(module, *arguments) == 2
-    assert capsys.readouterr().err.startswith(message)
-    assert run_alone(module, "--help") == 0
+def test_help_names_types_in_words(module, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [module, "--help"])
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(module, run_name="__main__")
+    assert ended.value.code == 0
     text = capsys.readouterr().out
     assert "PATH" in text
     assert "RANGE" not in text
