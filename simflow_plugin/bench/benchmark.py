@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from simflow_plugin.bench.flow_flops import forward_flops, training_flops
 from simflow_plugin.bench.peer import StarflowPeer, process_group
@@ -17,6 +16,7 @@ from simflow_plugin.bench.result_table import BenchReport, Row, describe_machine
 from simflow_plugin.bench.setting import BenchSetting
 from simflow_plugin.bench.timing import Subject, peak_memory, time_in_turn
 from simflow_plugin.bench.workload import Workload
+from simflow_plugin.evaluation.flops import count_flops
 from simflow_plugin.flow import TransformerFlow
 from simflow_plugin.flow.matrix_product import onednn_linear, uses_onednn
 from simflow_plugin.flow.sampling import SamplingStatistics, parse_methods
@@ -75,9 +75,8 @@ def _subjects(workload: Workload, peer: StarflowPeer | None) -> list[Subject]:
 def _student(workload: Workload, guidance: float) -> Subject:
     """Return the one-pass sampler; its FLOPs are its own, and its samples are another model's."""
     invert = workload.student()
-    with FlopCounterMode(display=False) as counter:
-        invert(guidance)
-    return Subject(STUDENT, partial(invert, guidance), counter.get_total_flops(), guidance, needs_warmup=True)
+    flops = count_flops(partial(invert, guidance))
+    return Subject(STUDENT, partial(invert, guidance), flops, guidance, needs_warmup=True)
 
 
 def _samplers(workload: Workload, peer: StarflowPeer | None, guidance: float) -> list[Subject]:
@@ -164,8 +163,7 @@ def _row(subject: Subject, subjects: Sequence[Subject], gemm_speed: float) -> Ro
 
 
 def _difference(first: Subject, second: Subject) -> float:
-    tokens: list[Tensor] = [subject.result[0].float() for subject in (first, second)]
-    return float((tokens[0] - tokens[1]).abs().max())
+    return float((first.result[0].float() - second.result[0].float()).abs().max())
 
 
 def _note(statistics: SamplingStatistics | None) -> str:
