@@ -38,7 +38,7 @@ def add_space(loaded: LoadedRun, folder: Path) -> None:
     """
     if has_density(loaded):
         written = weights_digest(load_exported(folder, "cpu", loaded.averaged))
-        LikelihoodReference.measure(loaded).save(folder, written)
+        LikelihoodReference.measure(loaded, written).save(folder)
     (folder / APP).write_text(APP_SOURCE, encoding="utf-8")
     (folder / "requirements.txt").write_text(REQUIREMENTS, encoding="utf-8")
     card = folder / "README.md"

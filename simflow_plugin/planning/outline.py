@@ -12,11 +12,10 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from simflow_plugin import registry
-from simflow_plugin.config.schema import Objective, RunConfig, Training
+from simflow_plugin.config.schema import Objective, RunConfig
 from simflow_plugin.contracts import (
     Autoencoder,
     DataContext,
-    GenerativeModel,
     ModelContext,
     NetworkOutline,
     Outlines,
@@ -38,10 +37,8 @@ class Outline:
     """A run without data.
 
     Args:
-        image_size: pixels.
-        training: that section of the configuration.
-        joint: the objective, with a pixel loss for all reconstruction losses.
-        autoencoder, model: on the meta device; the model is None where an autoencoder is trained alone.
+        config: of the run.
+        joint: the objective on the meta device, with a pixel loss for all reconstruction losses.
         encoder: network of the frozen alignment encoder; None if there is none, or it is known to its weights only.
         feature_shape: (N, F) of its features, or None.
         perceptual: networks of the reconstruction losses.
@@ -50,11 +47,8 @@ class Outline:
         assumptions: what could not be known from the configuration alone.
     """
 
-    image_size: int
-    training: Training
+    config: RunConfig
     joint: JointObjective
-    autoencoder: Autoencoder
-    model: GenerativeModel | None
     encoder: NetworkOutline | None
     feature_shape: tuple[int, int] | None
     perceptual: list[NetworkOutline]
@@ -87,11 +81,8 @@ def make_outline(config: RunConfig) -> Outline:
     losses = ReconstructionLoss([("l2", 1.0, L2Loss(L2Loss.Options()))])
     trains_model = config.frozen_model is None
     return Outline(
-        config.image_size,
-        config.training,
+        config,
         JointObjective(autoencoder, model, losses, objective_weights(config), trains_model),
-        autoencoder,
-        model,
         encoder,
         feature_shape,
         _perceptual(config.objective, context, assumptions),

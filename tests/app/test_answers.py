@@ -86,7 +86,9 @@ def test_classes_are_those_of_the_likelihood_and_sum_to_one(answers, image):
 
 
 def test_share_of_less_likely_images_counts_ties_half():
-    reference = LikelihoodReference(0.1, ControlVariate(1.0, 0.0), (1.0, 2.0, 2.0, 4.0), "four")
+    reference = LikelihoodReference(
+        scale=0.1, control=ControlVariate(1, 0), bits_per_dim=(1, 2, 2, 4), held_out="", weights=""
+    )
     shares = [reference.share_less_likely(bits) for bits in (0.5, 1.0, 2.0, 3.0, 5.0)]
     assert shares == [1.0, 0.875, 0.5, 0.25, 0.0]
 

@@ -13,7 +13,7 @@ from simflow_plugin.config.loading import load_config
 from simflow_plugin.config.yaml_source import shipped_configs
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.planning.estimate import GPUS, Setting, make_plan
-from simflow_plugin.planning.precision import MixedPrecision
+from simflow_plugin.planning.on_cuda import MixedPrecision
 from simflow_plugin.starter.trial_steps import Timing
 from tests.training.tiny_runs import make_trainer, tiny_config, tiny_values
 
