@@ -36,8 +36,6 @@ class Examined:
     """About one image: itself as the model sees it beside its reconstruction, words on its likelihood, class shares.
 
     Args:
-        picture: two tiles.
-        likelihood: a text.
         classes: name -> p(class given image) with equal shares of the classes before; None without classes.
     """
 
@@ -47,11 +45,7 @@ class Examined:
 
 
 class Answers:
-    """Answers of one run.
-
-    Args:
-        run: loaded.
-    """
+    """Answers of one run."""
 
     def __init__(self, run: Run) -> None:
         self.run = run

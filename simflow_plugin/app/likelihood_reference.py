@@ -31,7 +31,7 @@ DRAWS = EvaluationRequest.posterior_samples
 
 
 class LikelihoodReference(Options):
-    """What an image is compared with, as `likelihood_reference.json` holds it.
+    """Reference that an image is compared with, as `likelihood_reference.json` holds it.
 
     Args:
         scale: of P(x given z), fitted on training images; pixels in [-1, 1].
@@ -115,12 +115,7 @@ class LikelihoodReference(Options):
 
 
 def find_reference(loaded: LoadedRun, weights: str) -> tuple[LikelihoodReference | None, str]:
-    """Return the reference of a run, or None and why there is none.
-
-    Args:
-        loaded: a run with an exact density.
-        weights: digest of its weights.
-    """
+    """Return the reference of a run for weights of this digest, or None and why there is none."""
     try:
         found = LikelihoodReference.load(loaded.directory.path, weights)
         return found or LikelihoodReference.measure(loaded, weights), ""

@@ -66,7 +66,6 @@ def launch(answers: Answers, host: str | None = LOOPBACK, port: int | None = Non
     """Serve a page; see `serve`.
 
     Args:
-        answers: of the run.
         host: None leaves it to gradio's environment variables, as a Space sets them.
         port: likewise.
         waits: return only when the page ends.

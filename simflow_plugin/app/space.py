@@ -30,9 +30,6 @@ def add_space(loaded: LoadedRun, folder: Path) -> None:
     Scores of held-out images are measured now, since a Space has no data of the run. They are kept for the weights as
     they were written, which are fewer than the run's: an export leaves the alignment head out.
 
-    Args:
-        loaded: the run that was exported.
-        folder: where it was exported to.
     Raises:
         DataError: if the run's images are not at hand.
     """

@@ -19,14 +19,12 @@ class Subject:
     """Something to time.
 
     Args:
-        name: for the table.
         run: the work; what it returns is kept from the last round.
         flops: the least arithmetic of one run; None for none that can be counted.
         guidance: weight of a guided sampling run, 0 of any other.
         needs_warmup: run it once, untimed, before the rounds.
         is_gemm: a matrix product, the scale for all others.
         seconds: of each round.
-        result: what `run` returned last.
     """
 
     name: str

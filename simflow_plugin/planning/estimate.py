@@ -60,7 +60,6 @@ class Setting:
     """Hardware of a planned run.
 
     Args:
-        devices: number of GPUs.
         sharding: `none`, `zero2` or `zero3` (FSDP2).
         gpu: key of `GPUS`.
         utilisation: share of the peak that is reached, in (0, 1].

@@ -1,4 +1,4 @@
-"""Memory that training will need against memory that is free: said before the first step, not by the kernel."""
+"""Memory that training will need against memory that is free, reported before the first step."""
 
 from __future__ import annotations
 
@@ -31,9 +31,6 @@ def foretold_memory(config: RunConfig, parts: Parts, device: torch.device, num_p
     """Return one line on the memory of training, or None where it is far from scarce or not known.
 
     Args:
-        config: resolved.
-        parts: built.
-        device: that trains.
         num_processes: of training; on a CPU they share its memory.
     """
     free = free_memory(device)
@@ -45,7 +42,7 @@ def foretold_memory(config: RunConfig, parts: Parts, device: torch.device, num_p
     try:
         plan = make_plan(config, Setting(devices=num_processes))
     except SimflowError:
-        return None  # shapes known to a file of weights only: there is nothing to say, and training says the rest
+        return None  # shapes known to a file of weights only: nothing is known before training
     needed = sharing * plan.peak_bytes
     line = f"memory: about {needed / GIB:.1f} GiB to train, {free / GIB:.1f} GiB free"
     if needed < WITHIN_REACH * free:

@@ -21,6 +21,7 @@ from simflow_plugin.contracts import (
     Outlines,
 )
 from simflow_plugin.errors import SimflowError
+from simflow_plugin.losses.adversarial import AdversarialLoss
 from simflow_plugin.losses.pixel import L2Loss
 from simflow_plugin.losses.reconstruction import ReconstructionLoss
 from simflow_plugin.objective import JointObjective
@@ -37,13 +38,11 @@ class Outline:
     """A run without data.
 
     Args:
-        config: of the run.
         joint: the objective on the meta device, with a pixel loss for all reconstruction losses.
         encoder: network of the frozen alignment encoder; None if there is none, or it is known to its weights only.
         feature_shape: (N, F) of its features, or None.
         perceptual: networks of the reconstruction losses.
         discriminator: of the adversarial loss, or None.
-        num_classes: of the data set.
         assumptions: what could not be known from the configuration alone.
     """
 
@@ -137,8 +136,6 @@ def _outline(part: Part, parts: registry.Registry, context: DataContext) -> Netw
 def _discriminator(objective: Objective) -> nn.Module | None:
     if objective.adversarial is None:
         return None
-    from simflow_plugin.losses.adversarial import AdversarialLoss
-
     with init_empty_weights():
         loss = AdversarialLoss(objective.adversarial)
     return loss.discriminator.to("meta")

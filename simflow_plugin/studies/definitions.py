@@ -33,8 +33,6 @@ class Study:
     """Runs that belong into one table. The configuration of each is `studies/<study>/<name>.yaml`.
 
     Args:
-        name: of the study.
-        title: of its table.
         autoencoders: trained first (`model: null`) and exported, by name.
         variants: in the order of the table.
         guidance: weights w at which every variant is evaluated.

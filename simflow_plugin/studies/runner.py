@@ -31,9 +31,6 @@ from simflow_plugin.train import train
 class StudyRunner:
     """Runs one study in one directory.
 
-    Args:
-        study: what to run.
-        settings: budget, paths, sizes of the evaluation.
     Raises:
         RunDirectoryError: if the directory holds another study, or this one with other settings.
     """
@@ -83,7 +80,6 @@ class StudyRunner:
         if variant.name not in self.document["variants"]:
             measured = stages.measure_variant(run, self.settings, self.study.guidance)
             self.document["variants"][variant.name] = measured
-        self.document["variants"][variant.name]["batch_size"] = config.training.batch_size
         self._write()
 
     def _train(self, config: RunConfig, run: RunDirectory) -> None:

@@ -36,7 +36,6 @@ class StudySettings:
     """Paths, budget and sizes of a study.
 
     Args:
-        out: its directory.
         encoder: the classifier that gives features, judges, and is the target of alignment.
         budget: factor on the steps (and warm-up, and the adversary's start) of every run alike.
         num_samples: drawn of each variant, for each guidance.
@@ -85,7 +84,6 @@ def study_config(name: str, settings: StudySettings, overrides: list[str]) -> Ru
 
     Args:
         name: of a shipped configuration.
-        settings: of the study.
         overrides: `key.sub=value`, before the budget.
     """
     shared = [*settings.overrides, *([] if settings.seed is None else [f"seed={settings.seed}"])]
@@ -125,11 +123,12 @@ def measure_variant(
 
     Returns:
         `metrics` by guidance (as text): name -> number; `intervals` likewise: name -> [low, high], 95 %;
-        `draws_errors`: name -> Monte-Carlo standard error; `cost`: parameters, FLOPs per image, seconds.
+        `draws_errors`: name -> Monte-Carlo standard error; `cost`: parameters, FLOPs per image, seconds; `batch_size`.
     """
     loaded = load_run(run.path)
     trained = {"steps": loaded.checkpoint.step, "train_seconds": float(loaded.checkpoint.state["seconds"])}
     measured: dict[str, Any] = {"metrics": {}, "intervals": {}, "draws_errors": {}, "cost": {}}
+    measured["batch_size"] = loaded.config.training.batch_size
     for number, weight in enumerate(guidance):
         # Likelihood does not depend on guidance; the distance to reconstructions does.
         parts = ("generation", "reconstruction", *(() if number else ("likelihood",)))

@@ -26,7 +26,6 @@ def to_markdown(study: Study, document: dict[str, Any]) -> str:
     """Return title, table and notes of a study.
 
     Args:
-        study: its plan.
         document: the content of study.json; variants that are not measured yet are named below the table.
     """
     lines = [f"# {study.title}", "", *_table(_rows(study, document)), "", *_notes(study, document)]
@@ -37,7 +36,6 @@ def seeds_table(study: Study, document_by_seed: dict[int, dict[str, Any]]) -> st
     """Return a Markdown table: mean over seeds, and lowest to highest, of every variant measured with all of them.
 
     Args:
-        study: that was run.
         document_by_seed: the content of each seed's study.json.
     """
     columns = [
@@ -75,7 +73,6 @@ def same_order_pairs(
     """Return how many pairs of variants are ordered as published, and how many pairs there are.
 
     Args:
-        study: its plan.
         variants: measured so far, by name; those without the metric are left out.
         metric: that orders them; None for the distance to real images.
         sign: 1 if lower is better, as for the published figure; -1 if higher is.

@@ -12,7 +12,7 @@ from simflow_plugin.errors import ConfigError, DataError
 from simflow_plugin.runs.parts import build_dataset
 from simflow_plugin.starter import first_configuration as first
 from simflow_plugin.starter import trial_steps
-from simflow_plugin.starter.configuration import configuration_text, fit_steps, rounded_down
+from simflow_plugin.starter.first_configuration import configuration_text, fit_steps, rounded_down
 from simflow_plugin.starter.folder_facts import look_at
 from simflow_plugin.starter.network_sizes import IMAGE_SIZES, choose_image_size, choose_sizes
 from simflow_plugin.starter.trial_steps import Timing, share_between, time_here

@@ -54,6 +54,7 @@ class FakeStages:
             "metrics": {f"{w:g}": numbers for w in guidance},
             "intervals": {f"{w:g}": {} for w in guidance},
             "cost": {f"{w:g}": {**cost, "steps": 1, "train_seconds": 1.0} for w in guidance},
+            "batch_size": 8,
         }
 
     def autoencoder_cost(self, run, config):

@@ -51,7 +51,6 @@ def write_comparison(
     Args:
         runs: with costs and samples.
         problems: what differs between them, if the comparison was forced.
-        folder: made if it is not there.
         per_class: noise indices shown for every class.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -163,7 +162,7 @@ def _best(key: str, numbers: Sequence[Measured | None]) -> int | None:
 
 
 def _is_apart(one: Measured, other: Measured) -> bool:
-    """Return whether two numbers differ by more than their intervals; without intervals nobody knows."""
+    """Return whether two numbers differ by more than their intervals; not known, and so no, without intervals."""
     if one.low is None or one.high is None or other.low is None or other.high is None:
         return False
     return one.high < other.low or other.high < one.low

@@ -11,14 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import jinja2
 
 from simflow_plugin import __version__
 from simflow_plugin.files import write_text_atomically
 
-TEMPLATE_FOLDER = Path(__file__).resolve().parent
 Emphasis = Literal["none", "best", "warning"]
 
 
@@ -44,7 +43,6 @@ class Cell:
     """A table cell with more than text.
 
     Args:
-        text: formatted.
         note: small print below it, an interval or a warning.
         emphasis: `best` in its row or column, or a `warning` that the number is not to be trusted.
     """
@@ -59,9 +57,7 @@ class Table:
     """A table whose first column names the rows; the others are numbers, aligned to the right, or prose, to the left.
 
     Args:
-        columns: headings.
         rows: each as long as `columns`; strings or `Cell`s.
-        caption: above the table.
         notes: below the table, one paragraph each.
     """
 
@@ -86,7 +82,6 @@ class Figure:
     """An image with its caption.
 
     Args:
-        png: the file's bytes.
         caption: what is shown and how to read it.
         style: `plot` is recoloured in the dark and drawn at two pixels a point; `pixels` keeps hard pixel
             edges.
@@ -115,7 +110,6 @@ class Plots:
     Args:
         plots: (title, PNG at two pixels a point) of each.
         legend: (name, colour as #rrggbb) of each line; empty where there is one.
-        caption: what is shown and how to read it.
     """
 
     plots: Sequence[tuple[str, bytes]]
@@ -174,9 +168,9 @@ def render_report(title: str, sections: Sequence[Section], subtitle: str = "") -
 
 
 @lru_cache(maxsize=1)
-def _template() -> Any:
+def _template() -> jinja2.Template:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATE_FOLDER),
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -26,8 +26,6 @@ def interpolation_strips(
     """Interpolate between held-out images: strip i goes from a class to the next one.
 
     Args:
-        loaded: the run.
-        test: its test split.
         num_strips: at most; as many as there are pairs of images.
         num_steps: images of a strip, both ends included.
     Returns:

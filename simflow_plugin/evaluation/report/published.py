@@ -77,10 +77,6 @@ def is_imagenet(config: RunConfig, num_classes: int | None, class_names: Sequenc
     Names of classes that are all different and shaped like WordNet's numbers pass, without a look at which they are: of
     1000 other classes of ImageNet-21k it would be true too. Of the data, one component of a path or name has to be
     one of ImageNet-1k's usual names.
-
-    Args:
-        config: of the run.
-        num_classes, class_names: of its data.
     """
     if num_classes != NUM_CLASSES:
         return False

@@ -239,7 +239,7 @@ def _beside_real_images(
 ) -> Image.Image:
     num_rows = len(samples) // columns
     if names is not None:
-        rows = rows_by_class(test, num_rows, NUM_REAL)
+        rows = rows_by_class(test, range(num_rows), NUM_REAL)
     else:
         drawn = readable_rows(test, num_rows * NUM_REAL)
         rows = [drawn[row::num_rows] for row in range(num_rows)]
