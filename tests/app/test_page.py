@@ -19,7 +19,7 @@ from tests.app.images import held_out_image
 from tests.evaluation.report.conftest import BINARIES
 from tests.evaluation.runs import make_run
 
-SECONDS = 60
+SECONDS, CSS = 60, "css selector"
 
 
 def test_without_gradio_the_extra_is_named(monkeypatch, tmp_path):
@@ -87,28 +87,21 @@ def page(driver, address):
 
 
 def found(driver, selector):
-    from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
 
     def visible(_):
-        return next(
-            (one for one in driver.find_elements(By.CSS_SELECTOR, selector) if one.is_displayed()), None
-        )
+        return next((one for one in driver.find_elements(CSS, selector) if one.is_displayed()), None)
 
     return WebDriverWait(driver, SECONDS, 0.1).until(visible)
 
 
 def open_tab(driver, name):
-    from selenium.webdriver.common.by import By
-
     found(driver, "button[role=tab]")
-    next(tab for tab in driver.find_elements(By.CSS_SELECTOR, "button[role=tab]") if tab.text == name).click()
+    next(tab for tab in driver.find_elements(CSS, "button[role=tab]") if tab.text == name).click()
 
 
 def upload(driver, selector, path):
-    from selenium.webdriver.common.by import By
-
-    driver.find_element(By.CSS_SELECTOR, f"{selector} input[type=file]").send_keys(str(path))
+    driver.find_element(CSS, f"{selector} input[type=file]").send_keys(str(path))
     found(driver, f"{selector} img")
 
 

@@ -4,6 +4,7 @@ from typer.testing import CliRunner
 
 from simflow_plugin.bench.loader_speed import LoaderSpeed, measure_loader
 from simflow_plugin.cli.app import app
+from simflow_plugin.errors import ConfigError
 
 
 def test_report_names_the_time_of_a_batch():
@@ -16,13 +17,8 @@ def test_loader_of_a_configuration_is_measured():
     assert (found.batch_size, found.data) == (16, "digits")
 
 
-def test_bench_prints_the_loaders_speed():
-    result = CliRunner().invoke(app, ["bench", "--loader", "quickstart"])
-    assert result.exit_code == 0, result.output
-    assert "images/s (digits" in result.output
-
-
-def test_unknown_configuration_is_refused():
-    result = CliRunner().invoke(app, ["bench", "--loader", "no-such-configuration"])
-    assert result.exit_code != 0
-    assert "no-such-configuration" in result.output
+def test_command_prints_the_loaders_speed_and_refuses_an_unknown_configuration():
+    known, unknown = (CliRunner().invoke(app, ["bench", "--loader", name]) for name in ("quickstart", "none"))
+    assert known.exit_code == 0, known.output
+    assert "images/s (digits" in known.output
+    assert unknown.exit_code == ConfigError.exit_status

@@ -153,12 +153,14 @@ def fit_scale(axis: Axes, values: Sequence[float]) -> None:
     low, high = np.quantile(values, (0.05, 0.95)).tolist()
     span = high - low
     place: dict[str, Any] = {"transform": axis.transAxes, "ha": "right", "fontsize": 8, "color": INK}
-    if span > 0 and max(values) - high > FAR * span:
-        axis.set_ylim(top=high + 0.3 * span)
+    is_above, is_below = max(values) - high > FAR * span > 0, low - min(values) > FAR * span > 0
+    if is_above:
         axis.text(0.99, 0.97, f"outside: up to {max(values):.3g}", va="top", **place)
-    if span > 0 and low - min(values) > FAR * span:
-        axis.set_ylim(bottom=low - 0.3 * span)
+    if is_below:
         axis.text(0.99, 0.03, f"outside: down to {min(values):.3g}", va="bottom", **place)
+    if is_above or is_below:  # both ends: the other one's margin would be a share of the outlier
+        bottom = low - 0.3 * span if is_below else min(values) - 0.1 * span
+        axis.set_ylim(bottom, high + 0.3 * span if is_above else max(values) + 0.1 * span)
 
 
 def _use_log_axis(axis: Axes, ratio: float) -> None:
