@@ -47,14 +47,11 @@ def run_bench(setting: BenchSetting) -> BenchReport:
         peer.follow(workload)
     with process_group() if peer is not None else nullcontext():
         memory = _memory(workload, peer)
-        subjects = _subjects(workload, peer)
-        with count_progress("bench", len(subjects) * setting.rounds) as advance:
-            time_in_turn(subjects, setting, advance)
-    gemm_speeds = {
-        subject.name: (subject.flops or 0) / subject.median for subject in subjects if subject.is_gemm
-    }
-    others = [subject for subject in subjects if not subject.is_gemm]
-    rows = [_row(subject, others, max(gemm_speeds.values())) for subject in others]
+        gemms, subjects = _gemms(setting), _subjects(workload, peer)
+        with count_progress("bench", len(gemms + subjects) * setting.rounds) as advance:
+            time_in_turn(gemms + subjects, setting, advance)
+    gemm_speeds = {gemm.name: gemm.flops / gemm.median for gemm in gemms}
+    rows = [_row(subject, subjects, max(gemm_speeds.values())) for subject in subjects]
     return BenchReport(describe_machine(setting.device), _describe(setting), gemm_speeds, tuple(rows), memory)
 
 
@@ -62,7 +59,7 @@ def _subjects(workload: Workload, peer: StarflowPeer | None) -> list[Subject]:
     setting = workload.setting
     batch, prefix = setting.batch_size, setting.prefix_length
     step_flops = batch * training_flops(setting.config, prefix)
-    subjects = [*_gemms(setting), Subject(STEP, workload.training_step, step_flops)]
+    subjects = [Subject(STEP, workload.training_step, step_flops)]
     if peer is not None:
         subjects.append(Subject(PEER_STEP, peer.training_step, step_flops))
     for guidance in (0.0, setting.guidance):
@@ -118,7 +115,7 @@ def _gemms(setting: BenchSetting) -> list[Subject]:
 
     flops = repeats * 2 * size**3
     return [
-        Subject(name, partial(repeat, product), flops, needs_warmup=True, is_gemm=True)
+        Subject(name, partial(repeat, product), flops, needs_warmup=True)
         for name, product in products.items()
     ]
 
@@ -148,7 +145,6 @@ def _row(subject: Subject, subjects: Sequence[Subject], gemm_speed: float) -> Ro
         else {"ours": "cached", "ml-starflow": PEER_CACHED}
     )
     oracle = others.get("naive", others["cached"])
-    assert subject.flops is not None
     return Row(
         name=subject.name,
         guidance=subject.guidance,

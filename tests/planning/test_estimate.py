@@ -32,14 +32,19 @@ def test_every_shipped_configuration_can_be_planned(name):
     assert plan.state_bytes > 4 * plan.trained
 
 
-def test_published_sizes_are_met():
-    """SimFlow's (as inferred) and STARFlow's flows have 1.4 B parameters, MIMFlow's SimFlow-L 475 M, SiT-XL/2 675 M."""
-    assert plan_of("imagenet256/simflow", devices=1).parameters["model"] == pytest.approx(1.4e9, rel=0.04)
-    assert plan_of("imagenet256/starflow_xxl", devices=1).parameters["model"] == pytest.approx(
-        1.4e9, rel=0.02
-    )
-    assert plan_of("imagenet256/simflow_l", devices=1).parameters["model"] == pytest.approx(475e6, rel=0.005)
-    assert plan_of("imagenet256/sit_xl2", devices=1).parameters["model"] == pytest.approx(675e6, rel=0.01)
+@pytest.mark.parametrize(
+    ("name", "published", "tolerance"),
+    [
+        ("simflow", 1.4e9, 0.04),
+        ("starflow_xxl", 1.4e9, 0.02),
+        ("simflow_l", 475e6, 0.005),
+        ("sit_xl2", 675e6, 0.01),
+    ],
+)
+def test_published_sizes_are_met(name, published, tolerance):
+    """That of SimFlow is inferred; that of SimFlow-L is MIMFlow's."""
+    found = plan_of(f"imagenet256/{name}", devices=1).parameters["model"]
+    assert found == pytest.approx(published, rel=tolerance)
 
 
 def test_planned_memory_is_near_the_published_one():
@@ -118,24 +123,14 @@ def test_average_without_the_autoencoder_is_planned_without_it():
 
 def test_measured_steps_are_extrapolated_beside_the_plan(monkeypatch):
     asked = []
-
-    def three_seconds(config):
-        asked.append(config.training.batch_size)
-        return Timing(
-            step=0.03,
-            grid=2.0,
-            grid_images=80,
-            peak_bytes=3 * 10**9,
-            device="CPU-like H100",
-            device_type="cuda",
-        )
-
-    monkeypatch.setattr("simflow_plugin.starter.trial_steps.time_here", three_seconds)
+    timing = Timing(0.03, 2.0, 80, peak_bytes=3 * 10**9, device="CPU-like H100", device_type="cuda")
+    monkeypatch.setattr(
+        "simflow_plugin.starter.trial_steps.time_here", lambda config: asked.append(config) or timing
+    )
     options = ["--devices", "4", "--measure", "--set", "training.steps=100000"]
     result = CliRunner().invoke(app, ["plan", "quickstart", *options, "--set", "training.sample_every=10000"])
     assert result.exit_code == 0, result.output
-    training = load_config("quickstart").training
-    assert asked == [training.batch_size // 4]
+    assert asked[0].training.batch_size == load_config("quickstart").training.batch_size // 4
     assert "peak memory of the allocator" in result.output
     assert "measured on CPU-like H100: one of 4 devices" in result.output
     assert "3.00 GB" in result.output

@@ -1,4 +1,6 @@
-"""`simflow init`: what is seen in a folder, and a configuration that loads, fits it and says why."""
+"""`simflow init`: what is seen in a folder, and a configuration that loads, fits it and gives reasons."""
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,6 +20,8 @@ from simflow_plugin.starter.network_sizes import IMAGE_SIZES, choose_image_size,
 from simflow_plugin.starter.trial_steps import Timing, share_between, time_here
 from tests.data.makers import CORRUPT
 
+TIMING = Timing(step=0.1, grid=2.0, grid_images=16)
+
 
 def make_images(root, classes=("cat", "dog"), count=24, side=40, grey=False):
     """Write `count` pictures for each class; a class of "" is no subfolder."""
@@ -32,14 +36,13 @@ def make_images(root, classes=("cat", "dog"), count=24, side=40, grey=False):
 
 @pytest.fixture(autouse=True)
 def _no_trial(monkeypatch):
-    monkeypatch.setattr(first, "time_here", lambda config: Timing(step=0.1, grid=2.0, grid_images=16))
+    monkeypatch.setattr(first, "time_here", lambda config: TIMING)
 
 
 def test_a_busy_machine_is_said(tmp_path, monkeypatch):
     make_images(tmp_path / "images")
     assert "keep this machine busy" not in initialise(tmp_path / "images", tmp_path)[1]
-    busy = Timing(step=0.1, grid=2.0, grid_images=16, share=0.2)
-    monkeypatch.setattr(first, "time_here", lambda config: busy)
+    monkeypatch.setattr(first, "time_here", lambda config: replace(TIMING, share=0.2))
     status, output, _ = initialise(tmp_path / "images", tmp_path, "--overwrite")
     assert status == 0
     assert "busy: with it to yourself, about 2 min" in output.replace("\n", " ")
@@ -85,9 +88,8 @@ def test_steps_fill_the_minutes_that_are_given(tmp_path):
     for minutes in (2, 20):
         out = initialise(root, tmp_path, "--minutes", str(minutes), "--overwrite")[2]
         steps.append(load_config(str(out)).training.steps)
-    timing = Timing(step=0.1, grid=2.0, grid_images=16)
     for minutes, count in zip((2, 20), steps, strict=True):
-        schedule = fit_steps(timing, minutes)
+        schedule = fit_steps(TIMING, minutes)
         assert schedule.steps == count
         assert 0.85 * 60 * minutes <= schedule.seconds <= 60 * minutes
 
@@ -120,6 +122,11 @@ def test_folder_without_images_is_refused(tmp_path):
         look_at(tmp_path)
 
 
+def test_unknown_image_size_names_the_choices():
+    with pytest.raises(ConfigError, match="16, 32, 64, 128, 256"):
+        choose_sizes(48, 100, "cpu")
+
+
 @pytest.mark.parametrize(
     ("side", "device", "expected"), [(10, "cpu", 16), (40, "cpu", 32), (500, "cpu", 32), (500, "cuda", 128)]
 )
@@ -136,11 +143,6 @@ def test_every_size_gives_a_configuration_that_loads(tmp_path, image_size, devic
     timing = fit_steps(Timing(1.0, 10.0, 16), 10)
     (tmp_path / "c.yaml").write_text(configuration_text("c", facts, sizes, timing, "here"))
     assert load_config(str(tmp_path / "c.yaml")).image_size == image_size
-
-
-def test_unknown_image_size_names_the_choices():
-    with pytest.raises(ConfigError, match="16, 32, 64, 128, 256"):
-        choose_sizes(48, 100, "cpu")
 
 
 def test_trial_times_real_steps_and_leaves_nothing_behind(tmp_path, monkeypatch):
