@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from simflow_plugin.evaluation.analysis import Analysis
@@ -62,7 +63,7 @@ def analysis_sections(analysis: Analysis) -> list[Section]:
 
 
 def _statistics_table(analysis: Analysis) -> Table:
-    rows = []
+    rows: list[Sequence[str | Cell]] = []
     for name, title in STATISTICS.items():
         cells = []
         for suffix in ("", "_of_samples"):

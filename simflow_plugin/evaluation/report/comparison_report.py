@@ -105,7 +105,7 @@ def provenance(runs: Sequence[ComparedRun]) -> str:
 
 def metrics_table(runs: Sequence[ComparedRun], problems: Sequence[str]) -> Table:
     """Return one row a metric, one column a run, the best marked where all were measured alike and undoubted."""
-    rows = []
+    rows: list[Sequence[str | Cell]] = []
     for key in in_order({key for run in runs for key in run.metrics}):
         name = metric_name(key)
         numbers = [run.metrics.get(key) for run in runs]
