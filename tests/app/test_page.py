@@ -9,13 +9,12 @@ import socket
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 import simflow_plugin
 from simflow_plugin.app.answers import Answers
-from simflow_plugin.cli.app import app
 from simflow_plugin.errors import ConfigError
 from tests.app.images import held_out_image
+from tests.commands import simflow
 from tests.evaluation.report.conftest import BINARIES
 from tests.evaluation.runs import make_run
 
@@ -24,9 +23,9 @@ SECONDS, CSS = 60, "css selector"
 
 def test_without_gradio_the_extra_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr("simflow_plugin.app.page.find_spec", lambda name: None)
-    result = CliRunner().invoke(app, ["app", str(tmp_path)])
-    assert result.exit_code == ConfigError.exit_status
-    assert "pip install 'simflow-plugin[app]'" in result.output
+    status, output = simflow("app", tmp_path)
+    assert status == ConfigError.exit_status
+    assert "pip install 'simflow-plugin[app]'" in output
 
 
 @pytest.fixture(scope="module")

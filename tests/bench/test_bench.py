@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from simflow_plugin.bench.benchmark import PEER_CACHED, PEER_JACOBI, PEER_STEP, STEP, STUDENT, run_bench
 from simflow_plugin.bench.choose import make_setting
@@ -16,12 +15,12 @@ from simflow_plugin.bench.peer import constructor_arguments
 from simflow_plugin.bench.setting import BenchSetting
 from simflow_plugin.bench.timing import peak_memory
 from simflow_plugin.bench.workload import Workload
-from simflow_plugin.cli.app import app
 from simflow_plugin.convert.from_ml_starflow import CONSTRUCTOR, flow_config
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.evaluation.flops import count_flops, without_data
 from simflow_plugin.flow import FlowConfig, TransformerFlow
 from simflow_plugin.flow.affine import affine_parameters
+from tests.commands import succeed
 from tests.convert.peers import load_peer
 
 SMALL: dict[str, Any] = {
@@ -38,14 +37,9 @@ def small_setting(**changes: Any) -> BenchSetting:
     return BenchSetting(config, **{"batch_size": 2, "rounds": 2, "gemm_size": 64, **changes})
 
 
-@pytest.fixture(scope="module")
-def report_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("bench") / "bench.json"
-
-
-def test_command_measures_everything_and_writes_json(report_file: Path) -> None:
-    result = CliRunner().invoke(app, ["bench", "--quick", "--batch", "2", "--json", str(report_file)])
-    assert result.exit_code == 0, result.output
+def test_command_measures_everything_and_writes_json(tmp_path: Path) -> None:
+    report_file = tmp_path / "bench.json"
+    succeed("bench", "--quick", "--batch", 2, "--json", report_file)
     report = json.loads(report_file.read_text())
     rows = {(row["name"], row["guidance"]) for row in report["rows"]}
     samplers = {(name, w) for name in ("naive", "cached", "jacobi", "auto", STUDENT) for w in (0.0, 1.5)}

@@ -1,10 +1,8 @@
 """The loader's speed is reported with the training step that would wait for it."""
 
-from typer.testing import CliRunner
-
 from simflow_plugin.bench.loader_speed import LoaderSpeed, measure_loader
-from simflow_plugin.cli.app import app
 from simflow_plugin.errors import ConfigError
+from tests.commands import simflow, succeed
 
 
 def test_report_names_the_time_of_a_batch():
@@ -18,7 +16,5 @@ def test_loader_of_a_configuration_is_measured():
 
 
 def test_command_prints_the_loaders_speed_and_refuses_an_unknown_configuration():
-    known, unknown = (CliRunner().invoke(app, ["bench", "--loader", name]) for name in ("quickstart", "none"))
-    assert known.exit_code == 0, known.output
-    assert "images/s (digits" in known.output
-    assert unknown.exit_code == ConfigError.exit_status
+    assert "images/s (digits" in succeed("bench", "--loader", "quickstart")
+    assert simflow("bench", "--loader", "none")[0] == ConfigError.exit_status

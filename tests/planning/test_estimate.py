@@ -5,9 +5,7 @@ import re
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from simflow_plugin.cli.app import app
 from simflow_plugin.cli.plan import readable_seconds
 from simflow_plugin.config.loading import load_config
 from simflow_plugin.config.yaml_source import shipped_configs
@@ -15,6 +13,7 @@ from simflow_plugin.errors import ConfigError
 from simflow_plugin.planning.estimate import GPUS, Setting, make_plan
 from simflow_plugin.planning.on_cuda import MixedPrecision
 from simflow_plugin.starter.trial_steps import Timing
+from tests.commands import succeed
 from tests.training.tiny_runs import make_trainer, tiny_config, tiny_values
 
 
@@ -127,14 +126,13 @@ def test_measured_steps_are_extrapolated_beside_the_plan(monkeypatch):
     monkeypatch.setattr(
         "simflow_plugin.starter.trial_steps.time_here", lambda config: asked.append(config) or timing
     )
-    options = ["--devices", "4", "--measure", "--set", "training.steps=100000"]
-    result = CliRunner().invoke(app, ["plan", "quickstart", *options, "--set", "training.sample_every=10000"])
-    assert result.exit_code == 0, result.output
+    changes = ["--set", "training.steps=100000", "--set", "training.sample_every=10000"]
+    output = succeed("plan", "quickstart", "--devices", 4, "--measure", *changes)
     assert asked[0].training.batch_size == load_config("quickstart").training.batch_size // 4
-    assert "peak memory of the allocator" in result.output
-    assert "measured on CPU-like H100: one of 4 devices" in result.output
-    assert "3.00 GB" in result.output
-    assert readable_seconds(100_000 * 0.03 + 10 * 2.0) in result.output
+    assert "peak memory of the allocator" in output
+    assert "measured on CPU-like H100: one of 4 devices" in output
+    assert "3.00 GB" in output
+    assert readable_seconds(100_000 * 0.03 + 10 * 2.0) in output
 
 
 def test_checkpointing_keeps_fewer_activations():
@@ -155,12 +153,11 @@ def test_parameters_are_those_of_the_run_itself(tmp_path):
 
 
 def test_command_prints_the_formula_and_what_it_assumed():
-    result = CliRunner().invoke(app, ["plan", "imagenet256/sit_xl2", "--gpu", "h200", "--devices", "16"])
-    assert result.exit_code == 0, result.output
-    assert re.search(r"[\d.]+ [GT]FLOPs x 256 images / \(16 x 989 TFLOP/s x 0\.4\) =", result.output)
-    assert "the longer of both x 7000000 steps =" in result.output
-    assert "of 141 GB" in result.output
-    assert "1000 classes are assumed" in result.output
+    output = succeed("plan", "imagenet256/sit_xl2", "--gpu", "h200", "--devices", 16)
+    assert re.search(r"[\d.]+ [GT]FLOPs x 256 images / \(16 x 989 TFLOP/s x 0\.4\) =", output)
+    assert "the longer of both x 7000000 steps =" in output
+    assert "of 141 GB" in output
+    assert "1000 classes are assumed" in output
 
 
 @pytest.mark.parametrize(

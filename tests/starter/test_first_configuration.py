@@ -6,9 +6,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from typer.testing import CliRunner
 
-from simflow_plugin.cli.app import app
 from simflow_plugin.config.loading import load_config
 from simflow_plugin.errors import ConfigError, DataError
 from simflow_plugin.runs.parts import build_dataset
@@ -18,6 +16,7 @@ from simflow_plugin.starter.first_configuration import configuration_text, fit_s
 from simflow_plugin.starter.folder_facts import look_at
 from simflow_plugin.starter.network_sizes import IMAGE_SIZES, choose_image_size, choose_sizes
 from simflow_plugin.starter.trial_steps import Timing, share_between, time_here
+from tests.commands import simflow
 from tests.data.makers import CORRUPT
 
 TIMING = Timing(step=0.1, grid=2.0, grid_images=16)
@@ -58,8 +57,7 @@ def test_work_of_one_thread_is_no_sign_of_other_programs():
 
 def initialise(folder, tmp_path, *options):
     out = tmp_path / "first.yaml"
-    result = CliRunner().invoke(app, ["init", str(folder), "--out", str(out), *options])
-    return result.exit_code, result.output, out
+    return *simflow("init", folder, "--out", out, *options), out
 
 
 @pytest.mark.parametrize(
