@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from simflow_plugin.alignment.head import AlignmentHead
-from simflow_plugin.alignment.loss import negative_cosine, resample_tokens, square_grid
+from simflow_plugin.alignment.head import AlignmentHead, negative_cosine, resample_tokens, square_grid
 from simflow_plugin.contracts import AlignmentContext
 from simflow_plugin.errors import ShapeError
 

@@ -145,7 +145,7 @@ def test_latents_with_other_channels_are_refused():
         ({"norm_num_groups": 3}, "does not divide the width 8"),
         ({"attention_levels": [2]}, "no level 2"),
         ({"scale": [1.0, 2.0]}, "one per latent channel"),
-        ({"scale": -1.0}, "positive"),
+        ({"scale": -1.0}, "above 0"),
         ({"subfolder": "vae"}, "no effect without `pretrained`"),
         ({"posterior": {"name": "fixed", "std": [0.1, 0.2]}}, "2 numbers for 4"),
     ],

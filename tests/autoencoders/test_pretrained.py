@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from simflow_plugin.autoencoders.kl import KLAutoencoder, KLOptions
-from simflow_plugin.autoencoders.network import Architecture
+from simflow_plugin.autoencoders.architecture import Architecture
 from simflow_plugin.errors import WeightsError
 
 ARCHITECTURE = Architecture(
