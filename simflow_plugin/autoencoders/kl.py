@@ -218,7 +218,8 @@ class KLAutoencoder(KLFacts, Autoencoder):
         is_usable = bool(values.isfinite().all()) and (name == "shift" or bool((values > 0).all()))
         if values.numel() not in (1, self.latent_channels) or not is_usable:
             raise error(
-                f"{where}{name} of the latents is {values.flatten().tolist()}; expected one finite number, or one per latent "
-                f"channel ({self.latent_channels}){', above 0' if name == 'scale' else ''}. Set the option `{name}`"
+                f"{where}{name} of the latents is {values.flatten().tolist()}; expected one finite number, or one per "
+                f"latent channel ({self.latent_channels}){', above 0' if name == 'scale' else ''}. Set the option "
+                f"`{name}`"
             )
         getattr(self, f"latent_{name}").copy_(values)
