@@ -1,3 +1,5 @@
+"""Alignment targets of timm: features of any layer at any input size, and weights that are checked."""
+
 import time
 
 import pytest
@@ -11,19 +13,18 @@ from simflow_plugin.alignment.timm_encoders import MODEL_BY_PRESET, TimmEncoder
 from simflow_plugin.contracts import DataContext
 from simflow_plugin.errors import ConfigError, ShapeError, WeightsError
 
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """A random checkpoint of the smallest network that timm has, trained at 160 pixels: a grid of 10 x 10."""
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    torch.manual_seed(0)
-    save_file(timm.create_model("test_vit", num_classes=7).state_dict(), path)
-    return path
+KINDS = ["test_efficientnet", "test_resnet", "test_convnext", "test_vit"]
 
 
 @pytest.fixture
-def no_caches(tmp_path, monkeypatch):
+def no_caches(monkeypatch):
     monkeypatch.setattr(weights, "_cached_file", lambda config: None)
+
+
+@pytest.fixture
+def tiny(random_weights):
+    """The smallest network that timm has, trained at 160 pixels: a grid of 10 x 10."""
+    return random_weights("test_vit")
 
 
 def build(image_size=64, model="test_vit", **options) -> TimmEncoder:
