@@ -92,8 +92,10 @@ def published_at(model: str) -> str:
     import timm
 
     config = timm.get_pretrained_cfg(model)
-    places = [f"https://huggingface.co/{config.hf_hub_id}"] if config is not None and config.hf_hub_id else []
-    places += [config.url] if config is not None and config.url else []
+    places: list[str] = (
+        [f"https://huggingface.co/{config.hf_hub_id}"] if config is not None and config.hf_hub_id else []
+    )
+    places += [str(config.url)] if config is not None and config.url else []
     return f"Published at {' and at '.join(places)}." if places else "timm knows no published weights for it."
 
 

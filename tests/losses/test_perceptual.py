@@ -115,6 +115,47 @@ def test_timm_loss_refuses_arguments_without_a_backbone(tmp_path):
         TimmLoss(options)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layers": [7]}, "layers"),
+        ({"backbone": "vit_tinny_patch16_224"}, "Did you mean `vit_tiny_patch16_224`"),
+        ({"arguments": {"patchsize": 4}}, "patchsize"),
+    ],
+)
+def test_timm_loss_refuses_options_that_do_not_suit(vit_checkpoint, options, message):
+    with pytest.raises(ConfigError, match=message):
+        timm_loss(vit_checkpoint, **options)
+
+
+def test_timm_loss_refuses_an_image_size_at_once(vit_checkpoint):
+    with pytest.raises(ConfigError, match="images of 18 pixels"):
+        timm_loss(vit_checkpoint, image_size=18)
+
+
+def test_timm_loss_without_its_file_names_the_address(tmp_path):
+    with pytest.raises(WeightsError, match=r"none\.pt: no such file.*https://huggingface\.co/timm/"):
+        timm_loss(tmp_path / "none.pt")
+
+
+def test_timm_loss_refuses_weights_of_another_architecture(vit_checkpoint):
+    arguments = {**VIT["arguments"], "depth": 3}
+    with pytest.raises(WeightsError, match=r"vit\.safetensors.*missing: blocks\.2"):
+        timm_loss(vit_checkpoint, arguments=arguments)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # lpips calls torchvision by deprecated names
+def test_lpips_equals_that_of_its_package(alexnet_checkpoint):
+    import lpips
+
+    loss = alexnet_loss(alexnet_checkpoint)
+    # lpips' own modules, with our constants put back as weights.
+    reference = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
+    reference.net.load_state_dict(dict(loss.network.net.named_buffers()))
+    a, b = images(32), images(32, seed=1)
+    torch.testing.assert_close(loss(a, b), reference(a, b).mean())
+
+
 def test_lpips_without_its_backbone_fails_at_once_with_the_way_out(tmp_path):
     start = time.monotonic()
     with pytest.raises(

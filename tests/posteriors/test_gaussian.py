@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.distributions import Independent, Normal, kl_divergence
 
+from simflow_plugin.errors import ShapeError
 from simflow_plugin.posteriors.gaussian import (
     FixedVariancePosterior,
     GaussianPosterior,
@@ -61,6 +62,16 @@ def test_same_generator_gives_same_sample(kind):
     posterior = make(kind)
     first, second = (posterior.sample(torch.Generator().manual_seed(7)) for _ in range(2))
     assert torch.equal(first, second)
+
+
+def test_noise_of_another_shape_is_refused():
+    with pytest.raises(ShapeError, match=r"\(3, 4, 2, 1\)"):
+        make("fixed").sample(noise=draw(0, (3, 4, 2, 1)))
+
+
+def test_latents_of_another_shape_are_refused():
+    with pytest.raises(ShapeError, match="latents"):
+        make("fixed").log_prob(draw(0, (1, 4, 2, 5)))
 
 
 @pytest.mark.parametrize("kind", POSTERIORS)
