@@ -92,10 +92,8 @@ def published_at(model: str) -> str:
     import timm
 
     config = timm.get_pretrained_cfg(model)
-    places: list[str] = (
-        [f"https://huggingface.co/{config.hf_hub_id}"] if config is not None and config.hf_hub_id else []
-    )
-    places += [str(config.url)] if config is not None and config.url else []
+    hub, url = (config.hf_hub_id, config.url) if config is not None else (None, None)
+    places = ([f"https://huggingface.co/{hub}"] if hub else []) + ([str(url)] if url else [])
     return f"Published at {' and at '.join(places)}." if places else "timm knows no published weights for it."
 
 

@@ -75,8 +75,9 @@ class PretrainingOptions:
             ConfigError: if the patch does not divide the image, or the heads the width.
         """
         if self.fine_tuned is not None:
-            sizes = {"img_size": self.input_size or self.image_size, "num_classes": num_classes}
-            return {"kind": "backbone", "model": self.fine_tuned, **sizes}
+            size = self.input_size or self.image_size
+            network: dict[str, int | str] = {"kind": "backbone", "model": self.fine_tuned}
+            return {**network, "img_size": size, "num_classes": num_classes}
         if self.image_size % self.patch_size:
             raise ConfigError(
                 f"image size {self.image_size} is not divisible by the patch size {self.patch_size}."
