@@ -33,8 +33,9 @@ from simflow_plugin.evaluation.likelihood import (
 from simflow_plugin.evaluation.monte_carlo import ControlVariate, pooled_error
 from simflow_plugin.evaluation.reconstruction_error import LPIPSDistance, psnr, ssim
 from simflow_plugin.evaluation.result import Measured
-from simflow_plugin.losses.lpips_loss import BACKBONES
+from simflow_plugin.losses.options import LPIPS_MIN_IMAGE_SIZE
 from simflow_plugin.progress_bar import count_progress
+from simflow_plugin.published_weights import LPIPS_BACKBONES
 from simflow_plugin.randomness import IndexedRandom
 from simflow_plugin.runs.loaded_run import LoadedRun
 
@@ -86,7 +87,7 @@ def find_lpips(loaded: LoadedRun, backbone: str | None) -> tuple[LPIPSDistance |
     Raises:
         WeightsError: if the file that was named is missing or of another network.
     """
-    smallest, size = BACKBONES["alex"].min_image_size, loaded.config.image_size
+    smallest, size = LPIPS_MIN_IMAGE_SIZE["alex"], loaded.config.image_size
     if size < smallest:
         return None, f"LPIPS: not measured, AlexNet needs {smallest} pixels, images have {size}"
     try:
@@ -97,7 +98,7 @@ def find_lpips(loaded: LoadedRun, backbone: str | None) -> tuple[LPIPSDistance |
         return (
             None,
             "LPIPS: not measured; `simflow fetch lpips` fetches AlexNet's weights, or name them with --lpips-backbone "
-            f"({BACKBONES['alex'].address})",
+            f"({LPIPS_BACKBONES['alex'].address})",
         )
 
 

@@ -14,8 +14,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from simflow_plugin.alignment.loss import alignment_loss
-from simflow_plugin.alignment.projector import Projector
+from simflow_plugin.alignment.head import Projector, alignment_loss
 from simflow_plugin.contracts import NO_LABEL, ModelContext
 from simflow_plugin.errors import ConfigError, HostError
 from simflow_plugin.flow import SIZES, FlowArchitecture
