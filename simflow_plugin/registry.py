@@ -5,7 +5,7 @@ their own file; other distributions declare an entry point in the group `simflow
 imported before a name is asked for.
 
 A built-in part has two halves: its options and facts, which a configuration is checked against and which import no
-torch, are declared by name in `declared.py` of its room; the part itself is imported when it is built.
+torch, are declared by name where they are defined; the part itself is imported when it is built.
 
 A factory is called as `factory(options, context)`, where `options` is an instance of `factory.Options` (a subclass
 of `simflow_plugin.options.Options`) and `context` is what the harness knows: see `simflow_plugin.contracts`.
@@ -15,7 +15,6 @@ Attention backends have no options and are called as `factory(context)`.
 from __future__ import annotations
 
 import importlib
-import pkgutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import EntryPoint
@@ -28,6 +27,7 @@ from simflow_plugin.errors import ConfigError, RegistryError
 from simflow_plugin.options import CONTRACT_VERSION, Options, did_you_mean
 
 T = TypeVar("T")
+C = TypeVar("C", bound=type)
 
 OWN_DISTRIBUTION = "simflow-plugin"
 
@@ -37,20 +37,16 @@ class Registry:
 
     Args:
         kind: for example `models`; the entry-point group is `simflow_plugin.<kind>`.
-        package: the package (or module) whose files hold the built-in parts.
+        modules: those that declare (or register) the built-in parts when they are imported.
         takes_options: False for parts that are called as `factory(context)`.
-        declarations: the module that declares the built-in parts; None: all files of `package` are imported for them.
     """
 
-    def __init__(
-        self, kind: str, package: str, takes_options: bool = True, declarations: str | None = None
-    ) -> None:
-        self._takes_options = takes_options
-        self._declarations = declarations
-        self._declared: dict[str, tuple[str, Any]] = {}
+    def __init__(self, kind: str, *modules: str, takes_options: bool = True) -> None:
         self.kind = kind
         self.group = f"simflow_plugin.{kind}"
-        self._package = package
+        self._modules = modules
+        self._takes_options = takes_options
+        self._declared: dict[str, tuple[str, Any]] = {}
         self._builtin: dict[str, Any] = {}
         self._is_ready = False
 
@@ -74,23 +70,30 @@ class Registry:
 
         return decorate
 
-    def declare(self, name: str, module: str, facts: Any, summary: str | None = None) -> None:
-        """Declare a built-in part, which `module` registers when it is imported.
+    def declare(self, name: str, module: str, summary: str | None = None) -> Callable[[C], C]:
+        """Decorate the facts of a built-in part, which `module` registers when it is imported.
+
+        Facts are a class with `Options` and what else configurations are checked against, which the part inherits; or
+        the options alone.
 
         Args:
             name: of the part.
             module: full name.
-            facts: a class with `Options` and what else configurations are checked against, which the part
-                inherits; or the options alone.
             summary: of a part that shares its class with others, in a sentence; None: that of the class.
         Raises:
             RegistryError: if a part is declared under that name.
         """
-        if name in self._declared:
-            raise RegistryError(f"{self.kind}: `{name}` is declared twice in {OWN_DISTRIBUTION}.")
-        if issubclass(facts, Options):
-            facts = type(f"{facts.__name__}Facts", (), {"Options": facts, "__doc__": summary})
-        self._declared[name] = (module, facts)
+
+        def decorate(facts: C) -> C:
+            if name in self._declared:
+                raise RegistryError(f"{self.kind}: `{name}` is declared twice in {OWN_DISTRIBUTION}.")
+            held: type = facts
+            if issubclass(facts, Options):
+                held = type(f"{facts.__name__}Facts", (), {"Options": facts, "__doc__": summary})
+            self._declared[name] = (module, held)
+            return facts
+
+        return decorate
 
     def names(self) -> list[str]:
         """Return all names, sorted. Imports no part that is declared and no third-party one."""
@@ -211,12 +214,8 @@ class Registry:
     def _import_declarations(self) -> None:
         if self._is_ready:
             return
-        if self._declarations is not None:
-            importlib.import_module(self._declarations)
-        else:
-            package = importlib.import_module(self._package)
-            for module in pkgutil.iter_modules(getattr(package, "__path__", [])):
-                importlib.import_module(f"{self._package}.{module.name}")
+        for module in self._modules:
+            importlib.import_module(module)
         self._is_ready = True  # only now: what did not import fails again, under its own error
 
 
@@ -272,27 +271,24 @@ class Part(Options):
         return parts.build(self.name, options, context)
 
 
-MODELS = Registry("models", "simflow_plugin.models", declarations="simflow_plugin.models.declared")
-AUTOENCODERS = Registry(
-    "autoencoders", "simflow_plugin.autoencoders", declarations="simflow_plugin.autoencoders.declared"
+MODELS = Registry(
+    "models",
+    "simflow_plugin.models.flow_options",
+    "simflow_plugin.models.diffusion_options",
+    "simflow_plugin.models.learned_inverse_options",
 )
-POSTERIORS = Registry(
-    "posteriors", "simflow_plugin.posteriors", declarations="simflow_plugin.posteriors.declared"
+AUTOENCODERS = Registry("autoencoders", "simflow_plugin.autoencoders.kl_options")
+POSTERIORS = Registry("posteriors", "simflow_plugin.posteriors.options")
+ENCODERS = Registry("encoders", "simflow_plugin.alignment.options")
+DATASETS = Registry("datasets", "simflow_plugin.data.options")
+RECONSTRUCTION_LOSSES = Registry("reconstruction_losses", "simflow_plugin.losses.options")
+GUIDANCE = Registry("guidance", "simflow_plugin.flow.guidance.options")
+DIFFUSION_GUIDANCE = Registry("diffusion_guidance", "simflow_plugin.diffusion.guidance.options")
+ATTENTION = Registry(
+    "attention",
+    "simflow_plugin.flow.attention.backend_choice",
+    "simflow_plugin.flow.attention.sdpa",
+    "simflow_plugin.flow.attention.xformers",
+    takes_options=False,
 )
-ENCODERS = Registry("encoders", "simflow_plugin.alignment", declarations="simflow_plugin.alignment.declared")
-DATASETS = Registry("datasets", "simflow_plugin.data", declarations="simflow_plugin.data.declared")
-RECONSTRUCTION_LOSSES = Registry(
-    "reconstruction_losses", "simflow_plugin.losses", declarations="simflow_plugin.losses.declared"
-)
-GUIDANCE = Registry(
-    "guidance", "simflow_plugin.flow.guidance", declarations="simflow_plugin.flow.guidance.declared"
-)
-DIFFUSION_GUIDANCE = Registry(
-    "diffusion_guidance",
-    "simflow_plugin.diffusion.guidance",
-    declarations="simflow_plugin.diffusion.guidance.declared",
-)
-ATTENTION = Registry("attention", "simflow_plugin.flow.attention", takes_options=False)
-JUDGES = Registry(
-    "judges", "simflow_plugin.evaluation.judges", declarations="simflow_plugin.evaluation.declared"
-)
+JUDGES = Registry("judges", "simflow_plugin.evaluation.judge_options")

@@ -90,7 +90,7 @@ def test_builtin_part_that_does_not_import_fails_the_same_way_again(tmp_path, mo
     package = tmp_path / "broken_parts"
     package.mkdir()
     (package / "__init__.py").write_text(
-        "from simflow_plugin.registry import Registry\nPARTS = Registry('parts', 'broken_parts')\n"
+        "from simflow_plugin.registry import Registry\nPARTS = Registry('parts', 'broken_parts.first')\n"
     )
     (package / "first.py").write_text(
         "from broken_parts import PARTS\nfrom simflow_plugin.options import Options\n"

@@ -11,10 +11,12 @@ from simflow_plugin.contexts import DataContext
 from simflow_plugin.errors import ShapeError
 from simflow_plugin.local_paths import LocalPath
 from simflow_plugin.options import MomentDecay, Options, Size
+from simflow_plugin.registry import RECONSTRUCTION_LOSSES
 
 Colour = tuple[float, float, float]
 
 
+@RECONSTRUCTION_LOSSES.declare("timm", "simflow_plugin.losses.timm_loss")
 class TimmLossOptions(Options):
     """Options of the timm perceptual loss."""
 
@@ -39,6 +41,8 @@ class TimmLossOptions(Options):
     std: Colour | None = Field(None, description="of images in [0, 1]; default the backbone's.")
 
 
+@RECONSTRUCTION_LOSSES.declare("l1", "simflow_plugin.losses.pixel")
+@RECONSTRUCTION_LOSSES.declare("l2", "simflow_plugin.losses.pixel")
 class PixelOptions(Options):
     """Pixel losses have no options; their weight belongs to the sum."""
 
@@ -58,6 +62,7 @@ class Backbone:
 BACKBONES = {"vgg": Backbone("vgg16-397923af.pth", 16), "alex": Backbone("alexnet-owt-7be5be79.pth", 31)}
 
 
+@RECONSTRUCTION_LOSSES.declare("lpips", "simflow_plugin.losses.lpips_loss")
 class LPIPSOptions(Options):
     """Options of the LPIPS loss."""
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pydantic import Field, field_validator
 
 from simflow_plugin.options import Options
+from simflow_plugin.registry import DIFFUSION_GUIDANCE
 
 
+@DIFFUSION_GUIDANCE.declare("classifier_free", "simflow_plugin.diffusion.guidance.classifier_free")
 class GuidanceOptions(Options):
     """Times in which guidance acts; shared by all rules."""
 
