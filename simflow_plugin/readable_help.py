@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 import types
 from collections.abc import Callable
-from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 from typer.core import TyperCommand
 from typer.models import ArgumentInfo, OptionInfo
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+from simflow_plugin.option_groups import grouped
+
 NAMES: dict[Any, str] = {str: "TEXT", int: "INTEGER", float: "NUMBER", Path: "PATH", bool: ""}
 
 
@@ -34,12 +33,10 @@ def without_technical_types(parameters: Any) -> Any:
     return parameters
 
 
-def readable(function: Function) -> Function:
-    """Name the type of every parameter of a command in words, and check its limits with a message in the same words."""
-    # Not get_type_hints: Python 3.10 wraps what has a default of None in an Optional of its own.
-    signature = inspect.signature(function, eval_str=True)
-    hints = {name: parameter.annotation for name, parameter in signature.parameters.items()}
-    for name, hint in hints.items():
+def readable(function: Callable[..., None]) -> Callable[..., None]:
+    """Return a command for typer: groups of options laid out, types and limits named in words, in messages too."""
+    command = grouped(function)
+    for name, hint in command.__annotations__.items():
         if get_origin(hint) is not Annotated:
             continue
         kind, *found = get_args(hint)
@@ -48,8 +45,7 @@ def readable(function: Function) -> Function:
                 _describe_option(info, kind)
             elif isinstance(info, ArgumentInfo) and info.metavar is None:
                 info.metavar = name.upper()
-    function.__annotations__ = hints
-    return function
+    return command
 
 
 def _describe_option(info: OptionInfo, kind: Any) -> None:
@@ -66,9 +62,9 @@ def _describe_option(info: OptionInfo, kind: Any) -> None:
 
 
 def type_name(kind: Any) -> str:
-    """Return the word for a type: TEXT, INTEGER, NUMBER, PATH, the choices of an enumeration, or nothing for a flag."""
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        return "|".join(str(choice.value) for choice in kind)
+    """Return the word for a type: TEXT, INTEGER, NUMBER, PATH, the choices themselves, or nothing for a flag."""
+    if get_origin(kind) is Literal:
+        return "|".join(map(str, get_args(kind)))
     return NAMES.get(kind, "VALUE")
 
 

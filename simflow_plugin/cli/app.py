@@ -1,4 +1,4 @@
-"""The console script `simflow`: one file per command in `simflow_plugin/cli`; torch is imported when a command runs."""
+"""The console script `simflow`: every command of `simflow_plugin/cli`; torch is imported when a command runs."""
 
 from __future__ import annotations
 
@@ -13,24 +13,19 @@ from simflow_plugin.cli import (
     bench,
     compare,
     config,
-    convert,
-    distill,
-    doctor,
+    derived_run,
+    direct,
     evaluate,
     export,
     fetch,
-    finetune_decoder,
     init,
-    latents,
     patch,
     plan,
     prepare,
     pretrain_encoder,
     sample,
-    serve,
     statistics,
     study,
-    train,
 )
 from simflow_plugin.exits import exit_on_user_error
 from simflow_plugin.readable_help import ReadableCommand, readable, without_technical_types
@@ -56,9 +51,9 @@ app = typer.Typer(
 )
 COMMANDS = (
     init.init,
-    train.train,
-    distill.distill,
-    finetune_decoder.finetune_decoder,
+    direct.train,
+    derived_run.distill,
+    derived_run.finetune_decoder,
     sample.sample,
     evaluate.evaluate,
     statistics.statistics,
@@ -66,19 +61,19 @@ COMMANDS = (
     compare.compare,
     export.export,
     fetch.fetch,
-    convert.convert,
+    direct.convert,
     patch.patch,
     plan.plan,
     prepare.prepare,
-    latents.latents,
+    prepare.latents,
     pretrain_encoder.pretrain_encoder,
     bench.bench,
     study.study,
-    doctor.doctor,
+    direct.doctor,
 )
 for command in COMMANDS:
     app.command(command.__name__.replace("_", "-"), cls=ReadableCommand)(readable(command))
-app.command("app", cls=ReadableCommand)(readable(serve.serve))
+app.command("app", cls=ReadableCommand)(readable(direct.serve))
 app.add_typer(config.app, name="config")
 
 

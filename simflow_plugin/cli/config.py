@@ -6,25 +6,16 @@ from typing import Annotated
 
 import typer
 
-from simflow_plugin.cli.completion import complete_configuration
+from simflow_plugin.cli.run_options import ConfigArgument
 from simflow_plugin.readable_help import ReadableCommand, readable
+from simflow_plugin.train_options import SetOption
 
 app = typer.Typer(help="Look at configurations.", no_args_is_help=True)
 
 
 @app.command(cls=ReadableCommand)
 @readable
-def show(
-    name: Annotated[
-        str,
-        typer.Argument(
-            help="A YAML file, or the name of a shipped one.", autocompletion=complete_configuration
-        ),
-    ],
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As in training.steps=100.")
-    ] = None,
-) -> None:
+def show(name: ConfigArgument, set_: SetOption = None) -> None:
     """Print the resolved configuration, every default written out; what it needs and is not there goes to stderr."""
     from simflow_plugin.config.loading import load_config
     from simflow_plugin.local_paths import missing_paths

@@ -20,19 +20,16 @@ from simflow_plugin.cli.evaluate_options import (
     OutputOptions,
     SampleOptions,
     Scope,
-    WeightsOptions,
     make_request,
     with_second_sampler,
 )
-from simflow_plugin.cli.run_options import RUN_HELP
-from simflow_plugin.option_groups import grouped
+from simflow_plugin.cli.run_options import RUN_HELP, WeightsOptions
 from simflow_plugin.standalone import run_command
 
 if TYPE_CHECKING:
     from simflow_plugin.evaluation.evaluator import RunEvaluator
 
 
-@grouped
 def evaluate(
     context: typer.Context,
     run: Annotated[
@@ -76,15 +73,11 @@ def _evaluate_run(
     from accelerate import PartialState
 
     from simflow_plugin.evaluation.evaluator import RunEvaluator
-    from simflow_plugin.runs.sources import open_run
     from simflow_plugin.training.distributed.processes import leaving_together
 
     request, files = make_request(scope, drawn, held_out), _sample_files(outputs)
     state = PartialState(cpu=not torch.cuda.is_available())
-    loaded = open_run(
-        run, state.device, not chosen.last_weights, chosen.step, chosen.precision, chosen.ema_length
-    )
-    loaded = loaded.with_data_root(scope.data_root)
+    loaded = chosen.open(run, state.device).with_data_root(scope.data_root)
     evaluators = [RunEvaluator(loaded, request)]
     named: dict[str, Path | str] = {**files}
     if scope.against:

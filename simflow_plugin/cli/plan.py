@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from simflow_plugin.cli.completion import complete_configuration
+from simflow_plugin.cli.run_options import ConfigArgument
+from simflow_plugin.train_options import SetOption
 from simflow_plugin.units import with_prefix
 
 if TYPE_CHECKING:
@@ -18,19 +19,12 @@ TERA = 1e12
 
 
 def plan(
-    config: Annotated[
-        str,
-        typer.Argument(
-            help="A YAML file, or the name of a shipped one.", autocompletion=complete_configuration
-        ),
-    ],
+    config: ConfigArgument,
     devices: Annotated[int, typer.Option(min=1, help="Number of GPUs.")] = 8,
     sharding: Annotated[str, typer.Option(help="none (DDP), zero2 or zero3 (FSDP2).")] = "none",
     gpu: Annotated[str, typer.Option(help="a100, h100, h200, l40s or rtx4090.")] = "h100",
     utilisation: Annotated[float, typer.Option(help="Share of the GPU's peak that is reached.")] = 0.4,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As in training.steps=100.")
-    ] = None,
+    set_: SetOption = None,
     measure: Annotated[
         bool,
         typer.Option(

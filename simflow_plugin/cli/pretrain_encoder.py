@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from simflow_plugin.option_groups import grouped
-
 if TYPE_CHECKING:
     from simflow_plugin.alignment.pretraining import PretrainingOptions
     from simflow_plugin.registry import Part
@@ -62,7 +60,6 @@ class ScheduleOptions:
     seed: Annotated[int, typer.Option()] = 0
 
 
-@grouped
 def pretrain_encoder(
     out: Annotated[Path, typer.Option(help="File to write (.safetensors).")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
