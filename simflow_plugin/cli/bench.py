@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from simflow_plugin.option_groups import grouped
+
 if TYPE_CHECKING:
     from simflow_plugin.bench.choose import Choice
+
+
+class ComputeType(str, Enum):
+    """Compute type of the bench; anything but float32 is autocast."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
 
 
 @dataclass(frozen=True)
@@ -50,10 +61,7 @@ class MeasuringOptions:
     ] = None
     rounds: Annotated[int, typer.Option(min=1, help="Runs of each; the median counts.")] = 3
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")] = None
-    dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"],
-        typer.Option(help="Compute type; anything but float32 is autocast."),
-    ] = "float32"
+    dtype: Annotated[ComputeType, typer.Option(help="Compute type.")] = ComputeType.float32
     seed: Annotated[int, typer.Option(help="Of weights and data.")] = 0
     cpu_time: Annotated[
         bool,
@@ -61,6 +69,7 @@ class MeasuringOptions:
     ] = False
 
 
+@grouped
 def bench(
     compare_ml_starflow: Annotated[
         Path | None, typer.Option(help="A checkout of apple/ml-starflow, run on the same weights.")
@@ -112,7 +121,7 @@ def _choice(flow: FlowOptions, measuring: MeasuringOptions) -> Choice:
         methods=measuring.method or [],
         runs_naive=measuring.naive,
         device=measuring.device,
-        dtype=measuring.dtype,
+        dtype=measuring.dtype.value,
         seed=measuring.seed,
         log_scale_std=flow.log_scale_std,
         clock="cpu" if measuring.cpu_time else "wall",

@@ -370,7 +370,9 @@ def test_least_that_makes_sense_is_accepted(write, changes):
 
 
 def judged_by_encoder(write, checkpoint, num_samples=20):
-    evaluation = f"evaluation={{judge: encoder, judge_checkpoint: {checkpoint}, num_samples: {num_samples}}}"
+    evaluation = (
+        f"evaluation={{judge: {{name: encoder, checkpoint: {checkpoint}}}, num_samples: {num_samples}}}"
+    )
     return load_config(write(MINIMAL), [evaluation])
 
 
@@ -470,12 +472,3 @@ def test_model_that_detaches_is_not_told_to_align_its_way_out():
 def test_model_on_pretrained_latents_is_checked_before_they_are_read():
     with pytest.raises(ConfigError, match="alignment.layer is 9"):
         load_config("studies/headline/sit_repa_e", ["alignment.layer=9"])
-
-
-def test_decay_of_the_average_under_its_earlier_name_is_read(write):
-    """Run directories of earlier versions hold it."""
-    config = load_config(write(MINIMAL), ["training.ema_decay=0.5"])
-    assert config.training.ema == load_config(write(MINIMAL), ["training.ema.decay=0.5"]).training.ema
-    assert "ema_decay" not in config.to_yaml()
-    with pytest.raises(ConfigError, match=r"ema_decay is the earlier name of ema\.decay: give one of them"):
-        load_config(write(MINIMAL), ["training.ema_decay=0.5", "training.ema.decay=0.5"])
