@@ -7,8 +7,9 @@ import inspect
 import re
 from collections.abc import Mapping
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -16,7 +17,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from simflow_plugin.config.type_words import members
-from simflow_plugin.options import is_subclass
+from simflow_plugin.options import nested_options
 
 REQUIRED = "(required)"
 SENTENCE_END = re.compile(r"(?<=\.) (?=[A-Z])")
@@ -24,13 +25,8 @@ SENTENCE_END = re.compile(r"(?<=\.) (?=[A-Z])")
 
 def element_types(annotation: Any) -> list[type[BaseModel]]:
     """Return the classes of options in an annotation, also as elements of a list."""
-    found = []
-    for one in members(annotation):
-        if get_origin(one) in (list, tuple):
-            found += [kind for element in get_args(one) for kind in element_types(element)]
-        elif is_subclass(one, BaseModel):
-            found.append(one)
-    return list(dict.fromkeys(found))
+    found = (nested_options(one) for one in members(annotation) if get_origin(one) is not dict)
+    return list(dict.fromkeys(chain.from_iterable(found)))
 
 
 def default_of(options: type[BaseModel], name: str, field: FieldInfo) -> str:

@@ -128,9 +128,7 @@ def all_options(
 
 def section_summaries() -> dict[str, str]:
     """Return what each top-level key is for; no part is imported."""
-    return {
-        name: description_of(field) for name, field in RunConfig.model_fields.items() if not field.exclude
-    }
+    return {name: description_of(field) for name, field in RunConfig.model_fields.items()}
 
 
 class NoOptions(Options):
@@ -153,7 +151,7 @@ class _Walk:
 
     def fields(self, options: type[BaseModel], place: _Place, only: str | None = None) -> Iterator[Option]:
         for name, declared in options.model_fields.items():
-            if (only is None or name == only) and not declared.exclude:
+            if only is None or name == only:
                 yield from self.option(declared, default_of(options, name, declared), place.at(name))
 
     def option(self, field: FieldInfo, default: str, place: _Place) -> Iterator[Option]:
