@@ -116,7 +116,7 @@ def blaming(part: str, distribution: str) -> Iterator[None]:
     except (
         BaseException
     ) as error:  # also SystemExit and KeyboardInterrupt: sys.exit(0) would look like success
-        if isinstance(error, SimflowError) and not _is_unprintable(error):
+        if isinstance(error, SimflowError) and _message(error) is not None:
             raise
         raise RegistryError(
             f"{part} of distribution {distribution} failed: {describe(error)}. Mend or uninstall that distribution."
@@ -161,17 +161,16 @@ def _check_members(members: dict[str, Member], part: Any) -> None:
 
 def describe(error: BaseException) -> str:
     """Return kind, message and place of an error, even where its message cannot be made."""
-    try:
-        message = str(error)
-    except BaseException:
-        message = "(its message cannot be printed)"
+    message = _message(error)
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {message}{place}"
+    return (
+        f"{type(error).__name__}: {'(its message cannot be printed)' if message is None else message}{place}"
+    )
 
 
-def _is_unprintable(error: BaseException) -> bool:
+def _message(error: BaseException) -> str | None:
     try:
-        return not isinstance(str(error), str)
+        return str(error)
     except BaseException:
-        return True
+        return None

@@ -10,24 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from simflow_plugin.train_options import AllowChangedOption, DryRunOption, NoReportOption, SetOption
+from simflow_plugin.train_options import TrainingOptions
 
 if TYPE_CHECKING:
     from simflow_plugin.derived_runs.parent import ParentFiles
 
 
 @dataclass(frozen=True)
-class DerivedOptions:
+class DerivedOptions(TrainingOptions):
     """Options of a command on a trained run, the parent."""
 
     config: Annotated[
         str | None, typer.Option("--config", "-c", help="A YAML file whose keys replace the derived ones.")
     ] = None
     step: Annotated[int | None, typer.Option(help="Checkpoint of the parent. Default: the newest.")] = None
-    set_: SetOption = None
-    allow_changed: AllowChangedOption = None
-    dry_run: DryRunOption = False
-    no_report: NoReportOption = False
 
 
 def distill(

@@ -55,20 +55,7 @@ def evaluate(
     check_options(context, run, samples)
     if run is None:
         assert samples is not None
-        evaluate_samples(samples, drawn, scope.batch_size, outputs)
-    else:
-        _evaluate_run(run, scope, drawn, held_out, chosen, outputs)
-
-
-def _evaluate_run(
-    run: Path,
-    scope: Scope,
-    drawn: SampleOptions,
-    held_out: HeldOutOptions,
-    chosen: WeightsOptions,
-    outputs: OutputOptions,
-) -> None:
-    """Evaluate, on as many processes as accelerate started; the main one measures, writes and prints."""
+        return evaluate_samples(samples, drawn, scope.batch_size, outputs)
     import torch
     from accelerate import PartialState
 

@@ -99,6 +99,7 @@ def describe_measured(config: RunConfig, setting: Setting, plan: Plan, timing: T
     grids = -(-training.steps // training.sample_every) if config.model is not None else 0
     seconds = training.steps * timing.step + grids * timing.grid
     share = training.batch_size // setting.devices
+    planned = max(plan.compute_seconds, plan.launch_seconds)
     peak = "unknown" if timing.peak_bytes is None else with_prefix(timing.peak_bytes, "B")
     kind = "of the allocator" if timing.device_type == "cuda" else "of this process"
     return [
@@ -106,17 +107,13 @@ def describe_measured(config: RunConfig, setting: Setting, plan: Plan, timing: T
         "images; communication between devices, checkpoints and evaluation are not in it",
         *_table(
             [
-                ("a step", f"{readable_seconds(timing.step)} (planned: {readable_seconds(_planned(plan))})"),
+                ("a step", f"{readable_seconds(timing.step)} (planned: {readable_seconds(planned)})"),
                 (f"a grid of {timing.grid_images} samples", readable_seconds(timing.grid)),
                 (f"peak memory {kind}", f"{peak} (planned: {with_prefix(plan.peak_bytes, 'B')})"),
                 (f"{training.steps} steps and {grids} grids", readable_seconds(seconds)),
             ]
         ),
     ]
-
-
-def _planned(plan: Plan) -> float:
-    return max(plan.compute_seconds, plan.launch_seconds)
 
 
 def _table(rows: list[tuple[str, str]]) -> list[str]:

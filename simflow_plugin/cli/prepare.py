@@ -33,7 +33,7 @@ def prepare(
     ] = None,
 ) -> None:
     """Crop a data set once and store it in webdataset shards with class names, counts and digests."""
-    from simflow_plugin.config.data_argument import resolve_data
+    from simflow_plugin.config.loading import resolve_data
     from simflow_plugin.preparing.cropped_images import Preparation
     from simflow_plugin.preparing.cropped_images import prepare as write
     from simflow_plugin.processors import num_usable_processors
