@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from simflow_plugin.command_line import run_command
 from simflow_plugin.config.loading import load_config
 from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.errors import EmptySplit
 from simflow_plugin.runs.run_directory import RunDirectory
-from simflow_plugin.standalone import run_command
 from simflow_plugin.thumbnail import show_thumbnail
 from simflow_plugin.train_options import TrainOptions
 from simflow_plugin.training.interrupts import announced_stop, stop_on_signals

@@ -27,24 +27,18 @@ from simflow_plugin.cli import (
     statistics,
     study,
 )
-from simflow_plugin.exits import exit_on_user_error
-from simflow_plugin.readable_help import ReadableCommand, readable, without_technical_types
-from simflow_plugin.streams import surviving_readers
+from simflow_plugin.command_line import add_command, without_technical_types
 
 
-class Commands(TyperGroup):
-    """The group of all commands: a user's mistake in any of them is one message and an exit status."""
-
-    def invoke(self, ctx: Any) -> Any:
-        with surviving_readers(), exit_on_user_error():
-            return super().invoke(ctx)
+class ReadableGroup(TyperGroup):
+    """The group of all commands, with types in words."""
 
     def get_params(self, ctx: Any) -> Any:
         return without_technical_types(super().get_params(ctx))
 
 
 app = typer.Typer(
-    cls=Commands,
+    cls=ReadableGroup,
     help="SimFlow: train a VAE and a latent normalizing flow end to end, and compare them fairly.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -72,8 +66,8 @@ COMMANDS = (
     direct.doctor,
 )
 for command in COMMANDS:
-    app.command(command.__name__.replace("_", "-"), cls=ReadableCommand)(readable(command))
-app.command("app", cls=ReadableCommand)(readable(direct.serve))
+    add_command(app, command)
+add_command(app, direct.serve, "app")
 app.add_typer(config.app, name="config")
 
 

@@ -24,7 +24,7 @@ from simflow_plugin.cli.evaluate_options import (
     with_second_sampler,
 )
 from simflow_plugin.cli.run_options import RUN_HELP, WeightsOptions
-from simflow_plugin.standalone import run_command
+from simflow_plugin.command_line import run_command
 
 if TYPE_CHECKING:
     from simflow_plugin.evaluation.evaluator import RunEvaluator

@@ -283,14 +283,13 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     merged = copy.deepcopy(base)
     for key, value in over.items():
         old = merged.get(key)
-        if isinstance(old, str) and isinstance(value, dict) and value.get("name", old) == old:
+        if isinstance(old, str):
             old = {"name": old}
-        renamed = (
+        if (
             isinstance(value, dict)
             and isinstance(old, dict)
-            and value.get("name", old.get("name")) != old.get("name")
-        )
-        if isinstance(value, dict) and isinstance(old, dict) and not renamed:
+            and value.get("name", old.get("name")) == old.get("name")
+        ):
             merged[key] = _merge(old, value)
         else:
             merged[key] = copy.deepcopy(value)

@@ -1,4 +1,7 @@
-"""Types in `--help` in words: INTEGER >= 2, PATH, KEY=VALUE repeatable; none where a flag takes no value."""
+"""Functions as commands, of `simflow` or programs of their own, whose help and messages are for users.
+
+Types in `--help` are words: INTEGER >= 2, PATH, KEY=VALUE repeatable; none where a flag takes no value.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,34 @@ import typer
 from typer.core import TyperCommand
 from typer.models import ArgumentInfo, OptionInfo
 
+from simflow_plugin.exits import exit_on_user_error
 from simflow_plugin.option_groups import grouped
+from simflow_plugin.streams import surviving_readers
 
 NAMES: dict[Any, str] = {str: "TEXT", int: "INTEGER", float: "NUMBER", Path: "PATH", bool: ""}
 
 
 class ReadableCommand(TyperCommand):
-    """A command whose help names types in words; see `readable`."""
+    """A command with types in words, whose user's mistakes are one message and an exit status each."""
 
     def get_params(self, ctx: Any) -> Any:
         return without_technical_types(super().get_params(ctx))
+
+    def invoke(self, ctx: Any) -> Any:
+        with surviving_readers(), exit_on_user_error():
+            return super().invoke(ctx)
+
+
+def add_command(app: typer.Typer, function: Callable[..., None], name: str | None = None) -> None:
+    """Add a function to a group as a command, `readable`; None is its own name, with dashes."""
+    app.command(name or function.__name__.replace("_", "-"), cls=ReadableCommand)(readable(function))
+
+
+def run_command(function: Callable[..., None]) -> None:
+    """Run a function as a program, `python -m MODULE`, with the arguments of this process, and end the process."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    add_command(app, function)
+    app()
 
 
 def without_technical_types(parameters: Any) -> Any:
