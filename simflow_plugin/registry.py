@@ -24,7 +24,7 @@ from pydantic import Field, ValidationError, model_serializer, model_validator
 
 from simflow_plugin import plugins
 from simflow_plugin.errors import ConfigError, RegistryError
-from simflow_plugin.options import CONTRACT_VERSION, Options, did_you_mean
+from simflow_plugin.options import Options, did_you_mean
 
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
@@ -133,9 +133,9 @@ class Registry:
             return self._own(name)
         with plugins.blaming(f"{self.kind}: entry point `{name}`", f"{owners[0]} ({claims[0].value})"):
             part = claims[0].load()
-            if self._takes_options:
-                self._check_options(name, part, owners[0])
-        self._check_contract(name, owners[0], lambda: plugins.check_class(self.kind, part))
+        self._check_contract(
+            name, owners[0], lambda: plugins.check_class(self.kind, part, self._takes_options)
+        )
         return part
 
     def _claims(self, name: str) -> tuple[list[EntryPoint], list[str]]:
@@ -195,21 +195,6 @@ class Registry:
                 check()
             except RegistryError as error:
                 raise RegistryError(f"{self.kind}: `{name}` of distribution {owner}: {error}.") from error
-
-    def _check_options(self, name: str, part: Any, owner: str) -> None:
-        declared = getattr(part, "Options", None)
-        if not (isinstance(declared, type) and issubclass(declared, Options)):
-            raise RegistryError(
-                f"{self.kind}: `{name}` ({_defined_as(part)}, distribution {owner}) declares no options: found "
-                f"Options = {declared!r}. Add to it `class Options(simflow_plugin.options.Options)` with one field an "
-                "option, or with `pass`."
-            )
-        if declared.contract_version not in (None, CONTRACT_VERSION):
-            raise RegistryError(
-                f"{self.kind}: `{name}` of distribution {owner} was written for version "
-                f"{declared.contract_version} of simflow_plugin.contracts, and this is version {CONTRACT_VERSION}. "
-                f"Install a release of {owner} for this one, or another simflow-plugin."
-            )
 
     def _import_declarations(self) -> None:
         if self._is_ready:

@@ -202,5 +202,5 @@ def test_contract_of_another_version_is_refused(install: Any, counted: str) -> N
         "contract_version = 99", "contract_version: ClassVar[int] = 99"
     )
     install("future-models", counted, source, "future", "Gaussian")
-    with pytest.raises(RegistryError, match=r"distribution future-models was written for version 99"):
+    with pytest.raises(RegistryError, match=r"distribution future-models: it was written for version 99"):
         MODELS.get("future")

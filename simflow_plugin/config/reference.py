@@ -16,14 +16,17 @@ from pydantic.fields import FieldInfo
 
 from simflow_plugin.config.option_facts import (
     REQUIRED,
+    bounds,
     default_of,
     description_of,
     element_types,
+    literals,
+    members,
     summary_of,
     summary_of_part,
+    type_in_words,
 )
 from simflow_plugin.config.schema import RunConfig, WeightedLoss
-from simflow_plugin.config.type_words import bounds, literals, members, type_in_words
 from simflow_plugin.errors import RegistryError
 from simflow_plugin.options import Choices, Options, is_subclass
 from simflow_plugin.registry import Part, Registry

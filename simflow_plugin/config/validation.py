@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from simflow_plugin.config.type_words import literals
+from simflow_plugin.config.option_facts import literals
 from simflow_plugin.config.yaml_source import KeyPath, YamlSource
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.options import OF_FIELD, did_you_mean, nested_options

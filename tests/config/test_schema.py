@@ -8,7 +8,7 @@ import torch
 from simflow_plugin import registry
 from simflow_plugin.config.checks import check_before_training
 from simflow_plugin.config.loading import load_config
-from simflow_plugin.config.yaml_source import shipped_configs
+from simflow_plugin.config.yaml_source import find_config, shipped_configs
 from simflow_plugin.contracts import GenerativeModel
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.options import Options
@@ -175,11 +175,6 @@ def test_list_at_top_level_is_refused(write):
 def test_key_that_stands_twice_is_refused(write):
     with pytest.raises(ConfigError, match=r"a\.yaml:8: image_size: stands twice"):
         load_config(write(MINIMAL + "image_size: 32\n"))
-
-
-def test_missing_file_lists_shipped_configs():
-    with pytest.raises(ConfigError, match="quickstar: no such configuration.*Did you mean `quickstart`"):
-        load_config("quickstar")
 
 
 def test_required_key_is_named(write):
@@ -472,3 +467,26 @@ def test_model_that_detaches_is_not_told_to_align_its_way_out():
 def test_model_on_pretrained_latents_is_checked_before_they_are_read():
     with pytest.raises(ConfigError, match="alignment.layer is 9"):
         load_config("studies/headline/sit_repa_e", ["alignment.layer=9"])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [("quikstart", "quickstart"), ("image-folder", "image-folder-small"), ("repa_e", "repa_e")],
+)
+def test_wrong_name_of_a_configuration_shows_three_at_most(wrong, right):
+    with pytest.raises(ConfigError) as caught:
+        find_config(wrong)
+    message = str(caught.value)
+    assert right in message
+    assert message.count("`") <= 6
+    assert "simflow config list" in message
+    assert len(message) < 300
+
+
+def test_mistake_between_keys_shows_their_values_only():
+    ema = "training.ema={kind: power, lengths: [0.12, 0.12], snapshot_every: 1000}"
+    with pytest.raises(ConfigError) as caught:
+        load_config("quickstart", [ema])
+    message = str(caught.value)
+    assert "found lengths: [0.12, 0.12]." in message
+    assert "snapshot_every" not in message
