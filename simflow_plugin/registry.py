@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import EntryPoint
 from typing import Any, TypeVar
 
@@ -130,7 +130,9 @@ class Registry:
         """
         claims, owners = self._claims(name)
         if self._is_own(name):
-            return self._own(name)
+            if name not in self._builtin:
+                importlib.import_module(self._declared[name][0])
+            return self._builtin[name]
         with plugins.blaming(f"{self.kind}: entry point `{name}`", f"{owners[0]} ({claims[0].value})"):
             part = claims[0].load()
         self._check_contract(
@@ -157,20 +159,16 @@ class Registry:
     def _is_own(self, name: str) -> bool:
         return name in self._declared or name in self._builtin
 
-    def _own(self, name: str) -> Any:
-        """Return a built-in part, whose file is imported now."""
-        if name not in self._builtin:
-            importlib.import_module(self._declared[name][0])
-        return self._builtin[name]
+    def _owner(self, name: str) -> str | None:
+        """Return the distribution of a third-party part, None for a built-in one."""
+        entries = [] if self._is_own(name) else plugins.entry_points(self.group)
+        return next((plugins.owner(entry) for entry in entries if entry.name == name), None)
 
     @contextmanager
     def blaming(self, name: str) -> Iterator[None]:
         """Within the block, whatever a third-party part called `name` raises is a `RegistryError` that names it."""
-        owners = [plugins.owner(entry) for entry in plugins.entry_points(self.group) if entry.name == name]
-        if self._is_own(name) or not owners:
-            yield
-            return
-        with plugins.blaming(f"{self.kind}: `{name}`", owners[0]):
+        owner = self._owner(name)
+        with plugins.blaming(f"{self.kind}: `{name}`", owner) if owner is not None else nullcontext():
             yield
 
     def build(self, name: str, *arguments: Any) -> Any:
@@ -180,12 +178,10 @@ class Registry:
             RegistryError: see `get`; or if a third-party part fails, or lacks what the harness reads of it.
         """
         factory = self.get(name)
-        if self._is_own(name):
-            return factory(*arguments)
         with self.blaming(name):
             part = factory(*arguments)
-        owner = next(plugins.owner(entry) for entry in plugins.entry_points(self.group) if entry.name == name)
-        self._check_contract(name, owner, lambda: plugins.check_instance(self.kind, part))
+        if (owner := self._owner(name)) is not None:
+            self._check_contract(name, owner, lambda: plugins.check_instance(self.kind, part))
         return part
 
     def _check_contract(self, name: str, owner: str, check: Callable[[], None]) -> None:

@@ -108,16 +108,15 @@ def _sample_files(outputs: OutputOptions) -> dict[str, Path]:
     from simflow_plugin.errors import ConfigError
     from simflow_plugin.evaluation.sample_files import check_out
 
-    files = {"--npz": outputs.npz, "--png": outputs.png}
+    options = {"--npz": outputs.npz, "--png": outputs.png}
+    files = {option: out for option, out in options.items() if out is not None}
     for option, out in files.items():
-        if out is None:
-            continue
         if (out.suffix == ".npz") != (option == "--npz"):
             raise ConfigError(
                 f"{option} {out}: expected a file name that ends in .npz for --npz, a folder for --png."
             )
         check_out(out, option)
-    return {option: out for option, out in files.items() if out is not None}
+    return files
 
 
 def _check_has_samples(files: Mapping[str, Path | str], evaluator: RunEvaluator) -> None:
