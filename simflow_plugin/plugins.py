@@ -132,7 +132,7 @@ def check_class(kind: str, part: Any, takes_options: bool = True) -> None:
     """
     if not callable(part):
         raise RegistryError(f"{part!r:.200} is no class or function")
-    declared = getattr(part, "Options", None)
+    declared: Any = getattr(part, "Options", None)
     if takes_options and not is_subclass(declared, Options):
         raise RegistryError(
             f"it declares no options: found Options = {declared!r:.200}. Add `class Options("
