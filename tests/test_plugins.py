@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from simflow_plugin import plugins
 from simflow_plugin.cli.app import app
 from simflow_plugin.config.loading import load_config
 from simflow_plugin.errors import ConfigError, RegistryError
@@ -199,5 +198,4 @@ def test_malformed_list_of_entry_points_breaks_no_command(
     with pytest.raises(RegistryError, match="unknown name"):
         MODELS.get("no-such-model")
     if is_logged:
-        plugins.entry_points("simflow_plugin.models")
         assert "malformed: its entry_points.txt cannot be read" in caplog.text

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from simflow_plugin import registry
 from simflow_plugin.alignment.backbone_classifier import BackboneClassifier
-from simflow_plugin.alignment.declared import ClassifierOptions
 from simflow_plugin.alignment.encoder import FrozenEncoder
+from simflow_plugin.alignment.options import ClassifierOptions
 from simflow_plugin.alignment.token_classifier import TokenClassifier
 from simflow_plugin.contracts import DataContext
 from simflow_plugin.errors import RunDirectoryError, WeightsError

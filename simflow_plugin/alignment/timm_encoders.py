@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 from torch import nn
 
 from simflow_plugin import options, registry
-from simflow_plugin.alignment.declared import TimmOptions, WeightsOptions
 from simflow_plugin.alignment.encoder import FrozenEncoder, choose_input_size
 from simflow_plugin.alignment.encoder_weights import find_weights, load_weights
 from simflow_plugin.alignment.feature_layer import FeatureLayer, find_layer, is_transformer
+from simflow_plugin.alignment.options import TimmOptions, WeightsOptions
 from simflow_plugin.alignment.timm_names import check_timm_name
 from simflow_plugin.contracts import DataContext, NetworkOutline
 from simflow_plugin.errors import ConfigError

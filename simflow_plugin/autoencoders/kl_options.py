@@ -18,7 +18,7 @@ from simflow_plugin.contexts import AutoencoderFacts, DataContext, PosteriorCont
 from simflow_plugin.errors import ConfigError, WeightsError
 from simflow_plugin.local_paths import LocalPathOrName
 from simflow_plugin.options import Choices, Options, Size, did_you_mean
-from simflow_plugin.registry import POSTERIORS, Part
+from simflow_plugin.registry import AUTOENCODERS, POSTERIORS, Part
 
 if TYPE_CHECKING:
     from simflow_plugin.autoencoders.network_weights import AutoencoderWeights
@@ -174,6 +174,7 @@ def architecture_from_options(options: KLOptions) -> Architecture:
     return Architecture(**{**given, "widths": widths, "norm_num_groups": groups, "attention_levels": levels})
 
 
+@AUTOENCODERS.declare("kl", "simflow_plugin.autoencoders.kl")
 class KLFacts(AutoencoderFacts):
     """Facts of the `kl` autoencoder."""
 

@@ -8,14 +8,7 @@ from typing import Annotated
 
 import typer
 
-from simflow_plugin.cli.run_options import (
-    RUN_HELP,
-    AutoguidanceOption,
-    EmaLengthOption,
-    OverwriteOption,
-    PrecisionOption,
-)
-from simflow_plugin.option_groups import grouped
+from simflow_plugin.cli.run_options import RUN_HELP, AutoguidanceOption, OverwriteOption, WeightsOptions
 
 PER_CLASS, MOST_ROWS = 8, 20
 """Samples of a class, and classes, in a grid where no number is given."""
@@ -23,17 +16,14 @@ PER_CLASS, MOST_ROWS = 8, 20
 
 @dataclass(frozen=True)
 class DrawingOptions:
-    """The noise, the weights and the guidance of the samples."""
+    """The noise and the guidance of the samples."""
 
     guidance: Annotated[float | None, typer.Option(min=0, help="Weight w; default: the run's own.")] = None
     seed: Annotated[int, typer.Option(help="Of the noise; sample i depends on the seed and i only.")] = 0
     batch_size: Annotated[int | None, typer.Option(min=1, help="Does not change the samples.")] = None
-    precision: PrecisionOption = None
-    ema_length: EmaLengthOption = None
     autoguidance: AutoguidanceOption = None
 
 
-@grouped
 def sample(
     run: Annotated[Path, typer.Argument(help=f"{RUN_HELP}.")],
     out: Annotated[
@@ -52,15 +42,15 @@ def sample(
     overwrite: OverwriteOption = False,
     *,
     drawn: DrawingOptions,
+    weights: WeightsOptions,
 ) -> None:
-    """Draw class-balanced samples from the averaged (EMA) weights of a run."""
+    """Draw class-balanced samples from a run, by default from its averaged (EMA) weights."""
     from simflow_plugin.evaluation.drawing import ImageSampler, labels_in_turn
     from simflow_plugin.evaluation.sample_files import save_grid, save_samples
     from simflow_plugin.progress_bar import count_progress
-    from simflow_plugin.runs.sources import open_run
 
     _check_places(out, grid, overwrite)
-    loaded = open_run(run, precision=drawn.precision, ema_length=drawn.ema_length)
+    loaded = weights.open(run)
     chosen = loaded.class_numbers(classes)
     if num is None:
         num = 100 if out is not None else PER_CLASS * min(len(chosen) or PER_CLASS, MOST_ROWS)

@@ -68,6 +68,7 @@ class BackboneOptions(Options):
         return height // self.patch_size, width // self.patch_size
 
 
+@DIFFUSION_GUIDANCE.declare("classifier_free", "simflow_plugin.diffusion.guidance")
 class GuidanceOptions(Options):
     """Options of a guidance rule: the times in which it acts; shared by all rules."""
 

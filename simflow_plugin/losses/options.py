@@ -10,10 +10,12 @@ from simflow_plugin.contexts import DataContext
 from simflow_plugin.errors import ShapeError
 from simflow_plugin.local_paths import LocalPath
 from simflow_plugin.options import MomentDecay, Options, Size
+from simflow_plugin.registry import RECONSTRUCTION_LOSSES
 
 Colour = tuple[float, float, float]
 
 
+@RECONSTRUCTION_LOSSES.declare("timm", "simflow_plugin.losses.timm_loss")
 class TimmLossOptions(Options):
     """Options of the timm perceptual loss."""
 
@@ -38,6 +40,8 @@ class TimmLossOptions(Options):
     std: Colour | None = Field(None, description="of images in [0, 1]; default the backbone's.")
 
 
+@RECONSTRUCTION_LOSSES.declare("l1", "simflow_plugin.losses.pixel")
+@RECONSTRUCTION_LOSSES.declare("l2", "simflow_plugin.losses.pixel")
 class PixelOptions(Options):
     """Pixel losses have no options; their weight belongs to the sum."""
 
@@ -46,6 +50,7 @@ LPIPS_MIN_IMAGE_SIZE = {"vgg": 16, "alex": 31}
 """Pixels of the smallest image that each backbone of LPIPS accepts."""
 
 
+@RECONSTRUCTION_LOSSES.declare("lpips", "simflow_plugin.losses.lpips_loss")
 class LPIPSOptions(Options):
     """Options of the LPIPS loss."""
 

@@ -13,7 +13,7 @@ from simflow_plugin.flow.architecture import FlowArchitecture, FlowConfig
 from simflow_plugin.flow.guidance_options import GuidanceContext
 from simflow_plugin.flow.sampling.methods import METHODS, parse_methods
 from simflow_plugin.options import Choices, Options
-from simflow_plugin.registry import GUIDANCE, Part
+from simflow_plugin.registry import GUIDANCE, MODELS, Part
 
 
 class FlowSampling(Options):
@@ -84,6 +84,7 @@ class StarFlowOptions(SimFlowOptions):
         return values
 
 
+@MODELS.declare("simflow", "simflow_plugin.models.simflow")
 class SimFlowFacts(ModelFacts):
     """Facts of `model: simflow`."""
 
@@ -93,6 +94,7 @@ class SimFlowFacts(ModelFacts):
     supports_autoguidance = True
 
 
+@MODELS.declare("starflow", "simflow_plugin.models.starflow")
 class StarFlowFacts(SimFlowFacts):
     """Facts of `model: starflow`: it detaches the latents."""
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from simflow_plugin.contracts import MomentsMap, PosteriorContext, PosteriorHead
 from simflow_plugin.errors import WeightsError
-from simflow_plugin.posteriors.declared import FixedLayerNormFacts, FixedVarianceFacts, FixedVarianceOptions
 from simflow_plugin.posteriors.gaussian import FixedVariancePosterior
+from simflow_plugin.posteriors.options import FixedLayerNormFacts, FixedVarianceFacts, FixedVarianceOptions
 from simflow_plugin.registry import POSTERIORS
 
 

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from simflow_plugin.contracts import MomentsMap, PosteriorHead
 from simflow_plugin.errors import WeightsError
-from simflow_plugin.posteriors.declared import LearnedVarianceFacts, NoisyVarianceFacts, NoisyVarianceOptions
 from simflow_plugin.posteriors.gaussian import LearnedVariancePosterior
+from simflow_plugin.posteriors.options import LearnedVarianceFacts, NoisyVarianceFacts, NoisyVarianceOptions
 from simflow_plugin.registry import POSTERIORS
 
 LOG_VARIANCE_RANGE = (-30.0, 20.0)

@@ -1,4 +1,4 @@
-"""The built-in frozen encoders by name, with their options."""
+"""Options of the frozen encoders."""
 
 from __future__ import annotations
 
@@ -28,21 +28,19 @@ class WeightsOptions(Options):
     )
 
 
+for _name, _model in MODEL_BY_PRESET.items():
+    ENCODERS.declare(_name, "simflow_plugin.alignment.timm_encoders", f"timm's `{_model}`.")(WeightsOptions)
+
+
+@ENCODERS.declare("timm", "simflow_plugin.alignment.timm_encoders")
 class TimmOptions(WeightsOptions):
     """Options of the encoder `timm`: any network by its name."""
 
     model: str = Field(description="name in timm, with its tag if any: vit_base_patch14_dinov2.lvd142m")
 
 
+@ENCODERS.declare("pretrained", "simflow_plugin.alignment.classifier")
 class ClassifierOptions(Options):
     """Options of the encoder `pretrained`: a classifier of `simflow pretrain-encoder`."""
 
     checkpoint: LocalPath = Field(description="file made by `simflow pretrain-encoder`")
-
-
-ENCODERS.declare("timm", "simflow_plugin.alignment.timm_encoders", TimmOptions)
-ENCODERS.declare("pretrained", "simflow_plugin.alignment.classifier", ClassifierOptions)
-for _name, _model in MODEL_BY_PRESET.items():
-    ENCODERS.declare(
-        _name, "simflow_plugin.alignment.timm_encoders", WeightsOptions, summary=f"timm's `{_model}`."
-    )

@@ -1,4 +1,4 @@
-"""The built-in posterior heads by name: options and facts."""
+"""Options of the posterior heads."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from simflow_plugin.options import Options
 from simflow_plugin.registry import POSTERIORS
 
 MIN_NORMALIZED_CHANNELS = 3
+
+
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -56,6 +58,7 @@ class NoisyVarianceOptions(Options):
     )
 
 
+@POSTERIORS.declare("fixed", "simflow_plugin.posteriors.fixed")
 class FixedVarianceFacts(PosteriorFacts):
     """Facts of `posterior: fixed`."""
 
@@ -63,12 +66,14 @@ class FixedVarianceFacts(PosteriorFacts):
     learns_variance = False
 
 
+@POSTERIORS.declare("fixed_layernorm", "simflow_plugin.posteriors.fixed")
 class FixedLayerNormFacts(FixedVarianceFacts):
     """Facts of `posterior: fixed_layernorm`."""
 
     Options: ClassVar[type[Options]] = FixedVarianceLayerNormOptions
 
 
+@POSTERIORS.declare("learnable", "simflow_plugin.posteriors.learnable")
 class LearnedVarianceFacts(PosteriorFacts):
     """Facts of `posterior: learnable`."""
 
@@ -76,13 +81,8 @@ class LearnedVarianceFacts(PosteriorFacts):
     learns_variance = True
 
 
+@POSTERIORS.declare("learnable_noise", "simflow_plugin.posteriors.learnable")
 class NoisyVarianceFacts(LearnedVarianceFacts):
     """Facts of `posterior: learnable_noise`."""
 
     Options: ClassVar[type[Options]] = NoisyVarianceOptions
-
-
-POSTERIORS.declare("fixed", "simflow_plugin.posteriors.fixed", FixedVarianceFacts)
-POSTERIORS.declare("fixed_layernorm", "simflow_plugin.posteriors.fixed", FixedLayerNormFacts)
-POSTERIORS.declare("learnable", "simflow_plugin.posteriors.learnable", LearnedVarianceFacts)
-POSTERIORS.declare("learnable_noise", "simflow_plugin.posteriors.learnable", NoisyVarianceFacts)
