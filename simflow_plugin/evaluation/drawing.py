@@ -56,9 +56,7 @@ class ImageSampler:
         """Return the sampler of a run.
 
         Args:
-            loaded: the run.
             guidance: weight w >= 0; None is the run's own.
-            seed: of the noise.
             autoguidance: `RUN[@step]` to guide by, or `none`; None is the run's own.
         Raises:
             EvaluationError: if the run trained an autoencoder alone, or the guide has other latents.

@@ -80,8 +80,6 @@ def measure_compute(autoencoder: Autoencoder, model: GenerativeModel, setting: C
 
     Args:
         autoencoder: its `trainable` decides what counts as trained.
-        model: any model of the harness.
-        setting: what one image goes through.
     """
     return ComputeCost(
         model_parameters=count_parameters(model),

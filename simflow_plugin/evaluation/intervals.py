@@ -24,7 +24,6 @@ def bootstrap_mean(
     Args:
         values: (N,), one an image.
         unit: what was resampled, for the note.
-        seed: of the resampling.
     Raises:
         EvaluationError: without values.
     """
@@ -44,7 +43,6 @@ def bootstrap(
     Args:
         values: (N,).
         statistic: (R, N) -> (R,), one a row.
-        seed: of the resampling.
         num_resamples: R.
     Raises:
         EvaluationError: without values.

@@ -26,9 +26,6 @@ MAX_NAME_LENGTH = 60
 def check_out(out: Path, option: str = "--out") -> None:
     """Refuse a place for samples before they are drawn.
 
-    Args:
-        out: where to.
-        option: as the user knows it.
     Raises:
         ConfigError: if `out` is neither a `.npz` name nor a folder that is new or empty.
     """
@@ -76,7 +73,6 @@ def save_grid(
         images: (N, H, W, 3).
         labels: (N,), `NO_LABEL` for none.
         class_names: by label; None names classes by their numbers.
-        option: as the user knows it.
     Raises:
         ConfigError: if it cannot be written.
     """
@@ -120,10 +116,6 @@ def save_samples(
     A batch at a time, so that 50,000 images need no memory.
 
     Args:
-        out: where to.
-        num: of samples in all.
-        batches: in order.
-        option: as the user knows it.
         class_names: by label; None names classes by their numbers.
     Raises:
         ConfigError: if `out` is neither a `.npz` name nor a folder that is new or empty, or cannot be written.
