@@ -113,16 +113,6 @@ class ImageSampler:
             yield self.draw(rows.tolist(), labels[rows])
             advance(len(rows))
 
-    def draw_in_batches(
-        self, labels: Tensor, batch_size: int, advance: Callable[[int], None] = lambda count: None
-    ) -> Tensor:
-        """Draw samples 0 .. len(labels) - 1 as `batches` does.
-
-        Returns:
-            uint8 (N, H, W, 3), [0, 255].
-        """
-        return torch.cat([to_uint8(images) for images in self.batches(labels, batch_size, advance)])
-
 
 def class_labels(indices: Sequence[int], num_classes: int | None) -> Tensor:
     """Return the labels (len(indices),) of samples: classes in turn, i modulo K; `NO_LABEL` without classes."""

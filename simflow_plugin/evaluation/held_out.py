@@ -89,7 +89,7 @@ def find_lpips(loaded: LoadedRun, backbone: str | None) -> tuple[LPIPSDistance |
     if size < smallest:
         return None, f"LPIPS: not measured, AlexNet needs {smallest} pixels, images have {size}"
     try:
-        return LPIPSDistance("alex", backbone, loaded.device), ""
+        return LPIPSDistance(backbone, loaded.device), ""
     except WeightsError as error:
         if backbone is not None:
             raise WeightsError(f"--lpips-backbone: {error}") from error
@@ -115,17 +115,16 @@ def measure_reconstruction(
     Args:
         keep: called with originals and reconstructions of each batch, uint8 (B, 3, H, W), for rFID.
     """
-    values: dict[str, list[Tensor]] = {"psnr": [], "ssim": []}
+    measures: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"psnr": psnr, "ssim": ssim}
     if lpips is not None:
-        values["lpips"] = []
+        measures["lpips"] = lpips
+    values: dict[str, list[Tensor]] = {name: [] for name in measures}
     with count_progress("reconstruction", held_out.count) as advance:
         for batch in held_out.batches():
             images = batch.images.to(loaded.device)
             decoded = reconstruct(loaded, images)
-            values["psnr"].append(psnr(decoded, images).cpu())
-            values["ssim"].append(ssim(decoded, images).cpu())
-            if lpips is not None:
-                values["lpips"].append(lpips(decoded, images).cpu())
+            for name, measure in measures.items():
+                values[name].append(measure(decoded, images).cpu())
             keep(*(to_uint8(part).permute(0, 3, 1, 2).cpu() for part in (images, decoded)))
             advance(len(images))
     found = {name: bootstrap_mean(torch.cat(parts).numpy()) for name, parts in values.items()}

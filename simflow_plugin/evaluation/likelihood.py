@@ -282,15 +282,13 @@ def auroc(
     return float((ranks.sum() - count * (count + 1) / 2) / (count * len(outside)))
 
 
-def write_scores(path: Path, columns: Mapping[str, Sequence[object] | NDArray[np.generic] | Tensor]) -> None:
+def write_scores(path: Path, columns: Mapping[str, NDArray[np.generic] | Tensor]) -> None:
     """Write one row an image to a CSV file, all at once.
 
     Args:
         columns: heading -> values, all of one length.
     """
-    values = [
-        column.tolist() if isinstance(column, Tensor | np.ndarray) else column for column in columns.values()
-    ]
+    values = [column.tolist() for column in columns.values()]
     with replacing(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(columns)

@@ -49,22 +49,18 @@ def check_out(out: Path, option: str = "--out") -> None:
         )
 
 
-def check_grid(path: Path, option: str = "--grid") -> None:
+def check_grid(path: Path) -> None:
     """Refuse a place for a grid of samples before they are drawn.
 
     Raises:
         ConfigError: if `path` does not end in .png, or is a folder.
     """
     if path.suffix.lower() != ".png" or path.is_dir():
-        raise ConfigError(f"{option} {path}: expected the name of a file that ends in .png.")
+        raise ConfigError(f"--grid {path}: expected the name of a file that ends in .png.")
 
 
 def save_grid(
-    path: Path,
-    images: NDArray[np.uint8],
-    labels: NDArray[np.int64],
-    class_names: Sequence[str] | None,
-    option: str = "--grid",
+    path: Path, images: NDArray[np.uint8], labels: NDArray[np.int64], class_names: Sequence[str] | None
 ) -> None:
     """Write samples as one picture, a row for each class with its name; a square where there are no classes.
 
@@ -89,7 +85,7 @@ def save_grid(
         save_image_grid(images[order], path, columns, names)
     except OSError as error:
         reason = error.strerror or error
-        raise ConfigError(f"{option} {path}: cannot be written ({reason}). Name another place.") from error
+        raise ConfigError(f"--grid {path}: cannot be written ({reason}). Name another place.") from error
 
 
 def check_not_there(out: Path, overwrite: bool, option: str = "--out") -> None:
