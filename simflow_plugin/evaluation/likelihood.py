@@ -179,6 +179,7 @@ class Scorer:
         Args:
             images: (B, 3, H, W), [-1, 1], with 8-bit levels.
             labels: (B,), or None.
+            purpose: names the stream of random numbers.
         """
         rows = []
         for latents, control in posterior_draws(self.model, posterior, random, num_samples, purpose):
