@@ -45,7 +45,9 @@ def sample(
     weights: WeightsOptions,
 ) -> None:
     """Draw class-balanced samples from a run, by default from its averaged (EMA) weights."""
-    from simflow_plugin.evaluation.drawing import ImageSampler, labels_in_turn
+    import numpy as np
+
+    from simflow_plugin.evaluation.drawing import ImageSampler, labels_in_turn, to_uint8
     from simflow_plugin.evaluation.sample_files import save_grid, save_samples
     from simflow_plugin.progress_bar import count_progress
 
@@ -57,13 +59,14 @@ def sample(
     sampler = ImageSampler.of_run(loaded, drawn.guidance, drawn.seed, drawn.autoguidance)
     labels = labels_in_turn(num, chosen)
     with count_progress("sampling", num) as advance:
-        images = sampler.draw_in_batches(
-            labels, drawn.batch_size or loaded.config.sampling.batch_size, advance
+        batch_size = drawn.batch_size or loaded.config.sampling.batch_size
+        images = np.concatenate(
+            [to_uint8(part).numpy() for part in sampler.batches(labels, batch_size, advance)]
         )
     if out is not None:
-        save_samples(out, num, [(images.numpy(), labels.numpy())], class_names=loaded.class_names)
+        save_samples(out, num, [(images, labels.numpy())], class_names=loaded.class_names)
     if grid is not None:
-        save_grid(grid, images.numpy(), labels.numpy(), loaded.class_names)
+        save_grid(grid, images, labels.numpy(), loaded.class_names)
     written = ", ".join(str(path) for path in (out, grid) if path is not None)
     typer.echo(f"{num} samples, guidance {sampler.guidance:g}, {loaded.precision} -> {written}")
 

@@ -181,7 +181,6 @@ def build_extractor(name: str, weights: Path | None, device: torch.device | str 
         name: `inception`, `dinov2-s/b/l/g` or `timm:MODEL`, these two with `@SIZE` in pixels or without, or
             `pretrained`.
         weights: file; None looks into the local caches, and never downloads.
-        device: to run on.
     Raises:
         EvaluationError: for an unknown name.
         WeightsError: if the file is missing (naming it, the option and the address) or holds something else.
