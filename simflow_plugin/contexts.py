@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from simflow_plugin.errors import DataError
 from simflow_plugin.options import Options
 
 NO_LABEL = -1
 """The label of an image without one, and of a row whose label was dropped for guidance."""
+
+SPLITS = ("train", "test")
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,10 @@ class DataContext:
     split: str
     seed: int = 0
     allows_pipes: bool = False
+
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise DataError(f"unknown split `{self.split}`. Known: {', '.join(SPLITS)}.")
 
 
 class ModelFacts:

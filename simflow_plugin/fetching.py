@@ -7,14 +7,13 @@ that has another is removed.
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import re
 import urllib.request
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from simflow_plugin.errors import WeightsError
 from simflow_plugin.files import file_digest, replacing
@@ -28,7 +27,7 @@ from simflow_plugin.published_weights import (
 )
 
 SECONDS = 30
-"""Until a server that says nothing is given up."""
+"""Until a silent server is given up."""
 SHA256 = re.compile(r"[0-9a-f]{64}")
 AGAIN = "Run the command again; where the network forbids it, fetch the file elsewhere and copy it there."
 
@@ -39,7 +38,7 @@ class Offer:
 
     Args:
         source: address.
-        size: bytes, or None if the server does not say.
+        size: bytes, or None if the server does not state it.
         sha256: 64 hexadecimal digits, or as many as are known from the start; empty if none are.
         repository, file_name: on the Hub; empty for a file at an address.
     """
@@ -65,7 +64,9 @@ def find(entry: FileAtAddress | FileOnHub) -> Path | None:
     if isinstance(entry, FileAtAddress):
         path = torch_cache() / entry.file_name
         return path if path.is_file() and file_digest(path).startswith(entry.sha256_prefix) else None
-    config = _timm_config(entry)
+    import timm
+
+    config = timm.get_pretrained_cfg(entry.model)
     found = None if config is None else cached_hub_file(config)
     stated = "" if found is None else found.resolve().name
     return found if found is not None and SHA256.fullmatch(stated) and file_digest(found) == stated else None
@@ -83,16 +84,16 @@ def ask(entry: FileAtAddress | FileOnHub, endpoint: str | None = None) -> Offer:
     return _ask_address(entry) if isinstance(entry, FileAtAddress) else _ask_hub(entry, endpoint)
 
 
-def fetch(offer: Offer, endpoint: str | None = None, progress: bool = True) -> Path:
+def fetch(offer: Offer, endpoint: str | None = None) -> Path:
     """Fetch what a source offers, unless it is there, whole and with its checksum.
 
     Returns:
         The file, in torch's hub cache or in that of the Hub.
     Raises:
-        WeightsError: if it does not arrive, or is not what its checksum says, as far as one is known; nothing that is
+        WeightsError: if it does not arrive, or does not have its checksum, as far as one is known; nothing that is
             wrong is left under its name then.
     """
-    return _fetch_from_hub(offer, endpoint) if offer.repository else _fetch_from_address(offer, progress)
+    return _fetch_from_hub(offer, endpoint) if offer.repository else _fetch_from_address(offer)
 
 
 def _ask_address(entry: FileAtAddress) -> Offer:
@@ -105,17 +106,20 @@ def _ask_address(entry: FileAtAddress) -> Offer:
     return Offer(entry.address, int(size) if size else None, entry.sha256_prefix, file_name=entry.file_name)
 
 
-def _fetch_from_address(offer: Offer, progress: bool) -> Path:
+def _fetch_from_address(offer: Offer) -> Path:
     path = torch_cache() / offer.file_name
     if path.is_file() and file_digest(path).startswith(offer.sha256):
         return path
+    nothing = nullcontext(lambda count: None)
+    bar = count_progress(f"fetching {offer.file_name} (bytes)", offer.size) if offer.size else nothing
     try:
         with replacing(path) as part:
-            digest = _download(offer, part, progress)
-            if not digest.startswith(offer.sha256):
+            with bar as advance:
+                download(offer.source, part, advance)
+            if not (digest := file_digest(part)).startswith(offer.sha256):
                 raise WeightsError(
-                    f"{offer.source}: what arrived was cut off or is another file: {part.stat().st_size} bytes with "
-                    f"SHA-256 {digest}, expected {offer.sha256}... It was removed. {AGAIN}"
+                    f"{offer.source}: what arrived is another file: {part.stat().st_size} bytes with SHA-256 {digest}, "
+                    f"expected {offer.sha256}... It was removed. {AGAIN}"
                 )
     except (OSError, http.client.HTTPException) as error:
         raise WeightsError(
@@ -124,23 +128,23 @@ def _fetch_from_address(offer: Offer, progress: bool) -> Path:
     return path
 
 
-def _download(offer: Offer, part: Path, progress: bool) -> str:
-    """Write what the source sends, and return its SHA-256; a source that says nothing for `SECONDS` is given up."""
-    digest = hashlib.sha256()
-    with (
-        urllib.request.urlopen(offer.source, timeout=SECONDS) as answer,
-        part.open("wb") as file,
-        ExitStack() as bar,
-    ):
-        advance = None
-        if progress and offer.size:
-            advance = bar.enter_context(count_progress(f"fetching {offer.file_name} (bytes)", offer.size))
+def download(address: str, target: Path, advance: Callable[[int], None] = lambda count: None) -> None:
+    """Write what an address sends to a file.
+
+    Args:
+        address: http, https or file.
+        target: written over.
+        advance: called with the number of bytes of each piece.
+    Raises:
+        OSError: if the server refuses, is silent for `SECONDS`, or sends less than it promised.
+    """
+    with urllib.request.urlopen(address, timeout=SECONDS) as answer, target.open("wb") as file:
         while chunk := answer.read(1 << 20):
             file.write(chunk)
-            digest.update(chunk)
-            if advance is not None:
-                advance(len(chunk))
-    return digest.hexdigest()
+            advance(len(chunk))
+        promised = answer.headers.get("Content-Length")
+    if promised is not None and int(promised) != target.stat().st_size:
+        raise OSError(f"cut off: {target.stat().st_size} bytes arrived of {promised}")
 
 
 def _ask_hub(entry: FileOnHub, endpoint: str | None) -> Offer:
@@ -148,7 +152,7 @@ def _ask_hub(entry: FileOnHub, endpoint: str | None) -> Offer:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError
 
-    config = _timm_config(entry)
+    config = timm.get_pretrained_cfg(entry.model)
     if config is None or not config.hf_hub_id:
         raise WeightsError(
             f"timm {timm.__version__} knows no repository on the Hub with the weights of {entry.model}."
@@ -165,12 +169,6 @@ def _ask_hub(entry: FileOnHub, endpoint: str | None) -> Offer:
         etag = (found.etag or "").strip('"')
         return Offer(address, found.size, etag if SHA256.fullmatch(etag) else "", config.hf_hub_id, name)
     raise WeightsError(f"https://huggingface.co/{config.hf_hub_id}: holds none of {', '.join(names)}.")
-
-
-def _timm_config(entry: FileOnHub) -> Any:
-    import timm
-
-    return timm.get_pretrained_cfg(entry.model)
 
 
 def _fetch_from_hub(offer: Offer, endpoint: str | None) -> Path:

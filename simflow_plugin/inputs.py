@@ -10,6 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from simflow_plugin.data.decoding import to_rgb
+from simflow_plugin.data.loader import to_float
+from simflow_plugin.data.pixels import center_crop
 from simflow_plugin.errors import DataError, ShapeError
 from simflow_plugin.options import did_you_mean
 from simflow_plugin.randomness import IndexedRandom
@@ -68,7 +71,7 @@ def as_images(images: Images, size: int) -> Tensor:
     if isinstance(images, Image.Image):
         return as_images([images], size)
     if isinstance(images, Sequence) and images and all(isinstance(one, Image.Image) for one in images):
-        return _from_uint8(torch.stack([_cropped(one, size) for one in images]))
+        return to_float(torch.stack([_cropped(one, size) for one in images]))
     if isinstance(images, np.ndarray):
         images = torch.from_numpy(np.ascontiguousarray(images))
     if not isinstance(images, Tensor):
@@ -85,7 +88,7 @@ def as_images(images: Images, size: int) -> Tensor:
             f"trained on{hint}"
         )
     if images.dtype == torch.uint8:
-        return _from_uint8(images)
+        return to_float(images)
     if not images.is_floating_point():
         raise ShapeError(f"images are {images.dtype}; expected uint8 in [0, 255] or floats in [-1, 1]")
     return _checked_range(images.to(torch.float32))
@@ -123,19 +126,10 @@ def _class_number(value: Any, names: Sequence[str]) -> int:
 
 
 def _cropped(image: Image.Image, size: int) -> Tensor:
-    from simflow_plugin.data.decoding import to_rgb
-    from simflow_plugin.data.pixels import center_crop
-
     try:
         return center_crop(to_rgb(image), size)
     except ValueError as error:
         raise ShapeError(f"PIL image of mode {image.mode}: {error}") from error
-
-
-def _from_uint8(images: Tensor) -> Tensor:
-    from simflow_plugin.data.loader import to_float
-
-    return to_float(images)
 
 
 def _checked_range(images: Tensor) -> Tensor:

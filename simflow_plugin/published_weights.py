@@ -6,12 +6,10 @@ file of a repository on the Hub, kept in its cache, whose SHA-256 the Hub states
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-DIGITS = re.compile(r"-([0-9a-f]{8})\.pth$")
 TORCHVISION = "https://download.pytorch.org/models/"
 HUB_FILES = (
     "model.safetensors",
@@ -52,9 +50,7 @@ class FileAtAddress:
     @property
     def sha256_prefix(self) -> str:
         """The first 8 hexadecimal digits of the SHA-256, from the published name."""
-        found = DIGITS.search(self.file_name)
-        assert found is not None, self.file_name
-        return found[1]
+        return PurePosixPath(self.address).stem[-8:]
 
 
 @dataclass(frozen=True)

@@ -284,13 +284,11 @@ DATASETS = Registry("datasets", "simflow_plugin.data", declarations="simflow_plu
 RECONSTRUCTION_LOSSES = Registry(
     "reconstruction_losses", "simflow_plugin.losses", declarations="simflow_plugin.losses.declared"
 )
-GUIDANCE = Registry(
-    "guidance", "simflow_plugin.flow.guidance", declarations="simflow_plugin.flow.guidance.declared"
-)
+GUIDANCE = Registry("guidance", "simflow_plugin.flow", declarations="simflow_plugin.flow.declared")
 DIFFUSION_GUIDANCE = Registry(
     "diffusion_guidance",
-    "simflow_plugin.diffusion.guidance",
-    declarations="simflow_plugin.diffusion.guidance.declared",
+    "simflow_plugin.diffusion",
+    declarations="simflow_plugin.diffusion.declared",
 )
 ATTENTION = Registry("attention", "simflow_plugin.flow.attention", takes_options=False)
 JUDGES = Registry(

@@ -1,6 +1,6 @@
 """A picture in a terminal that can show it: two pixels a character, as coloured half blocks.
 
-Nothing is shown in a pipe, or where the terminal does not say that it knows 24-bit colour (COLORTERM).
+Nothing is shown in a pipe, or where the terminal does not declare 24-bit colour (COLORTERM).
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from simflow_plugin.bench.timing import Subject, peak_memory, time_in_turn
 from simflow_plugin.bench.workload import Workload
 from simflow_plugin.flow import TransformerFlow
 from simflow_plugin.flow.matrix_product import onednn_linear, uses_onednn
-from simflow_plugin.flow.sampling import SamplingStatistics, parse_methods
+from simflow_plugin.flow.sampling.methods import SamplingStatistics, parse_methods
 from simflow_plugin.progress_bar import count_progress
 
 GEMM = "gemm"

@@ -31,9 +31,8 @@ def prepare(
     """Crop a data set once and store it in webdataset shards with class names, counts and digests."""
     from simflow_plugin.config.data_argument import resolve_data
     from simflow_plugin.errors import ConfigError
-    from simflow_plugin.preparing.cropped_images import Preparation
+    from simflow_plugin.preparing.cropped_images import SAVING, Format, Preparation
     from simflow_plugin.preparing.cropped_images import prepare as write
-    from simflow_plugin.preparing.shards import SAVING, Format
     from simflow_plugin.processors import num_usable_processors
 
     if image_format not in SAVING:

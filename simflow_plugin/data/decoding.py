@@ -19,8 +19,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from simflow_plugin.data.background import background_colour as background_colour
-from simflow_plugin.data.background import check_background as check_background
 from simflow_plugin.data.image_formats import readable_formats
 from simflow_plugin.errors import DataError
 
@@ -60,8 +58,6 @@ def decode_image(
     """Decode one image file to RGB.
 
     Args:
-        content: the file's bytes.
-        name: for the message.
         size: side in pixels that the image is scaled to afterwards; lets a huge JPEG be decoded smaller, never below
             twice that. None decodes all pixels.
         background: RGB, what shows through transparent pixels.
@@ -98,7 +94,18 @@ def to_rgb(image: Image.Image, background: tuple[int, int, int] = WHITE) -> Imag
     Raises:
         ValueError: if its pixels have no known range.
     """
-    return _upright(image, _to_rgb(image, background))
+    if image.mode[0] in "IF":
+        rgb = _deep_to_rgb(image, background)
+    elif image.has_transparency_data:
+        rgb = _over(_with_alpha(image), background)
+    else:
+        rgb = image if image.mode == "RGB" else image.convert("RGB")
+    try:
+        orientation = image.getexif().get(ORIENTATION_TAG)
+    except Exception:  # an unreadable one is none, as in every viewer
+        orientation = None
+    turn = TURN_BY_ORIENTATION.get(orientation) if isinstance(orientation, int) else None
+    return rgb if turn is None else rgb.transpose(turn)
 
 
 def read_image_file(path: Path) -> bytes:
@@ -124,40 +131,18 @@ def read_image_file(path: Path) -> bytes:
 
 
 def used_bits(content: bytes) -> int | None:
-    """Return how many bits the pixels of a 16-bit grey image use; None for another image, or one that states it.
-
-    Raises:
-        CorruptImage: if it is unreadable.
-    """
+    """Return how many bits the pixels of a 16-bit grey image use; None for any other, or one that states it."""
     try:
         with Image.open(io.BytesIO(content), formats=readable_formats()) as image:
             if not image.mode.startswith("I;16") or 8 < _declared_bits(image) < 16:
                 return None
             return int(np.asarray(image).max()).bit_length()
-    except Exception as error:
-        raise CorruptImage(f"not a readable image: {type(error).__name__}: {error}") from error
+    except Exception:
+        return None
 
 
 def _declared_bits(image: Image.Image) -> int:
     return int(getattr(image, "tag_v2", {}).get(BITS_TAG, (16,))[0])
-
-
-def _upright(image: Image.Image, rgb: Image.Image) -> Image.Image:
-    """Turn pixels as the orientation of `image` says; an unreadable one is none, as in every viewer."""
-    try:
-        orientation = image.getexif().get(ORIENTATION_TAG)
-    except Exception:
-        return rgb
-    turn = TURN_BY_ORIENTATION.get(orientation) if isinstance(orientation, int) else None
-    return rgb if turn is None else rgb.transpose(turn)
-
-
-def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    if image.mode[0] in "IF":
-        return _deep_to_rgb(image, background)
-    if image.has_transparency_data:
-        return _over(_with_alpha(image), background)
-    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _with_alpha(image: Image.Image) -> Image.Image:

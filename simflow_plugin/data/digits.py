@@ -23,9 +23,6 @@ CORRECTION_STEPS = 8
 class Digits(InMemoryDataset, DigitsFacts):
     """Digits resized to `image_size` so that averaging them back to 8x8 recovers the original.
 
-    Args:
-        options: share and seed of the test split.
-        context: image size (at least 8), split.
     Attributes:
         raw_images: (N, 8, 8) float64 array, [0, 16], the originals, for a judge that never sees our resizing.
         labels: (N,) int64 tensor.

@@ -45,7 +45,7 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def file_facts(path: Path) -> tuple[int, int]:
-    """Return (bytes, time of the last change in ns) of a file, what tells without reading it that it is another.
+    """Return (bytes, time of the last change in ns) of a file, which change where its content does.
 
     Raises:
         DataError: if it is gone.

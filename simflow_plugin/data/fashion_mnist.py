@@ -1,21 +1,29 @@
-"""Fashion-MNIST: 70,000 grey images of clothes, 28x28, 10 classes, from idx files found or downloaded."""
+"""Fashion-MNIST: 70,000 grey images of clothes, 28x28, 10 classes, from idx files found or downloaded.
+
+An idx file: two zero bytes, a type code (8 = unsigned byte), the number of axes; one big-endian uint32 per axis; the
+bytes.
+"""
 
 from __future__ import annotations
 
-import os
+import gzip
+import math
+import struct
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from simflow_plugin import registry
 from simflow_plugin.contracts import DataContext
 from simflow_plugin.data.disk_cache import cache_folder
-from simflow_plugin.data.idx import read_idx
 from simflow_plugin.data.in_memory import InMemoryDataset
 from simflow_plugin.data.options import FashionMnistFacts, FashionMnistOptions
 from simflow_plugin.data.pixels import resize_batch
-from simflow_plugin.data.split import check_split
 from simflow_plugin.errors import DataError
 
 CLASS_NAMES = [
@@ -34,6 +42,10 @@ DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
 NATIVE_SIZE, PADDED_SIZE = 28, 32
 PREFIX_BY_SPLIT = {"train": "train", "test": "t10k"}
+IMAGES, LABELS = "{}-images-idx3-ubyte", "{}-labels-idx1-ubyte"
+FILES = [name.format(prefix) for prefix in PREFIX_BY_SPLIT.values() for name in (IMAGES, LABELS)]
+"""Each with or without .gz at its end."""
+UNSIGNED_BYTE = 8
 
 
 @registry.DATASETS.register("fashion-mnist")
@@ -41,7 +53,6 @@ class FashionMnist(InMemoryDataset, FashionMnistFacts):
     """Fashion-MNIST at 28x28 as it is, at 32x32 with a border of 2 black pixels, else resized from 32x32.
 
     Args:
-        options: where its files are, whether to download them.
         context: image size, split (its own train and test files).
     Raises:
         DataError: if the files are missing (naming every place tried), damaged, or not images of 28x28.
@@ -50,10 +61,10 @@ class FashionMnist(InMemoryDataset, FashionMnistFacts):
     """
 
     def __init__(self, options: FashionMnistOptions, context: DataContext) -> None:
-        prefix = PREFIX_BY_SPLIT[check_split(context.split)]
+        prefix = PREFIX_BY_SPLIT[context.split]
         folder = find_fashion_mnist(options.root, options.download)
-        images = read_idx(find_file(folder, f"{prefix}-images-idx3-ubyte"), (None, NATIVE_SIZE, NATIVE_SIZE))
-        labels = read_idx(find_file(folder, f"{prefix}-labels-idx1-ubyte"), (images.shape[0],))
+        images = read_idx(file_of(folder, IMAGES.format(prefix)), (None, NATIVE_SIZE, NATIVE_SIZE))
+        labels = read_idx(file_of(folder, LABELS.format(prefix)), (len(images),))
         self._originals = images
         super().__init__(fit(images[:, None], context.image_size), labels, CLASS_NAMES, "fashion-mnist")
 
@@ -73,8 +84,8 @@ def fit(images: Tensor, size: int) -> Tensor:
 def find_fashion_mnist(root: str | None, download: bool) -> Path:
     """Return the folder that holds the four files.
 
-    Tried in this order: `root`, $SIMFLOW_DATA/fashion-mnist, the folder of the Debian package, torchvision's
-    own folder in the cache. With `root` only that folder counts: a typing error must not be answered with
+    Tried in this order: `root`, `fashion-mnist` in the cache ($SIMFLOW_DATA), the folder of the Debian package,
+    torchvision's own folder in the cache. With `root` only that folder counts: a typing error must not be answered with
     other data.
 
     Raises:
@@ -82,43 +93,60 @@ def find_fashion_mnist(root: str | None, download: bool) -> Path:
     """
     cache = cache_folder()
     downloaded = cache / "FashionMNIST" / "raw"
-    places = [Path(root).expanduser()] if root else [*_environment_folder(), DEBIAN_FOLDER, downloaded]
+    places = [Path(root).expanduser()] if root else [cache / "fashion-mnist", DEBIAN_FOLDER, downloaded]
     for place in places:
-        if all(find_file(place, name, missing_ok=True) for name in file_names()):
+        if all(file_of(place, name).is_file() for name in FILES):
             return place
     if download and not root:
         _download(cache)
         return downloaded
     raise DataError(
-        f"fashion-mnist: no folder with the files {', '.join(file_names())} (.gz or not). Tried: "
+        f"fashion-mnist: no folder with the files {', '.join(FILES)} (.gz or not). Tried: "
         f"{', '.join(map(str, places))}. Install the Debian package {DEBIAN_PACKAGE} (apt install "
         f"{DEBIAN_PACKAGE}), set data.download: true to fetch them by torchvision, or set data.root to the "
         "folder you have them in."
     )
 
 
-def file_names() -> list[str]:
-    """Return the names of the four files, without .gz."""
-    return [
-        f"{prefix}-{kind}-ubyte"
-        for prefix in PREFIX_BY_SPLIT.values()
-        for kind in ("images-idx3", "labels-idx1")
-    ]
+def file_of(folder: Path, name: str) -> Path:
+    """Return `folder/name.gz` if it is there, else `folder/name`."""
+    compressed = folder / f"{name}.gz"
+    return compressed if compressed.is_file() else folder / name
 
 
-def find_file(folder: Path, name: str, missing_ok: bool = False) -> Path | None:
-    """Return `folder/name.gz` or `folder/name`, whichever is there."""
-    for candidate in (folder / f"{name}.gz", folder / name):
-        if candidate.is_file():
-            return candidate
-    if missing_ok:
-        return None
-    raise DataError(f"{folder}: {name} (.gz or not) is missing.")
+def read_idx(path: Path, shape: Sequence[int | None]) -> Tensor:
+    """Read one idx file of unsigned bytes, gzip-compressed or not.
 
-
-def _environment_folder() -> list[Path]:
-    root = os.environ.get("SIMFLOW_DATA")
-    return [Path(root) / "fashion-mnist"] if root else []
+    Args:
+        shape: expected; None for an axis of any length.
+    Returns:
+        uint8 tensor.
+    Raises:
+        DataError: if the magic number, the shape or the length is wrong, or the compression is damaged.
+    """
+    again = "Fetch the file again."
+    try:
+        content = path.read_bytes()
+        content = gzip.decompress(content) if path.suffix == ".gz" else content
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: unreadable: {error}. {again}") from error
+    magic, header = bytes((0, 0, UNSIGNED_BYTE, len(shape))), 4 + 4 * len(shape)
+    if content[:4] != magic or len(content) < header:
+        raise DataError(
+            f"{path}: not an idx file of unsigned bytes with {len(shape)} axes: it has {len(content)} bytes and starts "
+            f"with {content[:4].hex() or '(nothing)'}, expected {magic.hex()}. {again}"
+        )
+    found = struct.unpack_from(f">{len(shape)}I", content, 4)
+    if any(want not in (None, have) for want, have in zip(shape, found, strict=True)):
+        wanted = " x ".join("any" if size is None else str(size) for size in shape)
+        raise DataError(
+            f"{path}: holds {' x '.join(map(str, found))}, expected {wanted}. Is it of another data set?"
+        )
+    if len(content) - header != math.prod(found):
+        raise DataError(
+            f"{path}: {len(content) - header} bytes of data, but its header promises {math.prod(found)}. {again}"
+        )
+    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=header).reshape(found).copy())
 
 
 def _download(cache: Path) -> None:

@@ -1,7 +1,7 @@
 """One array per image, computed once, kept on disk: alignment features, moments of a frozen encoder.
 
     folder/<key>/values.npy     (views, N, ...), memory-mapped; view 0 as it is, view 1 mirrored
-    folder/<key>/checksums.npy  (views, blocks), of the values; see `simflow_plugin.data.block_checksums`
+    folder/<key>/checksums.npy  (views, N) uint32, CRC-32 of each row of values
     folder/<key>/cache.json     the facts that the values depend on
 
 The key is a hash of the facts: data set and its files, split, image size, encoder and its weights, ... The folder
@@ -12,6 +12,7 @@ while one puts them together, the values are on the disk twice.
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +24,6 @@ import torch
 from torch import Tensor
 
 from simflow_plugin.contracts import DescribesContent, HasLabels, ImageDataset
-from simflow_plugin.data.block_checksums import BlockChecksums, all_checksums
 from simflow_plugin.data.disk_cache import fingerprint, tensors_digest
 from simflow_plugin.data.loader import check_corrupt, evaluation_batches
 from simflow_plugin.data.shared_parts import DoneElsewhere, SharedParts
@@ -31,41 +31,59 @@ from simflow_plugin.errors import DataError
 from simflow_plugin.files import read_json_object, replacing
 
 VALUES, CHECKSUMS, FACTS = "values.npy", "checksums.npy", "cache.json"
+FORMAT = 2
+"""Of the files, and a part of the key: caches of another format are built anew."""
 NUM_PROBED = 64
-"""Images read of a data set that does not say what it holds."""
+"""Images read of a data set that does not describe its content."""
 
 
 @dataclass(frozen=True)
 class FeatureCache:
     """Cached values, read by the index of the image.
 
+    Features of a million images are too large to be read for a check when they are opened, and a flipped bit in one
+    would train on for weeks: a row is checked when it is first read.
+
     Args:
         values: (1 or 2, N, ...), float16 or float32, memory-mapped; NaN where an image could not be read.
+        checksums: (1 or 2, N) uint32, CRC-32 of each row.
         place: folder, for messages.
-        checksums: of the values; every block is checked when a row of it is first read.
     """
 
     values: np.ndarray
+    checksums: np.ndarray
     place: Path
-    checksums: BlockChecksums
 
     def __len__(self) -> int:
         return self.values.shape[1]
 
+    @cached_property
+    def _is_checked(self) -> np.ndarray:
+        return np.zeros(self.checksums.shape, dtype=bool)
+
     def read(self, indices: Tensor, flipped: Tensor | None = None) -> Tensor:
-        """Return float32 values (B, ...) of the images `indices` (B,), mirrored where `flipped` (B,) says so.
+        """Return float32 values (B, ...) of the images `indices` (B,), mirrored where `flipped` (B,) is true.
 
         Raises:
             DataError: if mirrored values are asked for and were not cached, an image could not be read then, or values
                 do not match their checksum.
         """
-        views = torch.zeros_like(indices) if flipped is None else flipped.to(torch.int64)
-        if int(views.max()) >= self.values.shape[0]:
+        views = (torch.zeros_like(indices) if flipped is None else flipped.to(torch.int64)).numpy()
+        if views.max() >= self.values.shape[0]:
             raise DataError(
                 "the cache holds no values of mirrored images. Build it with flips, or train without."
             )
-        self.checksums.check(views.numpy(), indices.numpy())
-        values = torch.from_numpy(self.values[views.numpy(), indices.numpy()].astype(np.float32))
+        rows = indices.numpy()
+        stored = self.values[views, rows]
+        for place in np.flatnonzero(~self._is_checked[views, rows]):
+            view, row = views[place], rows[place]
+            if zlib.crc32(stored[place].tobytes()) != self.checksums[view, row]:
+                raise DataError(
+                    f"{self.place}: the values of image {row} are not what was written: they do not match their "
+                    "checksum. Is the disk failing? Delete the folder; it will be built again."
+                )
+            self._is_checked[view, row] = True
+        values = torch.from_numpy(stored.astype(np.float32))
         absent = values.flatten(1).isnan().any(1)
         if bool(absent.any()):
             raise DataError(
@@ -80,8 +98,8 @@ def dataset_facts(
 ) -> dict[str, Any]:
     """Return what cached values depend on, as far as the data set goes.
 
-    A data set tells by `content_facts()` which images it holds: resolved paths, names, sizes and times of files,
-    or the pixels themselves. Of one without, labels and a few evenly spaced images stand for all.
+    `content_facts()` of a data set identifies its images: resolved paths, names, sizes and times of files, or a digest
+    of the pixels. Of one without, labels and a few evenly spaced images stand for all.
     """
     return {
         "data": name,
@@ -104,37 +122,6 @@ def _probe(dataset: ImageDataset) -> dict[str, Any]:
         "labels": fingerprint({"labels": labels.tolist()}) if isinstance(labels, Tensor) else None,
         "some_images": tensors_digest(images),
     }
-
-
-def open_cache(folder: Path, facts: Mapping[str, Any]) -> FeatureCache | None:
-    """Return the cache for `facts`, or None if it was not built yet.
-
-    Raises:
-        DataError: if there is one that does not hold what its name says.
-    """
-    place = folder / fingerprint(facts)
-    if not place.is_dir():
-        return None
-    try:
-        stored = read_json_object(place / FACTS, DataError)
-        values = np.load(place / VALUES, mmap_mode="r", allow_pickle=False)
-        checksums = np.load(place / CHECKSUMS, allow_pickle=False)
-    except (OSError, ValueError, DataError) as error:
-        raise DataError(
-            f"{place}: a damaged cache: {error}. Delete the folder; it will be built again."
-        ) from error
-    expected = json.loads(json.dumps(dict(facts), default=str))
-    differing = sorted(key for key in {*stored, *expected} if stored.get(key) != expected.get(key))
-    if differing:
-        raise DataError(
-            f"{place / FACTS}: made for other {', '.join(differing)}. Delete the folder; it will be built "
-            "again."
-        )
-    if values.shape[1] != expected.get("num", values.shape[1]):
-        raise DataError(
-            f"{place / VALUES}: {values.shape[1]} rows, expected {expected['num']}. Delete the folder."
-        )
-    return FeatureCache(values, place, BlockChecksums(values, checksums, place))
 
 
 @dataclass(frozen=True)
@@ -161,7 +148,12 @@ class CacheJob:
     dtype: Literal["float16", "float32"] = "float16"
 
     def __post_init__(self) -> None:
-        views = {"num": len(self.dataset), "views": 1 + self.with_flips, "dtype": self.dtype}
+        views = {
+            "format": FORMAT,
+            "num": len(self.dataset),
+            "views": 1 + self.with_flips,
+            "dtype": self.dtype,
+        }
         object.__setattr__(self, "facts", {**self.facts, **views})
 
     @property
@@ -178,13 +170,39 @@ class CacheJob:
             self.place.is_dir,
         )
 
+    def open(self) -> FeatureCache | None:
+        """Return the cache, or None if it was not built yet.
+
+        Raises:
+            DataError: if there is one that does not hold what its name promises.
+        """
+        if not self.place.is_dir():
+            return None
+        again = "Delete the folder; it will be built again."
+        try:
+            stored = read_json_object(self.place / FACTS, DataError)
+            values = np.load(self.place / VALUES, mmap_mode="r", allow_pickle=False)
+            checksums = np.load(self.place / CHECKSUMS, allow_pickle=False)
+        except (OSError, EOFError, ValueError, DataError) as error:
+            raise DataError(f"{self.place}: a damaged cache: {error}. {again}") from error
+        expected = json.loads(json.dumps(self.facts, default=str))
+        differing = sorted(key for key in {*stored, *expected} if stored.get(key) != expected.get(key))
+        if differing:
+            raise DataError(f"{self.place / FACTS}: made for other {', '.join(differing)}. {again}")
+        rows = (expected["views"], expected["num"])
+        if not values.shape[:2] == checksums.shape == rows:
+            raise DataError(
+                f"{self.place}: values {values.shape} and checksums {checksums.shape} of {rows} rows. {again}"
+            )
+        return FeatureCache(values, checksums, self.place)
+
     def compute_share(self, rank: int, world_size: int) -> None:
         """Compute what is missing of the share of one process among several.
 
         Raises:
             DataError: if the disk is full, or the cache that is there is damaged.
         """
-        if open_cache(self.folder, self.facts) is None:
+        if self.open() is None:
             self.parts.make_missing(rank, world_size)
 
     def finish(self) -> FeatureCache:
@@ -194,16 +212,16 @@ class CacheJob:
             DataError: if the disk is full, the cache that is there is damaged, or more images than the data set allows
                 could not be read, by all processes together.
         """
-        known = open_cache(self.folder, self.facts)
+        known = self.open()
         if known is not None:
             self.parts.remove()  # of a process that was stopped after the last of them
             return known
         try:
             with replacing(self.place) as part:
                 part.mkdir()
-                self._put_together(part / VALUES)
-                written = np.load(part / VALUES, mmap_mode="r", allow_pickle=False)
-                np.save(part / CHECKSUMS, all_checksums(written))
+                values = self._put_together(part / VALUES)
+                checksums = [[zlib.crc32(row.tobytes()) for row in view] for view in values]
+                np.save(part / CHECKSUMS, np.array(checksums, dtype=np.uint32))
                 (part / FACTS).write_text(json.dumps(self.facts, default=str, indent=1))
         except DoneElsewhere:
             pass  # it is opened below
@@ -211,7 +229,7 @@ class CacheJob:
             if not self.place.is_dir():  # another process may have been faster
                 raise DataError(f"{self.place}: the cache cannot be written: {error}") from error
         self.parts.remove()
-        built = open_cache(self.folder, self.facts)
+        built = self.open()
         assert built is not None
         return built
 
@@ -228,10 +246,10 @@ class CacheJob:
             values.append(torch.stack([self.compute(view).float().cpu() for view in views]))
         if not indices:
             return {}
-        dtype = torch.float16 if self.dtype == "float16" else torch.float32
-        return {"indices": torch.cat(indices), "values": torch.cat(values, dim=1).to(dtype)}
+        found = torch.cat(values, dim=1).to(getattr(torch, self.dtype))
+        return {"indices": torch.cat(indices), "values": found}
 
-    def _put_together(self, path: Path) -> None:
+    def _put_together(self, path: Path) -> np.ndarray:
         values, num_read = None, 0
         for part in self.parts.read():
             if not part:
@@ -245,3 +263,4 @@ class CacheJob:
         check_corrupt(self.dataset, len(self.dataset) - num_read)
         assert values is not None, "a data set none of whose images can be read is refused before"
         values.flush()
+        return values

@@ -127,7 +127,7 @@ def _walk(
                 yield _Found(found.path, found.is_linked or is_linked, found.identity)
         elif not is_image_name(entry.name):
             ignored[unread_kind(suffix_of(entry.name))] += 1
-        elif not _is_regular_file(entry):
+        elif not (os.path.isfile(entry) if entry.is_symlink() else entry.is_file()):
             ignored[NO_FILE] += 1
         else:
             # The inode is known from the listing; only a link must be looked up.
@@ -146,17 +146,8 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # links that lead to each other
-        return False
-
-
-def _is_regular_file(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_file()
-    except OSError:
-        return False
+    # `DirEntry.is_dir` raises for links that lead to each other; without a link it asks nothing of the disk.
+    return os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()
 
 
 def _identity(path: Path) -> tuple[int, int]:

@@ -8,26 +8,29 @@ root/images_h5.json     a list of all names in it, groups included
 
 from __future__ import annotations
 
-import json
 import os
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import h5py
 import numpy as np
 from PIL import Image
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from simflow_plugin import registry
 from simflow_plugin.contracts import DataContext
 from simflow_plugin.data.decoding import MAX_FILE_BYTES, CorruptImage
 from simflow_plugin.data.disk_cache import file_facts
-from simflow_plugin.data.image_files import FileDataset, own_or_held_out
+from simflow_plugin.data.image_files import FileDataset, ListedImages
 from simflow_plugin.data.image_formats import is_image_name, suffix_of, unread_kind
-from simflow_plugin.data.labels import Key, number_labels, parse_label, shown
+from simflow_plugin.data.labels import Key, parse_label, shown
 from simflow_plugin.data.options import Hdf5Options
 from simflow_plugin.errors import DataError
 
 IMAGES, NAMES, LABELS = "images.h5", "images_h5.json", "dataset.json"
 ARRAY = ".npy"
+Parsed = TypeVar("Parsed")
 
 
 @registry.DATASETS.register("hdf5")
@@ -53,25 +56,20 @@ class Hdf5Images(FileDataset):
         names = sorted(name for name in entries if _is_image(name))
         if not names:
             raise DataError(f"{base / NAMES}: lists no image.")
-        labels, classes = None, None
-        if options.labels is not False:
-            own = read_labels(base, names)
-            training = (
-                own if base == train else read_labels(train, [n for n in read_names(train) if _is_image(n)])
-            )
-            labels, classes = number_labels(str(base), own, training, options.labels, names)
-        rows, targets = own_or_held_out(base, len(names), labels, context.split, options, test is not None)
+        keys = training = read_labels(base, names) if options.labels is not False else None
+        if base != train and options.labels is not False:
+            training = read_labels(train, [name for name in read_names(train) if _is_image(name)])
+        others = (suffix_of(name) for name in entries if not _is_image(name) and name != LABELS)
+        ignored = Counter(unread_kind(suffix) for suffix in others if suffix)
         self.path = base / IMAGES
         self._file: Any = None
         self._owner: int | None = None
         self._plain_groups: set[str] = set()
-        ignored: dict[str, int] = {}
-        for name in entries:
-            if not _is_image(name) and suffix_of(name) and name != LABELS:
-                kind = unread_kind(suffix_of(name))
-                ignored[kind] = ignored.get(kind, 0) + 1
-        chosen = [names[row] for row in rows]
-        super().__init__(chosen, targets, classes, context.image_size, options, ignored)
+        super().__init__(
+            ListedImages(str(base), names, keys, training, test is not None, ignored=ignored),
+            options,
+            context,
+        )
 
     def read_image(self, index: int) -> Image.Image:
         if not self.names[index].endswith(ARRAY):
@@ -101,8 +99,6 @@ class Hdf5Images(FileDataset):
         Raises:
             CorruptImage: if there is nothing, a group, a link to another file, or more than an image holds.
         """
-        import h5py
-
         name = self.names[index]
         try:
             file = self._open()
@@ -120,15 +116,12 @@ class Hdf5Images(FileDataset):
             return np.frombuffer(value, np.uint8) if isinstance(value, bytes) else np.asarray(value)
         except CorruptImage:
             raise
-        except (
-            Exception
-        ) as error:  # h5py raises OSError, KeyError, RuntimeError, TypeError, ... for damaged files
+        # h5py raises OSError, KeyError, RuntimeError, TypeError, ... for damaged files.
+        except Exception as error:
             raise CorruptImage(f"{self.describe(index)}: {type(error).__name__}: {error}") from error
 
     def _refuse_links(self, file: Any, name: str) -> None:
         """Refuse names that lead into another file: it is not what was described, and may not be there to-morrow."""
-        import h5py
-
         parts = name.strip("/").split("/")
         for depth in range(1, len(parts) + 1):
             path = "/".join(parts[:depth])
@@ -150,8 +143,6 @@ class Hdf5Images(FileDataset):
         return f"{self.path}:{self.names[index]}"
 
     def _open(self) -> Any:
-        import h5py
-
         # A handle that a fork inherits shares its file position with the parent: reopen in every process.
         if self._owner != os.getpid():
             self._file, self._owner = h5py.File(self.path, "r"), os.getpid()
@@ -178,23 +169,18 @@ def read_names(base: Path) -> list[str]:
                 f"{NAMES} in data.root."
             )
     try:
-        entries = json.loads((base / NAMES).read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{base / NAMES}: damaged: {type(error).__name__}: {error}") from error
-    if not isinstance(entries, list) or not all(isinstance(name, str) for name in entries):
-        wrong = (
-            next((e for e in entries if not isinstance(e, str)), entries)
-            if isinstance(entries, list)
-            else entries
-        )
-        raise DataError(f"{base / NAMES}: holds {shown(wrong)}, expected a list of names.")
-    twice = next(
-        (name for name, again in zip(sorted(entries), sorted(entries)[1:], strict=False) if name == again),
-        None,
-    )
+        content = (base / NAMES).read_bytes()
+    except OSError as error:
+        raise DataError(f"{base / NAMES}: cannot be read: {error}") from error
+    entries = _parsed(TypeAdapter(list[str]), content, base / NAMES)
+    twice = next((name for name, count in Counter(entries).items() if count > 1), None)
     if twice is not None:
         raise DataError(f"{base / NAMES}: lists {twice} twice. Write it anew.")
     return entries
+
+
+class _Labels(BaseModel):
+    labels: list[tuple[str, Any]] | None = None
 
 
 def read_labels(base: Path, names: list[str]) -> list[Key] | None:
@@ -203,45 +189,40 @@ def read_labels(base: Path, names: list[str]) -> list[Key] | None:
     Raises:
         DataError: if a label is no integer, naming the image; if images have none, or two.
     """
-    label_of = _listed_labels(base)
-    if label_of is None:
-        return None
-    missing = [name for name in names if name.replace("\\", "/") not in label_of]
-    if missing:
-        raise DataError(
-            f"{base / IMAGES}: {len(missing)} of {len(names)} images have no label in {LABELS}, such as "
-            f"{missing[0]}."
-        )
-    return [label_of[name.replace("\\", "/")] for name in names]
-
-
-def _listed_labels(base: Path) -> dict[str, Key] | None:
-    import h5py
-
     place = f"{base / IMAGES}:{LABELS}"
     try:
         with h5py.File(base / IMAGES, "r") as file:
-            if LABELS not in file:
-                return None
-            stored = file[LABELS][()]
-            document = json.loads(stored if isinstance(stored, bytes) else np.asarray(stored).tobytes())
-    except (
-        Exception
-    ) as error:  # h5py raises OSError, KeyError, RuntimeError, TypeError, ... for damaged files
+            stored = file[LABELS][()] if LABELS in file else b"{}"
+        content = stored if isinstance(stored, bytes) else np.asarray(stored).tobytes()
+    # h5py raises OSError, KeyError, RuntimeError, TypeError, ... for damaged files.
+    except Exception as error:
         raise DataError(f"{base}: {IMAGES} is damaged: {type(error).__name__}: {error}") from error
-    if not isinstance(document, dict):
-        raise DataError(f"{place}: holds {shown(document)}, expected a mapping with `labels`.")
-    listed = document.get("labels")
+    listed = _parsed(TypeAdapter(_Labels), content, place).labels
     if not listed:
         return None
-    if not isinstance(listed, list):
-        raise DataError(f"{place}: `labels` is {shown(listed)}, expected a list of [name, number].")
     label_of: dict[str, Key] = {}
-    for pair in listed:
-        if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)):
-            raise DataError(f"{place}: `labels` holds {shown(pair)}, expected [name, number].")
-        name = pair[0].replace("\\", "/")
-        label = parse_label(pair[1], f"{place}: {name}", texts=False)
+    for written, value in listed:
+        name = written.replace("\\", "/")
+        label = parse_label(value, f"{place}: {name}", texts=False)
         if label_of.setdefault(name, label) != label:
             raise DataError(f"{place}: {name} has two labels, {label_of[name]} and {label}. Write it anew.")
-    return label_of
+    keys = [name.replace("\\", "/") for name in names]
+    missing = [key for key in keys if key not in label_of]
+    if missing:
+        raise DataError(
+            f"{base / IMAGES}: {len(missing)} of {len(names)} images have no label in {LABELS}, such as {missing[0]}."
+        )
+    return [label_of[key] for key in keys]
+
+
+def _parsed(form: TypeAdapter[Parsed], content: bytes, place: Path | str) -> Parsed:
+    """Return JSON of the form that a file of the layout has."""
+    try:
+        return form.validate_json(content, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = f" at {'.'.join(map(str, first['loc']))}" if first["loc"] else ""
+        raise DataError(
+            f"{place}: not of the form that REPA-E's preprocessing writes{where}: {first['msg']}, found "
+            f"{shown(first['input'])}."
+        ) from error

@@ -11,10 +11,9 @@ from typing import Any
 from simflow_plugin import registry
 from simflow_plugin.contracts import NO_LABEL, DataContext
 from simflow_plugin.data.decoding import CorruptImage, read_image_file
-from simflow_plugin.data.image_files import FileDataset, own_or_held_out
-from simflow_plugin.data.labels import Key, number_labels, parse_label
+from simflow_plugin.data.image_files import FileDataset, ListedImages
+from simflow_plugin.data.labels import Key, parse_label
 from simflow_plugin.data.options import HuggingFaceOptions
-from simflow_plugin.data.split import check_split
 from simflow_plugin.errors import DataError
 
 LABEL_NAMES = ("label", "labels", "class", "class_label", "category", "target", "y")
@@ -33,36 +32,36 @@ class HuggingFaceImages(FileDataset):
     Options = HuggingFaceOptions
 
     def __init__(self, options: HuggingFaceOptions, context: DataContext) -> None:
-        own = options.test_split is not None
         if options.test_split == options.train_split:
             raise DataError(
                 f"{options.path}: data.test_split and data.train_split are both `{options.train_split}`: it would be "
                 "tested on what was trained on. Set data.test_split: null to hold a share out."
             )
-        is_test = own and check_split(context.split) == "test"
         train = load_table(options.path, options.subset, options.train_split)
-        table = load_table(options.path, options.subset, options.test_split or "") if is_test else train
-        self.image_column = find_image_column(table, options.path, options.image_column)
-        labels, classes = None, None
+        table = train
+        if options.test_split is not None and context.split == "test":
+            table = load_table(options.path, options.subset, options.test_split)
+        images = [name for name in table.column_names if type(table.features[name]).__name__ == "Image"]
+        self.image_column = _only(
+            table, options.path, options.image_column, images, "image_column", "of images"
+        )
+        keys = training = declared = None
         label_column = find_label_column(train, options.path, options.label_column, options.labels)
         if label_column is not None:
-            found = read_labels(table, options.path, label_column)
-            training = read_labels(train, options.path, label_column) if is_test else found
+            keys = training = read_labels(table, options.path, label_column)
+            if table is not train:
+                training = read_labels(train, options.path, label_column)
             declared = class_label_names(train.features[label_column])
-            labels, classes = number_labels(
-                options.path,
-                found,
-                training,
-                options.labels,
-                [f"row {row}" for row in range(len(table))],
-                declared,
-            )
-        elif options.labels is True:
-            number_labels(options.path, None, None, True)
-        rows, targets = own_or_held_out(options.path, len(table), labels, context.split, options, own)
+        names = [f"row {row}" for row in range(len(table))]
+        is_split = options.test_split is not None
         self.path = options.path
-        self.table = _undecoded(table.select(rows), self.image_column)
-        super().__init__([str(row) for row in rows], targets, classes, context.image_size, options)
+        super().__init__(
+            ListedImages(options.path, names, keys, training, is_split, declared), options, context
+        )
+        # Bytes in place of decoded images: a corrupt one is then found by our decoder, and named.
+        import datasets
+
+        self.table = table.select(self.rows).cast_column(self.image_column, datasets.Image(decode=False))
 
     def read_content(self, index: int) -> bytes:
         cell = self.table[index][self.image_column]
@@ -75,7 +74,7 @@ class HuggingFaceImages(FileDataset):
         return super().content_facts() | {"table": self.table._fingerprint}
 
     def describe(self, index: int) -> str:
-        return f"{self.path}[{self.names[index]}]"
+        return f"{self.path}: {self.names[index]}"
 
 
 def load_table(path: str, subset: str | None, split: str) -> Any:
@@ -100,16 +99,6 @@ def load_table(path: str, subset: str | None, split: str) -> Any:
             f"{path}: split `{split}` cannot be loaded: {type(error).__name__}: {error}. Check data.path, "
             "data.subset and the split, or give a folder written by save_to_disk."
         ) from error
-
-
-def find_image_column(table: Any, path: str, wanted: str | None) -> str:
-    """Return the column asked for, or the only one of images.
-
-    Raises:
-        DataError: if there is no such column, none of images, or several.
-    """
-    found = [name for name in table.column_names if type(table.features[name]).__name__ == "Image"]
-    return _only(table, path, wanted, found, "image_column", "of images")
 
 
 def find_label_column(table: Any, path: str, wanted: str | None, labels: bool | str) -> str | None:
@@ -168,10 +157,3 @@ def _only(table: Any, path: str, wanted: str | None, found: list[str], option: s
             f"{path}: {len(found)} columns {kind}: {', '.join(found)}. Set data.{option} to one of them."
         )
     return found[0]
-
-
-def _undecoded(table: Any, column: str | None) -> Any:
-    """Ask for bytes instead of decoded images: a corrupt one is then found by our decoder, and named."""
-    import datasets
-
-    return table.cast_column(column, datasets.Image(decode=False))

@@ -6,6 +6,7 @@ interpreter (EPS), call a network codec or have no signature, so that any bytes 
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
 
 from PIL import Image
@@ -65,9 +66,7 @@ def is_image_name(name: str) -> bool:
 
 def suffix_of(name: str) -> str:
     """Return the ending of a file name, from its last dot on, in lower case; '' without one."""
-    base = name.rsplit("/", 1)[-1]
-    stem, dot, ending = base.rpartition(".")
-    return f".{ending.lower()}" if dot and stem else ""
+    return os.path.splitext(name)[1].lower()
 
 
 def unread_kind(suffix: str) -> str:

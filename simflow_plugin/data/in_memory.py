@@ -10,7 +10,7 @@ from torch import Tensor
 
 from simflow_plugin.contracts import Example
 from simflow_plugin.data.disk_cache import tensors_digest
-from simflow_plugin.errors import DataError, ShapeError
+from simflow_plugin.errors import DataError
 
 
 class InMemoryDataset:
@@ -22,17 +22,10 @@ class InMemoryDataset:
         class_names: one per class, in the order of the labels.
         name: of the data set, for messages and cache keys.
     Raises:
-        ShapeError: if images or labels have another shape or type.
         DataError: if a label is none of the classes.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, class_names: list[str], name: str) -> None:
-        if images.ndim != 4 or images.dtype != torch.uint8 or images.shape[1] not in (1, 3):
-            raise ShapeError(
-                f"{name}: images must be uint8 (N, 1 or 3, H, W); got {images.dtype} {tuple(images.shape)}"
-            )
-        if labels.shape != images.shape[:1]:
-            raise ShapeError(f"{name}: {images.shape[0]} images but labels of shape {tuple(labels.shape)}")
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(class_names):
             raise DataError(
                 f"{name}: labels from {int(labels.min())} to {int(labels.max())}, but there are {len(class_names)} "
@@ -56,7 +49,7 @@ class InMemoryDataset:
         return self._images[rows].expand(-1, 3, -1, -1), self.labels[rows]
 
     def read_content(self, index: int) -> bytes:
-        """Return the bytes that tell one image from another."""
+        """Return the pixels of one image."""
         return self._images[index].contiguous().numpy().tobytes()
 
     def content_facts(self) -> dict[str, Any]:

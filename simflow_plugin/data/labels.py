@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -29,42 +28,10 @@ WHOLE_NUMBER = re.compile(r"[+-]?\d{1,18}")
 REMEDY = "Mend or remove it, or set data.labels: false"
 
 
-@dataclass(frozen=True)
-class Classes:
-    """The classes of a training split.
-
-    Args:
-        keys: label of the source that each class number stands for.
-        names: what messages, grids and files call them.
-    """
-
-    keys: list[Key]
-    names: list[str]
-
-    def numbers(self, where: str, keys: Sequence[Key]) -> Tensor:
-        """Return class numbers (N,) int64 of the labels `keys`, `NO_LABEL` where there is none.
-
-        Raises:
-            DataError: if there are classes that training does not have.
-        """
-        number_of: dict[Key, int] = {key: number for number, key in enumerate(self.keys)} | {
-            NO_LABEL: NO_LABEL
-        }
-        foreign = sorted({str(key) for key in set(keys) - set(number_of)})
-        if foreign:
-            raise DataError(
-                f"{where}: {len(foreign)} classes that no training image has: `{'`, `'.join(foreign[:12])}`. "
-                f"Training has {len(self.keys)}: {shortened(self.names)}. Add them to training, remove them here, or "
-                "set data.labels: false."
-            )
-        return torch.tensor([number_of[key] for key in keys], dtype=torch.int64)
-
-
 def parse_label(value: Any, record: str, texts: bool = True) -> Key:
     """Return a label as an id or a name.
 
     Args:
-        value: what the source holds.
         record: names the image in messages.
         texts: whether words are class names here.
     Raises:
@@ -87,8 +54,8 @@ def parse_label(value: Any, record: str, texts: bool = True) -> Key:
     )
 
 
-def find_classes(where: str, keys: Sequence[Key], declared: Sequence[Key] | None = None) -> Classes:
-    """Return the classes that labels of training images name.
+def find_classes(where: str, keys: Sequence[Key], declared: Sequence[Key] | None = None) -> list[Key]:
+    """Return the label that each class number stands for, of those that training images have.
 
     Args:
         where: the data set, for messages.
@@ -109,8 +76,7 @@ def find_classes(where: str, keys: Sequence[Key], declared: Sequence[Key] | None
             f"{where}: all {len(keys)} images are of one class: there is nothing to condition on. Add "
             "another class, or train without labels: data.labels: false."
         )
-    ordered = sorted(seen) if declared is None else [key for key in declared if key in seen]  # type: ignore[type-var]
-    return Classes(ordered, [str(key) for key in ordered])
+    return sorted(seen) if declared is None else [key for key in declared if key in seen]  # type: ignore[type-var]
 
 
 def number_labels(
@@ -120,7 +86,7 @@ def number_labels(
     wanted: Wanted,
     records: Sequence[str] = (),
     declared: Sequence[Key] | None = None,
-) -> tuple[Tensor | None, Classes | None]:
+) -> tuple[Tensor | None, list[str] | None]:
     """Number the labels of one split by the classes of training.
 
     Args:
@@ -131,7 +97,7 @@ def number_labels(
         records: names of the split's images, for messages.
         declared: the source's own order of classes.
     Returns:
-        (N,) int64, or None for an unlabelled split; the classes, or None for an unlabelled data set.
+        (N,) int64, or None for an unlabelled split; the names of the classes, or None for an unlabelled data set.
     Raises:
         DataError: if labels are wanted and missing, only some images have one, or a class is not in training.
     """
@@ -150,7 +116,17 @@ def number_labels(
             "or set data.labels: false."
         )
     classes = find_classes(where, training, declared)
-    return (classes.numbers(where, own) if own is not None else None), classes
+    names = [str(key) for key in classes]
+    foreign = sorted({str(key) for key in set(own or ()) - set(classes)})
+    if foreign:
+        raise DataError(
+            f"{where}: {len(foreign)} classes that no training image has: `{'`, `'.join(foreign[:12])}`. "
+            f"Training has {len(names)}: {shortened(names)}. Add them to training, remove them here, or set "
+            "data.labels: false."
+        )
+    number_of = {key: number for number, key in enumerate(classes)}
+    numbers = None if own is None else torch.tensor([number_of[key] for key in own], dtype=torch.int64)
+    return numbers, names
 
 
 def shortened(names: Sequence[str], limit: int = 12) -> str:

@@ -1,6 +1,6 @@
 """Batches for training and evaluation, each a function of (seed, step) and never of a worker's state.
 
-A worker builds whole micro-batches: the number of a micro-batch tells it which images, in which order,
+A worker builds whole micro-batches: the number of a micro-batch determines which images, in which order,
 flipped or not. So the number of workers changes the speed and nothing else, and a run resumes at any step.
 """
 
@@ -64,11 +64,8 @@ def make_loader(
     """Return the training batches of one process, as many of each step as `batches` accumulates.
 
     Args:
-        dataset: map-style.
         batches: their size, and the processes and accumulation steps that share it.
-        seed: of the run.
         steps: optimizer steps to serve, without gaps.
-        rank: of this process.
         horizontal_flip: mirror every other image, decided by (seed, position).
         num_workers: processes that read images; 0 reads in this one.
         corrupt: images known to be so, which are neither counted nor named again; grows.
@@ -82,15 +79,7 @@ def make_loader(
 
 @dataclass(frozen=True)
 class TrainingSource(Dataset):
-    """Micro-batch number -> micro-batch, for one process; number n is micro-batch n mod A of step n // A.
-
-    Args:
-        dataset: where images come from.
-        order: which image is at which position.
-        batches: which positions a micro-batch holds.
-        rank: of this process.
-        horizontal_flip: mirror every other image.
-    """
+    """Micro-batch number -> micro-batch, for one process; number n is micro-batch n mod A of step n // A."""
 
     dataset: ImageDataset
     order: DataOrder
@@ -117,9 +106,7 @@ class Loader:
     """Iterates over micro-batches and watches over corrupt images.
 
     Args:
-        source: number -> micro-batch.
         numbers: of the micro-batches to serve, in this order.
-        num_workers: reading processes.
     Attributes:
         corrupt: indices of images that could not be read so far, each counted once.
     """
@@ -171,7 +158,6 @@ def evaluation_batches(
     """Yield images in order, without augmentation; a corrupt one is left out, and counted.
 
     Args:
-        dataset: map-style.
         batch_size: the last batch can be smaller.
         indices: which images; None for all.
         corrupt: images that could not be read, for whoever states how many were measured; grows.
@@ -204,8 +190,6 @@ def read_rows(
     """Read images by index; in place of a corrupt one take the next that can be read, or leave it out.
 
     Args:
-        dataset: map-style.
-        indices: of the images.
         replace: take the next readable image (training) or none (evaluation).
     Returns:
         the rows, and the message of every corrupt image met, by index. No rows when more were met than
@@ -259,7 +243,6 @@ def watch_corrupt(dataset: ImageDataset, corrupt: dict[int, str], known: set[int
     """Log images that turned out corrupt, once each, and stop when they are too many.
 
     Args:
-        dataset: that they are of.
         corrupt: message by index, just met.
         known: indices met so far; grows.
     Raises:

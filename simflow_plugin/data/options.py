@@ -34,9 +34,11 @@ class FileOptions(Options):
     @field_validator("background")
     @classmethod
     def _background_is_a_colour(cls, value: str) -> str:
-        from simflow_plugin.data.background import check_background
+        from PIL import ImageColor
 
-        return check_background(value)
+        if len(ImageColor.getrgb(value)) != 3:
+            raise ValueError(f"`{value}`: a background cannot be transparent itself")
+        return value
 
 
 class FashionMnistOptions(Options):

@@ -36,7 +36,7 @@ class SharedParts:
     """The parts of one piece of work.
 
     Args:
-        folder: theirs alone; its name says what the tensors depend on.
+        folder: theirs alone; named by what the tensors depend on.
         num_items: in all.
         compute: of a range of items.
         part_size: items a part.
@@ -49,17 +49,10 @@ class SharedParts:
     part_size: int = PART_SIZE
     is_done: Callable[[], bool] = lambda: False
 
-    @property
-    def num_parts(self) -> int:
-        return -(-self.num_items // self.part_size)
-
-    def items(self, part: int) -> range:
-        """Return the items of a part."""
-        return range(part * self.part_size, min((part + 1) * self.part_size, self.num_items))
-
-    def share(self, rank: int = 0, world_size: int = 1) -> int:
-        """Return how many items fall to one process; parts go round the processes."""
-        return sum(len(self.items(part)) for part in range(rank, self.num_parts, world_size))
+    def share(self, rank: int = 0, world_size: int = 1) -> list[range]:
+        """Return the items of each part that falls to one process; parts go round the processes."""
+        starts = range(rank * self.part_size, self.num_items, world_size * self.part_size)
+        return [range(start, min(start + self.part_size, self.num_items)) for start in starts]
 
     def make_missing(
         self, rank: int = 0, world_size: int = 1, advance: Callable[[int], None] = lambda count: None
@@ -67,16 +60,14 @@ class SharedParts:
         """Make the parts of this process that are not there.
 
         Args:
-            rank: of this process.
-            world_size: number of processes.
             advance: told how many items were done, those found on disk included.
         Raises:
             DataError: if a part cannot be written.
         """
-        for part in range(rank, self.num_parts, world_size):
-            if not self._path(part).is_file() and not self.is_done():
-                self._make(part)
-            advance(len(self.items(part)))
+        for items in self.share(rank, world_size):
+            if not self._path(items).is_file() and not self.is_done():
+                self._make(items)
+            advance(len(items))
 
     def read(self) -> Iterator[dict[str, Tensor]]:
         """Yield the tensors of every part in order; what is missing or torn is made first.
@@ -85,24 +76,23 @@ class SharedParts:
             DoneElsewhere: if parts are missing because another process has put all of them together.
             DataError: if a part cannot be written.
         """
-        for part in range(self.num_parts):
-            tensors = load_checked(self._path(part)) if self._path(part).is_file() else None
+        for items in self.share():
+            tensors = load_checked(self._path(items)) if self._path(items).is_file() else None
             if tensors is None and self.is_done():
                 raise DoneElsewhere
-            yield self._make(part) if tensors is None else tensors
+            yield self._make(items) if tensors is None else tensors
 
     def remove(self) -> None:
         """Remove all parts, when what was made of them is kept elsewhere."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _path(self, part: int) -> Path:
-        items = self.items(part)
+    def _path(self, items: range) -> Path:
         return self.folder / f"part_{items.start}_{items.stop}.safetensors"
 
-    def _make(self, part: int) -> dict[str, Tensor]:
-        tensors = self.compute(self.items(part))
+    def _make(self, items: range) -> dict[str, Tensor]:
+        tensors = self.compute(items)
         try:
-            save_checked(self._path(part), tensors)
+            save_checked(self._path(items), tensors)
         except DataError:
             if not self.is_done():  # who was done has removed the folder
                 raise

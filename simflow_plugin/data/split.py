@@ -5,21 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from simflow_plugin.errors import DataError
 from simflow_plugin.randomness import named_generator
-
-SPLITS = ("train", "test")
-
-
-def check_split(split: str) -> str:
-    """Return `split` if it is one of `SPLITS`.
-
-    Raises:
-        DataError: otherwise.
-    """
-    if split not in SPLITS:
-        raise DataError(f"unknown split `{split}`. Known: {', '.join(SPLITS)}.")
-    return split
 
 
 def split_indices(labels: Tensor, split: str, test_share: float, split_seed: int) -> Tensor:
@@ -32,11 +18,9 @@ def split_indices(labels: Tensor, split: str, test_share: float, split_seed: int
         labels: (N,), int64; unlabelled images count as one class.
         split: 'train' or 'test'.
         test_share: in [0, 1).
-        split_seed: which split.
     Returns:
         (M,), int64.
     """
-    check_split(split)
     chosen = []
     for label in labels.unique().tolist():
         members = torch.nonzero(labels == label).flatten()

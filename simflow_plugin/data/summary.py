@@ -6,10 +6,11 @@ Printed when training starts, stored with the run, compared on resume and evalua
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 
 from simflow_plugin.contracts import NO_LABEL, CountsIgnored, HasLabels, ImageDataset, ReadsContent
 from simflow_plugin.data.decoding import CorruptImage, used_bits
@@ -35,7 +36,7 @@ class SplitSummary:
 
     Args:
         num_images: N.
-        num_by_class: images of each class, by number; None for an unlabelled split, or one that does not say.
+        num_by_class: images of each class, by number; None for an unlabelled split, or one that lists no labels.
         ignored: entries of the source that are no image, by kind.
         digests: of the content and label of up to `NUM_HASHED` images, the same rows each time.
         corrupt: messages of images found unreadable among those decoded.
@@ -79,12 +80,7 @@ class DataSummary:
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> DataSummary:
         """Return what `to_json` was made from, as read from a run's data.json."""
-        known = {f.name for f in fields(SplitSummary)}
-        splits = {
-            name: SplitSummary(**{key: value for key, value in split.items() if key in known})
-            for name, split in found["splits"].items()
-        }
-        return cls(found["name"], found["class_names"], splits, found.get("notes", []))
+        return TypeAdapter(cls).validate_python(found)
 
     def lines(self) -> list[str]:
         """Return the summary for a reader."""
@@ -135,11 +131,6 @@ def _remarks(split: SplitSummary) -> list[str]:
 def summarize(name: str, train: ImageDataset, test: ImageDataset | None, batch_size: int = 1) -> DataSummary:
     """Read a few images of each split and describe the data set.
 
-    Args:
-        name: of the kind of data set.
-        train: the training split.
-        test: the test split, or None where there is none.
-        batch_size: of training.
     Raises:
         DataError: if labels or classes of the splits do not fit together, or no image that is tried can be read.
     """
@@ -158,33 +149,31 @@ def summarize(name: str, train: ImageDataset, test: ImageDataset | None, batch_s
 def summarize_split(dataset: ImageDataset, split: str) -> SplitSummary:
     """Hash, and try to decode, a few images of one split.
 
-    Args:
-        dataset: the split.
-        split: its name, for messages.
     Raises:
         DataError: if a label is out of range, or none of the images tried can be read.
     """
     counts = count_by_class(dataset, split)
-    corrupt: list[str] = []
+    corrupt, bits = [], []
     tried = sample_rows(len(dataset), NUM_DECODED)
     for row in tried:
         try:
             dataset[row]
+            bits.append(used_bits(dataset.read_content(row)) if isinstance(dataset, FileDataset) else None)
         except CorruptImage as error:
             corrupt.append(str(error))
     if tried and len(corrupt) == len(tried):
         raise DataError(
             f"{split}: all {len(tried)} images tried are corrupt: none can be read. The first: {corrupt[0]}"
         )
-    notes = _notes_on_bits(dataset, tried)
-    return SplitSummary(
-        len(dataset),
-        counts,
-        dict(dataset.ignored) if isinstance(dataset, CountsIgnored) else {},
-        content_digests(dataset),
-        corrupt,
-        notes,
-    )
+    deep, notes = [used for used in bits if used is not None], []
+    if 8 < max(deep, default=0) < 16:
+        darker = 2 ** (16 - max(deep))
+        notes.append(
+            f"{len(deep)} of {len(tried)} images tried have 16 bits and use {max(deep)}: they come out {darker} times "
+            "too dark. Scale them to 16 bits, or save them with 8"
+        )
+    ignored = dict(dataset.ignored) if isinstance(dataset, CountsIgnored) else {}
+    return SplitSummary(len(dataset), counts, ignored, content_digests(dataset), corrupt, notes)
 
 
 def content_digests(dataset: ImageDataset) -> list[str]:
@@ -214,7 +203,7 @@ def content_digest(dataset: ImageDataset, index: int) -> str:
 
 
 def count_by_class(dataset: ImageDataset, split: str) -> list[int] | None:
-    """Return the number of images of each class; None for an unlabelled split, or one that does not say.
+    """Return the number of images of each class; None for an unlabelled split, or one that lists no labels.
 
     Raises:
         DataError: if a label is none of the classes.
@@ -223,12 +212,13 @@ def count_by_class(dataset: ImageDataset, split: str) -> list[int] | None:
     if not isinstance(dataset, HasLabels) or num_classes is None or not len(dataset.labels):
         return None
     labels = dataset.labels
-    if int(labels.min()) < -1 or int(labels.max()) >= num_classes:
-        wrong = int(labels.max()) if int(labels.max()) >= num_classes else int(labels.min())
+    lowest, highest = int(labels.min()), int(labels.max())
+    if lowest < NO_LABEL or highest >= num_classes:
+        wrong = highest if highest >= num_classes else lowest
         raise DataError(
             f"{split}: a label is {wrong}, but there are {num_classes} classes, 0 to {num_classes - 1}."
         )
-    if int(labels.max()) < 0:
+    if highest < 0:
         return None
     return torch.bincount(labels[labels >= 0], minlength=num_classes).tolist()
 
@@ -277,23 +267,3 @@ def split_notes(train: ImageDataset, test: ImageDataset) -> list[str]:
 def describe_classes(names: list[str] | None) -> str:
     """Return the number of classes and the names of the first ones."""
     return "unlabelled" if names is None else f"{len(names)} classes: {shortened(names)}"
-
-
-def _notes_on_bits(dataset: ImageDataset, rows: list[int]) -> list[str]:
-    if not isinstance(dataset, FileDataset):
-        return []
-    found = []
-    for row in rows:
-        try:
-            bits = used_bits(dataset.read_content(row))
-        except CorruptImage:
-            continue
-        if bits is not None:
-            found.append(bits)
-    if not found or not 8 < max(found) < 16:
-        return []
-    darker = 2 ** (16 - max(found))
-    return [
-        f"{len(found)} of {len(rows)} images tried have 16 bits and use {max(found)}: they come out {darker} times too "
-        "dark. Scale them to 16 bits, or save them with 8"
-    ]

@@ -1,7 +1,7 @@
 """The index of one tar shard: offsets and sizes of its images, labels and captions of its samples.
 
 A sample is the members with one key, the path up to the first dot of its last part (`0001.jpg`, `0001.cls`), wherever
-in the shard they lie. A shard must end as the format says, in two blocks of zeros: one that was cut off between two
+in the shard they lie. A shard must end as the format demands, in two blocks of zeros: one that was cut off between two
 members, or whose next header is damaged, would be read as a shorter one.
 """
 
@@ -43,20 +43,20 @@ class ShardIndex:
     """Index of the images in one shard.
 
     Args:
-        keys: of the samples.
+        keys: (N,) texts, of the samples.
         offsets: (N,) int64, bytes from the start of the tar file.
         sizes: (N,) int64, bytes.
-        labels: what the label members say, as JSON: a number or a text, null for no label, `{"problem": ...}` for one
-            that cannot be read (it is refused when labels are used).
+        labels: (N,) texts, the label members as JSON: a number or a text, null for no label, `{"problem": ...}` for
+            one that cannot be read (it is refused when labels are used).
         captions: the same of `.txt` members, which are labels if there are no others and all are numbers.
         ignored: members left out, by kind.
     """
 
-    keys: list[str]
+    keys: np.ndarray
     offsets: np.ndarray
     sizes: np.ndarray
-    labels: list[str]
-    captions: list[str]
+    labels: np.ndarray
+    captions: np.ndarray
     ignored: dict[str, int]
 
 
@@ -69,28 +69,12 @@ def cached_index(path: Path, cache: Path, image_member: str | None = None) -> Sh
     if file.is_file():
         try:
             with np.load(file, allow_pickle=False) as stored:
-                return ShardIndex(
-                    stored["keys"].tolist(),
-                    stored["offsets"],
-                    stored["sizes"],
-                    stored["labels"].tolist(),
-                    stored["captions"].tolist(),
-                    json.loads(str(stored["ignored"])),
-                )
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+                return ShardIndex(**dict(stored) | {"ignored": json.loads(str(stored["ignored"]))})
+        except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile):
             file.unlink()  # damaged; it is made anew from the shard
     index = index_shard(path, image_member)
-
     with replacing(file, DataError) as part, part.open("wb") as stream:
-        np.savez(
-            stream,
-            keys=np.array(index.keys),
-            offsets=index.offsets,
-            sizes=index.sizes,
-            labels=np.array(index.labels),
-            captions=np.array(index.captions),
-            ignored=np.array(json.dumps(index.ignored)),
-        )
+        np.savez(stream, **vars(index) | {"ignored": json.dumps(index.ignored)})
     return index
 
 
@@ -98,40 +82,38 @@ def index_shard(path: Path, image_member: str | None = None) -> ShardIndex:
     """Read the headers of a tar file and note where its images are.
 
     Args:
-        path: the shard.
         image_member: ending of the image's member, without the first dot; None: the one ending of a known image.
     Raises:
         DataError: if it is missing, compressed, damaged, cut off, holds no image, or a sample has two.
     """
     ignored: Counter[str] = Counter()
-    keys, offsets, sizes, labels, captions = [], [], [], [], []
+    rows = []
     try:
         # Mode "r:" refuses compression: there is no seeking in a compressed stream.
         with tarfile.open(path, "r:") as archive:
             for key, members in _samples(path, archive, ignored).items():
                 image = _image_of(path, key, members, image_member, ignored)
-                if image is None:
-                    continue
-                keys.append(key)
-                offsets.append(image.offset_data)
-                sizes.append(image.size)
-                labels.append(_label(archive, members, LABEL_SUFFIXES, f"{path}:{key}"))
-                captions.append(_label(archive, members, (CAPTION_SUFFIX,), f"{path}:{key}"))
+                if image is not None:
+                    label, caption = (
+                        _label(archive, members, suffixes, f"{path}:{key}")
+                        for suffixes in (LABEL_SUFFIXES, (CAPTION_SUFFIX,))
+                    )
+                    rows.append((key, image.offset_data, image.size, label, caption))
     except DataError:
         raise
-    except (
-        Exception
-    ) as error:  # damaged headers end in ValueError, OverflowError, RecursionError, MemoryError, ...
+    # Damaged headers end in ValueError, OverflowError, RecursionError, MemoryError, ...
+    except Exception as error:
         raise DataError(
             f"{path}: not a plain tar shard, or damaged: {type(error).__name__}: {error}. Fetch it again, or "
             "unpack .tar.gz."
         ) from error
-    if not keys:
+    if not rows:
         dotted = f" {ignored[DOTTED]} images have more dots in their names: a key ends at the first." * bool(
             ignored[DOTTED]
         )
         raise DataError(f"{path}: holds no image.{dotted} Looked for members ending in {known_endings()}.")
-    return ShardIndex(keys, np.array(offsets), np.array(sizes), labels, captions, dict(ignored))
+    keys, offsets, sizes, labels, captions = (np.array(column) for column in zip(*rows, strict=True))
+    return ShardIndex(keys, offsets, sizes, labels, captions, dict(ignored))
 
 
 def raw_labels(indices: list[ShardIndex]) -> list[Key] | None:
@@ -180,7 +162,7 @@ def _samples(
 
 
 def _members(path: Path, archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Yield the members, check that each lies in the file, and that the archive ends as the format says."""
+    """Yield the members, check that each lies in the file, and that the archive ends as the format demands."""
     num_bytes, last = path.stat().st_size, -1
     for member in archive:
         # A negative size would lead the reader back, and round for ever.
@@ -190,12 +172,13 @@ def _members(path: Path, archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
             )
         last = member.offset
         yield member
+    last_name = ["the start", *archive.getnames()][-1]
     with open(path, "rb") as file:
         file.seek(archive.offset)
         end = file.read(END_BLOCKS * BLOCK)
         if len(end) < END_BLOCKS * BLOCK or any(end):
             raise DataError(
-                f"{path}: no end-of-archive blocks after {last_name(archive)}: cut off or damaged there, and members "
+                f"{path}: no end-of-archive blocks after {last_name}: cut off or damaged there, and members "
                 "after it are lost. Fetch it again."
             )
         while rest := file.read(1 << 20):
@@ -204,12 +187,6 @@ def _members(path: Path, archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
                     f"{path}: data after the end of the archive, at byte {file.tell() - len(rest)} or later: were "
                     "shards joined? Unpack them and write one."
                 )
-
-
-def last_name(archive: tarfile.TarFile) -> str:
-    """Return the name of the last member read, for a message."""
-    members = archive.getmembers()
-    return members[-1].name if members else "the start"
 
 
 def _image_of(

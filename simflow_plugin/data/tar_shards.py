@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import glob
 import re
-import shutil
 import subprocess
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from simflow_plugin.errors import DataError
+from simflow_plugin.fetching import download
 from simflow_plugin.files import replacing, text_digest
 
 ADDRESS = re.compile(r"^(https?|file|pipe):")
 PIPE = "pipe:"
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 MOST_SHARDS = 1_000_000
-TIMEOUT_SECONDS = 30
 ATTEMPTS = 3
 PARALLEL_DOWNLOADS = 8
 
@@ -30,14 +28,12 @@ def expand_range(pattern: str) -> list[str]:
     match = RANGE.search(pattern)
     if match is None:
         return [pattern]
-    first, last = match.group(1), match.group(2)
+    first, last = match.groups()
     if max(len(first), len(last)) > 9 or int(last) - int(first) >= MOST_SHARDS:
         raise DataError(f"{pattern}: a range of more than {MOST_SHARDS} shards. Write {{0000..0012}}, say.")
-    names = []
-    for number in range(int(first), int(last) + 1):
-        name = pattern[: match.start()] + str(number).zfill(len(first)) + pattern[match.end() :]
-        names += expand_range(name)
-    return names
+    before, after = pattern[: match.start()], pattern[match.end() :]
+    numbers = (str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
+    return [name for number in numbers for name in expand_range(before + number + after)]
 
 
 def local_shards(shards: Sequence[str], cache: Path, allows_pipes: bool = False) -> list[Path]:
@@ -93,7 +89,10 @@ def fetch(address: str, cache: Path) -> Path:
         time.sleep(attempt**2)  # a server that is busy is given some seconds
         try:
             with replacing(path, DataError) as part:
-                _download(address, part)
+                if address.startswith(PIPE):
+                    _run(address[len(PIPE) :], part)
+                else:
+                    download(address, part)
             return path
         except urllib.error.HTTPError as error:
             failure = error
@@ -104,17 +103,9 @@ def fetch(address: str, cache: Path) -> Path:
     raise DataError(f"{address}: cannot be fetched ({ATTEMPTS} attempts): {failure}")
 
 
-def _download(address: str, target: Path) -> None:
-    if address.startswith(PIPE):
-        with open(target, "wb") as file:
-            done = subprocess.run(address[len(PIPE) :], shell=True, stdout=file, stderr=subprocess.PIPE)
-        if done.returncode:
-            raise OSError(
-                f"exit status {done.returncode}: {done.stderr.decode(errors='replace').strip()[-300:]}"
-            )
-        return
-    with urllib.request.urlopen(address, timeout=TIMEOUT_SECONDS) as answer, open(target, "wb") as file:
-        shutil.copyfileobj(answer, file, 1 << 20)
-        promised = answer.headers.get("Content-Length")
-    if promised is not None and int(promised) != target.stat().st_size:
-        raise OSError(f"{target.stat().st_size} bytes arrived of {promised}")
+def _run(command: str, target: Path) -> None:
+    with open(target, "wb") as file:
+        done = subprocess.run(command, shell=True, stdout=file, stderr=subprocess.PIPE)
+    if done.returncode:
+        reason = done.stderr.decode(errors="replace").strip()[-300:]
+        raise OSError(f"exit status {done.returncode}: {reason}")

@@ -17,10 +17,9 @@ from simflow_plugin import registry
 from simflow_plugin.contracts import NO_LABEL, DataContext
 from simflow_plugin.data.decoding import CorruptImage
 from simflow_plugin.data.disk_cache import cache_folder, file_facts, fingerprint
-from simflow_plugin.data.image_files import FileDataset, PackedStrings, own_or_held_out
-from simflow_plugin.data.labels import Key, number_labels
+from simflow_plugin.data.image_files import FileDataset, ListedImages, PackedStrings
+from simflow_plugin.data.labels import Key
 from simflow_plugin.data.options import WebDatasetOptions
-from simflow_plugin.data.split import check_split
 from simflow_plugin.data.tar_index import ShardIndex, cached_index, raw_labels
 from simflow_plugin.data.tar_shards import local_shards
 from simflow_plugin.errors import DataError
@@ -45,38 +44,30 @@ class WebDataset(FileDataset):
 
     def __init__(self, options: WebDatasetOptions, context: DataContext) -> None:
         cache = Path(options.cache).expanduser() if options.cache else cache_folder() / "webdataset"
-        own = options.test_shards is not None
-        is_test = own and check_split(context.split) == "test"
-        wanted = options.test_shards if is_test and options.test_shards is not None else options.shards
-        self.shards, indices = _index_all(wanted, cache, options.image_member, context.allows_pipes)
-        if is_test:
-            _refuse_common_shards(
-                shard_paths(options.shards, cache, context.allows_pipes), shard_paths(wanted, cache)
-            )
+        test = options.test_shards if context.split == "test" else None
+        training_shards, training_indices = _index_all(options.shards, cache, options, context)
+        self.shards, indices = training_shards, training_indices
+        if test is not None:
+            self.shards, indices = _index_all(test, cache, options, context)
+            _refuse_common_shards(training_shards, self.shards)
         more = len(self.shards) - 1
         where = f"{self.shards[0]} and {more} more shards" if more else self.shards[0]
-        keys = [key for index in indices for key in index.keys]
-        labels, classes = None, None
+        found = training = declared = None
         if options.labels is not False:
-            found, declared = named_labels(self.shards, indices)
-            training, tested = found, declared
-            if is_test:
-                training, declared = named_labels(
-                    *_index_all(options.shards, cache, options.image_member, context.allows_pipes)
-                )
-                if (tested is None and declared and has_numbers(found)) or (
-                    declared is None and tested and has_numbers(training)
-                ):
-                    raise DataError(f"{where}: {MIXED.format('of data.shards and data.test_shards')}")
-            labels, classes = number_labels(where, found, training, options.labels, keys, declared)
-        rows, targets = own_or_held_out(where, len(keys), labels, context.split, options, own)
-        self._shard = np.repeat(np.arange(len(indices)), [len(index.keys) for index in indices])[rows]
-        self._offset = np.concatenate([index.offsets for index in indices])[rows]
-        self._size = np.concatenate([index.sizes for index in indices])[rows]
-        ignored: Counter[str] = Counter()
-        for index in indices:
-            ignored.update(index.ignored)
-        super().__init__([keys[row] for row in rows], targets, classes, context.image_size, options, ignored)
+            training, declared = found, tested = named_labels(self.shards, indices)
+            if test is not None:
+                training, declared = named_labels(training_shards, training_indices)
+            if (tested is None) != (declared is None) and has_numbers(found if tested is None else training):
+                raise DataError(f"{where}: {MIXED.format('of data.shards and data.test_shards')}")
+        keys = [key for index in indices for key in index.keys]
+        ignored = sum((Counter(index.ignored) for index in indices), Counter())
+        is_split = options.test_shards is not None
+        super().__init__(
+            ListedImages(where, keys, found, training, is_split, declared, ignored), options, context
+        )
+        self._shard = np.repeat(np.arange(len(indices)), [len(index.keys) for index in indices])[self.rows]
+        self._offset = np.concatenate([index.offsets for index in indices])[self.rows]
+        self._size = np.concatenate([index.sizes for index in indices])[self.rows]
 
     def read_content(self, index: int) -> bytes:
         size = int(self._size[index])
@@ -160,22 +151,18 @@ def _name(label: Key, classes: Sequence[Key] | None) -> Key:
     return classes[label]
 
 
-def shard_paths(shards: str | list[str], cache: Path, allows_pipes: bool = False) -> list[Path]:
-    """Return the paths of shards, each once."""
-    listed = local_shards([shards] if isinstance(shards, str) else shards, cache, allows_pipes)
-    return list({path.resolve(): path for path in reversed(listed)}.values())[::-1]
-
-
 def _index_all(
-    shards: str | list[str], cache: Path, image_member: str | None, allows_pipes: bool
+    shards: str | list[str], cache: Path, options: WebDatasetOptions, context: DataContext
 ) -> tuple[PackedStrings, list[ShardIndex]]:
-    paths = shard_paths(shards, cache, allows_pipes)
-    indices = [cached_index(path, cache, image_member) for path in paths]
+    """Return the paths of shards, each once, and their indices."""
+    listed = local_shards([shards] if isinstance(shards, str) else shards, cache, context.allows_pipes)
+    paths = list({path.resolve(): path for path in reversed(listed)}.values())[::-1]
+    indices = [cached_index(path, cache, options.image_member) for path in paths]
     return PackedStrings([str(path) for path in paths]), indices
 
 
-def _refuse_common_shards(training: list[Path], test: list[Path]) -> None:
-    common = {path.resolve() for path in training} & {path.resolve() for path in test}
+def _refuse_common_shards(training: Sequence[str], test: Sequence[str]) -> None:
+    common = {Path(shard).resolve() for shard in training} & {Path(shard).resolve() for shard in test}
     if common:
         raise DataError(
             f"{min(common)}: among data.shards and data.test_shards: it would be tested on what was trained on."

@@ -63,7 +63,8 @@ class SharedFeatures:
         """Extract what is missing of the share of one process among several."""
         if self._is_kept():
             return
-        with count_progress(f"features of {self._name}", self._parts.share(rank, world_size)) as advance:
+        count = sum(map(len, self._parts.share(rank, world_size)))
+        with count_progress(f"features of {self._name}", count) as advance:
             self._parts.make_missing(rank, world_size, advance)
 
     def read(self) -> ImageFeatures:

@@ -1,12 +1,13 @@
 """A folder that is being filled by one process, and goes on after an interruption: a lock, and what it was begun with.
 
-OUT/.preparing.json    settings and fingerprints of the data; gone once the folder is finished
-OUT/.lock              see `simflow_plugin.runs.run_lock`; gone likewise
+OUT/.unfinished/begun.json    settings and fingerprints of the data, beside the facts of what is written
+OUT/.lock                     see `simflow_plugin.runs.run_lock`; both are gone once the folder is finished
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,43 +16,47 @@ from typing import Any
 from simflow_plugin.contracts import ImageDataset
 from simflow_plugin.data.disk_cache import fingerprint
 from simflow_plugin.data.feature_cache import dataset_facts
+from simflow_plugin.data.webdataset import CARD
 from simflow_plugin.errors import RunDirectoryError
 from simflow_plugin.files import check_new_folder, read_json_object, write_text_atomically
 from simflow_plugin.registry import Part
 from simflow_plugin.runs.run_lock import RunLock
 
-LOCK = ".lock"
+LOCK, UNFINISHED = ".lock", ".unfinished"
 TOLERANCE = "max_corrupt_share"
 """Option of a data set that decides whether the work is refused, and no byte of it."""
 
 
 @contextmanager
-def begun_folder(
-    folder: Path, name: str, settings: Mapping[str, Any], content: Mapping[str, str]
-) -> Iterator[None]:
+def begun_folder(folder: Path, settings: Mapping[str, Any], content: Mapping[str, str]) -> Iterator[None]:
     """Hold a folder while it is filled; after the block it is finished, after an error it can be gone on with.
 
     Args:
         folder: new, empty, or begun with the same settings and data.
-        name: of the file that says what it was begun with.
         settings: what decides the content beside the data, as JSON.
         content: fingerprint of the data by split.
     Raises:
         RunDirectoryError: if the folder holds something else, is finished, was begun with other settings or data, or
             another process is filling it.
     """
-    begun = folder / name
+    begun = folder / UNFINISHED / "begun.json"
     _check(folder, begun)
     folder.mkdir(parents=True, exist_ok=True)
     lock = RunLock(folder)
     try:
         _check(folder, begun)  # another process may have finished it meanwhile
-        _begin_or_compare(begun, settings, content)
+        _begin_or_compare(folder, begun, settings, content)
         yield
-        begun.unlink()
+        shutil.rmtree(begun.parent)
     finally:
         lock.release()
         (folder / LOCK).unlink(missing_ok=True)
+
+
+def write_card(folder: Path, card: Mapping[str, Any], readme: str) -> None:
+    """Describe a finished folder, for readers and for programs."""
+    write_text_atomically(folder / "README.md", readme)
+    write_text_atomically(folder / CARD, json.dumps(card, indent=1) + "\n")
 
 
 def content_fingerprint(data: Part, dataset: ImageDataset, split: str, image_size: int) -> str:
@@ -66,15 +71,14 @@ def without_tolerance(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check(folder: Path, begun: Path) -> None:
-    if not begun.is_file() and not _holds_lock_alone(folder):
+    holds_ours_alone = folder.is_dir() and {entry.name for entry in folder.iterdir()} <= {LOCK, UNFINISHED}
+    if not begun.is_file() and not holds_ours_alone:
         check_new_folder(folder)
 
 
-def _holds_lock_alone(folder: Path) -> bool:
-    return folder.is_dir() and [entry.name for entry in folder.iterdir()] == [LOCK]
-
-
-def _begin_or_compare(begun: Path, settings: Mapping[str, Any], content: Mapping[str, str]) -> None:
+def _begin_or_compare(
+    folder: Path, begun: Path, settings: Mapping[str, Any], content: Mapping[str, str]
+) -> None:
     wanted = json.loads(json.dumps({**settings, "content": dict(content)}))
     if not begun.is_file():
         write_text_atomically(begun, json.dumps(wanted, indent=1) + "\n")
@@ -83,11 +87,11 @@ def _begin_or_compare(begun: Path, settings: Mapping[str, Any], content: Mapping
     for key in settings:
         if before.get(key) != wanted[key]:
             raise RunDirectoryError(
-                f"{begun.parent}: was begun with {key} {before.get(key)}, and this is {wanted[key]}. Go on with the "
+                f"{folder}: was begun with {key} {before.get(key)}, and this is {wanted[key]}. Go on with the "
                 "settings of then, or choose another --out."
             )
     if before.get("content") != wanted["content"]:
         raise RunDirectoryError(
-            f"{begun.parent}: was begun with other images: files of the data set were added, removed or changed since. "
+            f"{folder}: was begun with other images: files of the data set were added, removed or changed since. "
             "Remove the folder, or choose another --out, and begin again."
         )

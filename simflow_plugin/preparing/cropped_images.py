@@ -2,48 +2,47 @@
 
     OUT/train-000000.tar ...  test-000000.tar ...  dataset.json  README.md
 
+    train-000000.tar    00000012.png    the image
+                        00000012.cls    its class by number, where there are classes
+                        00000012.txt    the name of that class
+
 What is held out stays held out: the splits are those that training on DATA would use. `dataset.json` is written last;
 until then the same command goes on where it was, and refuses other settings and other images.
 """
 
 from __future__ import annotations
 
-import json
+import io
 import os
 import re
+import tarfile
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from PIL import Image
 
 from simflow_plugin import registry
-from simflow_plugin.contracts import DataContext, ImageDataset
+from simflow_plugin.contracts import NO_LABEL, DataContext, ImageDataset
+from simflow_plugin.data.decoding import CorruptImage
 from simflow_plugin.data.disk_cache import cache_folder
-from simflow_plugin.data.loader import check_corrupt
-from simflow_plugin.data.webdataset import CARD
-from simflow_plugin.errors import DataError, EmptySplit
-from simflow_plugin.files import write_text_atomically
-from simflow_plugin.preparing.begun import begun_folder, content_fingerprint, without_tolerance
+from simflow_plugin.errors import DataError, EmptySplit, RunDirectoryError
+from simflow_plugin.files import replacing
+from simflow_plugin.preparing.begun import begun_folder, content_fingerprint, without_tolerance, write_card
 from simflow_plugin.preparing.data_card import images_card
-from simflow_plugin.preparing.shards import (
-    Format,
-    Shard,
-    ShardFacts,
-    finished,
-    remove_facts_files,
-    shards_of,
-    write_shard,
-)
-from simflow_plugin.progress_bar import count_progress
+from simflow_plugin.preparing.shards import Shard, ShardFacts, save_facts, shards_of, write_missing
 from simflow_plugin.registry import Part
 from simflow_plugin.runs.exported import without_local_folders
 
 SPLITS = ("train", "test")
-BEGUN = ".preparing.json"
+Format = Literal["png", "jpg", "webp"]
+SAVING: dict[str, dict[str, Any]] = {
+    "png": {"format": "PNG", "compress_level": 6},
+    "jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
+    "webp": {"format": "WEBP", "lossless": True, "method": 4},
+}
 
 
 @dataclass(frozen=True)
@@ -68,19 +67,13 @@ class Preparation:
 
     def to_json(self) -> dict[str, Any]:
         """Return what decides the bytes of the shards."""
-        return {
-            "data": self.data.model_dump(mode="json"),
-            "image_size": self.image_size,
-            "images_per_shard": self.images_per_shard,
-            "image_format": self.image_format,
-        }
+        return vars(self) | {"data": self.data.model_dump(mode="json")}
 
 
 def prepare(preparation: Preparation, folder: Path, num_workers: int) -> dict[str, Any]:
     """Write the shards of all splits and their card; goes on where an interrupted call was.
 
     Args:
-        preparation: what to write.
         folder: new, empty, or begun with the same settings and images; an image that was damaged is tried again.
         num_workers: processes; 1 works in this one. They do not change a byte.
     Returns:
@@ -95,18 +88,18 @@ def prepare(preparation: Preparation, folder: Path, num_workers: int) -> dict[st
         for split, dataset in datasets.items()
     }
     settings = preparation.to_json()
-    with begun_folder(folder, BEGUN, settings | {"data": without_tolerance(settings["data"])}, content):
+    with begun_folder(folder, settings | {"data": without_tolerance(settings["data"])}, content):
         splits: dict[str, Any] = {}
         classes = None
         for split, dataset in datasets.items():
             classes = dataset.class_names
-            facts = _write_split(preparation, dataset, split, folder, num_workers)
+            shards = shards_of(f"{split}-{{:06d}}.tar", len(dataset), preparation.images_per_shard)
+            write = partial(write_shard, dataset, folder, preparation.image_format)
+            facts = write_missing(f"preparing {split}", dataset, shards, folder, write, num_workers)
             splits[split] = _described(facts, _local_folders(preparation.data), classes)
         card = {"written_by": "simflow prepare", **settings, "classes": classes, "splits": splits}
         card["data"] = without_local_folders(settings["data"])  # a card is passed on
-        write_text_atomically(folder / "README.md", images_card(folder.name, card))
-        write_text_atomically(folder / CARD, json.dumps(card, indent=1) + "\n")
-        remove_facts_files(folder)
+        write_card(folder, card, images_card(folder.name, card))
     return card
 
 
@@ -142,67 +135,48 @@ def _without_folders(message: str, folders: list[str]) -> str:
     return message
 
 
-def _write_split(
-    preparation: Preparation, dataset: ImageDataset, split: str, folder: Path, num_workers: int
-) -> list[ShardFacts]:
-    shards = shards_of(split, len(dataset), preparation.images_per_shard)
-    found = {shard.name: facts for shard in shards if (facts := finished(shard, folder)) is not None}
-    missing = [shard for shard in shards if shard.name not in found]
-    done = len(dataset) - sum(shard.stop - shard.start for shard in missing)
+def write_shard(dataset: ImageDataset, folder: Path, image_format: Format, shard: Shard) -> ShardFacts:
+    """Write one shard; images that cannot be read are left out and named in the facts."""
+    by_class: Counter[str] = Counter()
     damaged: list[str] = []
-
-    def finish(shard: Shard, facts: ShardFacts) -> None:
-        found[shard.name] = facts
-        advance(shard.stop - shard.start)
-        damaged.extend(facts.damaged)
-        check_corrupt(dataset, len(damaged), f", such as {damaged[0]}" if damaged else "")
-
-    with count_progress(f"preparing {split}", len(dataset), done) as advance:
-        if num_workers == 1 or len(missing) < 2:
-            for shard in missing:
-                finish(shard, write_shard(dataset, shard, folder, preparation.image_format))
-        else:
-            with _workers(dataset, preparation.image_format, min(num_workers, len(missing))) as pool:
-                waiting = {pool.submit(_work, shard, folder): shard for shard in missing}
-                for future in as_completed(waiting):
-                    finish(waiting[future], future.result())
-    return [found[shard.name] for shard in shards]
-
-
-@contextmanager
-def _workers(dataset: ImageDataset, image_format: Format, count: int) -> Iterator[ProcessPoolExecutor]:
-    """Give processes that have the data set; after an error none starts another shard.
-
-    It is sent to them: its part may have been registered by the caller alone.
-    """
-    pool = ProcessPoolExecutor(
-        count,
-        mp_context=get_context("spawn"),
-        initializer=_keep_in_worker,
-        initargs=(dataset, image_format),
-    )
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with replacing(folder / shard.name, RunDirectoryError) as part:
+        with tarfile.open(part, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for index in range(shard.start, shard.stop):
+                try:
+                    image, label = dataset[index]
+                except CorruptImage as error:
+                    damaged.append(str(error))
+                    continue
+                key = f"{index:08d}"
+                _add(tar, f"{key}.{image_format}", encoded(image.permute(1, 2, 0).numpy(), image_format))
+                if label != NO_LABEL:
+                    name = dataset.class_names[label] if dataset.class_names is not None else str(label)
+                    _add(tar, f"{key}.cls", str(label).encode())
+                    _add(tar, f"{key}.txt", name.encode())
+                by_class[str(label)] += 1
+        return save_facts(
+            folder, shard, part, sum(by_class.values()), damaged, images_by_class=dict(by_class)
+        )
 
 
-_IN_WORKER: dict[str, Any] = {}
-"""Of a worker process: the data set and the format, which are sent once."""
+def encoded(pixels: Any, image_format: Format) -> bytes:
+    """Return an image (H, W, 3) uint8 as the bytes of a file."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, **SAVING[image_format])
+    return buffer.getvalue()
 
 
-def _keep_in_worker(dataset: ImageDataset, image_format: Format) -> None:
-    _IN_WORKER.update(dataset=dataset, image_format=image_format)
-
-
-def _work(shard: Shard, folder: Path) -> ShardFacts:
-    return write_shard(_IN_WORKER["dataset"], shard, folder, _IN_WORKER["image_format"])
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    """Add a member without owner, time or mode of this machine: the bytes depend on the images alone."""
+    member = tarfile.TarInfo(name)
+    member.size, member.mode = len(content), 0o644
+    tar.addfile(member, io.BytesIO(content))
 
 
 def _described(facts: list[ShardFacts], folders: list[str], classes: list[str] | None) -> dict[str, Any]:
     by_class: Counter[str] = Counter()
     for shard in facts:
-        by_class.update(shard.images_by_class)
+        by_class.update(shard.totals["images_by_class"])
     names = {
         number: classes[int(number)] if classes and int(number) >= 0 else "without a class"
         for number in by_class
@@ -211,12 +185,5 @@ def _described(facts: list[ShardFacts], folders: list[str], classes: list[str] |
         "images": sum(shard.images for shard in facts),
         "images_by_class": {names[number]: by_class[number] for number in sorted(by_class, key=int)},
         "damaged": [_without_folders(problem, folders) for shard in facts for problem in shard.damaged],
-        "shards": [
-            {
-                key: value
-                for key, value in asdict(shard).items()
-                if key in ("name", "images", "bytes", "sha256")
-            }
-            for shard in facts
-        ],
+        "shards": [{"images": shard.images, **shard.file()} for shard in facts],
     }

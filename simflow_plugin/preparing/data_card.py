@@ -7,45 +7,36 @@ from typing import Any
 
 def images_card(name: str, card: dict[str, Any]) -> str:
     """Return the README of image shards, from what `dataset.json` holds."""
-    size, classes = card["image_size"], card["classes"]
+    size, classes, splits = card["image_size"], card["classes"], card["splits"]
+    damaged = [f"- {problem}" for facts in splits.values() for problem in facts["damaged"]]
+    shards = [shard for facts in splits.values() for shard in facts["shards"]]
     lines = [
         f"# {name}",
         "",
-        f"Images of the data set `{_name(card['data'])}`, center-cropped to {size} x {size} pixels and stored as "
+        f"Images of the data set `{card['data']['name']}`, center-cropped to {size} x {size} pixels and stored as "
         f"{card['image_format']} in webdataset shards by `simflow prepare`."
         + (f" {len(classes)} classes, named in `dataset.json`." if classes else " No classes."),
         "",
         "| split | images | damaged, left out | shards | bytes |",
         "|---|---|---|---|---|",
     ]
-    for split, facts in card["splits"].items():
+    for split, facts in splits.items():
         volume = sum(shard["bytes"] for shard in facts["shards"])
         lines.append(
             f"| {split} | {facts['images']} | {len(facts['damaged'])} | {len(facts['shards'])} | {volume} |"
         )
     lines += ["", "To train on it:", "", "```yaml", f"image_size: {size}", "data:", "  name: webdataset"]
-    lines += ["  shards: FOLDER/train-*.tar"] if "train" in card["splits"] else []
-    lines += ["  test_shards: FOLDER/test-*.tar"] if "test" in card["splits"] else []
-    lines += ["```", "", *_damaged(card["splits"]), *digests(_shards(card))]
+    lines += ["  shards: FOLDER/train-*.tar"] if "train" in splits else []
+    lines += ["  test_shards: FOLDER/test-*.tar"] if "test" in splits else []
+    lines += ["```", ""]
+    lines += ["## Damaged images, left out", "", *damaged, ""] if damaged else []
+    lines += digests(shards)
     return "\n".join(lines) + "\n"
 
 
 def digests(files: list[dict[str, Any]]) -> list[str]:
     """Return a section of SHA-256 digests, in the layout of `sha256sum --check`."""
     return ["## SHA-256", "", "```", *(f"{file['sha256']}  {file['name']}" for file in files), "```"]
-
-
-def _name(part: Any) -> str:
-    return part if isinstance(part, str) else str(part["name"])
-
-
-def _shards(card: dict[str, Any]) -> list[dict[str, Any]]:
-    return [shard for facts in card["splits"].values() for shard in facts["shards"]]
-
-
-def _damaged(splits: dict[str, Any]) -> list[str]:
-    found = [problem for facts in splits.values() for problem in facts["damaged"]]
-    return ["## Damaged images, left out", "", *(f"- {problem}" for problem in found), ""] if found else []
 
 
 def latents_card(name: str, card: dict[str, Any]) -> str:

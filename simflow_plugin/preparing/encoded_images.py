@@ -8,31 +8,25 @@ LightningDiT takes OUT as its `data_path`; with the layout `repa-e` there are th
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from simflow_plugin.contracts import ImageDataset
-from simflow_plugin.data.loader import check_corrupt
-from simflow_plugin.data.webdataset import CARD
 from simflow_plugin.errors import RunDirectoryError
-from simflow_plugin.files import file_digest, replacing, write_text_atomically
-from simflow_plugin.preparing.begun import begun_folder, content_fingerprint
-from simflow_plugin.preparing.channel_statistics import ChannelStatistics
+from simflow_plugin.files import file_digest, replacing
+from simflow_plugin.preparing.begun import begun_folder, content_fingerprint, write_card
 from simflow_plugin.preparing.data_card import latents_card
-from simflow_plugin.preparing.latent_shards import LatentFacts, finished, remove_facts_files, write_latents
+from simflow_plugin.preparing.latent_shards import ChannelStatistics, write_latents
 from simflow_plugin.preparing.repa_e_layout import check_labels, write_repa_e
-from simflow_plugin.preparing.shards import Shard
-from simflow_plugin.progress_bar import count_progress
+from simflow_plugin.preparing.shards import ShardFacts, shards_of, write_missing
 from simflow_plugin.runs.loaded_run import LoadedRun
 from simflow_plugin.runs.parts import build_dataset
 from simflow_plugin.runs.sources import checkpoint_digest
 
-BEGUN, STATISTICS, HOST_NAME = ".encoding.json", "latents_stats.pt", "latents"
+STATISTICS, HOST_NAME = "latents_stats.pt", "latents"
 Layout = Literal["lightningdit", "repa-e"]
 
 
@@ -57,8 +51,6 @@ def encode_dataset(loaded: LoadedRun, encoding: Encoding, folder: Path) -> dict[
     """Write the latents of a run's data set; goes on where an interrupted call was.
 
     Args:
-        loaded: the run.
-        encoding: what to write.
         folder: new, empty, or begun with the same weights, images and settings, for any layout.
     Returns:
         The card, as in `dataset.json`.
@@ -72,16 +64,19 @@ def encode_dataset(loaded: LoadedRun, encoding: Encoding, folder: Path) -> dict[
         check_labels(dataset)
     described = _described(loaded, encoding)
     content = content_fingerprint(loaded.config.data, dataset, encoding.split, loaded.config.image_size)
-    with begun_folder(folder, BEGUN, described, {encoding.split: content}):
-        facts = _write_all(loaded, dataset, encoding, folder)
+    shards = shards_of("latents_rank00_shard{:03d}.safetensors", len(dataset), encoding.images_per_shard)
+    with begun_folder(folder, described, {encoding.split: content}):
+        write = partial(write_latents, loaded, dataset, folder, encoding.seed)
+        facts = write_missing(f"encoding {encoding.split}", dataset, shards, folder, write)
         return _finish(loaded, encoding, folder, facts, described)
 
 
 def _finish(
-    loaded: LoadedRun, encoding: Encoding, folder: Path, facts: list[LatentFacts], described: dict[str, Any]
+    loaded: LoadedRun, encoding: Encoding, folder: Path, facts: list[ShardFacts], described: dict[str, Any]
 ) -> dict[str, Any]:
     """Write what is known of all latents: statistics, the host's files, the card."""
-    statistics = _statistics(loaded, facts)
+    _, height, width = loaded.autoencoder.latent_shape(loaded.config.image_size)
+    statistics = ChannelStatistics.of(facts, height * width)
     with replacing(folder / STATISTICS, RunDirectoryError) as part:
         torch.save({"mean": statistics.mean, "std": statistics.std}, part)
     files = [folder / STATISTICS]
@@ -96,16 +91,14 @@ def _finish(
         "mean": statistics.mean.flatten().tolist(),
         "std": statistics.std.flatten().tolist(),
         "files": [
-            *({"name": one.name, "bytes": one.bytes, "sha256": one.sha256} for one in facts),
+            *(one.file() for one in facts),
             *(
                 {"name": file.name, "bytes": file.stat().st_size, "sha256": file_digest(file)}
                 for file in files
             ),
         ],
     }
-    write_text_atomically(folder / "README.md", latents_card(folder.name, card))
-    write_text_atomically(folder / CARD, json.dumps(card, indent=1) + "\n")
-    remove_facts_files(folder)
+    write_card(folder, card, latents_card(folder.name, card))
     return card
 
 
@@ -126,31 +119,3 @@ def _described(loaded: LoadedRun, encoding: Encoding) -> dict[str, Any]:
         "images_per_shard": encoding.images_per_shard,
         "seed": encoding.seed,
     }
-
-
-def _write_all(
-    loaded: LoadedRun, dataset: ImageDataset, encoding: Encoding, folder: Path
-) -> list[LatentFacts]:
-    step = encoding.images_per_shard
-    shards = [
-        Shard(f"latents_rank00_shard{number:03d}.safetensors", start, min(start + step, len(dataset)))
-        for number, start in enumerate(range(0, len(dataset), step))
-    ]
-    found = {shard.name: facts for shard in shards if (facts := finished(shard, folder)) is not None}
-    done = sum(shard.stop - shard.start for shard in shards if shard.name in found)
-    damaged: list[str] = []
-    with count_progress(f"encoding {encoding.split}", len(dataset), done) as advance:
-        for shard in shards:
-            if shard.name not in found:
-                facts = write_latents(loaded, dataset, shard, folder, encoding.seed)
-                found[shard.name] = facts
-                advance(shard.stop - shard.start)
-                damaged += facts.damaged
-                check_corrupt(dataset, len(damaged), f", such as {damaged[0]}" if damaged else "")
-    return [found[shard.name] for shard in shards]
-
-
-def _statistics(loaded: LoadedRun, facts: Sequence[LatentFacts]) -> ChannelStatistics:
-    _, height, width = loaded.autoencoder.latent_shape(loaded.config.image_size)
-    count = sum(one.images for one in facts) * height * width
-    return ChannelStatistics.of([one.sums for one in facts], [one.squares for one in facts], count)

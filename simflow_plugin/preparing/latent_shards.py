@@ -10,10 +10,9 @@ All float32, in the normalised latent space of the run. Sample i depends on the 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,9 +21,9 @@ from torch import Tensor
 
 from simflow_plugin.contracts import ImageDataset
 from simflow_plugin.data.loader import Rows, read_rows, to_float
-from simflow_plugin.errors import RunDirectoryError
-from simflow_plugin.files import file_digest, read_json_object, replacing, write_text_atomically
-from simflow_plugin.preparing.shards import Shard
+from simflow_plugin.errors import DataError, RunDirectoryError
+from simflow_plugin.files import replacing
+from simflow_plugin.preparing.shards import Shard, ShardFacts, save_facts
 from simflow_plugin.randomness import IndexedRandom
 from simflow_plugin.runs.loaded_run import LoadedRun
 
@@ -33,45 +32,39 @@ READERS = 4
 
 
 @dataclass(frozen=True)
-class LatentFacts:
-    """Content of a file of latents.
+class ChannelStatistics:
+    """Of all latents: `mean` and `std` (1, C, 1, 1) float32; the variance has n - 1 in its denominator."""
 
-    Args:
-        name, bytes, sha256: of the file.
-        images: encoded.
-        sums, squares: by channel, of `latents` over images and positions; from these come mean and std of all files.
-        damaged: what is wrong with each image that was left out.
-    """
+    mean: Tensor
+    std: Tensor
 
-    name: str
-    bytes: int
-    sha256: str
-    images: int
-    sums: list[float]
-    squares: list[float]
-    damaged: list[str]
+    @classmethod
+    def of(cls, shards: Sequence[ShardFacts], num_positions: int) -> ChannelStatistics:
+        """Return the statistics from the sums of every shard.
 
-
-def finished(shard: Shard, folder: Path) -> LatentFacts | None:
-    """Return the facts of a file that was written before, whole and without damaged images; None otherwise."""
-    path, beside = folder / shard.name, _facts_file(folder, shard)
-    if not (path.is_file() and beside.is_file()):
-        return None
-    facts = LatentFacts(**read_json_object(beside, RunDirectoryError))
-    is_whole = path.stat().st_size == facts.bytes and file_digest(path) == facts.sha256
-    return facts if is_whole and not facts.damaged else None
+        Raises:
+            DataError: for fewer than two numbers a channel.
+        """
+        count = num_positions * sum(shard.images for shard in shards)
+        if count < 2:
+            raise DataError(f"{count} numbers a channel: there are no latents to measure.")
+        total, square = (
+            torch.tensor([shard.totals[name] for shard in shards], dtype=torch.float64).sum(0)
+            for name in ("sums", "squares")
+        )
+        mean = total / count
+        variance = ((square - count * mean.square()) / (count - 1)).clamp(min=0)
+        return cls(mean.float()[None, :, None, None], variance.sqrt().float()[None, :, None, None])
 
 
 def write_latents(
-    loaded: LoadedRun, dataset: ImageDataset, shard: Shard, folder: Path, seed: int
-) -> LatentFacts:
+    loaded: LoadedRun, dataset: ImageDataset, folder: Path, seed: int, shard: Shard
+) -> ShardFacts:
     """Encode the images of one shard and write them.
 
     Args:
         loaded: the run; its precision and its sampling batch size are used.
         dataset: images of the run's size.
-        shard: which images, and the file's name.
-        folder: it is there.
         seed: of the samples of the posterior.
     """
     damaged: list[str] = []
@@ -93,23 +86,13 @@ def write_latents(
             found[f"latents{ending}"] = [torch.zeros(0, channels, height, width)]
             found[f"moments{ending}"] = [torch.zeros(0, 2 * channels, height, width)]
     tensors = {name: torch.cat(parts).contiguous() for name, parts in found.items()}
-    path = folder / shard.name
-    with replacing(path, RunDirectoryError) as part:
-        # One entry: safetensors writes several in an order that differs from call to call.
-        save_file(tensors, part, metadata={"total_size": str(len(tensors["labels"]))})
-        num_bytes, digest = part.stat().st_size, file_digest(part)  # of what this call wrote
     wide = tensors["latents"].double()
-    facts = LatentFacts(
-        name=shard.name,
-        bytes=num_bytes,
-        sha256=digest,
-        images=len(tensors["labels"]),
-        sums=wide.sum((0, 2, 3)).tolist(),
-        squares=wide.square().sum((0, 2, 3)).tolist(),
-        damaged=damaged,
-    )
-    write_text_atomically(_facts_file(folder, shard), json.dumps(asdict(facts), indent=1) + "\n")
-    return facts
+    sums, squares = (values.sum((0, 2, 3)).tolist() for values in (wide, wide.square()))
+    num_images = len(tensors["labels"])
+    with replacing(folder / shard.name, RunDirectoryError) as part:
+        # One entry: safetensors writes several in an order that differs from call to call.
+        save_file(tensors, part, metadata={"total_size": str(num_images)})
+        return save_facts(folder, shard, part, num_images, damaged, sums=sums, squares=squares)
 
 
 def encode(loaded: LoadedRun, images: Tensor, random: IndexedRandom, purpose: str) -> tuple[Tensor, Tensor]:
@@ -117,12 +100,6 @@ def encode(loaded: LoadedRun, images: Tensor, random: IndexedRandom, purpose: st
     latents, posterior = loaded.encode(images, random, purpose)
     mean, std = posterior.mode().float().cpu(), posterior.std.float().cpu()
     return latents, torch.cat([mean, 2 * std.log().expand_as(mean)], dim=1)
-
-
-def remove_facts_files(folder: Path) -> None:
-    """Remove what only an interrupted run of the command needs."""
-    for file in folder.glob(".*.safetensors.json"):
-        file.unlink()
 
 
 def _batches(dataset: ImageDataset, shard: Shard, size: int, damaged: list[str]) -> Iterator[Rows]:
@@ -141,7 +118,3 @@ def _batches(dataset: ImageDataset, shard: Shard, size: int, damaged: list[str])
                 found += [rows] if rows is not None else []
             if found:
                 yield Rows(*map(torch.cat, zip(*found, strict=True)))
-
-
-def _facts_file(folder: Path, shard: Shard) -> Path:
-    return folder / f".{shard.name}.json"

@@ -22,7 +22,7 @@ from safetensors import safe_open
 from simflow_plugin.contracts import NO_LABEL, HasLabels, ImageDataset
 from simflow_plugin.errors import DataError, RunDirectoryError
 from simflow_plugin.files import replacing, write_text_atomically
-from simflow_plugin.preparing.channel_statistics import ChannelStatistics
+from simflow_plugin.preparing.latent_shards import ChannelStatistics
 
 IMAGES_PER_GROUP = 1000
 

@@ -1,36 +1,26 @@
-"""One webdataset shard of center-cropped images, the same bytes whoever writes it and whenever.
+"""Files that each hold a range of a data set's images, the same bytes whoever writes them and whenever.
 
-    00000012.png    the image
-    00000012.cls    its class by number, where there are classes
-    00000012.txt    the name of that class
-
-A shard stands for a range of the data set's images. It appears under its name only when it is whole, with its facts
-beside it, so that an interrupted preparation goes on with the shards that are missing.
+A file appears under its name only when it is whole, and its facts are kept beside it until all are there, so that
+interrupted work goes on with the files that are missing.
 """
 
 from __future__ import annotations
 
-import io
 import json
-import tarfile
-from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from PIL import Image
-
-from simflow_plugin.contracts import NO_LABEL, ImageDataset
-from simflow_plugin.data.decoding import CorruptImage
+from simflow_plugin.contracts import ImageDataset
+from simflow_plugin.data.loader import check_corrupt
 from simflow_plugin.errors import RunDirectoryError
-from simflow_plugin.files import file_digest, read_json_object, replacing, write_text_atomically
-
-Format = Literal["png", "jpg", "webp"]
-SAVING: dict[str, dict[str, Any]] = {
-    "png": {"format": "PNG", "compress_level": 6},
-    "jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
-    "webp": {"format": "WEBP", "lossless": True, "method": 4},
-}
+from simflow_plugin.files import file_digest, read_json_object, write_text_atomically
+from simflow_plugin.preparing.begun import UNFINISHED
+from simflow_plugin.progress_bar import count_progress
 
 
 @dataclass(frozen=True)
@@ -47,29 +37,43 @@ class ShardFacts:
     """Content of a shard.
 
     Args:
-        name: of the file.
+        name, bytes, sha256: of the file.
         images: written.
-        bytes: of the file.
-        sha256: of the file.
-        images_by_class: class number -> images; -1 for those without a class.
         damaged: what is wrong with each image that was left out.
+        totals: what is summed over shards, as JSON.
     """
 
     name: str
-    images: int
     bytes: int
     sha256: str
-    images_by_class: dict[str, int] = field(default_factory=dict)
-    damaged: list[str] = field(default_factory=list)
+    images: int
+    damaged: list[str]
+    totals: dict[str, Any] = field(default_factory=dict)
+
+    def file(self) -> dict[str, Any]:
+        """Return what a card lists of the file."""
+        return {"name": self.name, "bytes": self.bytes, "sha256": self.sha256}
 
 
-def shards_of(prefix: str, num_images: int, images_per_shard: int) -> list[Shard]:
-    """Return the shards of a split, which `prefix` names."""
+Write = Callable[[Shard], ShardFacts]
+
+
+def shards_of(pattern: str, num_images: int, images_per_shard: int) -> list[Shard]:
+    """Return the shards of a split, named by `pattern` with the number in the place of its braces."""
     starts = range(0, num_images, images_per_shard)
     return [
-        Shard(f"{prefix}-{number:06d}.tar", start, min(start + images_per_shard, num_images))
+        Shard(pattern.format(number), start, min(start + images_per_shard, num_images))
         for number, start in enumerate(starts)
     ]
+
+
+def save_facts(
+    folder: Path, shard: Shard, part: Path, images: int, damaged: list[str], **totals: Any
+) -> ShardFacts:
+    """Keep the facts of a shard that this call has written to `part`, whatever gets its name afterwards."""
+    facts = ShardFacts(shard.name, part.stat().st_size, file_digest(part), images, damaged, totals)
+    write_text_atomically(_facts_file(folder, shard), json.dumps(asdict(facts), indent=1) + "\n")
+    return facts
 
 
 def finished(shard: Shard, folder: Path) -> ShardFacts | None:
@@ -85,51 +89,63 @@ def finished(shard: Shard, folder: Path) -> ShardFacts | None:
     return facts if is_whole and not facts.damaged else None
 
 
-def write_shard(dataset: ImageDataset, shard: Shard, folder: Path, image_format: Format) -> ShardFacts:
-    """Write one shard; images that cannot be read are left out and named in the facts."""
-    by_class: Counter[str] = Counter()
+def write_missing(
+    purpose: str, dataset: ImageDataset, shards: list[Shard], folder: Path, write: Write, num_workers: int = 1
+) -> list[ShardFacts]:
+    """Write the shards that are not there, and return the facts of all.
+
+    Args:
+        purpose: shown with the progress.
+        dataset: whose images they hold.
+        shards: of all its images.
+        folder: of the shards.
+        write: one of them; can be pickled if there are several processes.
+        num_workers: processes; 1 works in this one.
+    Raises:
+        DataError: as soon as more images are damaged than the data set allows.
+    """
+    found = {shard.name: facts for shard in shards if (facts := finished(shard, folder)) is not None}
+    missing = [shard for shard in shards if shard.name not in found]
+    done = len(dataset) - sum(shard.stop - shard.start for shard in missing)
     damaged: list[str] = []
-    path = folder / shard.name
-    with replacing(path, RunDirectoryError) as part:
-        with tarfile.open(part, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for index in range(shard.start, shard.stop):
-                try:
-                    image, label = dataset[index]
-                except CorruptImage as error:
-                    damaged.append(str(error))
-                    continue
-                key = f"{index:08d}"
-                _add(tar, f"{key}.{image_format}", encoded(image.permute(1, 2, 0).numpy(), image_format))
-                if label != NO_LABEL:
-                    name = dataset.class_names[label] if dataset.class_names is not None else str(label)
-                    _add(tar, f"{key}.cls", str(label).encode())
-                    _add(tar, f"{key}.txt", name.encode())
-                by_class[str(label)] += 1
-        num_bytes, digest = part.stat().st_size, file_digest(part)  # of what this call wrote
-    facts = ShardFacts(shard.name, sum(by_class.values()), num_bytes, digest, dict(by_class), damaged)
-    write_text_atomically(_facts_file(folder, shard), json.dumps(asdict(facts), indent=1) + "\n")
-    return facts
+    with (
+        count_progress(purpose, len(dataset), done) as advance,
+        _workers(write, min(num_workers, len(missing))) as write_all,
+    ):
+        for facts in write_all(missing):
+            found[facts.name] = facts
+            advance(facts.images + len(facts.damaged))
+            damaged += facts.damaged
+            check_corrupt(dataset, len(damaged), f", such as {damaged[0]}" if damaged else "")
+    return [found[shard.name] for shard in shards]
 
 
-def remove_facts_files(folder: Path) -> None:
-    """Remove what only an interrupted preparation needs."""
-    for file in folder.glob(".*.tar.json"):
-        file.unlink()
+@contextmanager
+def _workers(write: Write, count: int) -> Iterator[Callable[[list[Shard]], Iterable[ShardFacts]]]:
+    """Give a function that writes shards in this process or in several; after an error none starts another shard.
+
+    Processes are sent `write`, and the data set in it, once: its part may have been registered by the caller alone.
+    """
+    if count < 2:
+        yield lambda shards: map(write, shards)
+        return
+    pool = ProcessPoolExecutor(count, get_context("spawn"), initializer=_keep_in_worker, initargs=(write,))
+    try:
+        yield lambda shards: pool.map(_write_in_worker, shards)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def encoded(pixels: Any, image_format: Format) -> bytes:
-    """Return an image (H, W, 3) uint8 as the bytes of a file."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, **SAVING[image_format])
-    return buffer.getvalue()
+_in_worker: list[Write] = []
+
+
+def _keep_in_worker(write: Write) -> None:
+    _in_worker.append(write)
+
+
+def _write_in_worker(shard: Shard) -> ShardFacts:
+    return _in_worker[0](shard)
 
 
 def _facts_file(folder: Path, shard: Shard) -> Path:
-    return folder / f".{shard.name}.json"
-
-
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    """Add a member without owner, time or mode of this machine: the bytes depend on the images alone."""
-    member = tarfile.TarInfo(name)
-    member.size, member.mode = len(content), 0o644
-    tar.addfile(member, io.BytesIO(content))
+    return folder / UNFINISHED / f"{shard.name}.json"

@@ -16,12 +16,12 @@ from simflow_plugin.bench.peer import constructor_arguments
 from simflow_plugin.bench.timing import peak_memory
 from simflow_plugin.bench.workload import Workload
 from simflow_plugin.cli.app import app
-from simflow_plugin.convert.from_ml_starflow import CONSTRUCTOR, flow_config
+from simflow_plugin.convert.from_ml_starflow import StarflowArguments, flow_config
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.evaluation.flops import count_flops, without_data
 from simflow_plugin.flow import FlowConfig, TransformerFlow
 from simflow_plugin.flow.affine import affine_parameters
-from tests.convert.peers import load_peer
+from tests.convert.peers import import_from
 
 SMALL: dict[str, Any] = {
     "width": 32,
@@ -125,12 +125,12 @@ def test_peak_memory_counts_what_is_held_at_once() -> None:
 
 def test_peers_arguments_describe_the_same_flow() -> None:
     config = FlowConfig.model_validate({**SMALL, "condition_dim": 5})
-    theirs = flow_config(CONSTRUCTOR.parse(constructor_arguments(config)))
+    theirs = flow_config(StarflowArguments.parse(constructor_arguments(config)))
     assert theirs == config.model_copy(update={"rope_side": 3.0})
 
 
 def test_peers_code_agrees_on_the_same_weights() -> None:
-    load_peer("ML_STARFLOW_DIR")
+    import_from("ML_STARFLOW_DIR", "transformer_flow")
     import os
 
     peer = Path(os.environ["ML_STARFLOW_DIR"])

@@ -38,12 +38,11 @@ def class_folders(root: Path, counts: dict[str, int]) -> Path:
     return root
 
 
-def write_idx(path: Path, values: np.ndarray, magic: bytes | None = None) -> None:
-    """An idx file, compressed if its name says so."""
-    header = magic or bytes((0, 0, 8, values.ndim))
-    content = header + struct.pack(f">{values.ndim}I", *values.shape) + values.astype(np.uint8).tobytes()
+def write_idx(path: Path, values: np.ndarray) -> None:
+    """A compressed idx file."""
+    header = bytes((0, 0, 8, values.ndim)) + struct.pack(f">{values.ndim}I", *values.shape)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    path.write_bytes(gzip.compress(header + values.astype(np.uint8).tobytes()))
 
 
 def fashion_folder(root: Path, num: int = 12) -> Path:
@@ -70,16 +69,21 @@ def write_hdf5(root: Path, contents: list[bytes], labels: list[int] | None) -> P
     return root
 
 
-def write_shard(path: Path, samples: list[tuple[str, dict[str, bytes]]]) -> Path:
-    """A tar file of (key, content by suffix)."""
+def write_members(path: Path, members: list[tuple[str, bytes]]) -> Path:
+    """A tar file of (name, content), in this order."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as archive:
-        for key, members in samples:
-            for suffix, content in members.items():
-                info = tarfile.TarInfo(f"{key}.{suffix}")
-                info.size = len(content)
-                archive.addfile(info, io.BytesIO(content))
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
     return path
+
+
+def write_shard(path: Path, samples: list[tuple[str, dict[str, bytes]]]) -> Path:
+    """A tar file of (key, content by suffix)."""
+    members = [(f"{key}.{end}", content) for key, sample in samples for end, content in sample.items()]
+    return write_members(path, members)
 
 
 def numbered_shard(path: Path, values: range) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from simflow_plugin.data.feature_cache import dataset_facts
 from simflow_plugin.data.hdf5 import Hdf5Images
 from simflow_plugin.data.image_folder import ImageFolder
 from simflow_plugin.data.webdataset import WebDataset
+from simflow_plugin.errors import DataError
 from tests.data.makers import fashion_folder, png, write_hdf5, write_shard
 
 CONTEXT = DataContext(28, "train")
@@ -105,19 +107,23 @@ def test_replaced_file_of_the_same_size_has_other_facts(tmp_path, monkeypatch):
 
 
 class ThirdParty:
-    """Five images and nothing else that would tell which."""
+    """Five images of one value, and no more than the contract asks for."""
 
-    num_classes = None
-    class_names = None
-
-    def __init__(self, value: int) -> None:
-        self.value = value
+    def __init__(self, value: int = 0, class_names: list[str] | None = None) -> None:
+        self.value, self.class_names = value, class_names
+        self.num_classes = None if class_names is None else len(class_names)
 
     def __len__(self) -> int:
         return 5
 
     def __getitem__(self, index: int) -> Example:
         return Example(torch.full((3, 4, 4), self.value, dtype=torch.uint8), NO_LABEL)
+
+
+def test_missing_library_of_a_data_set_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(DataError, match="pip install"):
+        load_table(tmp_path)
 
 
 def test_images_of_a_third_party_data_set_are_probed():

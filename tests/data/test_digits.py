@@ -49,12 +49,10 @@ def test_split_is_stratified():
     assert torch.all((share - 0.2).abs() < 0.01)
 
 
-def test_split_does_not_depend_on_the_seed_of_the_run():
-    assert np.array_equal(digits("test", seed=0).raw_images, digits("test", seed=5).raw_images)
-
-
-def test_split_depends_on_split_seed():
-    assert not np.array_equal(digits("test").raw_images, digits("test", split_seed=1).raw_images)
+def test_split_depends_on_split_seed_and_not_on_the_seed_of_the_run():
+    first = digits("test", seed=0).raw_images
+    assert np.array_equal(first, digits("test", seed=5).raw_images)
+    assert not np.array_equal(first, digits("test", split_seed=1).raw_images)
 
 
 def test_example_is_uint8_with_three_channels():
@@ -64,11 +62,9 @@ def test_example_is_uint8_with_three_channels():
     assert 0 <= label < 10
 
 
-def test_image_size_below_eight_is_refused():
-    with pytest.raises(DataError, match="image_size 4"):
-        digits("train", 4)
-
-
-def test_unknown_split_lists_choices():
-    with pytest.raises(DataError, match="train, test"):
-        digits("validation")
+@pytest.mark.parametrize(
+    ("split", "size", "message"), [("train", 4, "image_size 4"), ("validation", 32, "train, test")]
+)
+def test_too_small_images_and_unknown_splits_are_refused(split, size, message):
+    with pytest.raises(DataError, match=message):
+        digits(split, size)

@@ -1,6 +1,5 @@
 import gzip
 
-import numpy as np
 import pytest
 import torch
 
@@ -8,7 +7,7 @@ from simflow_plugin.contracts import DataContext
 from simflow_plugin.data import fashion_mnist
 from simflow_plugin.data.fashion_mnist import FashionMnist
 from simflow_plugin.errors import DataError
-from tests.data.makers import fashion_folder, write_idx
+from tests.data.makers import fashion_folder
 
 
 def load(root, size=32, split="train", **options) -> FashionMnist:
@@ -37,13 +36,9 @@ def test_image_has_the_size_asked_for(tmp_path, size):
     assert load(fashion_folder(tmp_path), size)[0].image.shape == (3, size, size)
 
 
-def test_found_by_environment_variable(nowhere):
-    fashion_folder(nowhere / "data" / "fashion-mnist")
-    assert len(load(None)) == 12
-
-
-def test_found_in_the_debian_folder(nowhere):
-    fashion_folder(nowhere / "debian")
+@pytest.mark.parametrize("place", ["data/fashion-mnist", "debian", "data/FashionMNIST/raw"])
+def test_found_in_the_usual_places(nowhere, place):
+    fashion_folder(nowhere / place)
     assert len(load(None, split="test")) == 12
 
 
@@ -80,30 +75,29 @@ def test_failed_download_says_what_else_to_do(nowhere, monkeypatch):
         load(None, download=True)
 
 
-def test_wrong_magic_number_is_named(tmp_path):
-    path = fashion_folder(tmp_path) / "train-images-idx3-ubyte.gz"
-    write_idx(path, np.zeros((3, 28, 28)), magic=b"\x00\x00\x0d\x03")
-    with pytest.raises(DataError, match=r"train-images.*00000d03, expected 00000803"):
-        load(tmp_path)
+IMAGES, LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
 
 
-def test_cut_off_file_is_named(tmp_path):
-    path = fashion_folder(tmp_path) / "train-images-idx3-ubyte.gz"
-    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-100]))
-    with pytest.raises(DataError, match=r"train-images.*promises"):
-        load(tmp_path)
+def unpacked(change):
+    """A change of the content that the compression holds."""
+    return lambda content: gzip.compress(change(gzip.decompress(content)))
 
 
-def test_damaged_compression_is_named(tmp_path):
-    path = fashion_folder(tmp_path) / "train-labels-idx1-ubyte.gz"
-    path.write_bytes(path.read_bytes()[:-6])
-    with pytest.raises(DataError, match="train-labels.*unreadable"):
-        load(tmp_path)
-
-
-def test_labels_of_another_number_are_refused(tmp_path):
-    write_idx(fashion_folder(tmp_path) / "train-labels-idx1-ubyte.gz", np.zeros(5))
-    with pytest.raises(DataError, match="holds 5, expected 12"):
+@pytest.mark.parametrize(
+    ("file", "spoil", "message"),
+    [
+        (IMAGES, unpacked(lambda idx: b"\0\0\x0d\x03" + idx[4:]), "00000d03, expected 00000803"),
+        (IMAGES, unpacked(lambda idx: idx[:9]), "9 bytes"),
+        (IMAGES, unpacked(lambda idx: idx[:-100]), "promises"),
+        (LABELS, lambda content: content[:-6], "unreadable"),
+        (LABELS, unpacked(lambda idx: idx[:7] + b"\x05" + idx[8:13]), "holds 5, expected 12"),
+    ],
+    ids=["magic number", "header", "pixels", "compression", "number of labels"],
+)
+def test_damaged_file_is_named(tmp_path, file, spoil, message):
+    path = fashion_folder(tmp_path) / file
+    path.write_bytes(spoil(path.read_bytes()))
+    with pytest.raises(DataError, match=f"{path.name}: .*{message}"):
         load(tmp_path)
 
 

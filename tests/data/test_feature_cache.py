@@ -1,5 +1,3 @@
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -7,7 +5,7 @@ import torch
 from simflow_plugin.contracts import DataContext, Example
 from simflow_plugin.data.decoding import CorruptImage
 from simflow_plugin.data.digits import Digits
-from simflow_plugin.data.feature_cache import CacheJob, dataset_facts, open_cache
+from simflow_plugin.data.feature_cache import CacheJob, dataset_facts
 from simflow_plugin.errors import DataError
 
 
@@ -19,6 +17,31 @@ def digits():
 @pytest.fixture
 def facts(digits):
     return {**dataset_facts("digits", {}, digits, "test", 8), "encoder": "columns"}
+
+
+def counting(seen: list[int]):
+    """Columns that note how many images each call is given."""
+
+    def compute(images):
+        seen.append(len(images))
+        return columns(images)
+
+    return compute
+
+
+class Pictures:
+    """Grey pictures whose value is their number; some cannot be read."""
+
+    def __init__(self, num: int, unreadable: tuple[int, ...] = (), share: float = 0.5):
+        self.num, self.unreadable, self.max_corrupt_share = num, unreadable, share
+
+    def __len__(self):
+        return self.num
+
+    def __getitem__(self, index):
+        if index in self.unreadable:
+            raise CorruptImage(f"image {index}: cut short")
+        return Example(torch.full((3, 2, 2), index % 256, dtype=torch.uint8), 0)
 
 
 def build_cache(folder, facts, dataset, compute, **options):
@@ -48,17 +71,16 @@ def test_mirrored_values_are_those_of_mirrored_images(tmp_path, digits, facts):
 
 def test_mirrored_values_that_were_not_cached_are_refused(tmp_path, digits, facts):
     cache = build_cache(tmp_path, facts, digits, columns)
+    assert cache.values.dtype == np.float16
     with pytest.raises(DataError, match="mirrored"):
         cache.read(torch.tensor([0]), torch.tensor([True]))
 
 
 def test_second_build_computes_nothing(tmp_path, digits, facts):
-    build_cache(tmp_path, facts, digits, columns)
-
-    def fail(images):
-        raise AssertionError("computed again")
-
-    assert len(build_cache(tmp_path, facts, digits, fail)) == len(digits)
+    seen = []
+    for _ in range(2):
+        build_cache(tmp_path, facts, digits, counting(seen))
+    assert sum(seen) == len(digits)
 
 
 def test_other_facts_are_another_cache(tmp_path, digits, facts):
@@ -79,14 +101,10 @@ def test_interrupted_build_goes_on(tmp_path, digits, facts):
 
     with pytest.raises(KeyboardInterrupt):
         build_cache(tmp_path, facts, digits, fails_late, batch_size=5)
-    assert open_cache(tmp_path, CacheJob(tmp_path, facts, digits, columns).facts) is None
-
-    def counting(images):
-        seen.append(len(images))
-        return columns(images)
+    assert CacheJob(tmp_path, facts, digits, columns).open() is None
 
     seen.clear()
-    cache = build_cache(tmp_path, facts, digits, counting, batch_size=5)
+    cache = build_cache(tmp_path, facts, digits, counting(seen), batch_size=5)
     assert sum(seen) == len(digits) - 160
     assert torch.allclose(cache.read(torch.tensor([0, 170])), columns(read_all(digits))[[0, 170]], atol=1e-3)
     assert [path.name for path in tmp_path.iterdir()] == [cache.place.name]
@@ -95,12 +113,7 @@ def test_interrupted_build_goes_on(tmp_path, digits, facts):
 def test_processes_compute_a_share_each(tmp_path, digits, facts):
     """In any order, and each image once; the values are those of one process."""
     seen = []
-
-    def counting(images):
-        seen.append(len(images))
-        return columns(images)
-
-    job = CacheJob(tmp_path / "two", facts, digits, counting, batch_size=5)
+    job = CacheJob(tmp_path / "two", facts, digits, counting(seen), batch_size=5)
     for rank in (1, 0):
         job.compute_share(rank, 2)
     assert sum(seen) == len(digits)
@@ -118,101 +131,42 @@ def test_torn_part_is_computed_again(tmp_path, digits, facts):
     assert np.isfinite(job.finish().values).all()
 
 
-def test_exchanged_facts_are_detected(tmp_path, digits, facts):
-    build_cache(tmp_path, facts, digits, columns)
-    (file,) = tmp_path.glob("*/cache.json")
-    file.write_text(json.dumps({**json.loads(file.read_text()), "encoder": "swapped"}))
-    with pytest.raises(DataError, match="made for other encoder"):
+@pytest.mark.parametrize(
+    ("file", "spoil", "message"),
+    [
+        ("cache.json", lambda content: content.replace(b"columns", b"swapped"), "made for other encoder"),
+        ("values.npy", lambda content: content[:-100], "damaged cache"),
+        ("checksums.npy", lambda content: b"", "damaged cache"),
+    ],
+)
+def test_damaged_cache_is_refused(tmp_path, digits, facts, file, spoil, message):
+    path = build_cache(tmp_path, facts, digits, columns).place / file
+    path.write_bytes(spoil(path.read_bytes()))
+    with pytest.raises(DataError, match=f"{message}.*Delete the folder"):
         build_cache(tmp_path, facts, digits, columns)
 
 
-def test_cut_off_values_are_detected(tmp_path, digits, facts):
-    build_cache(tmp_path, facts, digits, columns)
-    (file,) = tmp_path.glob("*/values.npy")
-    file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(DataError, match="damaged"):
-        build_cache(tmp_path, facts, digits, columns)
-
-
-@pytest.mark.parametrize("row", [0, 3000, 9999])
-def test_flipped_bit_is_noticed_when_its_block_is_read(tmp_path, row):
-    class Many:
-        max_corrupt_share = 0.0
-
-        def __len__(self):
-            return 10_000
-
-        def read_batch(self, indices):
-            return torch.zeros(len(indices), 3, 2, 2, dtype=torch.uint8), torch.zeros(len(indices))
-
-    def wide(images):
-        return torch.arange(50.0).expand(len(images), 50)
-
-    build_cache(tmp_path, {"encoder": "wide"}, Many(), wide, batch_size=5000)
-    (file,) = tmp_path.glob("*/values.npy")
-    content = bytearray(file.read_bytes())
-    content[len(content) - 10_000 * 100 + row * 100 + 1] ^= 4
-    file.write_bytes(content)
-    cache = build_cache(tmp_path, {"encoder": "wide"}, Many(), wide)
-    away = torch.tensor([(row + 5000) % 10_000])
-    assert cache.read(away).shape == (1, 50)
-    with pytest.raises(DataError, match="not what was written.*Delete the folder"):
+@pytest.mark.parametrize("row", [0, 30, 99])
+def test_flipped_bit_is_noticed_when_its_row_is_read(tmp_path, row):
+    place = build_cache(tmp_path, {}, Pictures(100), columns).place
+    content = bytearray((place / "values.npy").read_bytes())
+    content[len(content) - (100 - row) * 4 + 1] ^= 4  # two values of two bytes a row
+    (place / "values.npy").write_bytes(content)
+    cache = build_cache(tmp_path, {}, Pictures(100), columns)
+    assert cache.read(torch.tensor([i for i in range(100) if i != row])).shape == (99, 2)
+    with pytest.raises(DataError, match=f"image {row} are not what was written.*Delete the folder"):
         cache.read(torch.tensor([row]))
 
 
-def test_cache_without_checksums_is_refused(tmp_path, digits, facts):
-    build_cache(tmp_path, facts, digits, columns)
-    (file,) = tmp_path.glob("*/checksums.npy")
-    file.unlink()
-    with pytest.raises(DataError, match="damaged cache.*Delete the folder"):
-        build_cache(tmp_path, facts, digits, columns)
-
-
-def test_no_cache_is_none(tmp_path, facts):
-    assert open_cache(tmp_path, facts) is None
-
-
-class FailsOnce:
-    """Three images, of which the second cannot be read the first time, as from a disk that was away."""
-
-    max_corrupt_share = 0.5
-
-    def __init__(self):
-        self.has_failed = False
-
-    def __len__(self):
-        return 3
-
-    def __getitem__(self, index):
-        if index == 1 and not self.has_failed:
-            self.has_failed = True
-            raise CorruptImage("image 1: Input/output error")
-        return Example(torch.full((3, 8, 8), index, dtype=torch.uint8), index)
-
-
 def test_image_that_could_not_be_read_then_has_no_values_now(tmp_path):
-    cache = build_cache(tmp_path, {"encoder": "columns"}, FailsOnce(), columns)
+    cache = build_cache(tmp_path, {"encoder": "columns"}, Pictures(3, (1,)), columns)
     assert cache.read(torch.tensor([0, 2])).isfinite().all()
     with pytest.raises(DataError, match=r"no values of image 1, .*Delete the folder"):
         cache.read(torch.tensor([0, 1, 2]))
 
 
-class Torn(FailsOnce):
-    """Six images of which two, one in each process's share, can never be read."""
-
-    max_corrupt_share = 0.2
-
-    def __len__(self):
-        return 6
-
-    def __getitem__(self, index):
-        if index in (1, 4):
-            raise CorruptImage(f"image {index}: cut short")
-        return Example(torch.full((3, 8, 8), index, dtype=torch.uint8), index)
-
-
 def test_the_limit_of_corrupt_images_is_that_of_all_processes_together(tmp_path):
-    jobs = [CacheJob(tmp_path, {}, Torn(), columns) for _ in range(3)]
+    jobs = [CacheJob(tmp_path, {}, Pictures(6, (1, 4), 0.2), columns) for _ in range(3)]
     for rank, job in enumerate(jobs[:2]):
         object.__setattr__(job.parts, "part_size", 3)
         job.compute_share(rank, 2)
@@ -235,7 +189,3 @@ def test_a_cache_that_another_process_finishes_meanwhile_is_opened(tmp_path, dig
     assert sum(calls) == 16 * 4  # one part: the one that was begun
     build_cache(tmp_path, facts, digits, columns)
     assert [path.name for path in tmp_path.iterdir()] == [cache.place.name]  # no parts are left
-
-
-def test_values_are_half_precision_on_disk(tmp_path, digits, facts):
-    assert build_cache(tmp_path, facts, digits, columns).values.dtype == np.float16

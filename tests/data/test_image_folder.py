@@ -62,62 +62,81 @@ def test_class_missing_from_test_does_not_shift_the_numbers(tmp_path):
     assert dataset.num_classes == 3
 
 
-def test_foreign_class_in_test_is_refused(tmp_path):
-    class_folders(tmp_path / "train", {"a": 2, "b": 2})
-    class_folders(tmp_path / "val", {"z": 2})
-    with pytest.raises(DataError, match="`z`"):
-        load(tmp_path, "test")
-
-
 def test_labels_can_be_left_unused(tmp_path):
     dataset = load(class_folders(tmp_path, {"only": 30}), labels=False)
     assert dataset.num_classes is None
 
 
-def test_missing_folder_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"nothere: does not exist.*data\.root"):
-        load(tmp_path / "nothere")
+def two_classes(root):
+    """Classes `a` and `b` of three images each."""
+    return class_folders(root, {"a": 3, "b": 3})
 
 
-def test_file_as_root_is_named(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="is a file"):
-        load(tmp_path / "file")
+def write(path, content: bytes = b""):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
 
 
-def test_empty_folder_is_named(tmp_path):
-    (tmp_path / "notes.txt").write_text("no image")
-    with pytest.raises(DataError, match="no images below it"):
-        load(tmp_path)
+REFUSED = {
+    "missing folder": (lambda root: root.rmdir(), r"root: does not exist.*data\.root"),
+    "file as root": (lambda root: (root.rmdir(), write(root)), "is a file"),
+    "no image": (lambda root: write(root / "notes.txt"), "no images below it"),
+    "images that are not read": (
+        lambda root: write(root / "1.dng"),
+        r"1 \.dng \(images of a kind that is not read\) left out",
+    ),
+    "one class": (lambda root: class_folders(root, {"only": 30}), r"one class.*data\.labels: false"),
+    "images beside classes": (
+        lambda root: write(two_classes(root) / "stray.png", png(1)),
+        r"stray\.png",
+    ),
+    "splits inside classes": (
+        lambda root: [class_folders(root / name, {"train": 2, "test": 2}) for name in "ab"],
+        "class folders hold splits",
+    ),
+    "link to a folder above": (
+        lambda root: (two_classes(root) / "a" / "again").symlink_to(root),
+        "a/again: a link to a folder that it lies in",
+    ),
+    "one file in two classes": (
+        lambda root: (two_classes(root) / "b" / "same.png").symlink_to(root / "a" / "000.png"),
+        r"a/000\.png and b/same\.png are one file",
+    ),
+}
 
 
-def test_one_class_only_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"one class.*data\.labels: false"):
-        load(class_folders(tmp_path, {"only": 30}))
+@pytest.mark.parametrize("kind", REFUSED)
+def test_folder_that_cannot_be_understood_is_refused_with_the_reason(tmp_path, kind):
+    make, message = REFUSED[kind]
+    (tmp_path / "root").mkdir()
+    make(tmp_path / "root")
+    with pytest.raises(DataError, match=message):
+        load(tmp_path / "root")
 
 
-def test_labels_asked_for_in_a_flat_folder_are_refused(tmp_path):
-    (tmp_path / "a.png").write_bytes(png(1))
-    with pytest.raises(DataError, match="no labels"):
-        load(tmp_path, labels=True)
-
-
-def test_images_beside_class_folders_are_refused(tmp_path):
-    class_folders(tmp_path, {"a": 3, "b": 3})
-    (tmp_path / "stray.png").write_bytes(png(1))
-    with pytest.raises(DataError, match=r"stray\.png"):
-        load(tmp_path)
-
-
-def test_too_few_images_for_a_test_split_are_refused(tmp_path):
-    with pytest.raises(DataError, match="test_share"):
-        load(class_folders(tmp_path, {"a": 2, "b": 2}), "test")
-
-
-def test_hidden_files_are_not_images(tmp_path):
-    class_folders(tmp_path, {"a": 10, "b": 10})
-    (tmp_path / "a" / "._000.png").write_bytes(b"resource fork")
-    assert len(load(tmp_path, test_share=0.1)) == 18
+@pytest.mark.parametrize(
+    ("train", "test", "split", "options", "message"),
+    [
+        ({"a": 2, "b": 2}, {"z": 2}, "test", {}, "`z`"),
+        ({"a": 2, "b": 2}, None, "test", {}, "test_share"),
+        ({".": 1}, None, "train", {"labels": True}, "no labels"),
+        (
+            {"a": 3, "b": 3},
+            None,
+            "train",
+            {"test_folder": "Tset"},
+            r"Tset: does not exist. Set data\.test_folder",
+        ),
+    ],
+    ids=["class without training images", "too few images", "no labels", "missing split"],
+)
+def test_split_that_cannot_be_had_is_refused_with_the_reason(tmp_path, train, test, split, options, message):
+    for name, counts in (("train", train), ("val", test)):
+        for folder, count in (counts or {}).items():
+            for number in range(count):
+                write(tmp_path / name / folder / f"{number}.png", png(number))
+    with pytest.raises(DataError, match=message):
+        load(tmp_path, split, **options)
 
 
 def test_names_with_foreign_letters_survive(tmp_path):
@@ -186,19 +205,6 @@ def test_second_test_folder_is_named(tmp_path):
     assert load(tmp_path).ignored == {"folders beside the splits (val)": 1}
 
 
-def test_splits_inside_class_folders_are_refused(tmp_path):
-    for name in ("a", "b"):
-        class_folders(tmp_path / name, {"train": 2, "test": 2})
-    with pytest.raises(DataError, match="class folders hold splits"):
-        load(tmp_path)
-
-
-def test_missing_split_folder_is_named(tmp_path):
-    class_folders(tmp_path / "Train", {"a": 3, "b": 3})
-    with pytest.raises(DataError, match=r"Tset: does not exist. Set data\.test_folder"):
-        load(tmp_path, train_folder="Train", test_folder="Tset")
-
-
 def test_flat_test_folder_is_unlabelled_and_keeps_the_classes(tmp_path):
     class_folders(tmp_path / "train", {"a": 3, "b": 3})
     (tmp_path / "val").mkdir()
@@ -215,15 +221,8 @@ def test_labelled_test_folder_of_unlabelled_training_is_unlabelled(tmp_path):
     assert load(tmp_path, "test").num_classes is None
 
 
-def test_link_to_a_folder_above_is_refused(tmp_path):
-    class_folders(tmp_path, {"a": 3, "b": 3})
-    (tmp_path / "a" / "again").symlink_to(tmp_path)
-    with pytest.raises(DataError, match=r"a/again: a link to a folder that it lies in"):
-        load(tmp_path)
-
-
 def test_links_that_lead_to_each_other_are_ignored(tmp_path):
-    class_folders(tmp_path, {"a": 3, "b": 3})
+    two_classes(tmp_path)
     (tmp_path / "a" / "x.png").symlink_to(tmp_path / "a" / "y.png")
     (tmp_path / "a" / "y.png").symlink_to(tmp_path / "a" / "x.png")
     dataset = load(tmp_path, test_share=0.1)
@@ -232,21 +231,14 @@ def test_links_that_lead_to_each_other_are_ignored(tmp_path):
 
 
 def test_file_reached_twice_is_counted_once(tmp_path):
-    class_folders(tmp_path, {"a": 3, "b": 3})
+    two_classes(tmp_path)
     (tmp_path / "a" / "again").symlink_to(tmp_path / "a" / "000.png")  # no image by its name
     (tmp_path / "a" / "000-link.png").symlink_to(tmp_path / "a" / "000.png")
     (tmp_path / "more").mkdir()
     (tmp_path / "a" / "more").symlink_to(tmp_path / "more")
     os.link(tmp_path / "a" / "001.png", tmp_path / "a" / "hard.png")
     dataset = load(tmp_path, test_share=0.1)
-    assert list(dataset.names) == [
-        "a/000.png",
-        "a/001.png",
-        "a/002.png",
-        "b/000.png",
-        "b/001.png",
-        "b/002.png",
-    ]
+    assert list(dataset.names) == [f"{name}/00{number}.png" for name in "ab" for number in range(3)]
     assert dataset.ignored["reached twice (links)"] == 2
 
 
@@ -258,15 +250,8 @@ def test_folder_of_links_to_images_elsewhere_is_read(tmp_path):
     assert len(load(tmp_path / "chosen", test_share=0.1)) == 6
 
 
-def test_one_file_in_two_classes_is_refused(tmp_path):
-    class_folders(tmp_path, {"a": 3, "b": 3})
-    (tmp_path / "b" / "same.png").symlink_to(tmp_path / "a" / "000.png")
-    with pytest.raises(DataError, match=r"a/000\.png and b/same\.png are one file"):
-        load(tmp_path)
-
-
 def test_folder_that_cannot_be_listed_is_refused(tmp_path, monkeypatch):
-    class_folders(tmp_path, {"a": 3, "b": 3})
+    two_classes(tmp_path)
     listed = os.scandir
 
     def scandir(path):
@@ -293,8 +278,8 @@ def test_every_ending_of_a_format_that_is_read_counts(tmp_path, name, kind):
 
 
 def test_files_that_are_no_images_are_counted_by_kind(tmp_path):
-    class_folders(tmp_path, {"a": 3, "b": 3})
-    for name in ("labels.csv", "a/1.txt", "a/2.txt", "b/clip.mp4", "b/README", "b/.DS_Store", "b/Thumbs.db"):
+    two_classes(tmp_path)
+    for name in ("labels.csv", "a/1.txt", "a/2.txt", "b/clip.mp4", "b/README", "b/._0.png", "b/Thumbs.db"):
         (tmp_path / name).write_text("no image")
     os.mkfifo(tmp_path / "a" / "pipe.png")
     assert load(tmp_path, test_share=0.1).ignored == {
@@ -305,12 +290,6 @@ def test_files_that_are_no_images_are_counted_by_kind(tmp_path):
         "hidden or system files": 2,
         "links to nothing, FIFOs or devices": 1,
     }
-
-
-def test_folder_of_images_that_are_not_read_says_so(tmp_path):
-    (tmp_path / "1.dng").write_text("raw")
-    with pytest.raises(DataError, match=r"1 \.dng \(images of a kind that is not read\) left out"):
-        load(tmp_path)
 
 
 def test_transparency_is_laid_over_the_background_that_is_asked_for(tmp_path):

@@ -52,18 +52,19 @@ def test_rows_are_the_images_that_indices_name(digits):
 
 
 def test_resumed_batches_are_bitwise_equal(digits):
-    whole = list(make_loader(digits, GlobalBatches(64, accumulation=2), 1, range(30), horizontal_flip=True))
-    resumed = list(
-        make_loader(digits, GlobalBatches(64, accumulation=2), 1, range(21, 30), horizontal_flip=True)
+    batches = GlobalBatches(64, accumulation=2)
+    whole, resumed = (
+        list(make_loader(digits, batches, 1, steps, horizontal_flip=True))
+        for steps in (range(30), range(21, 30))
     )
     assert len(resumed) == 18
     assert all(same(a, b) for a, b in zip(whole[42:], resumed, strict=True))
 
 
 def test_workers_change_nothing(digits):
-    alone = list(make_loader(digits, GlobalBatches(32), 1, range(5, 11), horizontal_flip=True, num_workers=0))
-    helped = list(
-        make_loader(digits, GlobalBatches(32), 1, range(5, 11), horizontal_flip=True, num_workers=2)
+    alone, helped = (
+        make_loader(digits, GlobalBatches(32), 1, range(5, 11), horizontal_flip=True, num_workers=count)
+        for count in (0, 2)
     )
     assert all(same(a, b) for a, b in zip(alone, helped, strict=True))
 
@@ -110,52 +111,42 @@ def test_corrupt_image_is_replaced_counted_and_named_once(tmp_path, caplog):
 def test_corrupt_images_are_replaced_alike_by_workers(tmp_path):
     dataset = folder(tmp_path, {"a": 20}, max_corrupt_share=0.5)
     corrupt(dataset, 0, 1, 7)
-    alone, helped = (
-        make_loader(dataset, GlobalBatches(8), 0, range(6)),
-        make_loader(dataset, GlobalBatches(8), 0, range(6), num_workers=2),
-    )
+    alone, helped = (make_loader(dataset, GlobalBatches(8), 0, range(6), num_workers=n) for n in (0, 2))
     assert all(same(a, b) for a, b in zip(alone, helped, strict=True))
     assert helped.corrupt == alone.corrupt == {0, 1, 7}
 
 
+@pytest.mark.parametrize(
+    ("num_images", "num_corrupt", "share", "allowed"),
+    [
+        (20, 1, 0.01, 1),
+        (20, 20, 0.01, 1),
+        (20, 1, 0, 0),
+        (220, 2, 0.01, 2),
+        (220, 3, 0.01, 2),
+        (2, 2, 1, 1),
+    ],
+    ids=[
+        "one in a small run",
+        "all",
+        "one where none is allowed",
+        "as many as the share",
+        "more than the share",
+        "all, whatever the share",
+    ],
+)
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_too_many_corrupt_images_stop_the_run(tmp_path, num_workers):
-    dataset = folder(tmp_path, {"a": 20})
-    corrupt(dataset, *range(len(dataset)))
-    with pytest.raises(DataError, match=r"corrupt, more than the 1 that data\.max_corrupt_share") as caught:
-        list(make_loader(dataset, GlobalBatches(4), 0, range(2), num_workers=num_workers))
+def test_too_many_corrupt_images_stop_the_run(tmp_path, num_images, num_corrupt, share, allowed, num_workers):
+    dataset = folder(tmp_path, {"a": num_images}, max_corrupt_share=share)
+    corrupt(dataset, *range(num_corrupt))
+    loader = make_loader(dataset, GlobalBatches(len(dataset)), 0, range(2), num_workers=num_workers)
+    if num_corrupt <= allowed:
+        assert len(list(loader)) == 2
+        assert loader.corrupt == {*range(num_corrupt)}
+        return
+    with pytest.raises(DataError, match=f"corrupt, more than the {allowed} that data") as caught:
+        list(loader)
     assert "Traceback" not in str(caught.value)
-
-
-def test_one_corrupt_image_does_not_stop_a_small_run(tmp_path):
-    dataset = folder(tmp_path, {"a": 20})
-    corrupt(dataset, 3)
-    loader = make_loader(dataset, GlobalBatches(4), 0, range(10))
-    assert len(list(loader)) == 10
-    assert loader.corrupt == {3}
-
-
-def test_share_of_zero_allows_no_corrupt_image(tmp_path):
-    dataset = folder(tmp_path, {"a": 20}, max_corrupt_share=0)
-    corrupt(dataset, 3)
-    with pytest.raises(DataError, match="1 of 20 images are corrupt, more than the 0"):
-        list(make_loader(dataset, GlobalBatches(4), 0, range(10)))
-
-
-def test_share_is_of_all_images(tmp_path):
-    dataset = folder(tmp_path, {"a": 220})
-    corrupt(dataset, 3, 4)
-    assert len(list(make_loader(dataset, GlobalBatches(16), 0, range(30)))) == 30
-    corrupt(dataset, 5)
-    with pytest.raises(DataError, match=r"3 of \d+ images are corrupt, more than the 2"):
-        list(make_loader(dataset, GlobalBatches(16), 0, range(30)))
-
-
-def test_nothing_but_corrupt_images_stops_the_run_whatever_the_share(tmp_path):
-    dataset = folder(tmp_path, {"a": 2}, max_corrupt_share=1)
-    corrupt(dataset, *range(len(dataset)))
-    with pytest.raises(DataError, match="are corrupt"):
-        list(make_loader(dataset, GlobalBatches(1), 0, range(2)))
 
 
 def test_evaluation_is_in_order_and_complete(digits):

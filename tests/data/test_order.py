@@ -7,17 +7,12 @@ from simflow_plugin.data.order import DataOrder, GlobalBatches, coin_flips, samp
 from simflow_plugin.errors import ConfigError, DataError
 
 
-def rows_of_step(
-    order: DataOrder, batch_size: int, world_size: int, accumulation: int, step: int
-) -> torch.Tensor:
-    batches = GlobalBatches(batch_size, world_size, accumulation)
-    rows = torch.full((batch_size,), -1)
-    for rank in range(world_size):
-        for micro in range(accumulation):
-            offset = batches.offset(micro, rank)
-            rows[offset : offset + batches.micro_batch_size] = order.indices(
-                batches.positions(step, micro, rank)
-            )
+def rows_of_step(num: int, batches: GlobalBatches, step: int) -> torch.Tensor:
+    order, rows = DataOrder(num, seed=3), torch.full((batches.batch_size,), -1)
+    for rank in range(batches.world_size):
+        for micro in range(batches.accumulation):
+            part = order.indices(batches.positions(step, micro, rank))
+            rows[batches.offset(micro, rank) :][: len(part)] = part
     return rows
 
 
@@ -30,9 +25,8 @@ def rows_of_step(
     step=st.integers(0, 100),
 )
 def test_rows_do_not_depend_on_processes_and_accumulation(num, micro, world, accumulation, step):
-    size = micro * 16
-    alone = rows_of_step(DataOrder(num, seed=3), size, 1, 1, step)
-    assert torch.equal(rows_of_step(DataOrder(num, seed=3), size, world, accumulation, step), alone)
+    alone, shared = GlobalBatches(micro * 16), GlobalBatches(micro * 16, world, accumulation)
+    assert torch.equal(rows_of_step(num, shared, step), rows_of_step(num, alone, step))
 
 
 @settings(max_examples=20, deadline=None, derandomize=True)
@@ -65,22 +59,15 @@ def test_empty_data_set_has_no_order():
         DataOrder(0, seed=0)
 
 
-def test_coin_flips_are_fair_and_unrelated_between_purposes():
-    positions = torch.arange(20_000)
-    first, second = coin_flips(0, "flip", positions), coin_flips(1, "flip", positions)
-    assert abs(first.double().mean() - 0.5) < 0.02
-    assert abs((first == second).double().mean() - 0.5) < 0.02
-
-
-def test_neighbouring_coin_flips_are_uncorrelated():
-    flips = coin_flips(0, "flip", torch.arange(20_001))
-    assert abs((flips[1:] == flips[:-1]).double().mean() - 0.5) < 0.02
+def test_coin_flips_are_fair_and_unrelated_between_seeds_and_neighbours():
+    first, second = (coin_flips(seed, "flip", torch.arange(20_001)) for seed in (0, 1))
+    for bits in (first, first == second, first[1:] == first[:-1]):
+        assert abs(bits.double().mean() - 0.5) < 0.02
 
 
 def test_a_coin_flip_depends_on_its_position_only():
-    assert torch.equal(
-        coin_flips(7, "flip", torch.arange(100))[40:60], coin_flips(7, "flip", torch.arange(40, 60))
-    )
+    all_flips, some = coin_flips(7, "flip", torch.arange(100)), coin_flips(7, "flip", torch.arange(40, 60))
+    assert torch.equal(all_flips[40:60], some)
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)

@@ -1,13 +1,15 @@
-"""The start-up summary, and what is refused or said when the data is not what it was."""
+"""The start-up summary, and the refusals and notes when the data is not what it was."""
 
 from __future__ import annotations
+
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from simflow_plugin.contracts import DataContext, Example
+from simflow_plugin.contracts import DataContext
 from simflow_plugin.data.changes import data_changes
 from simflow_plugin.data.digits import Digits
 from simflow_plugin.data.image_folder import ImageFolder
@@ -15,7 +17,7 @@ from simflow_plugin.data.in_memory import InMemoryDataset
 from simflow_plugin.data.summary import content_digests, split_notes, summarize
 from simflow_plugin.errors import DataError
 from tests.data.makers import CORRUPT, class_folders, png
-from tests.data.test_content_facts import SOURCES, every_source
+from tests.data.test_content_facts import SOURCES, ThirdParty, every_source
 
 
 def load(root, split="train", **options) -> ImageFolder:
@@ -56,31 +58,28 @@ def test_lines_name_images_classes_splits_and_what_is_ignored(splits):
     ]
 
 
-def test_uneven_classes_are_counted_by_name_and_said(tmp_path):
+def test_uneven_classes_are_counted_by_name_and_noted(tmp_path):
     class_folders(tmp_path / "train", {"cat": 4, "dog": 1})
     class_folders(tmp_path / "test", {"cat": 6, "dog": 2})
-    lines = summary_lines(tmp_path)
-    assert "  train: 5 images, cat 4, dog 1" in lines
-    assert any("the test split holds 2 to 6: distances such as FID" in line for line in lines)
+    text = "\n".join(summary_lines(tmp_path))
+    assert "  train: 5 images, cat 4, dog 1\n" in text
+    assert "the test split holds 2 to 6: distances such as FID" in text
 
 
-def test_unlabelled_test_folder_is_said(splits):
-    import shutil
-
-    shutil.rmtree(splits / "test")
-    (splits / "test").mkdir()
-    (splits / "test" / "1.png").write_bytes(png(1))
-    lines = summary_lines(splits)
-    assert "  test: 1 images, unlabelled" in lines
-    assert any("the test split is unlabelled" in line for line in lines)
+def test_unlabelled_test_folder_is_noted(splits):
+    for name in ("cat", "dog"):
+        (splits / "test" / name / "000.png").rename(splits / "test" / f"{name}.png")
+        shutil.rmtree(splits / "test" / name)
+    text = "\n".join(summary_lines(splits))
+    assert "  test: 2 images, unlabelled\n" in text
+    assert "the test split is unlabelled" in text
 
 
-def test_corrupt_images_are_counted(splits):
+def test_corrupt_images_and_too_large_batches_are_noted(splits):
     (splits / "train" / "cat" / "000.png").write_bytes(CORRUPT)
-    assert any(
-        line.startswith("  train: 1 of 8 images tried cannot be read, such as")
-        for line in summary_lines(splits)
-    )
+    text = "\n".join(summary_lines(splits, 100))
+    assert "  train: 1 of 8 images tried cannot be read, such as" in text
+    assert "batch_size 100 is more than the 8 training images" in text
 
 
 def test_nothing_but_corrupt_images_is_refused(splits):
@@ -90,7 +89,7 @@ def test_nothing_but_corrupt_images_is_refused(splits):
         summary_lines(splits)
 
 
-def test_twelve_bits_in_sixteen_are_said(tmp_path):
+def test_twelve_bits_in_sixteen_are_noted(tmp_path):
     for number in range(10):
         pixels = np.full((8, 8), 4095 - number, dtype=np.uint16)
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
@@ -100,13 +99,7 @@ def test_twelve_bits_in_sixteen_are_said(tmp_path):
     )
 
 
-def test_batch_larger_than_the_data_is_said(splits):
-    assert any(
-        "batch_size 100 is more than the 8 training images" in line for line in summary_lines(splits, 100)
-    )
-
-
-def test_split_without_an_image_is_said():
+def test_split_without_an_image_is_noted():
     train = Digits(Digits.Options(), DataContext(8, "train"))
     assert any("no test image" in line for line in summarize("digits", train, None).lines())
 
@@ -144,24 +137,24 @@ def test_changed_image_is_named(splits):
     assert "dog/002.png" in note
 
 
-def test_added_image_is_said(splits):
+def test_added_image_is_noted(splits):
     state = state_of(load(splits))
     (splits / "train" / "dog" / "new.png").write_bytes(png(200))
     assert "9 images now and had 8" in data_changes(state, load(splits))[0]
 
 
 @pytest.mark.parametrize(
-    ("new", "said"),
+    ("new", "message"),
     [
         (["cat", "dogs"], "classes of other names now.*Then: 2 classes: cat, dog. Now: 2 classes: cat, dogs"),
         (["ant", "cat", "dog"], "another number of classes.*Now: 3 classes: ant, cat, dog.*new: ant"),
         (["cat", "emu"], "Gone: dog; new: emu"),
     ],
 )
-def test_other_classes_are_refused_with_both_lists(splits, tmp_path, new, said):
+def test_other_classes_are_refused_with_both_lists(splits, tmp_path, new, message):
     state = state_of(load(splits))
     class_folders(tmp_path / "now" / "train", dict.fromkeys(new, 4))
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         data_changes(state, load(tmp_path / "now"))
 
 
@@ -186,27 +179,14 @@ def test_run_of_an_earlier_version_is_compared_as_far_as_it_says(splits):
         data_changes({"num_classes": 3}, load(splits))
 
 
-class ThirdParty:
-    """Four images of classes that it says itself."""
-
-    def __init__(self, names):
-        self.class_names, self.num_classes = names, len(names)
-
-    def __len__(self):
-        return 4
-
-    def __getitem__(self, index):
-        return Example(torch.full((3, 4, 4), index, dtype=torch.uint8), index % 2)
-
-
 def test_test_split_of_more_classes_is_refused_for_any_data_set():
     with pytest.raises(DataError, match="3 classes: a, b, c there, 2 classes: a, b in training"):
-        split_notes(ThirdParty(["a", "b"]), ThirdParty(["a", "b", "c"]))
+        split_notes(ThirdParty(class_names=["a", "b"]), ThirdParty(class_names=["a", "b", "c"]))
 
 
 def test_label_that_is_no_class_is_refused_for_any_data_set():
-    dataset = ThirdParty(["a", "b"])
-    dataset.labels = torch.tensor([0, 1, 2, 0])
+    dataset = ThirdParty(class_names=["a", "b"])
+    dataset.labels = torch.tensor([0, 1, 2, 0, 0])
     with pytest.raises(DataError, match="train: a label is 2, but there are 2 classes"):
         summarize("own", dataset, None)
 

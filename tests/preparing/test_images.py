@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -40,21 +41,31 @@ def preparation(folder: Path, **changed) -> Preparation:
     )
 
 
+def interrupt(wanted: Preparation, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begin a preparation and end it in its first shard."""
+    with monkeypatch.context() as patch:
+        patch.setattr(cropped_images, "write_shard", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            prepare(wanted, folder, 1)
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix == ".tar"}
+
+
+def training_part(out: Path, cache: Path) -> Part:
+    """The data set that prepared shards are."""
+    shards = {"shards": str(out / "train-*.tar"), "test_shards": str(out / "test-*.tar")}
+    return Part.model_validate({"name": "webdataset", **shards, "cache": str(cache)})
 
 
 def test_training_reads_the_images_labels_and_class_names_that_were_prepared(tmp_path):
     source = make_folder(tmp_path / "source")
     prepare(preparation(source), tmp_path / "out", 1)
-    shards = {
-        f"{key}shards": str(tmp_path / "out" / f"{split}-*.tar")
-        for key, split in (("", "train"), ("test_", "test"))
-    }
-    prepared = Part.model_validate({"name": "webdataset", **shards, "cache": str(tmp_path / "cache")})
     for split in ("train", "test"):
         before = preparation(source).dataset(split)
-        after = prepared.build(registry.DATASETS, DataContext(16, split))
+        part = training_part(tmp_path / "out", tmp_path / "cache")
+        after = part.build(registry.DATASETS, DataContext(16, split))
         assert after.class_names == before.class_names == ["ant", "zebra"]
         assert len(after) == len(before) == 10
         for index in range(10):
@@ -63,29 +74,18 @@ def test_training_reads_the_images_labels_and_class_names_that_were_prepared(tmp
 
 
 def test_names_stay_with_their_numbers_where_they_are_in_no_alphabetical_order(tmp_path):
-    card = {"written_by": "simflow prepare", "classes": ["zebra", "ant"]}
     prepare(preparation(make_folder(tmp_path / "source")), tmp_path / "out", 1)
-    full = json.loads((tmp_path / "out" / "dataset.json").read_text())
-    (tmp_path / "out" / "dataset.json").write_text(json.dumps(full | card))
-    part = Part.model_validate(
-        {
-            "name": "webdataset",
-            "shards": str(tmp_path / "out" / "train-*.tar"),
-            "cache": str(tmp_path / "cache"),
-        }
-    )
+    card = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    (tmp_path / "out" / "dataset.json").write_text(json.dumps(card | {"classes": ["zebra", "ant"]}))
+    part = training_part(tmp_path / "out", tmp_path / "cache")
     assert part.build(registry.DATASETS, DataContext(16, "train")).class_names == ["zebra", "ant"]
 
 
 def test_processes_do_not_change_a_byte_nor_need_to_know_the_part_by_name(tmp_path, monkeypatch):
     source = make_folder(tmp_path / "source")
     known_here = Part.model_validate({"name": "registered_by_the_caller", "root": str(source)})
-    by_name = preparation(source)
-    monkeypatch.setattr(
-        Preparation,
-        "dataset",
-        lambda self, split: by_name.data.build(registry.DATASETS, DataContext(16, split)),
-    )
+    dataset, by_name = Preparation.dataset, preparation(source)
+    monkeypatch.setattr(Preparation, "dataset", lambda self, split: dataset(by_name, split))
     prepare(Preparation(known_here, 16, 3), tmp_path / "one", 1)
     prepare(Preparation(known_here, 16, 3), tmp_path / "two", 2)
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
@@ -100,7 +100,7 @@ def test_interrupted_preparation_goes_on_with_the_same_bytes(tmp_path, monkeypat
     write = cropped_images.write_shard
 
     def killed(*of):
-        calls.append(of[1].name)
+        calls.append(of[-1].name)
         if len(calls) == 3:
             raise KeyboardInterrupt
         return write(*of)
@@ -113,19 +113,15 @@ def test_interrupted_preparation_goes_on_with_the_same_bytes(tmp_path, monkeypat
     prepare(preparation(source), tmp_path / "out", 1)
     assert calls.count(calls[1]) == 1
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
-        path.name for path in (tmp_path / "whole").iterdir()
-    )
+    left, expected = ({path.name for path in (tmp_path / name).iterdir()} for name in ("out", "whole"))
+    assert left == expected
 
 
 def test_other_settings_and_a_finished_folder_are_refused(tmp_path, monkeypatch):
     source = make_folder(tmp_path / "source")
-    monkeypatch.setattr(cropped_images, "write_shard", lambda *of: (_ for _ in ()).throw(KeyboardInterrupt()))
-    with pytest.raises(KeyboardInterrupt):
-        prepare(preparation(source), tmp_path / "out", 1)
+    interrupt(preparation(source), tmp_path / "out", monkeypatch)
     with pytest.raises(RunDirectoryError, match="begun with image_size 16, and this is 8"):
         prepare(preparation(source, image_size=8), tmp_path / "out", 1)
-    monkeypatch.undo()
     prepare(preparation(source), tmp_path / "out", 1)
     with pytest.raises(RunDirectoryError, match="not empty"):
         prepare(preparation(source), tmp_path / "out", 1)
@@ -134,14 +130,12 @@ def test_other_settings_and_a_finished_folder_are_refused(tmp_path, monkeypatch)
 def test_damaged_images_are_counted_named_and_bounded(tmp_path):
     source = make_folder(tmp_path / "source")
     (source / "train" / "ant" / "2.png").write_bytes(b"no image")
-    answer = CliRunner().invoke(
-        app, ["prepare", str(source), "--out", str(tmp_path / "out"), "--size", "16", "--workers", "1"]
-    )
+    command = ["prepare", str(source), "--out", str(tmp_path / "out"), "--size", "16", "--workers", "1"]
+    answer = CliRunner().invoke(app, command)
     assert answer.exit_code == 0, answer.output
-    card = json.loads((tmp_path / "out" / "dataset.json").read_text())
-    assert card["splits"]["train"]["images"] == 9
-    assert card["splits"]["train"]["images_by_class"] == {"ant": 4, "zebra": 5}
-    assert "2.png" in card["splits"]["train"]["damaged"][0]
+    train = json.loads((tmp_path / "out" / "dataset.json").read_text())["splits"]["train"]
+    assert (train["images"], train["images_by_class"]) == (9, {"ant": 4, "zebra": 5})
+    assert "2.png" in train["damaged"][0]
     for file in ("dataset.json", "README.md"):
         text = (tmp_path / "out" / file).read_text()
         assert "2.png" in text
@@ -168,16 +162,12 @@ def test_refusal_of_damaged_images_comes_with_their_shard_and_ends_when_more_are
 def test_image_that_could_not_be_read_for_a_while_is_read_again(tmp_path, monkeypatch):
     source = make_folder(tmp_path / "source")
     prepare(preparation(source), tmp_path / "whole", 1)
-    monkeypatch.setattr(image_folder, "read_image_file", fail_to_read)
-    with pytest.raises(DataError, match="are corrupt"):
-        prepare(preparation(source), tmp_path / "out", 1)
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(image_folder, "read_image_file", Mock(side_effect=CorruptImage("the disk is away")))
+        with pytest.raises(DataError, match="are corrupt"):
+            prepare(preparation(source), tmp_path / "out", 1)
     prepare(preparation(source), tmp_path / "out", 1)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
-
-
-def fail_to_read(path: Path) -> bytes:
-    raise CorruptImage(f"{path}: the disk is away")
 
 
 @pytest.mark.parametrize("change", ["removed", "replaced"])
@@ -190,14 +180,6 @@ def test_other_images_than_it_was_begun_with_are_refused(tmp_path, monkeypatch, 
     )
     with pytest.raises(RunDirectoryError, match="begun with other images"):
         prepare(preparation(source), tmp_path / "out", 1)
-
-
-def interrupt(wanted: Preparation, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Begin a preparation and end it in its first shard."""
-    with monkeypatch.context() as patch:
-        patch.setattr(cropped_images, "write_shard", lambda *of: (_ for _ in ()).throw(KeyboardInterrupt()))
-        with pytest.raises(KeyboardInterrupt):
-            prepare(wanted, folder, 1)
 
 
 def test_second_process_is_refused_while_the_first_fills_the_folder(tmp_path, monkeypatch):
@@ -214,7 +196,7 @@ def test_second_process_is_refused_while_the_first_fills_the_folder(tmp_path, mo
 def test_facts_of_a_shard_are_of_what_this_call_wrote(tmp_path, monkeypatch):
     dataset = preparation(make_folder(tmp_path / "source")).dataset("train")
     (tmp_path / "out").mkdir()
-    (shard,) = shards.shards_of("train", len(dataset), 100)
+    (shard,) = shards.shards_of("train-{:06d}.tar", len(dataset), 100)
     replace = os.replace
 
     def replaced_at_once(part: Path, path: Path) -> None:
@@ -224,23 +206,19 @@ def test_facts_of_a_shard_are_of_what_this_call_wrote(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", replaced_at_once)
-        facts = shards.write_shard(dataset, shard, tmp_path / "out", "png")
+        facts = cropped_images.write_shard(dataset, tmp_path / "out", "png", shard)
     assert shards.finished(shard, tmp_path / "out") is None
     assert facts.bytes > 100
 
 
 def test_card_names_no_folder_of_a_list_and_leaves_class_names_alone(tmp_path):
-    first = prepare_shards(tmp_path / "first")
-    data = {"name": "webdataset", "shards": [str(first / "train-*.tar")], "cache": str(tmp_path / "cache")}
-    prepare(Preparation(Part.model_validate(data | {"test_share": 0.2}), 16, 9), tmp_path / "out", 1)
+    prepare(preparation(make_folder(tmp_path / "source")), tmp_path / "first", 1)
+    shards, cache = [str(tmp_path / "first" / "train-*.tar")], str(tmp_path / "cache")
+    data = {"name": "webdataset", "shards": shards, "cache": cache, "test_share": 0.2}
+    prepare(Preparation(Part.model_validate(data), 16, 9), tmp_path / "out", 1)
     for file in ("dataset.json", "README.md"):
         assert str(tmp_path) not in (tmp_path / "out" / file).read_text()
     assert json.loads((tmp_path / "out" / "dataset.json").read_text())["data"]["shards"] == ["train-*.tar"]
-
-
-def prepare_shards(folder: Path) -> Path:
-    prepare(preparation(make_folder(folder / "source")), folder / "out", 1)
-    return folder / "out"
 
 
 def test_messages_lose_the_folders_of_the_data_set_and_nothing_else():

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import h5py
 import pytest
@@ -18,7 +19,7 @@ from simflow_plugin.preparing import encoded_images
 from simflow_plugin.preparing.encoded_images import Encoding, encode_dataset
 from simflow_plugin.preparing.latent_shards import _batches
 from simflow_plugin.preparing.repa_e_layout import check_labels
-from simflow_plugin.preparing.shards import Shard
+from simflow_plugin.preparing.shards import Shard, ShardFacts
 from simflow_plugin.runs.parts import build_dataset
 from tests.evaluation.runs import make_run
 
@@ -31,17 +32,8 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def written(run, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("latents") / "out"
-    command = [
-        "latents",
-        str(run.loaded.directory.path),
-        "--out",
-        str(out),
-        "--split",
-        "test",
-        "--layout",
-        "repa-e",
-    ]
-    answer = CliRunner().invoke(app, [*command, "--images-per-shard", "150", "--seed", "3"])
+    command = f"latents {run.loaded.directory.path} --out {out} --split test --layout repa-e"
+    answer = CliRunner().invoke(app, [*command.split(), "--images-per-shard", "150", "--seed", "3"])
     assert answer.exit_code == 0, answer.output
     return out
 
@@ -73,12 +65,9 @@ def test_statistics_are_those_of_all_latents(written):
     found = shards(written)["latents"].double()
     stored = torch.load(written / "latents_stats.pt", weights_only=True)
     assert stored["mean"].shape == stored["std"].shape == (1, found.shape[1], 1, 1)
-    torch.testing.assert_close(
-        stored["mean"].double(), found.mean((0, 2, 3), keepdim=True), atol=1e-5, rtol=1e-4
-    )
-    torch.testing.assert_close(
-        stored["std"].double(), found.std((0, 2, 3), keepdim=True), atol=1e-5, rtol=1e-4
-    )
+    for name in ("mean", "std"):
+        expected = getattr(found, name)((0, 2, 3), keepdim=True)
+        torch.testing.assert_close(stored[name].double(), expected, atol=1e-5, rtol=1e-4)
     assert json.loads((written / "dataset.json").read_text())["mean"] == stored["mean"].flatten().tolist()
 
 
@@ -110,7 +99,7 @@ def test_interrupted_encoding_goes_on_with_the_same_bytes(run, written, tmp_path
     write, calls = encoded_images.write_latents, []
 
     def killed(*of):
-        calls.append(of[2].name)
+        calls.append(of[-1].name)
         if len(calls) == 2:
             raise KeyboardInterrupt
         return write(*of)
@@ -132,19 +121,14 @@ def test_interrupted_encoding_goes_on_with_the_same_bytes(run, written, tmp_path
 
 def test_weights_changed_under_the_same_name_are_refused(run, tmp_path, monkeypatch):
     encoding, folder = Encoding("test", 150), tmp_path / "out"
-    monkeypatch.setattr(
-        encoded_images, "write_latents", lambda *of: (_ for _ in ()).throw(KeyboardInterrupt())
-    )
+    monkeypatch.setattr(encoded_images, "write_latents", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         encode_dataset(run.loaded, encoding, folder)
-    with monkeypatch.context() as patch:
-        patch.setattr(encoded_images, "checkpoint_digest", lambda path: "of a run trained again")
-        with pytest.raises(RunDirectoryError, match="begun with checkpoint"):
-            encode_dataset(run.loaded, encoding, folder)
-    with monkeypatch.context() as patch:
-        patch.setattr(encoded_images, "content_fingerprint", lambda *of: "of other images")
-        with pytest.raises(RunDirectoryError, match="begun with other images"):
-            encode_dataset(run.loaded, encoding, folder)
+    for changed, message in (("checkpoint_digest", "checkpoint"), ("content_fingerprint", "other images")):
+        with monkeypatch.context() as patch:
+            patch.setattr(encoded_images, changed, lambda *of: "another")
+            with pytest.raises(RunDirectoryError, match=f"begun with {message}"):
+                encode_dataset(run.loaded, encoding, folder)
     with pytest.raises(KeyboardInterrupt):  # the layout decides no number
         encode_dataset(run.loaded, Encoding("test", 150, layout="repa-e"), folder)
 
@@ -166,9 +150,9 @@ def test_layout_that_needs_labels_refuses_images_without_before_the_first_is_enc
 def test_too_many_damaged_images_end_the_work_with_their_shard(run, tmp_path, monkeypatch):
     dataset, calls = build_dataset(run.loaded.config, "test"), []
 
-    def damaged(loaded, dataset, shard, folder, seed):
+    def damaged(loaded, dataset, folder, seed, shard):
         calls.append(shard.name)
-        return encoded_images.LatentFacts(shard.name, 0, "", 0, [], [], ["a.png: no image"] * len(dataset))
+        return ShardFacts(shard.name, 0, "", 0, ["a.png: no image"] * len(dataset))
 
     monkeypatch.setattr(encoded_images, "write_latents", damaged)
     with pytest.raises(DataError, match=r"images are corrupt.*such as a\.png"):
