@@ -341,7 +341,14 @@ class Run(ModelHubMixin):
     ) -> Run:
         folder: Path | str = model_id
         if not Path(model_id).is_dir():
-            folder = fetch_from_hub(model_id, revision, cache_dir, local_files_only, token, force_download)
+            folder = fetch_from_hub(
+                model_id,
+                revision=revision,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+                token=token,
+                force_download=force_download,
+            )
         return load(folder, **options)
 
     # ------------------------------------------------------------------ helpers

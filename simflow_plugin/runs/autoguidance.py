@@ -7,6 +7,8 @@ Reference: Karras et al., arXiv:2406.02507.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -52,10 +54,8 @@ class GuideChoice:
         Raises:
             ConfigError, CheckpointError: naming option or key, if there is no such run or checkpoint.
         """
-        try:
+        with _named(self.named):
             return open_run(self.folder, device, averaged, self.step, precision)
-        except (ConfigError, CheckpointError) as error:
-            raise type(error)(f"{self.named}: {error}") from error
 
     def digest(self) -> str:
         """Return 16 hexadecimal digits of the weights that guide now.
@@ -65,10 +65,17 @@ class GuideChoice:
         """
         if is_exported(self.folder):
             return checkpoint_digest(self.folder)
-        try:
+        with _named(self.named):
             return checkpoint_digest(find_checkpoint(RunDirectory(self.folder), self.step).path)
-        except (ConfigError, CheckpointError) as error:
-            raise type(error)(f"{self.named}: {error}") from error
+
+
+@contextmanager
+def _named(guide: str) -> Iterator[None]:
+    """Within the block errors begin with the option or key that names the guide."""
+    try:
+        yield
+    except (ConfigError, CheckpointError) as error:
+        raise type(error)(f"{guide}: {error}") from error
 
 
 def chosen_guide(config: RunConfig, own: Path, text: str | None = None) -> GuideChoice | None:
@@ -90,10 +97,8 @@ def chosen_guide(config: RunConfig, own: Path, text: str | None = None) -> Guide
         named = f"sampling.autoguidance {guide}"
     else:
         return None
-    try:
+    with _named(named):
         folder = own if guide.run is None else find_folder(guide.run)
-    except ConfigError as error:
-        raise ConfigError(f"{named}: {error}") from error
     return GuideChoice(folder, guide.step, named, guide.run is None, str(guide))
 
 
@@ -161,10 +166,8 @@ def guided(
             f"{choice.named}: its latents are {found}, expected {latent_shape}, those of the run that it guides. Name "
             "a checkpoint of the same run, or a run on the same autoencoder."
         )
-    try:
+    with _named(choice.named):
         return model.guided_by(guide.require_model())
-    except ConfigError as error:
-        raise ConfigError(f"{choice.named}: {error}") from error
 
 
 def _is_relative(config: RunConfig, run_id: str | None, guide: LoadedRun, choice: GuideChoice) -> bool:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from simflow_plugin.errors import CheckpointError
 from simflow_plugin.runs.checkpoints import Checkpoint
@@ -30,6 +31,15 @@ from simflow_plugin.training.distributed.engine import TorchEngine
 from simflow_plugin.training.ema import WeightAverages
 from simflow_plugin.training.stability import BadSteps
 from simflow_plugin.weights import fitted_state
+
+
+class Trained(NamedTuple):
+    """A network that an optimizer moves, and the files of both."""
+
+    file: str
+    module: nn.Module
+    optimizer_file: str
+    optimizer: torch.optim.Optimizer
 
 
 @dataclass(frozen=True)
@@ -52,17 +62,12 @@ class Snapshot:
 
     def tensors(self, accelerator: Accelerator) -> dict[str, dict[str, Tensor]]:
         """Return all tensors on the main process, {} by name on the others; every process must call it."""
-        joint = self.engine.joint
-        groups: dict[str, Iterable[tuple[str, Tensor]]] = {
-            "joint": joint.state_dict().items(),
-            **{name: a.state_dict().items() for name, a in self.averages.by_file.items()},
-            "optimizer": optimizer_state(joint, self.engine.optimizer).items(),
-            "log_sums": self.means.sums(accelerator).items(),
-        }
-        if self.adversary is not None:
-            loss, optimizer = self.adversary.loss, self.adversary.optimizer
-            groups["adversary"] = loss.state_dict().items()
-            groups["adversary_optimizer"] = optimizer_state(loss, optimizer).items()
+        groups: dict[str, Iterable[tuple[str, Tensor]]] = {}
+        for trained in self._trained():
+            groups[trained.file] = trained.module.state_dict().items()
+            groups[trained.optimizer_file] = optimizer_state(trained.module, trained.optimizer).items()
+        groups |= {name: average.state_dict().items() for name, average in self.averages.by_file.items()}
+        groups["log_sums"] = self.means.sums(accelerator).items()
         return {name: whole_tensors(group, accelerator.is_main_process) for name, group in groups.items()}
 
     def values(self, accelerator: Accelerator) -> dict[str, Any]:
@@ -88,21 +93,14 @@ class Snapshot:
         """
         path = checkpoint.path
         checkpoint.require("seconds", "skipped_steps", "skipped_in_a_row", "steps_since_log", "scaler")
-        joint = self.engine.joint
-        fitting_tensors(joint.state_dict(), checkpoint.tensors("joint"), str(path))
+        if self.adversary is not None and not checkpoint.has("adversary"):
+            raise CheckpointError(f"{path}: holds no discriminator. Start a new run in another directory.")
+        for file, module, optimizer_file, optimizer in self._trained():
+            fitting_tensors(module.state_dict(), checkpoint.tensors(file), f"{path}/{file}")
+            check_optimizer(module, optimizer, checkpoint.tensors(optimizer_file), f"{path}/{optimizer_file}")
         for name, average in self.averages.by_file.items():
             fitting_tensors(average.state_dict(), checkpoint.tensors(name), f"{path}/{name}")
-        check_optimizer(joint, self.engine.optimizer, checkpoint.tensors("optimizer"), f"{path}/optimizer")
         self.means.check(checkpoint.tensors("log_sums"), f"{path}/log_sums")
-        if self.adversary is not None:
-            if not checkpoint.has("adversary"):
-                raise CheckpointError(
-                    f"{path}: holds no discriminator. Start a new run in another directory."
-                )
-            loss, optimizer = self.adversary.loss, self.adversary.optimizer
-            fitting_tensors(loss.state_dict(), checkpoint.tensors("adversary"), f"{path}/adversary")
-            tensors = checkpoint.tensors("adversary_optimizer")
-            check_optimizer(loss, optimizer, tensors, f"{path}/adversary_optimizer")
 
     def restore(self, checkpoint: Checkpoint, accelerator: Accelerator) -> None:
         """Put back what `tensors` and `values` returned; nothing, unless all of it fits.
@@ -112,22 +110,24 @@ class Snapshot:
         """
         self.check(checkpoint)
         device, state = accelerator.device, checkpoint.state
-        joint, optimizer = self.engine.joint, self.engine.optimizer
-        restore_module(joint, checkpoint.tensors("joint"), checkpoint.path)
+        for file, module, optimizer_file, optimizer in self._trained():
+            restore_module(module, checkpoint.tensors(file), checkpoint.path)
+            restore_optimizer(module, optimizer, checkpoint.tensors(optimizer_file), checkpoint.path)
         for name, average in self.averages.by_file.items():
             held = checkpoint.tensors(name)
             known = {key: tensor for key, tensor in held.items() if key in average.state_dict()}
             fitted_state(average.state_dict(), known, f"{checkpoint.path}/{name}", error=CheckpointError)
             average.load_state_dict(self.engine.scattered(known))
-        restore_optimizer(joint, optimizer, checkpoint.tensors("optimizer"), checkpoint.path)
-        if self.adversary is not None:
-            loss, optimizer = self.adversary.loss, self.adversary.optimizer
-            restore_module(loss, checkpoint.tensors("adversary"), checkpoint.path)
-            tensors = checkpoint.tensors("adversary_optimizer")
-            restore_optimizer(loss, optimizer, tensors, checkpoint.path)
         self.means.restore(checkpoint.tensors("log_sums"), int(state["steps_since_log"]), device)
         # Checkpoints of earlier versions count skipped steps only.
         earlier = {"skipped_steps": (int(state["skipped_steps"]), int(state["skipped_in_a_row"]))}
         self.bad_steps.restore(state.get("bad_steps", earlier))
         if accelerator.scaler is not None and state["scaler"] is not None:
             accelerator.scaler.load_state_dict(state["scaler"])
+
+    def _trained(self) -> list[Trained]:
+        engine, adversary = self.engine, self.adversary
+        found = [Trained("joint", engine.joint, "optimizer", engine.optimizer)]
+        if adversary is not None:
+            found.append(Trained("adversary", adversary.loss, "adversary_optimizer", adversary.optimizer))
+        return found

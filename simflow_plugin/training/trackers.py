@@ -55,10 +55,9 @@ class Pages:
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
         """Send what is a finite number in `values`."""
-        numbers = {k: v for k, v in values.items() if isinstance(v, (int, float)) and math.isfinite(v)}
         for tracker in self._trackers:
             # wandb refuses steps that it has: those that are run again after a crash, with the same numbers.
-            tracker.log({k: v for k, v in numbers.items() if k != "step"}, step=step)
+            tracker.log(_finite_numbers(values), step=step)
 
     def log_picture(self, name: str, path: Path, step: int) -> None:
         """Send a PNG file."""
@@ -74,11 +73,7 @@ class Pages:
 
     def log_final(self, numbers: Mapping[str, Any], step: int) -> None:
         """Send the metrics of the finished run: to wandb as its summary, to TensorBoard as points."""
-        final = {
-            f"{FINAL}/{key}": value
-            for key, value in numbers.items()
-            if isinstance(value, (int, float)) and math.isfinite(value) and key != "step"
-        }
+        final = {f"{FINAL}/{name}": value for name, value in _finite_numbers(numbers).items()}
         for tracker in self._trackers:
             if isinstance(tracker, WandBTracker):
                 tracker.tracker.summary.update(final)
@@ -140,6 +135,11 @@ def log_final_metrics(run: RunDirectory, config: RunConfig) -> None:
             pages.log_picture(f"{FINAL}/reconstructions", run.reconstructions_file, step + 1)
     finally:
         pages.close()
+
+
+def _finite_numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    finite = {k: v for k, v in values.items() if isinstance(v, (int, float)) and math.isfinite(v)}
+    return {name: value for name, value in finite.items() if name != "step"}
 
 
 def wandb_mode(options: TrackerOptions) -> str | None:

@@ -20,16 +20,19 @@ def config():
     return load_config("quickstart")
 
 
-def test_same_configuration_is_resumed(tmp_path, config):
-    run = RunDirectory(tmp_path / "run")
-    run.prepare(config, [])
+@pytest.fixture
+def run(tmp_path, config):
+    prepared = RunDirectory(tmp_path / "run")
+    prepared.prepare(config, [])
+    return prepared
+
+
+def test_same_configuration_is_resumed(run, config):
     run.prepare(config, [])
     assert run.config_file.exists()
 
 
-def test_other_configuration_is_refused_with_the_differing_keys(tmp_path, config):
-    run = RunDirectory(tmp_path / "run")
-    run.prepare(config, [])
+def test_other_configuration_is_refused_with_the_differing_keys(run):
     before = run.config_file.read_bytes()
     other = load_config("quickstart", ["optimizer.lr=0.5"])
     with pytest.raises(RunDirectoryError, match=r"optimizer\.lr: 0\.\d+ there, 0\.5 now"):
@@ -37,18 +40,14 @@ def test_other_configuration_is_refused_with_the_differing_keys(tmp_path, config
     assert run.config_file.read_bytes() == before
 
 
-def test_safe_key_may_change_when_named(tmp_path, config):
-    run = RunDirectory(tmp_path / "run")
-    run.prepare(config, [])
+def test_safe_key_may_change_when_named(run):
     longer = load_config("quickstart", ["training.steps=99999"])
     with pytest.raises(RunDirectoryError, match=r"training\.steps"):
         run.prepare(longer, [])
     run.prepare(longer, ["training.steps"])
 
 
-def test_unsafe_key_may_not_change_even_when_named(tmp_path, config):
-    run = RunDirectory(tmp_path / "run")
-    run.prepare(config, [])
+def test_unsafe_key_may_not_change_even_when_named(run, config):
     with pytest.raises(RunDirectoryError, match="not a key that may change"):
         run.prepare(config, ["optimizer.lr"])
 
@@ -95,9 +94,7 @@ def test_second_process_is_refused_by_the_lock(tmp_path):
         pass
 
 
-def test_metrics_of_steps_that_run_again_are_forgotten(tmp_path, config):
-    run = RunDirectory(tmp_path / "run")
-    run.prepare(config, [])
+def test_metrics_of_steps_that_run_again_are_forgotten(run):
     run.metrics_file.write_text(
         "".join(json.dumps({"step": s}) + "\n" for s in (1, 2, 3)) + '{"step": 4, "nl'
     )
