@@ -116,10 +116,9 @@ def train(
             accelerator.wait_for_everyone()
             trainer = Trainer(config, run, parts, dataset, accelerator, stop, profile_steps)
             trainer.train()
-        is_main = accelerator.is_main_process
         if report:
-            trainer.processes.run_on_main((lambda: measure(config, run, trainer.device)) if is_main else None)
-        if is_main:
+            trainer.processes.run_on_main(lambda: measure(config, run, trainer.device))
+        if accelerator.is_main_process:
             for grid in sorted(run.samples.glob("step_*.png"))[-1:]:
                 show_thumbnail(grid)
             print("\n".join(closing_lines(config, run)), flush=True)

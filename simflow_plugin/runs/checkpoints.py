@@ -70,10 +70,6 @@ class Checkpoint:
                 f"{self.path / STATE}: lacks {', '.join(missing)}. It is no checkpoint of a training run."
             )
 
-    def has(self, name: str) -> bool:
-        """Return whether the checkpoint holds `<name>.safetensors`."""
-        return (self.path / f"{name}.safetensors").is_file()
-
 
 def save_checkpoint(
     folder: Path, step: int, tensors_by_name: dict[str, dict[str, Tensor]], state: dict[str, Any]

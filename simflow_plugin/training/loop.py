@@ -31,7 +31,7 @@ from simflow_plugin.runs.parts import Parts
 from simflow_plugin.runs.run_directory import RunDirectory
 from simflow_plugin.training.adversary import AdversaryTraining
 from simflow_plugin.training.averages import RunningMeans
-from simflow_plugin.training.checkpointing import Checkpointing
+from simflow_plugin.training.checkpointing import Checkpointing, Snapshot
 from simflow_plugin.training.compilation import begin_pass, compile_layers
 from simflow_plugin.training.distributed.engine import TorchEngine
 from simflow_plugin.training.distributed.processes import (
@@ -52,7 +52,6 @@ from simflow_plugin.training.optimizers import (
 from simflow_plugin.training.profiling import profiled
 from simflow_plugin.training.progress import TrainingProgress
 from simflow_plugin.training.sample_grids import SampleGrids
-from simflow_plugin.training.snapshots import Snapshot
 from simflow_plugin.training.stability import (
     BadSteps,
     FiniteStatistics,

@@ -123,7 +123,7 @@ class SampleGrids:
         is_main = self._accelerator.is_main_process
         if self._twin is not None:
             state = whole_tensors(self._engine.joint.state_dict().items(), is_main)
-            state |= whole_tensors(ema.state_dict().items(), is_main)
+            state |= whole_tensors(ema.average.items(), is_main)
             if is_main:
                 restore_module(self._twin, state, self._run.path)
                 yield self._twin.to(self._accelerator.device).eval()
