@@ -68,9 +68,8 @@ class RunDirectory:
     def prepare(self, config: RunConfig, allow_changed: list[str]) -> None:
         """Create the directory, or check that the one that is there belongs to `config`.
 
-        Args:
-            config: resolved.
-            allow_changed: dotted keys that may differ from the run's own configuration.
+        `allow_changed` are dotted keys that may differ from the run's own configuration.
+
         Raises:
             RunDirectoryError: if it holds another configuration, other files, or cannot be written.
         """
@@ -194,16 +193,16 @@ class RunDirectory:
 
     def write_data_summary(self, summary: dict[str, Any]) -> None:
         """Write what was understood of the data when the run was last started, to `data.json`."""
-        try:
-            write_text_atomically(self.data_file, json.dumps(summary, indent=1))
-        except OSError as error:
-            raise self._not_writable(error) from error
+        self._write(self.data_file, json.dumps(summary, indent=1))
 
     def add_environment(self, environment: dict[str, Any]) -> None:
         """Add a record to `environment.json`: what the run was started, or resumed, with."""
         records = [*read_environments(self.environment_file), environment]
+        self._write(self.environment_file, json.dumps(records, indent=1) + "\n")
+
+    def _write(self, file: Path, text: str) -> None:
         try:
-            write_text_atomically(self.environment_file, json.dumps(records, indent=1) + "\n")
+            write_text_atomically(file, text)
         except OSError as error:
             raise self._not_writable(error) from error
 

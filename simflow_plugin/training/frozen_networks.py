@@ -38,50 +38,32 @@ class FrozenNetworks:
         dataset: ImageDataset,
         processes: Processes,
     ) -> None:
-        self._features: AlignmentFeatures | None = None
+        self.encoder = parts.encoder
+        self._features: FeatureCache | None = None
         self._moments: FeatureCache | None = None
         autoencoder = parts.joint.autoencoder
-        if parts.encoder is not None and config.alignment is not None:
-            encoder = parts.encoder.to(next(autoencoder.parameters()).device)
-            cached = config.alignment.cache
-            cache = build_feature_cache(encoder, config, dataset, processes) if cached else None
-            self._features = AlignmentFeatures(encoder, cache)
+        if self.encoder is not None and config.alignment is not None:
+            self.encoder.to(next(autoencoder.parameters()).device)
+            if config.alignment.cache:
+                self._features = build_feature_cache(self.encoder, config, dataset, processes)
         if config.training.cache_latents:
             self._moments = build_moment_cache(autoencoder, config, dataset, processes)
 
+    @torch.no_grad()
     def features(self, batch: Batch, images: Tensor) -> Tensor | None:
         """Return the alignment's features (B, N, F) of `images`, the batch's on the training device, or None."""
-        return None if self._features is None else self._features(batch, images)
+        if self._features is not None:
+            return _read(self._features, batch, images.device)
+        return None if self.encoder is None else self.encoder.encode(images)  # type: ignore[operator]
 
     def moments(self, batch: Batch, device: torch.device) -> Tensor | None:
         """Return the cached moments (B, M, h, w) of a batch, or None where the encoder is asked each time."""
-        if self._moments is None:
-            return None
-        return _moved(self._moments.read(batch.indices, batch.flipped), device)
+        return None if self._moments is None else _read(self._moments, batch, device)
 
 
-class AlignmentFeatures:
-    """Features (B, N, F) of the images of a batch.
-
-    Args:
-        encoder: frozen, with `encode(images)`.
-        cache: of all training images, by index; None computes them each time.
-    """
-
-    def __init__(self, encoder: nn.Module, cache: FeatureCache | None) -> None:
-        self.encoder = encoder
-        self._cache = cache
-
-    @torch.no_grad()
-    def __call__(self, batch: Batch, images: Tensor) -> Tensor:
-        """Return the features of `images`, the batch's images on the training device."""
-        if self._cache is None:
-            return self.encoder.encode(images)  # type: ignore[operator]
-        return _moved(self._cache.read(batch.indices, batch.flipped), images.device)
-
-
-def _moved(values: Tensor, device: torch.device) -> Tensor:
-    """Return values on the training device; from pinned memory the host need not wait for the copy."""
+def _read(cache: FeatureCache, batch: Batch, device: torch.device) -> Tensor:
+    """Return cached values on the training device; from pinned memory the host need not wait for the copy."""
+    values = cache.read(batch.indices, batch.flipped)
     return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
 
 

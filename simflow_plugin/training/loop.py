@@ -242,8 +242,7 @@ class Trainer:
         self.statistics.mend()
         self.averages.update(self.engine.averaged(), self.step)
         if adversary is not None:
-            # Counted apart: the autoencoder and the model have learned from this step.
-            self.bad_steps.skipped_discriminator.update(adversary.step(pairs, self.means))
+            self.bad_steps.update_discriminator(adversary.step(pairs, self.means))
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.update()
         self.means.end_step()

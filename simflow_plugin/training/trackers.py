@@ -32,12 +32,8 @@ FINAL = "final"
 
 
 class Pages:
-    """The trackers of a configuration, started.
+    """The trackers of a configuration, started; `step` counts the optimizer steps done before.
 
-    Args:
-        run: directory.
-        config: resolved.
-        step: optimizer steps done before.
     Raises:
         ConfigError: if a tracker's package is missing.
     """
@@ -53,12 +49,11 @@ class Pages:
                     f"tracker: {options.name} needs the package: pip install 'simflow-plugin[{options.name}]'."
                 ) from error
 
-    def log(self, values: Mapping[str, Any], step: int) -> None:
+    def log_numbers(self, values: Mapping[str, Any], step: int) -> None:
         """Send what is a finite number in `values`."""
-        numbers = {k: v for k, v in values.items() if isinstance(v, (int, float)) and math.isfinite(v)}
         for tracker in self._trackers:
             # wandb refuses steps that it has: those that are run again after a crash, with the same numbers.
-            tracker.log({k: v for k, v in numbers.items() if k != "step"}, step=step)
+            tracker.log(_finite_numbers(values), step=step)
 
     def log_picture(self, name: str, path: Path, step: int) -> None:
         """Send a PNG file."""
@@ -74,11 +69,7 @@ class Pages:
 
     def log_final(self, numbers: Mapping[str, Any], step: int) -> None:
         """Send the metrics of the finished run: to wandb as its summary, to TensorBoard as points."""
-        final = {
-            f"{FINAL}/{key}": value
-            for key, value in numbers.items()
-            if isinstance(value, (int, float)) and math.isfinite(value) and key != "step"
-        }
+        final = {f"{FINAL}/{key}": value for key, value in _finite_numbers(numbers).items()}
         for tracker in self._trackers:
             if isinstance(tracker, WandBTracker):
                 tracker.tracker.summary.update(final)
@@ -91,18 +82,12 @@ class Pages:
             tracker.finish()
 
 
-class Tracker:
-    """The log of a training: metrics.jsonl, one line of JSON a row, flushed, and the pages of the configuration.
-
-    Args:
-        run: directory, locked.
-        config: resolved.
-        step: optimizer steps done before.
-    """
+class Tracker(Pages):
+    """The log of a training: metrics.jsonl, one line of JSON a row, flushed, and the pages of the configuration."""
 
     def __init__(self, run: RunDirectory, config: RunConfig, step: int = 0) -> None:
+        super().__init__(run, config, step)
         self._run = run
-        self._pages = Pages(run, config, step)
         self._file = run.metrics_file.open("a", encoding="utf-8")
 
     def log(self, row: dict[str, Any]) -> None:
@@ -114,16 +99,16 @@ class Tracker:
         self._run.check_lock()
         self._file.write(json.dumps(row, allow_nan=False) + "\n")
         self._file.flush()
-        self._pages.log(row, row["step"])
-
-    def log_picture(self, name: str, path: Path, step: int) -> None:
-        """Send a PNG file of the run directory to the pages."""
-        self._pages.log_picture(name, path, step)
+        self.log_numbers(row, row["step"])
 
     def close(self) -> None:
-        """Flush and close."""
         self._file.close()
-        self._pages.close()
+        super().close()
+
+
+def _finite_numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    numbers = {key: value for key, value in values.items() if isinstance(value, (int, float))}
+    return {key: value for key, value in numbers.items() if key != "step" and math.isfinite(value)}
 
 
 def log_final_metrics(run: RunDirectory, config: RunConfig) -> None:

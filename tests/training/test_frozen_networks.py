@@ -15,7 +15,7 @@ from simflow_plugin.data.order import GlobalBatches
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.registry import Part
 from simflow_plugin.training.distributed.processes import Processes
-from simflow_plugin.training.frozen_networks import AlignmentFeatures, build_feature_cache
+from simflow_plugin.training.frozen_networks import build_feature_cache
 from simflow_plugin.training.interrupts import Interrupted
 from tests.data.makers import png
 from tests.training.tiny_runs import (
@@ -54,9 +54,8 @@ def test_cached_features_equal_computed_ones(tmp_path, monkeypatch, flip):
     dataset = Digits(Digits.Options(), DataContext(8, "test"))
     encoder = PixelEncoder()
     cache = build_feature_cache(encoder, config, dataset, Processes(1))
-    cached, direct = AlignmentFeatures(encoder, cache), AlignmentFeatures(encoder, None)
     for batch in make_loader(dataset, GlobalBatches(16), config.seed, range(3, 7), horizontal_flip=flip):
-        found, expected = cached(batch, batch.images), direct(batch, batch.images)
+        found, expected = cache.read(batch.indices, batch.flipped), encoder.encode(batch.images)
         torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
 
 

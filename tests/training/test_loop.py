@@ -62,11 +62,11 @@ def test_alignment_trains_its_projector_and_leaves_the_frozen_encoder(tmp_path):
     values = tiny_values("simflow", steps=2)
     values["alignment"] = {"encoder": "toy", "projector_dim": 8}
     trainer = make_trainer(tiny_config(values=values), tmp_path / "run")
-    frozen = trainer.frozen._features.encoder.projection.weight.clone()
+    frozen = trainer.frozen.encoder.projection.weight.clone()
     projector = [p for n, p in trainer.joint.named_parameters() if "projector" in n]
     before = [p.detach().clone() for p in projector]
     trainer.train()
-    assert torch.equal(trainer.frozen._features.encoder.projection.weight, frozen)
+    assert torch.equal(trainer.frozen.encoder.projection.weight, frozen)
     assert not all(torch.equal(p, b) for p, b in zip(projector, before, strict=True))
 
 

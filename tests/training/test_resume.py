@@ -107,7 +107,9 @@ def test_checkpoint_of_another_architecture_is_refused_by_name(tmp_path):
     values = tiny_values("simflow", steps=2)
     values["model"]["flow"] = {**values["model"]["flow"], "width": 24}
     (tmp_path / "run" / "config.yaml").write_text(tiny_config(values=values).to_yaml())
-    with pytest.raises(CheckpointError, match=r"step_00000002/joint: weights of another architecture.*model\."):
+    with pytest.raises(
+        CheckpointError, match=r"step_00000002/joint: weights of another architecture.*model\."
+    ):
         make_trainer(tiny_config(values=values), tmp_path / "run").train()
 
 
