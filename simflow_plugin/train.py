@@ -64,10 +64,8 @@ def train(
     """Train `config` in `run`, resuming if it was begun.
 
     Args:
-        config: resolved.
-        run: its directory.
         allow_changed: dotted keys that may differ from the run that is resumed.
-        report: measure it afterwards, and write its report.
+        report: measure the run afterwards, and write its report.
         profile_steps: record this many.
         allows_pipes: run the commands that `data` names; no configuration may allow it.
     Raises:
@@ -164,10 +162,7 @@ def describe_data(
     """Return what was understood of the data set of `config`, both splits.
 
     Args:
-        config: resolved.
-        train: the training split.
         needs_test: refuse a data set that leaves no test image; else that is a note.
-        allows_pipes: run the commands that `data` names.
     Raises:
         DataError: if the splits do not fit together, or their images cannot be read.
     """

@@ -69,9 +69,6 @@ class DerivedRun:
 def derived_config(run: DerivedRun, derive: Callable[[ParentFiles], dict[str, Any]]) -> RunConfig:
     """Return the configuration of the new run, resolved and checked; copy the parent's weights the first time.
 
-    Args:
-        run: parent, place and options.
-        derive: from the parent's files to the values of the configuration.
     Raises:
         ConfigError: naming the file and the key; or if `out` belongs to another parent, or the parent has changed.
         CheckpointError: if the parent has no checkpoint.

@@ -38,12 +38,8 @@ log = logging.getLogger(__name__)
 
 
 def export_run(loaded: LoadedRun, folder: Path, licence: str | None = None) -> None:
-    """Write a run into an existing, empty folder.
+    """Write a run into an existing, empty folder; `licence` is an identifier of the Hub, None leaves it open.
 
-    Args:
-        loaded: the run.
-        folder: to fill.
-        licence: identifier of the Hub for the model card; None leaves it open.
     Raises:
         ConfigError: if a part needs a file of this machine to be built.
     """

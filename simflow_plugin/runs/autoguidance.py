@@ -7,6 +7,8 @@ Reference: Karras et al., arXiv:2406.02507.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -52,10 +54,8 @@ class GuideChoice:
         Raises:
             ConfigError, CheckpointError: naming option or key, if there is no such run or checkpoint.
         """
-        try:
+        with _naming(self.named):
             return open_run(self.folder, device, averaged, self.step, precision)
-        except (ConfigError, CheckpointError) as error:
-            raise type(error)(f"{self.named}: {error}") from error
 
     def digest(self) -> str:
         """Return 16 hexadecimal digits of the weights that guide now.
@@ -65,10 +65,17 @@ class GuideChoice:
         """
         if is_exported(self.folder):
             return checkpoint_digest(self.folder)
-        try:
+        with _naming(self.named):
             return checkpoint_digest(find_checkpoint(RunDirectory(self.folder), self.step).path)
-        except (ConfigError, CheckpointError) as error:
-            raise type(error)(f"{self.named}: {error}") from error
+
+
+@contextmanager
+def _naming(named: str) -> Iterator[None]:
+    """Begin the messages of errors in the block with the option or key that names the guide."""
+    try:
+        yield
+    except (ConfigError, CheckpointError) as error:
+        raise type(error)(f"{named}: {error}") from error
 
 
 def chosen_guide(config: RunConfig, own: Path, text: str | None = None) -> GuideChoice | None:
@@ -77,7 +84,7 @@ def chosen_guide(config: RunConfig, own: Path, text: str | None = None) -> Guide
     Args:
         config: of the run.
         own: its directory, which `run: null` stands for.
-        text: `RUN[@step]`, or `none`, in place of what the configuration says; None leaves that.
+        text: `RUN[@step]`, or `none`, in place of the configuration's; None leaves that.
     Raises:
         ConfigError: if the text names no guide, or there is no such run.
     """
@@ -90,18 +97,14 @@ def chosen_guide(config: RunConfig, own: Path, text: str | None = None) -> Guide
         named = f"sampling.autoguidance {guide}"
     else:
         return None
-    try:
+    with _naming(named):
         folder = own if guide.run is None else find_folder(guide.run)
-    except ConfigError as error:
-        raise ConfigError(f"{named}: {error}") from error
     return GuideChoice(folder, guide.step, named, guide.run is None, str(guide))
 
 
 def guide_of_option(text: str) -> Autoguidance:
-    """Return the guide that `--autoguidance` names.
+    """Return the guide that `--autoguidance RUN[@step]` names.
 
-    Args:
-        text: `RUN[@step]`.
     Raises:
         ConfigError: if it is neither a run nor a step of one.
     """
@@ -140,13 +143,8 @@ def with_autoguidance(loaded: LoadedRun, text: str | None = None) -> LoadedRun:
 def guided(
     model: GenerativeModel, latent_shape: tuple[int, int, int], guide: LoadedRun, choice: GuideChoice
 ) -> GenerativeModel:
-    """Return a model guided by that of another run.
+    """Return a model of latents (C, h, w) guided by that of another run.
 
-    Args:
-        model: to guide.
-        latent_shape: (C, h, w) of its latents.
-        guide: the loaded guide.
-        choice: where it is from.
     Raises:
         EvaluationError: if the model cannot be guided so, or its latents are of another shape.
         ConfigError: if the two do not fit.
@@ -161,10 +159,8 @@ def guided(
             f"{choice.named}: its latents are {found}, expected {latent_shape}, those of the run that it guides. Name "
             "a checkpoint of the same run, or a run on the same autoencoder."
         )
-    try:
+    with _naming(choice.named):
         return model.guided_by(guide.require_model())
-    except ConfigError as error:
-        raise ConfigError(f"{choice.named}: {error}") from error
 
 
 def _is_relative(config: RunConfig, run_id: str | None, guide: LoadedRun, choice: GuideChoice) -> bool:
@@ -182,14 +178,10 @@ def check_same_latents(
 ) -> None:
     """Refuse a guide whose encoder gives an image other latents, be it of the same architecture.
 
-    What an encoder says of an image is compared, not its tensors: the decoder may have been trained further.
+    Latents of an image are compared, not tensors: the decoder may have been trained further.
 
     Args:
-        autoencoder: of the run to guide.
-        image_size: pixels of its images.
-        guide: the loaded guide.
-        choice: where it is from.
-        name: of the run's latents, for the message.
+        name: of the latents of the run to guide, for the message.
     Raises:
         EvaluationError: naming both.
     """
@@ -217,12 +209,8 @@ def _latents_of(image: Tensor, autoencoder: Autoencoder) -> tuple[Tensor, Tensor
 
 
 def check_guide_before_training(config: RunConfig, own: Path, parts: Parts) -> None:
-    """Refuse a guide that the trained run could not be guided by.
+    """Refuse a guide that the run to train, in the directory `own`, could not be guided by.
 
-    Args:
-        config: of the run to train, resolved.
-        own: its directory.
-        parts: built from it, with the weights that a new run starts from.
     Raises:
         EvaluationError, ConfigError, CheckpointError: naming the key, and what does not fit or is missing.
     """

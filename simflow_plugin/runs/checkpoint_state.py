@@ -35,12 +35,7 @@ class CheckpointState(BaseModel):
 
 
 def check_state(state: dict[str, Any], step: int) -> str | None:
-    """Return what is wrong with the content of `state.json`, or None.
-
-    Args:
-        state: as read.
-        step: of the folder's name.
-    """
+    """Return what is wrong with the content of `state.json` in the folder of `step`, or None."""
     try:
         found = CheckpointState.model_validate(state)
     except ValidationError as error:

@@ -52,12 +52,7 @@ def exported_digests(folder: Path) -> dict[str, str]:
 
 
 def write_exported(loaded: LoadedRun, folder: Path) -> None:
-    """Write the parts of a run into an existing folder.
-
-    Args:
-        loaded: the run; the alignment head, which only training needs, is left out.
-        folder: to fill.
-    """
+    """Write the parts of a run into an existing folder, without the alignment head, which only training needs."""
     config, state = loaded.config, loaded.checkpoint.state
     options = state.get("autoencoder_options") or config.autoencoder.options
     shape = loaded.autoencoder.latent_shape(config.image_size)

@@ -51,12 +51,6 @@ def start_from(
 ) -> list[str]:
     """Copy the weights that `training.init_from` names into freshly built parts.
 
-    Args:
-        wanted: `training.init_from` of the new run.
-        parts: of the new run, on the CPU.
-        model_part: its section `model`.
-        image_size: pixels of its images.
-        classes: of its data set.
     Returns:
         what was copied and what starts anew, in sentences for the log; none without `init_from`.
     Raises:

@@ -121,7 +121,6 @@ class LoadedRun:
 
         Args:
             wanted: separated by commas; a class whose own name has one is named by its number.
-            option: as the user knows it.
         Raises:
             ConfigError: if there is no such class.
         """
@@ -146,7 +145,6 @@ class LoadedRun:
 
         Args:
             guidance: weight w >= 0; None is the run's own.
-            option: as the user knows it.
         Raises:
             EvaluationError: if the run trained an autoencoder alone.
             ConfigError: if the model has no unconditional half to guide with.

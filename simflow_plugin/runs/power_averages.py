@@ -37,12 +37,7 @@ SINGULAR = 1e-12
 
 @dataclass(frozen=True)
 class Profile:
-    """A power function of the step.
-
-    Args:
-        exponent: g > 0.
-        step: t, steps done.
-    """
+    """A power function of the step: its exponent g > 0, after t steps."""
 
     exponent: float
     step: int
@@ -56,11 +51,6 @@ def exponent_of_length(length: float) -> float:
     inverse = length**-2
     roots = np.roots([1.0, 7.0, 16.0 - inverse, 12.0 - inverse])
     return float(roots.real.max())
-
-
-def length_of_exponent(exponent: float) -> float:
-    """Return the relative length of an exponent."""
-    return float(((exponent + 1) / ((exponent + 2) ** 2 * (exponent + 3))) ** 0.5)
 
 
 def power_decay(exponent: float, step: int) -> float:

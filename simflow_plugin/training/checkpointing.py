@@ -49,15 +49,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Everything that training changes, as named tensors and plain values.
-
-    Args:
-        engine: of the joint objective and its optimizer.
-        averages: of the joint objective's weights.
-        adversary: the discriminator with its losses and its optimizer, or None.
-        means: of the log.
-        bad_steps: skipped steps and steps with zero gradients.
-    """
+    """Everything that training changes, as named tensors and plain values."""
 
     engine: TorchEngine
     averages: WeightAverages
@@ -143,11 +135,8 @@ class Checkpointing:
     """Saving and restoring of everything that training changes. Every process must call every method.
 
     Args:
-        run: directory.
         config: of the run: how many checkpoints are kept, and which one guides its samples.
-        processes: of the run.
-        snapshot: of the state that changes.
-        description: facts of the run beside it, for `state.json`.
+        description: facts of the run for `state.json`, beside those of the snapshot.
     """
 
     def __init__(

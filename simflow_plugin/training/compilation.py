@@ -20,18 +20,15 @@ from simflow_plugin.objective import layer_class_names
 def compile_layers(model: nn.Module | None, options: bool | Compilation) -> None:
     """Compile the innermost repeated layers of `model` in place; parameter names stay as they are.
 
-    Args:
-        model: that trains.
-        options: `training.compile`; False compiles nothing.
     Raises:
         ConfigError: if there is nothing to compile.
     """
     if not options:
         return
-    names = layer_class_names(model) if model is not None else []
-    layers = (
-        [module for module in model.modules() if type(module).__name__ in names] if model is not None else []
-    )
+    layers: list[nn.Module] = []
+    if model is not None:
+        names = layer_class_names(model)
+        layers = [module for module in model.modules() if type(module).__name__ in names]
     if not layers:
         raise ConfigError(
             "training.compile compiles the repeated layers of a model, and this run has none. Set it to false."

@@ -26,7 +26,6 @@ class FrozenNetworks:
 
     Args:
         parts: of the run, the autoencoder on the training device.
-        config: resolved.
         dataset: the training split.
         processes: of the run, which share the building of a cache.
     """

@@ -64,11 +64,9 @@ class Trainer:
     """One run of the loop.
 
     Args:
-        config: resolved.
-        run: its directory, prepared and locked by the caller on the main process.
+        run: directory, prepared and locked by the caller on the main process.
         parts: freshly built; their initial weights depend on the seed only.
         dataset: the training split.
-        accelerator: devices, processes and mixed precision.
         stop: set by SIGTERM or SIGINT.
         profile_steps: record this many steps to `trace.json` in the run directory.
         shows_progress: on the main process.

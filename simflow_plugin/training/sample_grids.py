@@ -33,11 +33,8 @@ class SampleGrids:
     """Writes the grids on the main process; the others only help to gather what is sharded.
 
     Args:
-        config: of the run.
-        run: its directory.
         joint: before it is sharded.
         dataset: training images; its classes are the rows of a grid.
-        engine: processes and precision.
     """
 
     def __init__(
