@@ -19,15 +19,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
 from huggingface_hub import ModelHubMixin
 from torch import Tensor
 
 from simflow_plugin.contracts import Autoencoder, GenerativeModel
-from simflow_plugin.errors import DataError, EvaluationError, ShapeError
+from simflow_plugin.errors import EvaluationError, ShapeError
 from simflow_plugin.evaluation.classification import check_classifies, mean_class_log_probs
-from simflow_plugin.evaluation.drawing import SEED, ImageSampler, class_labels
+from simflow_plugin.evaluation.drawing import SEED, ImageSampler, wanted_labels
 from simflow_plugin.evaluation.held_out import fit_control_variate, fit_likelihood
 from simflow_plugin.evaluation.likelihood import (
     Scorer,
@@ -61,7 +60,8 @@ class Run(ModelHubMixin):
     `push_to_hub("owner/name")`; the folder is that of `simflow export`, which diffusers loads too.
 
     Images are floats (B, 3, H, W) in [-1, 1], uint8 in [0, 255], or PIL images; see `simflow_plugin.inputs.as_images`.
-    Labels are classes by number or name.
+    Labels are classes by number or name, one for all images or one an image; likelihoods without them are those of the
+    unconditional density, and means over `draws` posterior samples an image, drawn by `seed`.
 
     Args:
         loaded: the run's parts; `simflow_plugin.load` makes it.
@@ -89,8 +89,7 @@ class Run(ModelHubMixin):
     @property
     def classes(self) -> list[str] | None:
         """Names of the K classes; None for a run without classes."""
-        count = self.loaded.num_classes
-        return None if count is None else self.loaded.class_names or [str(number) for number in range(count)]
+        return self.loaded.known_class_names
 
     @property
     def autoencoder(self) -> Autoencoder:
@@ -152,12 +151,7 @@ class Run(ModelHubMixin):
         if weight > 0:
             loaded = self._guided(method)
         sampler = ImageSampler.of_run(loaded, guidance, seed, autoguidance=NONE)
-        if isinstance(labels, (int, np.integer)):
-            if labels < 1:
-                raise DataError(f"{labels} samples: expected a number >= 1, or a list of classes")
-            wanted = class_labels(range(int(labels)), loaded.num_classes)
-        else:
-            wanted = as_labels(labels, self.classes)
+        wanted = wanted_labels(labels, self.classes)
         size = batch_size or loaded.config.sampling.batch_size
         if not progress:
             return self._joined(list(sampler.batches(wanted, size)))
@@ -227,11 +221,6 @@ class Run(ModelHubMixin):
         It depends on the scale of the latent space. Of a model that adds noise to latents (STARFlow) it is the density
         of noisy ones.
 
-        Args:
-            images: B images.
-            labels: a class, or one an image; None is the unconditional density.
-            seed: of the posterior samples.
-            draws: K, posterior samples an image, over which the mean is taken.
         Raises:
             EvaluationError: if the model has no exact density.
         """
@@ -252,10 +241,6 @@ class Run(ModelHubMixin):
 
         Its argmax is the classification of `simflow evaluate --classify`.
 
-        Args:
-            images: B images.
-            seed: of the posterior samples.
-            draws: posterior samples an image.
         Raises:
             EvaluationError: if the model has no exact density, or was trained without labels.
         """
@@ -282,11 +267,8 @@ class Run(ModelHubMixin):
 
         Args:
             images: B images with 8-bit levels.
-            labels: a class, or one an image; None is the unconditional density.
             of: `image`, an upper bound of -log2 P(image) / (3 H W), as in `simflow evaluate`; it is fitted once on
                 training images, which must be at hand. `latent`, -log2 p(z) / (C h w), for runs with one autoencoder.
-            seed: of the posterior samples.
-            draws: posterior samples an image.
         Raises:
             EvaluationError: if the model has no exact density.
             DataError: if the training images are not at hand.
@@ -339,9 +321,16 @@ class Run(ModelHubMixin):
         token: str | bool | None = None,
         **options: Any,
     ) -> Run:
-        folder: Path | str = model_id
-        if not Path(model_id).is_dir():
-            folder = fetch_from_hub(model_id, revision, cache_dir, local_files_only, token, force_download)
+        if Path(model_id).is_dir():
+            return load(model_id, **options)
+        folder = fetch_from_hub(
+            model_id,
+            revision=revision,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+            token=token,
+        )
         return load(folder, **options)
 
     # ------------------------------------------------------------------ helpers

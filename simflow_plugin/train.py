@@ -95,13 +95,8 @@ def train(
                 check_before_training(config, dataset.num_classes)
             summary = describe_data(config, dataset, report, allows_pipes)
             parts = build_parts(config, dataset.num_classes)
-            started = (
-                []
-                if checkpoint_folders(run.checkpoints)
-                else start_from(
-                    config.training.init_from, parts, config.model, config.image_size, Classes.of(dataset)
-                )
-            )
+            goes_on = bool(checkpoint_folders(run.checkpoints))
+            started = [] if goes_on else start_from(config, parts, Classes.of(dataset))
             check_guide_before_training(config, run.path, parts)
             if accelerator.is_main_process:
                 stack.enter_context(run.locked())

@@ -89,6 +89,12 @@ class LoadedRun:
         return self.checkpoint.state.get("class_names")
 
     @property
+    def known_class_names(self) -> list[str] | None:
+        """Names of the K classes, or their numbers where there are no names; None for a run without classes."""
+        count = self.num_classes
+        return None if count is None else self.class_names or [str(number) for number in range(count)]
+
+    @property
     def weights_name(self) -> str:
         return "averaged (EMA)" if self.averaged else "last training"
 
@@ -127,7 +133,7 @@ class LoadedRun:
         count = self.num_classes or 0
         if wanted is None:
             return list(range(count))
-        names = self.class_names or [str(number) for number in range(count)]
+        names = self.known_class_names or []
         if not count:
             raise ConfigError(f"{option} {wanted}: the run was trained without classes. Remove the option.")
         found = []

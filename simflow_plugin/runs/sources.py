@@ -53,7 +53,7 @@ def find_folder(name: Path | str) -> Path:
             "Hub."
         )
     repository, _, revision = str(name).partition("@")
-    return fetch_from_hub(repository, revision or None)
+    return fetch_from_hub(repository, revision=revision or None)
 
 
 def checkpoint_digest(folder: Path) -> str:
@@ -65,15 +65,8 @@ def checkpoint_digest(folder: Path) -> str:
     return fingerprint(facts)
 
 
-def fetch_from_hub(
-    repository: str,
-    revision: str | None = None,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
-    token: str | bool | None = None,
-    force_download: bool = False,
-) -> Path:
-    """Fetch an exported run from the Hub, or find it in the cache.
+def fetch_from_hub(repository: str, **options: Any) -> Path:
+    """Fetch an exported run from the Hub, or find it in the cache; the options are those of `snapshot_download`.
 
     Raises:
         ConfigError: if there is none, or the Hub cannot be reached.
@@ -82,14 +75,7 @@ def fetch_from_hub(
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
-        folder = snapshot_download(
-            repository,
-            revision=revision,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            token=token,
-            force_download=force_download,
-        )
+        folder = snapshot_download(repository, **options)
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
