@@ -14,15 +14,15 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import safetensors
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from simflow_plugin.errors import CheckpointError, TrainingError
 from simflow_plugin.files import file_digest, is_disk_full, read_json_object, replacing
-from simflow_plugin.runs.checkpoint_state import check_state
 
 FORMAT_VERSION = 2
 """2: `state.json` has `num_tensors` by file and the run's id."""
@@ -32,6 +32,33 @@ FOLDER_NAME = re.compile(r"step_[0-9]{8,18}")
 """Folders of other names, copies for example, are left alone."""
 
 log = logging.getLogger(__name__)
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class CheckpointState(BaseModel):
+    """Types of the values in `state.json`; earlier versions lack some, and other packages may add theirs."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+    step: Count
+    format_version: Count
+    num_tensors: dict[str, Count] = Field(default_factory=dict)
+    run_id: str | None = None
+    seconds: float = Field(0.0, ge=0)
+    num_classes: Count | None = None
+    class_names: list[str] | None = None
+    num_images: Count | None = None
+    feature_dim: Count | None = None
+    autoencoder_options: dict[str, Any] | None = None
+    corrupt_images: list[Count] = Field(default_factory=list)
+    steps_since_log: Count = 0
+    skipped_steps: Count = 0
+    skipped_in_a_row: Count = 0
+    bad_steps: dict[str, Annotated[list[Count], Field(min_length=2, max_length=2)]] = Field(
+        default_factory=dict
+    )
+    scaler: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -169,7 +196,9 @@ def verify_checkpoint(path: Path) -> str | None:
             f"{path}: written in format {version}, this version of simflow-plugin reads up to {FORMAT_VERSION}. "
             "Upgrade simflow-plugin."
         )
-    return check_state(state, int(path.name.removeprefix("step_"))) or _problem_with_contents(path, state)
+    return _problem_with_state(state, int(path.name.removeprefix("step_"))) or _problem_with_contents(
+        path, state
+    )
 
 
 def _problem_with_files(path: Path) -> str | None:
@@ -187,6 +216,18 @@ def _problem_with_files(path: Path) -> str | None:
         if file_digest(file) != entry["sha256"]:
             return f"{name} does not match its checksum"
     return None
+
+
+def _problem_with_state(state: dict[str, Any], step: int) -> str | None:
+    """Return what is wrong with the content of `state.json` in the folder of `step`, or None."""
+    try:
+        found = CheckpointState.model_validate(state)
+    except ValidationError as error:
+        first = error.errors()[0]
+        return f"state.json: {'.'.join(map(str, first['loc']))}: {first['msg']}, found {first['input']!r:.80}"
+    if found.format_version >= 2 and "num_tensors" not in state:
+        return "state.json: num_tensors is missing"
+    return None if found.step == step else f"state.json is of step {found.step}"
 
 
 def _problem_with_contents(path: Path, state: dict[str, Any]) -> str | None:

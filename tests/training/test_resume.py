@@ -28,25 +28,25 @@ from tests.training.tiny_runs import (
 )
 
 
+def values_with(model="simflow", **sections):
+    return {**tiny_values(model, steps=6, log_every=2, sample_every=3), **sections}
+
+
 def with_adversary():
-    values = tiny_values("simflow", steps=6, log_every=2, sample_every=3)
-    return {**values, "objective": {"adversarial": ADVERSARIAL}}
-
-
-def with_alignment():
-    values = tiny_values("simflow", steps=6, log_every=2, sample_every=3)
-    return {**values, "alignment": {"encoder": "toy", "projector_dim": 8, "autoencoder_weight": 1.5}}
+    return values_with(objective={"adversarial": ADVERSARIAL})
 
 
 def with_latent_norm():
-    values = tiny_values("sit", steps=6, log_every=2, sample_every=3)
+    values = values_with("sit")
     values["model"]["normalizes_latents"] = True
     return values
 
 
 CASES = {
     "adversarial": with_adversary,
-    "alignment": with_alignment,
+    "alignment": lambda: values_with(
+        alignment={"encoder": "toy", "projector_dim": 8, "autoencoder_weight": 1.5}
+    ),
     "batch_norm": with_latent_norm,
     "autoencoder": lambda: tiny_values(None, steps=6, log_every=4, horizontal_flip=True),
     "corrupt_images": lambda: tiny_values("simflow", steps=6, log_every=1),
