@@ -190,8 +190,6 @@ class Run(ModelHubMixin):
         otherwise a line between their latents.
 
         Args:
-            start: B images.
-            end: B images.
             num: of images on the way, both ends included.
             labels: a class, or one a pair, for both ways through the flow; None is the unconditional flow.
             seed: of the posterior samples that the images are encoded as.
@@ -385,8 +383,9 @@ def load(
         averaged: the EMA weights, or the last training weights.
         step: of the checkpoint; default: the newest intact one.
         precision: `auto`, `float32`, `bfloat16` or `float16`; default: that of the run's training.
-        ema_length: relative length of the average, of a run that keeps power-function averages.
+        ema_length: relative length of the average, of a run that keeps power-function averages; default: its first.
     Raises:
+        EvaluationError: if `ema_length` is given and there is no such average.
         ConfigError: if there is no such run, or the device does not compute in that precision.
         CheckpointError: if it has no intact checkpoint, or not that of `step`.
     """

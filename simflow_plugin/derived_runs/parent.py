@@ -52,8 +52,6 @@ class DerivedRun:
     """Arguments of a command that derives a run.
 
     Args:
-        parent: run directory.
-        out: the new run's.
         step: checkpoint of the parent; None takes the newest.
         config: a YAML file whose keys replace derived ones, or None.
         overrides: `key.sub=value` assignments, applied last.

@@ -93,7 +93,7 @@ def load_exported(
     precision: str | None = None,
     ema_length: float | None = None,
 ) -> LoadedRun:
-    """Load an exported run; the arguments are those of `load_run`.
+    """Load an exported run; the arguments are those of `simflow_plugin.load`.
 
     Raises:
         CheckpointError: for another step or other weights than the folder holds, or a folder of a later version.

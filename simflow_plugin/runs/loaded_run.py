@@ -43,8 +43,6 @@ class LoadedRun:
     """A run with its weights in eval mode, frozen.
 
     Args:
-        directory: of the run.
-        config: resolved.
         checkpoint: the weights' origin.
         autoencoder: with averaged weights, unless loaded with `averaged=False`.
         model: likewise; None where the run trained an autoencoder alone.
@@ -199,15 +197,8 @@ def load_run(
     precision: str | None = None,
     ema_length: float | None = None,
 ) -> LoadedRun:
-    """Load a checkpoint of a run.
+    """Load a checkpoint of a run directory; the other arguments are those of `simflow_plugin.load`.
 
-    Args:
-        path: run directory.
-        device: default: CUDA if there is one, else CPU.
-        averaged: the EMA weights (default) or the last training weights.
-        step: of the checkpoint; default: the newest intact one.
-        precision: `auto`, `float32`, `bfloat16` or `float16`; default: `training.precision` of the run.
-        ema_length: relative length of the average, of a run that keeps power-function averages; default: its first.
     Raises:
         EvaluationError: if `ema_length` is given and there is no such average.
         ConfigError: if it is no run directory, or the device does not compute in that precision.

@@ -89,9 +89,7 @@ def check_optimizer(
     for owner in sorted(owners - parameters.keys()):
         raise CheckpointError(f"{source}: optimizer state of an unknown parameter `{owner}`.")
     like = {
-        f"{owner}/{key}": torch.empty((), device="meta")
-        if key == "step"
-        else torch.empty(parameters[owner].shape, device="meta")
+        f"{owner}/{key}": torch.empty(() if key == "step" else parameters[owner].shape, device="meta")
         for owner in sorted(owners)
         for key in ADAM_STATE
     }

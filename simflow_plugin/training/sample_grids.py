@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from simflow_plugin.config.schema import RunConfig
@@ -47,6 +47,7 @@ class SampleGrids:
     ) -> None:
         self._config, self._run = config, run
         self._engine, self._accelerator = engine, engine.accelerator
+        self._precision = Precision.of_training(config.training, engine.accelerator.device.type)
         self._num_classes, self._class_names = dataset.num_classes, dataset.class_names or []
         self._guide: GenerativeModel | None = None
         # Sharded modules are gathered during `forward` only, and sampling calls other methods.
@@ -63,13 +64,15 @@ class SampleGrids:
         config, classes = self._config, self._num_classes
         columns = config.sampling.grid_per_class
         indices = grid_indices(classes, columns, MAX_ROWS if classes else ROWS_WITHOUT_CLASSES)
-        precision = Precision.of_training(config.training, self._accelerator.device.type)
-        with self._averaged(joint, ema) as averaged, self._maybe_eager():
+        compiled = eager() if config.training.compile else nullcontext()
+        with self._averaged(joint, ema) as averaged, compiled:
             if averaged is None or averaged.model is None:
                 return None
             try:
                 model, weight = self._guided(averaged)
-                sampler = ImageSampler(averaged.autoencoder, model, config.image_size, precision, weight)
+                sampler = ImageSampler(
+                    averaged.autoencoder, model, config.image_size, self._precision, weight
+                )
                 images = sampler.draw(indices, class_labels(indices, classes))
             except (EvaluationError, ConfigError, CheckpointError, WeightsError) as error:
                 # The run may still find its way back, and a guide that was moved be put back; a black grid would say
@@ -103,16 +106,12 @@ class SampleGrids:
             steps = {folder.name for folder in checkpoint_folders(self._run.checkpoints)}
             if choice.is_own and f"step_{choice.step:08d}" not in steps:
                 return model, 0.0
-            precision = Precision.of_training(config.training, self._accelerator.device.type)
-            loaded = choice.load(self._accelerator.device, True, precision.name)
+            loaded = choice.load(self._accelerator.device, True, self._precision.name)
             shape = joint.autoencoder.latent_shape(config.image_size)
             guided(model, shape, loaded, choice)  # refuses one that does not fit
             self._guide = loaded.require_model()  # its autoencoder need not stay on the device
         assert isinstance(model, GuidedByWeaker)
         return model.guided_by(self._guide), config.sampling.guidance
-
-    def _maybe_eager(self) -> AbstractContextManager[None]:
-        return eager() if self._config.training.compile else nullcontext()
 
     @contextmanager
     def _averaged(self, joint: JointObjective, ema: MovingAverage) -> Iterator[JointObjective | None]:
