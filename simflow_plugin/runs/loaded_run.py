@@ -221,7 +221,7 @@ def load_run(
         weights |= (
             checkpoint.tensors("ema")
             if ema_length is None
-            else average_of_length(directory.path, config.training.ema, checkpoint, ema_length)
+            else average_of_length(directory, config.training.ema, checkpoint, ema_length)
         )
     for prefix, module in (("autoencoder.", autoencoder), ("model.", model)):
         if module is not None:

@@ -62,6 +62,7 @@ class RunDirectory:
         self.reconstructions_file = self.path / "reconstructions.png"
         self.samples = self.path / "samples"
         self.checkpoints = self.path / "checkpoints"
+        self.averages = self.path / "averages"  # checkpoints with averages only
         self.id_file = self.path / "run.json"
         self._lock: RunLock | None = None
 

@@ -34,7 +34,6 @@ from simflow_plugin.runs.module_state import (
     restore_optimizer,
     whole_tensors,
 )
-from simflow_plugin.runs.power_averages import snapshot_folder
 from simflow_plugin.runs.run_directory import RunDirectory
 from simflow_plugin.training.adversary import AdversaryTraining
 from simflow_plugin.training.averages import RunningMeans
@@ -179,7 +178,7 @@ class Checkpointing:
             name: whole_tensors(average.average.items(), is_main)
             for name, average in self._snapshot.averages.by_file.items()
         }
-        folder = snapshot_folder(self._run.path)
+        folder = self._run.averages
         self._processes.run_on_main(lambda: save_checkpoint(folder, step, tensors, {}))
 
     def restore(self, dataset: ImageDataset) -> Checkpoint | None:

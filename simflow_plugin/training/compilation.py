@@ -6,9 +6,6 @@ every step, and would compile anew each time) nor gradients taken within the for
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import nn
 
@@ -42,13 +39,3 @@ def begin_pass(options: bool | Compilation) -> None:
     """Say that a forward pass begins, so that what CUDA graphs of the pass before hold may be overwritten."""
     if options:
         torch.compiler.cudagraph_mark_step_begin()
-
-
-@contextmanager
-def eager() -> Iterator[None]:
-    """Run compiled layers eagerly within the block: sampling calls them with other shapes."""
-    if not hasattr(torch.compiler, "set_stance"):  # before torch 2.6
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
-        yield

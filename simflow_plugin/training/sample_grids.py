@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+import torch
+
 from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.contracts import GenerativeModel, GuidedByWeaker, ImageDataset
 from simflow_plugin.errors import CheckpointError, ConfigError, EvaluationError, WeightsError
@@ -20,7 +22,6 @@ from simflow_plugin.runs.checkpoints import checkpoint_folders
 from simflow_plugin.runs.module_state import restore_module, whole_tensors
 from simflow_plugin.runs.run_directory import RunDirectory
 from simflow_plugin.runs.run_precision import Precision
-from simflow_plugin.training.compilation import eager
 from simflow_plugin.training.distributed.engine import TorchEngine
 from simflow_plugin.training.ema import MovingAverage
 
@@ -64,8 +65,9 @@ class SampleGrids:
         config, classes = self._config, self._num_classes
         columns = config.sampling.grid_per_class
         indices = grid_indices(classes, columns, MAX_ROWS if classes else ROWS_WITHOUT_CLASSES)
-        compiled = eager() if config.training.compile else nullcontext()
-        with self._averaged(joint, ema) as averaged, compiled:
+        # Compiled layers run eagerly: sampling calls them with other shapes.
+        eager = torch.compiler.set_stance("force_eager") if config.training.compile else nullcontext()
+        with self._averaged(joint, ema) as averaged, eager:
             if averaged is None or averaged.model is None:
                 return None
             try:

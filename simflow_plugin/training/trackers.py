@@ -165,7 +165,7 @@ def _start_wandb(run: RunDirectory, config: RunConfig, options: TrackerOptions, 
         resume="allow",
         mode=wandb_mode(options),
     )
-    _start(tracker)
+    tracker.start()
     tracker.store_init_configuration(yaml.safe_load(config.to_yaml(shortens_paths=True)))
     return tracker
 
@@ -176,11 +176,6 @@ def _start_tensorboard(
     # Points after the checkpoint that a run goes on from are of steps that will be run again.
     purge = {"purge_step": step + 1} if step else {}
     tracker = TensorBoardTracker(FOLDER, logging_dir=run.path, **purge)
-    _start(tracker)
+    tracker.start()
     tracker.log({"configuration": f"```yaml\n{config.to_yaml(shortens_paths=True)}```"}, step=step)
     return tracker
-
-
-def _start(tracker: GeneralTracker) -> None:
-    if hasattr(tracker, "start"):  # earlier versions of accelerate start in the constructor
-        tracker.start()
