@@ -116,7 +116,7 @@ class Snapshot:
         path, state, accelerator = checkpoint.path, checkpoint.state, self.engine.accelerator
         for name, module, optimizer_name, optimizer in self._trained():
             restore_module(module, checkpoint.tensors(name), path)
-            restore_optimizer(module, optimizer, checkpoint.tensors(optimizer_name), path)
+            restore_optimizer(module, optimizer, checkpoint.tensors(optimizer_name))
         for name, average in self.averages.by_file.items():
             held, source = checkpoint.tensors(name), f"{path}/{name}"
             fitting = fitted_state(average.average, held, source, error=CheckpointError)
