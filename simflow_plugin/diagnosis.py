@@ -96,7 +96,7 @@ def _decode_kernel() -> Finding:
 
 
 def _frechet() -> Finding:
-    from simflow_plugin.evaluation.frechet_check import check_frechet
+    from simflow_plugin.evaluation.fidelity import check_frechet
 
     found, expected, is_right = check_frechet()
     if is_right:

@@ -55,7 +55,7 @@ class Options(BaseModel):
         """Take no true for 1, as Python would, and no number that nothing counts to."""
         for name, value in values.items() if isinstance(values, dict) else ():
             field = cls.model_fields.get(name)
-            if field is None or _holds_options(field.annotation):
+            if field is None or any(nested_options(field.annotation)):  # those answer for themselves
                 continue
             numbers = list(_numbers(value))
             problem = None
@@ -105,11 +105,12 @@ def _takes_booleans(annotation: Any) -> bool:
     return any(_takes_booleans(part) for part in get_args(annotation))
 
 
-def _holds_options(annotation: Any) -> bool:
-    """Return whether a value of this type may hold nested options, which answer for themselves."""
+def nested_options(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the classes of options that a value of this type may hold, at any depth."""
     if is_subclass(annotation, BaseModel):
-        return True
-    return any(_holds_options(part) for part in get_args(annotation))
+        yield annotation
+    for part in get_args(annotation):
+        yield from nested_options(part)
 
 
 def is_subclass(annotation: Any, base: type) -> bool:

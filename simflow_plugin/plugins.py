@@ -14,6 +14,7 @@ from importlib import metadata
 from typing import Any, NamedTuple
 
 from simflow_plugin.errors import RegistryError, SimflowError
+from simflow_plugin.options import CONTRACT_VERSION, Options, is_subclass
 
 log = logging.getLogger(__name__)
 
@@ -116,21 +117,32 @@ def blaming(part: str, distribution: str) -> Iterator[None]:
     except (
         BaseException
     ) as error:  # also SystemExit and KeyboardInterrupt: sys.exit(0) would look like success
-        if isinstance(error, SimflowError) and not _is_unprintable(error):
+        if isinstance(error, SimflowError) and _message(error) is not None:
             raise
         raise RegistryError(
             f"{part} of distribution {distribution} failed: {describe(error)}. Mend or uninstall that distribution."
         ) from error
 
 
-def check_class(kind: str, part: Any) -> None:
-    """Refuse a factory without what the harness reads of it.
+def check_class(kind: str, part: Any, takes_options: bool = True) -> None:
+    """Refuse a factory without what the harness reads of it, or that was written for another version of the contracts.
 
     Raises:
         RegistryError: naming the member, what was found and what is expected.
     """
     if not callable(part):
         raise RegistryError(f"{part!r:.200} is no class or function")
+    declared: Any = getattr(part, "Options", None)
+    if takes_options and not is_subclass(declared, Options):
+        raise RegistryError(
+            f"it declares no options: found Options = {declared!r:.200}. Add `class Options("
+            "simflow_plugin.options.Options)` to it, with one field an option, or with `pass`"
+        )
+    if takes_options and declared.contract_version not in (None, CONTRACT_VERSION):
+        raise RegistryError(
+            f"it was written for version {declared.contract_version} of simflow_plugin.contracts, and this is version "
+            f"{CONTRACT_VERSION}. Install its release for this one, or another simflow-plugin"
+        )
     missing = sorted(getattr(part, "__abstractmethods__", ()))
     if missing:
         raise RegistryError(f"it lacks {', '.join(missing)}, see simflow_plugin.contracts")
@@ -161,17 +173,16 @@ def _check_members(members: dict[str, Member], part: Any) -> None:
 
 def describe(error: BaseException) -> str:
     """Return kind, message and place of an error, even where its message cannot be made."""
-    try:
-        message = str(error)
-    except BaseException:
-        message = "(its message cannot be printed)"
+    message = _message(error)
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {message}{place}"
+    return (
+        f"{type(error).__name__}: {'(its message cannot be printed)' if message is None else message}{place}"
+    )
 
 
-def _is_unprintable(error: BaseException) -> bool:
+def _message(error: BaseException) -> str | None:
     try:
-        return not isinstance(str(error), str)
+        return str(error)
     except BaseException:
-        return True
+        return None

@@ -66,6 +66,10 @@ class FileOnHub:
     serves: str
 
 
+LPIPS_BACKBONES = {
+    "alex": FileAtAddress(f"{TORCHVISION}alexnet-owt-7be5be79.pth", "LPIPS as a metric (AlexNet)"),
+    "vgg": FileAtAddress(f"{TORCHVISION}vgg16-397923af.pth", "LPIPS as a loss (VGG-16)"),
+}
 _ALIGNMENT = "alignment.encoder; --extractor"
 PUBLISHED: dict[str, FileAtAddress | FileOnHub] = {
     "inception": FileAtAddress(
@@ -73,8 +77,8 @@ PUBLISHED: dict[str, FileAtAddress | FileOnHub] = {
         "weights-inception-2015-12-05-6726825d.pth",
         "FID, KID, IS, precision and recall",
     ),
-    "lpips": FileAtAddress(f"{TORCHVISION}alexnet-owt-7be5be79.pth", "LPIPS as a metric (AlexNet)"),
-    "lpips-vgg": FileAtAddress(f"{TORCHVISION}vgg16-397923af.pth", "LPIPS as a loss (VGG-16)"),
+    "lpips": LPIPS_BACKBONES["alex"],
+    "lpips-vgg": LPIPS_BACKBONES["vgg"],
     "dinov2-s": FileOnHub("vit_small_patch14_dinov2.lvd142m", "--extractor"),
     "dinov2-g": FileOnHub("vit_giant_patch14_dinov2.lvd142m", "--extractor"),
     **{name: FileOnHub(model, _ALIGNMENT) for name, model in MODEL_BY_PRESET.items()},

@@ -5,7 +5,7 @@ their own file; other distributions declare an entry point in the group `simflow
 imported before a name is asked for.
 
 A built-in part has two halves: its options and facts, which a configuration is checked against and which import no
-torch, are declared by name in `declared.py` of its room; the part itself is imported when it is built.
+torch, are declared by name where they are defined; the part itself is imported when it is built.
 
 A factory is called as `factory(options, context)`, where `options` is an instance of `factory.Options` (a subclass
 of `simflow_plugin.options.Options`) and `context` is what the harness knows: see `simflow_plugin.contracts`.
@@ -15,9 +15,8 @@ Attention backends have no options and are called as `factory(context)`.
 from __future__ import annotations
 
 import importlib
-import pkgutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import EntryPoint
 from typing import Any, TypeVar
 
@@ -25,9 +24,10 @@ from pydantic import Field, ValidationError, model_serializer, model_validator
 
 from simflow_plugin import plugins
 from simflow_plugin.errors import ConfigError, RegistryError
-from simflow_plugin.options import CONTRACT_VERSION, Options, did_you_mean
+from simflow_plugin.options import Options, did_you_mean
 
 T = TypeVar("T")
+C = TypeVar("C", bound=type)
 
 OWN_DISTRIBUTION = "simflow-plugin"
 
@@ -37,20 +37,16 @@ class Registry:
 
     Args:
         kind: for example `models`; the entry-point group is `simflow_plugin.<kind>`.
-        package: the package (or module) whose files hold the built-in parts.
+        modules: those that declare (or register) the built-in parts when they are imported.
         takes_options: False for parts that are called as `factory(context)`.
-        declarations: the module that declares the built-in parts; None: all files of `package` are imported for them.
     """
 
-    def __init__(
-        self, kind: str, package: str, takes_options: bool = True, declarations: str | None = None
-    ) -> None:
-        self._takes_options = takes_options
-        self._declarations = declarations
-        self._declared: dict[str, tuple[str, Any]] = {}
+    def __init__(self, kind: str, *modules: str, takes_options: bool = True) -> None:
         self.kind = kind
         self.group = f"simflow_plugin.{kind}"
-        self._package = package
+        self._modules = modules
+        self._takes_options = takes_options
+        self._declared: dict[str, tuple[str, Any]] = {}
         self._builtin: dict[str, Any] = {}
         self._is_ready = False
 
@@ -74,23 +70,30 @@ class Registry:
 
         return decorate
 
-    def declare(self, name: str, module: str, facts: Any, summary: str | None = None) -> None:
-        """Declare a built-in part, which `module` registers when it is imported.
+    def declare(self, name: str, module: str, summary: str | None = None) -> Callable[[C], C]:
+        """Decorate the facts of a built-in part, which `module` registers when it is imported.
+
+        Facts are a class with `Options` and what else configurations are checked against, which the part inherits; or
+        the options alone.
 
         Args:
             name: of the part.
             module: full name.
-            facts: a class with `Options` and what else configurations are checked against, which the part
-                inherits; or the options alone.
             summary: of a part that shares its class with others, in a sentence; None: that of the class.
         Raises:
             RegistryError: if a part is declared under that name.
         """
-        if name in self._declared:
-            raise RegistryError(f"{self.kind}: `{name}` is declared twice in {OWN_DISTRIBUTION}.")
-        if issubclass(facts, Options):
-            facts = type(f"{facts.__name__}Facts", (), {"Options": facts, "__doc__": summary})
-        self._declared[name] = (module, facts)
+
+        def decorate(facts: C) -> C:
+            if name in self._declared:
+                raise RegistryError(f"{self.kind}: `{name}` is declared twice in {OWN_DISTRIBUTION}.")
+            held: type = facts
+            if issubclass(facts, Options):
+                held = type(f"{facts.__name__}Facts", (), {"Options": facts, "__doc__": summary})
+            self._declared[name] = (module, held)
+            return facts
+
+        return decorate
 
     def names(self) -> list[str]:
         """Return all names, sorted. Imports no part that is declared and no third-party one."""
@@ -127,12 +130,14 @@ class Registry:
         """
         claims, owners = self._claims(name)
         if self._is_own(name):
-            return self._own(name)
+            if name not in self._builtin:
+                importlib.import_module(self._declared[name][0])
+            return self._builtin[name]
         with plugins.blaming(f"{self.kind}: entry point `{name}`", f"{owners[0]} ({claims[0].value})"):
             part = claims[0].load()
-            if self._takes_options:
-                self._check_options(name, part, owners[0])
-        self._check_contract(name, owners[0], lambda: plugins.check_class(self.kind, part))
+        self._check_contract(
+            name, owners[0], lambda: plugins.check_class(self.kind, part, self._takes_options)
+        )
         return part
 
     def _claims(self, name: str) -> tuple[list[EntryPoint], list[str]]:
@@ -154,20 +159,16 @@ class Registry:
     def _is_own(self, name: str) -> bool:
         return name in self._declared or name in self._builtin
 
-    def _own(self, name: str) -> Any:
-        """Return a built-in part, whose file is imported now."""
-        if name not in self._builtin:
-            importlib.import_module(self._declared[name][0])
-        return self._builtin[name]
+    def _owner(self, name: str) -> str | None:
+        """Return the distribution of a third-party part, None for a built-in one."""
+        entries = [] if self._is_own(name) else plugins.entry_points(self.group)
+        return next((plugins.owner(entry) for entry in entries if entry.name == name), None)
 
     @contextmanager
     def blaming(self, name: str) -> Iterator[None]:
         """Within the block, whatever a third-party part called `name` raises is a `RegistryError` that names it."""
-        owners = [plugins.owner(entry) for entry in plugins.entry_points(self.group) if entry.name == name]
-        if self._is_own(name) or not owners:
-            yield
-            return
-        with plugins.blaming(f"{self.kind}: `{name}`", owners[0]):
+        owner = self._owner(name)
+        with plugins.blaming(f"{self.kind}: `{name}`", owner) if owner is not None else nullcontext():
             yield
 
     def build(self, name: str, *arguments: Any) -> Any:
@@ -177,12 +178,10 @@ class Registry:
             RegistryError: see `get`; or if a third-party part fails, or lacks what the harness reads of it.
         """
         factory = self.get(name)
-        if self._is_own(name):
-            return factory(*arguments)
         with self.blaming(name):
             part = factory(*arguments)
-        owner = next(plugins.owner(entry) for entry in plugins.entry_points(self.group) if entry.name == name)
-        self._check_contract(name, owner, lambda: plugins.check_instance(self.kind, part))
+        if (owner := self._owner(name)) is not None:
+            self._check_contract(name, owner, lambda: plugins.check_instance(self.kind, part))
         return part
 
     def _check_contract(self, name: str, owner: str, check: Callable[[], None]) -> None:
@@ -193,30 +192,11 @@ class Registry:
             except RegistryError as error:
                 raise RegistryError(f"{self.kind}: `{name}` of distribution {owner}: {error}.") from error
 
-    def _check_options(self, name: str, part: Any, owner: str) -> None:
-        declared = getattr(part, "Options", None)
-        if not (isinstance(declared, type) and issubclass(declared, Options)):
-            raise RegistryError(
-                f"{self.kind}: `{name}` ({_defined_as(part)}, distribution {owner}) declares no options: found "
-                f"Options = {declared!r}. Add to it `class Options(simflow_plugin.options.Options)` with one field an "
-                "option, or with `pass`."
-            )
-        if declared.contract_version not in (None, CONTRACT_VERSION):
-            raise RegistryError(
-                f"{self.kind}: `{name}` of distribution {owner} was written for version "
-                f"{declared.contract_version} of simflow_plugin.contracts, and this is version {CONTRACT_VERSION}. "
-                f"Install a release of {owner} for this one, or another simflow-plugin."
-            )
-
     def _import_declarations(self) -> None:
         if self._is_ready:
             return
-        if self._declarations is not None:
-            importlib.import_module(self._declarations)
-        else:
-            package = importlib.import_module(self._package)
-            for module in pkgutil.iter_modules(getattr(package, "__path__", [])):
-                importlib.import_module(f"{self._package}.{module.name}")
+        for module in self._modules:
+            importlib.import_module(module)
         self._is_ready = True  # only now: what did not import fails again, under its own error
 
 
@@ -272,27 +252,24 @@ class Part(Options):
         return parts.build(self.name, options, context)
 
 
-MODELS = Registry("models", "simflow_plugin.models", declarations="simflow_plugin.models.declared")
-AUTOENCODERS = Registry(
-    "autoencoders", "simflow_plugin.autoencoders", declarations="simflow_plugin.autoencoders.declared"
+MODELS = Registry(
+    "models",
+    "simflow_plugin.models.flow_options",
+    "simflow_plugin.models.diffusion_options",
+    "simflow_plugin.models.learned_inverse_options",
 )
-POSTERIORS = Registry(
-    "posteriors", "simflow_plugin.posteriors", declarations="simflow_plugin.posteriors.declared"
+AUTOENCODERS = Registry("autoencoders", "simflow_plugin.autoencoders.kl_options")
+POSTERIORS = Registry("posteriors", "simflow_plugin.posteriors.options")
+ENCODERS = Registry("encoders", "simflow_plugin.alignment.options")
+DATASETS = Registry("datasets", "simflow_plugin.data.options")
+RECONSTRUCTION_LOSSES = Registry("reconstruction_losses", "simflow_plugin.losses.options")
+GUIDANCE = Registry("guidance", "simflow_plugin.flow.guidance_options")
+DIFFUSION_GUIDANCE = Registry("diffusion_guidance", "simflow_plugin.diffusion.options")
+ATTENTION = Registry(
+    "attention",
+    "simflow_plugin.flow.attention.backend_choice",
+    "simflow_plugin.flow.attention.sdpa",
+    "simflow_plugin.flow.attention.xformers",
+    takes_options=False,
 )
-ENCODERS = Registry("encoders", "simflow_plugin.alignment", declarations="simflow_plugin.alignment.declared")
-DATASETS = Registry("datasets", "simflow_plugin.data", declarations="simflow_plugin.data.declared")
-RECONSTRUCTION_LOSSES = Registry(
-    "reconstruction_losses", "simflow_plugin.losses", declarations="simflow_plugin.losses.declared"
-)
-GUIDANCE = Registry(
-    "guidance", "simflow_plugin.flow.guidance", declarations="simflow_plugin.flow.guidance.declared"
-)
-DIFFUSION_GUIDANCE = Registry(
-    "diffusion_guidance",
-    "simflow_plugin.diffusion.guidance",
-    declarations="simflow_plugin.diffusion.guidance.declared",
-)
-ATTENTION = Registry("attention", "simflow_plugin.flow.attention", takes_options=False)
-JUDGES = Registry(
-    "judges", "simflow_plugin.evaluation.judges", declarations="simflow_plugin.evaluation.declared"
-)
+JUDGES = Registry("judges", "simflow_plugin.evaluation.judge_options")

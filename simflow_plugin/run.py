@@ -319,16 +319,16 @@ class Run(ModelHubMixin):
         token: str | bool | None = None,
         **options: Any,
     ) -> Run:
-        if Path(model_id).is_dir():
-            return load(model_id, **options)
-        folder = fetch_from_hub(
-            model_id,
-            revision=revision,
-            cache_dir=cache_dir,
-            force_download=force_download,
-            local_files_only=local_files_only,
-            token=token,
-        )
+        folder: Path | str = model_id
+        if not Path(model_id).is_dir():
+            folder = fetch_from_hub(
+                model_id,
+                revision=revision,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+                token=token,
+                force_download=force_download,
+            )
         return load(folder, **options)
 
     # ------------------------------------------------------------------ helpers

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from simflow_plugin.command_line import run_command
 from simflow_plugin.config.loading import load_config
 from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.errors import EmptySplit
-from simflow_plugin.option_groups import grouped
 from simflow_plugin.runs.run_directory import RunDirectory
-from simflow_plugin.standalone import run_command
 from simflow_plugin.thumbnail import show_thumbnail
 from simflow_plugin.train_options import TrainOptions
 from simflow_plugin.training.interrupts import announced_stop, stop_on_signals
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from simflow_plugin.data.summary import DataSummary
 
 
-@grouped
 def train_command(
     config: Annotated[str, typer.Option("--config", "-c", help="A YAML file, or the name of a shipped one.")],
     options: TrainOptions,

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests.third_party import declare
+
 # Runs in this process are compared bit for bit with runs in others, which the tests start on one thread.
 torch.set_num_threads(1)
 
@@ -39,12 +41,8 @@ def install(tmp_path, monkeypatch):
 
     def make(distribution: str, module: str, source: str, name: str, attribute: str, kind: str = "models"):
         site = tmp_path / distribution
-        site.mkdir()
+        declare(site, distribution, f"[simflow_plugin.{kind}]\n{name} = {module}:{attribute}\n")
         (site / f"{module}.py").write_text(source)
-        info = site / f"{distribution.replace('-', '_')}-1.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(f"[simflow_plugin.{kind}]\n{name} = {module}:{attribute}\n")
         monkeypatch.syspath_prepend(str(site))
 
     return make

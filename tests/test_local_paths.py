@@ -43,18 +43,14 @@ def test_addresses_and_commands_are_no_paths(tmp_path, monkeypatch):
     assert absolute_shards(shards) == [str(tmp_path / "a-{00..03}.tar"), *shards[1:]]
 
 
-def test_weights_and_globs_that_match_nothing_are_named(tmp_path, monkeypatch):
+def test_paths_that_lead_nowhere_are_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("a-1.tar").touch()
-    config = {"vae": "none.safetensors", "shards": [str(tmp_path / "a-*.tar"), str(tmp_path / "b-*.tar")]}
-    assert list(missing_paths(config)) == [("vae", "none.safetensors"), ("shards", str(tmp_path / "b-*.tar"))]
-
-
-def test_configuration_shown_names_the_paths_that_lead_nowhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("weights.pth").touch()
+    images, absent = str(tmp_path / "images"), str(tmp_path / "b-*.tar")
     config = {
-        "data": {"root": str(tmp_path / "images")},
-        "a": [str(tmp_path / "weights.pth"), "/x/{0..3}.tar", "b/c"],
+        "data": {"root": images},
+        "vae": "none.safetensors",
+        "shards": [str(tmp_path / "a-*.tar"), absent, str(tmp_path / "a-1.tar"), "/x/{0..3}.tar", "b/c"],
     }
-    assert list(missing_paths(config)) == [("data.root", str(tmp_path / "images"))]
+    expected = [("data.root", images), ("vae", "none.safetensors"), ("shards", absent)]
+    assert list(missing_paths(config)) == expected

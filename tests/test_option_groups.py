@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
-from simflow_plugin.option_groups import as_written, grouped
+from simflow_plugin.option_groups import grouped
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,3 @@ def _keep(seen: list[object]):
         seen.append((name, size, place))
 
     return draw
-
-
-def test_what_an_older_python_makes_of_a_default_of_none_is_taken_back() -> None:
-    hint = Annotated[Path | None, "metadata"]
-    assert as_written(Optional[hint]) is hint  # noqa: UP045
-    assert as_written(hint) is hint
-    assert as_written(Path | None) == (Path | None)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from simflow_plugin import plugins
 from simflow_plugin.cli.app import app
+from simflow_plugin.config.loading import load_config
 from simflow_plugin.errors import ConfigError, RegistryError
 from simflow_plugin.exits import exit_on_user_error
 from simflow_plugin.registry import AUTOENCODERS, DATASETS, ENCODERS, MODELS, Part
-from tests.third_party import MODEL_SOURCE
+from tests.commands import succeed
+from tests.third_party import MODEL_SOURCE, declare
 
 RAISING = """
 class Silent(Exception):
@@ -24,58 +26,59 @@ class Silent(Exception):
 HEAD = "from simflow_plugin.options import Options as Base\nclass Options(Base):\n    pass\n"
 
 
-@pytest.fixture
-def counted(request: pytest.FixtureRequest) -> str:
-    """A name of a module that no other test has imported."""
-    return f"hostile_{zlib.crc32(request.node.name.encode())}"
-
-
 FAILURES = {
-    "exit": "import sys; sys.exit(0)",
-    "interrupt": "raise KeyboardInterrupt",
-    "base": "raise BaseException('anything')",
-    "silent": "raise Silent()",
-    "own error": "from simflow_plugin.errors import ConfigError\nclass E(Silent, ConfigError): pass\nraise E()",
+    "error": ("raise ValueError('no luck')", "failed: ValueError: no luck"),
+    "exit": ("import sys; sys.exit(0)", "failed: SystemExit: 0"),
+    "interrupt": ("raise KeyboardInterrupt", "failed: KeyboardInterrupt"),
+    "base": ("raise BaseException('anything')", "failed: BaseException: anything"),
+    "silent": ("raise Silent()", "failed: Silent"),
+    "own error": (
+        "from simflow_plugin.errors import ConfigError\nclass E(Silent, ConfigError): pass\nraise E()",
+        "failed: E",
+    ),
 }
-SAID = {
-    "exit": "failed: SystemExit: 0",
-    "interrupt": "failed: KeyboardInterrupt",
-    "base": "failed: BaseException: anything",
-    "silent": "failed: Silent",
-    "own error": "failed: E",
-}
+"""Source of what fails -> the end of the message."""
+
+
+@pytest.fixture
+def hostile(install: Any, request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Install a distribution whose part is called `hostile`, in a module that no other test has imported."""
+
+    def make(source: str, attribute: str = "Gaussian", kind: str = "models") -> None:
+        module = f"hostile_{zlib.crc32(request.node.name.encode())}"
+        install("hostile-parts", module, source, "hostile", attribute, kind)
+
+    return make
 
 
 @pytest.mark.parametrize("how", FAILURES)
-def test_import_that_fails_in_any_way_is_named(install: Any, counted: str, how: str) -> None:
-    source = RAISING + FAILURES[how]
-    install("hostile-models", counted, source, "hostile", "Model")
-    with pytest.raises(RegistryError, match=r"entry point `hostile` of distribution hostile-models .*failed"):
+def test_import_that_fails_in_any_way_is_named(hostile: Any, how: str) -> None:
+    hostile(RAISING + FAILURES[how][0])
+    with pytest.raises(RegistryError, match=r"entry point `hostile` of distribution hostile-parts .*failed"):
         MODELS.get("hostile")
     assert MODELS.get("simflow").__name__ == "SimFlow"
 
 
 @pytest.mark.parametrize("how", ["exit", "interrupt", "base", "silent"])
-def test_constructor_that_fails_in_any_way_is_named(install: Any, counted: str, how: str) -> None:
-    body = FAILURES[how]
-    source = RAISING + MODEL_SOURCE.replace("        super().__init__()", f"        {body}")
-    install("hostile-models", counted, source, "hostile", "Gaussian")
-    with pytest.raises(RegistryError, match=r"`hostile` of distribution hostile-models failed: "):
+def test_constructor_that_fails_in_any_way_is_named(hostile: Any, how: str) -> None:
+    hostile(RAISING + MODEL_SOURCE.replace("        super().__init__()", f"        {FAILURES[how][0]}"))
+    with pytest.raises(RegistryError, match=r"`hostile` of distribution hostile-parts failed: "):
         Part(name="hostile").build(MODELS, None)
 
 
 @pytest.mark.parametrize("how", FAILURES)
 @pytest.mark.parametrize("command", [["config", "show"], ["train"]], ids=["show", "train"])
 def test_command_ends_with_status_2_and_a_message(
-    install: Any, counted: str, command: list[str], how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hostile: Any, command: list[str], how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    install("hostile-models", counted, RAISING + FAILURES[how], "hostile", "Model")
+    source, message = FAILURES[how]
+    hostile(RAISING + source)
     result = CliRunner().invoke(app, [*command, "quickstart", "--set", "model=hostile"])
     assert result.exit_code == 2
-    assert "hostile-models" in result.stderr
-    assert SAID[how] in result.stderr.replace("\n", " ")
-    assert CliRunner().invoke(app, ["config", "show", "quickstart"]).exit_code == 0
+    assert "hostile-parts" in result.stderr
+    assert message in result.stderr.replace("\n", " ")
+    succeed("config", "show", "quickstart")
 
 
 def test_no_library_ends_a_command_as_a_success(capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,27 +98,38 @@ def test_no_library_ends_a_command_as_a_success(capsys: pytest.CaptureFixture[st
         ("training_losses = GenerativeModel.training_losses", "it lacks training_losses"),
     ],
 )
-def test_malformed_member_of_a_class_is_named(install: Any, counted: str, line: str, said: str) -> None:
-    source = f"{MODEL_SOURCE}\n\nclass Malformed(Gaussian):\n    {line}\n"
-    install("hostile-models", counted, source, "hostile", "Malformed")
-    with pytest.raises(RegistryError, match=f"`hostile` of distribution hostile-models: .*{said}"):
+def test_malformed_member_of_a_class_is_named(hostile: Any, line: str, said: str) -> None:
+    hostile(f"{MODEL_SOURCE}\n\nclass Malformed(Gaussian):\n    {line}\n", "Malformed")
+    with pytest.raises(RegistryError, match=f"`hostile` of distribution hostile-parts: .*{said}"):
         MODELS.get("hostile")
 
 
-@pytest.mark.parametrize("value", ["7", "'text'", "[]"])
-def test_entry_point_that_is_no_factory_is_named(install: Any, counted: str, value: str) -> None:
-    install("hostile-models", counted, f"thing = {value}", "hostile", "thing")
-    with pytest.raises(RegistryError, match="distribution hostile-models"):
-        MODELS.get("hostile")
+BREAKS_WHEN_LOOKED_AT = """
+class Meta(type):
+    def __getattr__(cls, name):
+        raise SystemExit(0)
+class Gaussian(metaclass=Meta):
+    pass
+"""
+OF_A_LATER_VERSION = MODEL_SOURCE.replace(
+    "import torch", "from typing import ClassVar\nimport torch"
+).replace("    std: float = 1.0", "    std: float = 1.0\n    contract_version: ClassVar[int] = 99")
 
 
-def test_class_that_breaks_when_it_is_looked_at_is_named(install: Any, counted: str) -> None:
-    source = (
-        "class Meta(type):\n    def __getattr__(cls, name):\n        raise SystemExit(0)\n"
-        "class Model(metaclass=Meta):\n    pass\n"
-    )
-    install("hostile-models", counted, source, "hostile", "Model")
-    with pytest.raises(RegistryError, match="distribution hostile-models .*failed: SystemExit"):
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("Gaussian = 7", ""),
+        ("Gaussian = 'text'", ""),
+        ("Gaussian = []", ""),
+        (BREAKS_WHEN_LOOKED_AT, " .*failed: SystemExit"),
+        (OF_A_LATER_VERSION, ".* was written for version 99"),
+    ],
+    ids=["number", "text", "list", "breaks", "later version"],
+)
+def test_entry_point_that_is_no_model_of_ours_is_named(hostile: Any, source: str, said: str) -> None:
+    hostile(source)
+    with pytest.raises(RegistryError, match=f"distribution hostile-parts{said}"):
         MODELS.get("hostile")
 
 
@@ -134,73 +148,54 @@ def test_class_that_breaks_when_it_is_looked_at_is_named(install: Any, counted: 
     ],
 )
 def test_malformed_member_of_a_part_is_named(
-    install: Any, counted: str, registry: Any, kind: str, body: str, said: str
+    hostile: Any, registry: Any, kind: str, body: str, said: str
 ) -> None:
     source = (
         f"{HEAD}class Thing:\n    Options = Options\n    def __init__(self, options, context): pass\n{body}"
     )
-    install("hostile-parts", counted, source, "hostile", "Thing", kind)
+    hostile(source, "Thing", kind)
     with pytest.raises(RegistryError, match=f"`hostile` of distribution hostile-parts: .*{said}"):
         Part(name="hostile").build(registry, None)
 
 
-def test_autoencoder_without_its_class_methods_is_named(install: Any, counted: str) -> None:
-    source = f"{HEAD}class Thing:\n    Options = Options\n"
-    install("hostile-parts", counted, source, "hostile", "Thing", "autoencoders")
+def test_autoencoder_without_its_class_methods_is_named(hostile: Any) -> None:
+    hostile(f"{HEAD}class Thing:\n    Options = Options\n", "Thing", "autoencoders")
     with pytest.raises(RegistryError, match="of distribution hostile-parts: it has no `geometry`"):
         AUTOENCODERS.get("hostile")
 
 
 @pytest.mark.parametrize("hook", ["resolved(self)", "check(self, context)"])
-def test_options_that_leave_are_named(install: Any, counted: str, hook: str) -> None:
-    source = MODEL_SOURCE.replace(
-        "    std: float = 1.0", f"    std: float = 1.0\n    def {hook}:\n        raise SystemExit(0)"
+def test_options_that_leave_are_named(hostile: Any, hook: str) -> None:
+    hostile(
+        MODEL_SOURCE.replace(
+            "    std: float = 1.0", f"    std: float = 1.0\n    def {hook}:\n        raise SystemExit(0)"
+        )
     )
-    install("hostile-models", counted, source, "hostile", "Gaussian")
-    with pytest.raises((RegistryError, ConfigError), match="distribution hostile-models failed: SystemExit"):
-        load_with_model("hostile")
-
-
-def load_with_model(name: str) -> Any:
-    from simflow_plugin.config.loading import load_config
-
-    return load_config("quickstart", [f"model={{name: {name}}}", "autoencoder.trainable=none"])
+    with pytest.raises((RegistryError, ConfigError), match="distribution hostile-parts failed: SystemExit"):
+        load_config("quickstart", ["model={name: hostile}", "autoencoder.trainable=none"])
 
 
 @pytest.mark.parametrize(
-    "content", [b"\xff\xfe\x00", b"[simflow_plugin.models\nx", b"[simflow_plugin.models]\n= =\n", b"nonsense"]
+    ("content", "is_logged"),
+    [
+        (b"\xff\xfe\x00", True),
+        (b"[simflow_plugin.models\nx", False),
+        (b"[simflow_plugin.models]\n= =\n", False),
+        (b"nonsense", False),
+    ],
 )
 def test_malformed_list_of_entry_points_breaks_no_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    content: bytes,
+    is_logged: bool,
 ) -> None:
-    info = tmp_path / "site" / "malformed-1.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: malformed\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_bytes(content)
+    declare(tmp_path / "site", "malformed", content)
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     assert "simflow" in MODELS.names()
     assert MODELS.get("simflow").__name__ == "SimFlow"
     with pytest.raises(RegistryError, match="unknown name"):
         MODELS.get("no-such-model")
-
-
-def test_unreadable_list_of_entry_points_is_named_in_the_log(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    info = tmp_path / "site" / "malformed-1.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: malformed\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_bytes(b"\xff\xfe\x00")
-    monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    plugins.entry_points("simflow_plugin.models")
-    assert "malformed: its entry_points.txt cannot be read" in caplog.text
-
-
-def test_contract_of_another_version_is_refused(install: Any, counted: str) -> None:
-    source = MODEL_SOURCE.replace("    std: float = 1.0", "    std: float = 1.0\n    contract_version = 99")
-    source = source.replace("import torch", "from typing import ClassVar\nimport torch").replace(
-        "contract_version = 99", "contract_version: ClassVar[int] = 99"
-    )
-    install("future-models", counted, source, "future", "Gaussian")
-    with pytest.raises(RegistryError, match=r"distribution future-models was written for version 99"):
-        MODELS.get("future")
+    if is_logged:
+        assert "malformed: its entry_points.txt cannot be read" in caplog.text

@@ -25,24 +25,22 @@ def lines_of(steps, total, done=0):
     return output.getvalue().splitlines()
 
 
-def test_a_line_tells_count_rate_and_remaining_time():
-    assert lines_of([(20.0, 400)], 10_000) == ["features 400/10000  20.0/s  8 min left"]
-
-
-def test_work_done_before_does_not_count_in_the_rate():
-    assert lines_of([(20.0, 200)], 1000, done=600) == ["features 800/1000  10.0/s  20 s left"]
+@pytest.mark.parametrize(
+    ("steps", "total", "done", "expected"),
+    [
+        ([(20.0, 400)], 10_000, 0, ["features 400/10000  20.0/s  8 min left"]),
+        ([(20.0, 200)], 1000, 600, ["features 800/1000  10.0/s  20 s left"]),
+        ([(20.0, 50), (21.0, 50)], 100, 0, ["features 50/100  2.5/s  20 s left", "features 100/100  4.8/s"]),
+        ([(1.0, 50), (2.0, 50)], 100, 0, []),
+    ],
+    ids=["long", "begun before", "last line", "short"],
+)
+def test_a_line_is_count_rate_and_remaining_time_of_long_work(steps, total, done, expected):
+    assert lines_of(steps, total, done) == expected
 
 
 def test_lines_keep_their_distance():
     assert len(lines_of([(float(second), 1) for second in range(1, 61)], 100)) == 4
-
-
-def test_short_work_prints_nothing():
-    assert lines_of([(1.0, 50), (2.0, 50)], 100) == []
-
-
-def test_long_work_ends_in_a_line():
-    assert lines_of([(20.0, 50), (21.0, 50)], 100)[-1] == "features 100/100  4.8/s"
 
 
 @pytest.mark.parametrize("total", [0, 3])

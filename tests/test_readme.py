@@ -11,14 +11,15 @@ from pathlib import Path
 
 import pytest
 import yaml
-from typer.testing import CliRunner
 
 from simflow_plugin import registry
 from simflow_plugin.cli.app import app
 from simflow_plugin.config.loading import load_config
 from simflow_plugin.starter import first_configuration
 from simflow_plugin.starter.trial_steps import Timing
+from tests.commands import simflow, succeed
 from tests.data.makers import class_folders
+from tests.third_party import declare
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -64,10 +65,8 @@ def run_line(line):
         more = ["--num", "4"] if words[1] == "sample" else []
         more += ["--num-samples", "4", "--num-held-out", "4"] if words[1] == "evaluate" else []
         arguments = [*words[1:], *more, *(word for setting in short for word in ("--set", setting))]
-        result = CliRunner().invoke(app, arguments)
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        assert result.exit_code == 0, f"{line}\n{result.output}"
+        status, output = simflow(*arguments)
+        assert status == 0, f"{line}\n{output}"
 
 
 def write_file(name, text):
@@ -97,7 +96,7 @@ def test_every_block_runs_as_printed(tmp_path, monkeypatch):
     assert Path("cats_and_dogs.png").is_file()
 
 
-def test_parts_of_the_readme_train_under_the_names_of_its_entry_points(tmp_path, monkeypatch, install):
+def test_parts_of_the_readme_train_under_the_names_of_its_entry_points(tmp_path, monkeypatch):
     tomllib = pytest.importorskip("tomllib")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -105,19 +104,14 @@ def test_parts_of_the_readme_train_under_the_names_of_its_entry_points(tmp_path,
     for name, text in files.items():
         write_file(name, text)
     groups = tomllib.loads(files["pyproject.toml"])["project"]["entry-points"]
-    for number, (group, entries) in enumerate(groups.items()):
-        for name, target in entries.items():
-            kind = group.removeprefix("simflow_plugin.")
-            module, attribute = target.split(":")
-            install(f"readme-{number}", f"unused_{number}", "", name, attribute, kind)
-            points = tmp_path / f"readme-{number}" / f"readme_{number}-1.0.dist-info" / "entry_points.txt"
-            points.write_text(f"[{group}]\n{name} = {module}:{attribute}\n")
+    for group, entries in groups.items():
+        lines = "".join(f"{name} = {target}\n" for name, target in entries.items())
+        declare(tmp_path, f"readme-{group}", f"[{group}]\n{lines}")
     try:
         tiny = ["train", "quickstart", "--no-report", *(f"--set={k}={v}" for k, v in SHORT.items())]
         frozen = ["--set=model=gaussian", "--set=autoencoder.trainable=none", "--set=sampling.guidance=0"]
         for extra in (frozen, ["--set=autoencoder.posterior=per_token"]):
-            result = CliRunner().invoke(app, [*tiny, "--out", f"run{len(extra)}", *extra])
-            assert result.exit_code == 0, result.output
+            succeed(*tiny, "--out", f"run{len(extra)}", *extra)
         assert registry.MODELS.get("gaussian").__module__ == "my_package.models"
     finally:
         for module in [name for name in sys.modules if name.startswith("my_package")]:

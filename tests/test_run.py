@@ -7,26 +7,25 @@ import sys
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import simflow_plugin
-from simflow_plugin.cli.app import app
 from simflow_plugin.errors import DataError, EvaluationError, ShapeError
 from simflow_plugin.evaluation.drawing import to_uint8
 from simflow_plugin.evaluation.evaluator import RunEvaluator
 from simflow_plugin.evaluation.request import EvaluationRequest
 from simflow_plugin.runs.parts import build_dataset
+from tests.commands import succeed
 from tests.evaluation.runs import make_run
-
-
-@pytest.fixture(scope="module", params=["simflow", "sit"])
-def run(request, tmp_path_factory):
-    return simflow_plugin.load(make_run(tmp_path_factory.mktemp("runs") / request.param, request.param))
 
 
 @pytest.fixture(scope="module")
 def flow_run(tmp_path_factory):
     return simflow_plugin.load(make_run(tmp_path_factory.mktemp("runs") / "flow"))
+
+
+@pytest.fixture(scope="module")
+def sit_run(tmp_path_factory):
+    return simflow_plugin.load(make_run(tmp_path_factory.mktemp("runs") / "sit", "sit"))
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +35,11 @@ def held_out(flow_run):
     return torch.stack([one.image for one in examples]), [one.label for one in examples]
 
 
-def test_samples_are_those_of_the_command_bit_for_bit(run, tmp_path):
+@pytest.mark.parametrize("kind", ["flow_run", "sit_run"])
+def test_samples_are_those_of_the_command_bit_for_bit(kind, request, tmp_path):
+    run = request.getfixturevalue(kind)
     path = run.loaded.directory.path
-    command = ["sample", str(path), "--num", "12", "--seed", "3", "--out", str(tmp_path / "s.npz")]
-    assert CliRunner().invoke(app, command).exit_code == 0
+    succeed("sample", path, "--num", "12", "--seed", "3", "--out", tmp_path / "s.npz")
     drawn = run.sample(12, seed=3)
     assert drawn.shape == (12, 3, 8, 8)
     assert np.array_equal(to_uint8(drawn).numpy(), np.load(tmp_path / "s.npz")["arr_0"])
@@ -116,13 +116,13 @@ def test_log_prob_is_the_mean_over_posterior_samples(flow_run, held_out):
     torch.testing.assert_close(bits, -found / (4 * 4 * 4 * np.log(2)))
 
 
-def test_likelihood_of_a_model_without_density_is_refused(tmp_path):
-    sit = simflow_plugin.load(make_run(tmp_path / "sit", "sit"))
+def test_likelihood_of_a_model_without_density_is_refused(sit_run):
     with pytest.raises(EvaluationError, match="exact density"):
-        sit.log_prob(sit.sample(2))
+        sit_run.log_prob(sit_run.sample(2))
     with pytest.raises(EvaluationError, match="no flow"):
-        _ = sit.flow
-    assert sit.interpolate(sit.sample(1), sit.sample(1, seed=1), 3).shape == (1, 3, 3, 8, 8)
+        _ = sit_run.flow
+    ends = sit_run.sample(1), sit_run.sample(1, seed=1)
+    assert sit_run.interpolate(*ends, 3).shape == (1, 3, 3, 8, 8)
 
 
 def test_interpolation_starts_and_ends_at_the_reconstructions(flow_run, held_out):

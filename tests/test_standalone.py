@@ -15,25 +15,30 @@ MODULES = {
 }
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_a_mistake_is_one_message_and_status_2(module, monkeypatch, capsys):
-    arguments, message = MODULES[module]
-    monkeypatch.setattr(sys, "argv", [module, *arguments])
-    monkeypatch.delitem(sys.modules, module, raising=False)
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_module(module, run_name="__main__")
-    assert ended.value.code == 2
-    assert capsys.readouterr().err.startswith(message)
+@pytest.fixture(params=MODULES)
+def run(request, monkeypatch, capsys):
+    """A function that runs the module with arguments and returns status, output and errors."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", [request.param, *arguments])
+        monkeypatch.delitem(sys.modules, request.param, raising=False)
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_module(request.param, run_name="__main__")
+        return ended.value.code, *capsys.readouterr()
+
+    run.mistake, run.message = MODULES[request.param]
+    return run
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_help_names_types_in_words(module, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", [module, "--help"])
-    monkeypatch.delitem(sys.modules, module, raising=False)
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_module(module, run_name="__main__")
-    assert ended.value.code == 0
-    text = capsys.readouterr().out
+def test_a_mistake_is_one_message_and_status_2(run):
+    status, _, errors = run(*run.mistake)
+    assert status == 2
+    assert errors.startswith(run.message)
+
+
+def test_help_names_types_in_words(run):
+    status, text, _ = run("--help")
+    assert status == 0
     assert "PATH" in text
     assert "RANGE" not in text
 

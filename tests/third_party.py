@@ -1,4 +1,6 @@
-"""A tiny third-party distribution, for tests of entry points."""
+"""Tiny third-party distributions, for tests of entry points."""
+
+from pathlib import Path
 
 MODEL_SOURCE = '''
 import torch
@@ -26,3 +28,12 @@ class Gaussian(GenerativeModel):
     def sample(self, labels, shape, guidance, random):
         return self.bias + self.std * random.normal("noise", shape, self.bias.device)
 '''
+
+
+def declare(site: Path, distribution: str, entry_points: str | bytes) -> None:
+    """Write what an installed package leaves behind: its metadata, and its list of entry points."""
+    info = site / f"{distribution.replace('-', '_')}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
+    content = entry_points.encode() if isinstance(entry_points, str) else entry_points
+    (info / "entry_points.txt").write_bytes(content)

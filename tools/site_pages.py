@@ -132,7 +132,10 @@ def _parameter(parameter: Any) -> str:
         names = f"`{parameter.name.upper()}`"
     default = "(required)" if parameter.required else parameter.default
     shown = "" if default in (None, False, ()) or callable(default) else str(default)
-    return f"| {names} | {_code(shown)} | {_cell(getattr(parameter, 'help', None) or '')} |"
+    meaning = getattr(parameter, "help", None) or ""
+    if is_option and "|" in (parameter.metavar or ""):
+        meaning += f" One of {parameter.metavar.replace('|', ', ')}."
+    return f"| {names} | {_code(shown)} | {_cell(meaning)} |"
 
 
 def notebook_page(notebook: dict[str, Any]) -> str:

@@ -1,9 +1,8 @@
 """A classifier trained here on labelled images: alignment target and judge, no download.
 
-A small vision transformer from scratch, or a published backbone that was fine-tuned (`backbone_classifier`).
-
-It is one safetensors file whose metadata hold how to build the network, how to normalise, what the
-classes are called and how often it is right on held-out images.
+A small vision transformer from scratch (`token_classifier`), or a published backbone that was fine-tuned
+(`backbone_classifier`). It is one safetensors file whose metadata hold how to build the network, how to normalise, the
+names of the classes and the accuracy on held-out images.
 """
 
 from __future__ import annotations
@@ -18,13 +17,11 @@ from torch import Tensor, nn
 
 from simflow_plugin import registry
 from simflow_plugin.alignment.backbone_classifier import BackboneClassifier
-from simflow_plugin.alignment.conv_stem import ConvStem
 from simflow_plugin.alignment.encoder import FrozenEncoder
-from simflow_plugin.alignment.feature_layer import FeatureLayer
 from simflow_plugin.alignment.options import ClassifierOptions
-from simflow_plugin.alignment.timm_names import check_timm_name
+from simflow_plugin.alignment.token_classifier import TokenClassifier
 from simflow_plugin.contracts import DataContext
-from simflow_plugin.errors import ConfigError, RunDirectoryError, WeightsError
+from simflow_plugin.errors import RunDirectoryError, WeightsError
 from simflow_plugin.files import replacing
 from simflow_plugin.weights import load_strictly, read_metadata, read_tensors
 
@@ -53,63 +50,6 @@ class ClassifierCard:
     test_accuracy: float
     num_test: int
     steps: int
-
-
-class TokenClassifier(nn.Module):
-    """A timm vision transformer with a convolutional stem and a linear head on all of its tokens.
-
-    The head sees where a token is. With a mean over the tokens before it a transformer must first learn positions, and
-    in the first few hundred steps on Fashion-MNIST it stayed behind a linear model of the pixels.
-
-    Args:
-        architecture: `model` is a name in timm; the rest are arguments that override its sizes.
-    Raises:
-        ConfigError: if timm does not know the model or its arguments.
-    """
-
-    num_prefix_tokens = 0
-    trunk: Any
-
-    def __init__(self, architecture: dict[str, Any]) -> None:
-        import timm
-
-        super().__init__()
-        other = ("kind", "model", "num_classes")
-        sizes = {name: value for name, value in architecture.items() if name not in other}
-        fixed: dict[str, Any] = {
-            "num_classes": 0,
-            "global_pool": "",
-            "class_token": False,
-            "embed_layer": ConvStem,
-        }
-        check_timm_name(architecture["model"], "model of the classifier")
-        try:
-            trunk: Any = timm.create_model(architecture["model"], pretrained=False, **fixed, **sizes)
-        except (RuntimeError, TypeError, AssertionError) as error:
-            raise ConfigError(
-                f"timm cannot build `{architecture['model']}` as a vision transformer with {sizes}: {error}. See "
-                "timm.list_models('vit*')."
-            ) from error
-        self.trunk = trunk
-        self.num_features = int(trunk.num_features)
-        self.head = nn.Linear(trunk.patch_embed.num_patches * self.num_features, architecture["num_classes"])
-        self.layer = FeatureLayer(None, trunk.patch_embed.grid_size, self.num_features)
-
-    def forward_features(self, images: Tensor) -> Tensor:
-        """Map normalised images (B, 3, H, W) to patch features (B, N, F) in raster order."""
-        return self.trunk.forward_features(images)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map normalised images (B, 3, H, W) to logits (B, num_classes)."""
-        return self.forward_head(self.forward_features(images))
-
-    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """Map patch features (B, N, F) to logits, or with `pre_logits` to their mean (B, F), as timm's method does."""
-        return features.mean(dim=1) if pre_logits else self.head(features.flatten(1))
-
-    def forward_intermediates(self, images: Tensor, **options: Any) -> Any:
-        """Return the outputs of inner blocks: timm's method of the trunk."""
-        return self.trunk.forward_intermediates(images, **options)
 
 
 Classifier = TokenClassifier | BackboneClassifier
@@ -151,13 +91,8 @@ def load_classifier(path: Path) -> tuple[Classifier, ClassifierCard]:
     try:
         card = ClassifierCard(**json.loads(metadata["card"]))
         network = make_network(card.architecture)
-    except (
-        LookupError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        RuntimeError,
-    ) as error:  # nested too deep, too
+    # A RuntimeError also where the description is nested too deep.
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise WeightsError(f"{path}: its description is no card of a classifier: {error!r:.200}") from error
     load_strictly(network, read_tensors(path), str(path), "Make the file again.")
     return network, card

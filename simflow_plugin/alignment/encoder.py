@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from simflow_plugin.alignment.feature_layer import FeatureLayer, Grid
+from simflow_plugin.alignment.feature_layer import FeatureLayer, Grid, read_features
 from simflow_plugin.errors import ConfigError, ShapeError
 
 
@@ -25,9 +25,6 @@ class FrozenEncoder(nn.Module):
         feature_dim: F.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(
         self,
         network: nn.Module,
@@ -39,10 +36,9 @@ class FrozenEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.network = network.requires_grad_(False)
-        self.image_size, self.input_size, self.layer = image_size, input_size, layer
+        self.image_size, self.layer = image_size, layer
         self.feature_dim = layer.num_channels
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+        self.normalization = Normalization(input_size, mean, std)
         self.train(False)
 
     def train(self, mode: bool = True) -> FrozenEncoder:
@@ -66,7 +62,7 @@ class FrozenEncoder(nn.Module):
         Raises:
             ShapeError: if the images are not of the size it was built for.
         """
-        return self.layer.read(self.network, self.preprocess(images))
+        return read_features(self.network, self.preprocess(images), self.layer.stage)
 
     def preprocess(self, images: Tensor) -> Tensor:
         """Bring images (B, 3, H, W) in [-1, 1] to the network's size and normalisation."""
@@ -74,23 +70,32 @@ class FrozenEncoder(nn.Module):
             raise ShapeError(
                 f"images are {tuple(images.shape)}, expected (B, 3, {self.image_size}, {self.image_size})"
             )
-        return resize_and_normalize(images, self.input_size, self.mean, self.std)
+        return self.normalization(images)
 
 
-def resize_and_normalize(images: Tensor, size: int, mean: Tensor, std: Tensor) -> Tensor:
-    """Bring images (B, 3, H, W) in [-1, 1] to `size` pixels and a normalisation for pixels in [0, 1].
+class Normalization(nn.Module):
+    """Square images (B, 3, H, W) in [-1, 1] -> the size and normalisation of a network.
 
     Args:
-        images: square.
         size: in pixels.
-        mean: (1, 3, 1, 1).
-        std: (1, 3, 1, 1).
+        mean, std: per channel, for pixels in [0, 1].
     """
-    pixels = (images + 1) / 2
-    if size != images.shape[-1]:
-        # Bicubic and not antialiased, as the REPA hosts do: other pixels would be other targets.
-        pixels = F.interpolate(pixels, (size, size), mode="bicubic", align_corners=False)
-    return (pixels - mean) / std
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.size = size
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        pixels = (images + 1) / 2
+        if self.size != images.shape[-1]:
+            # Bicubic and not antialiased, as the REPA hosts do: other pixels would be other targets.
+            pixels = F.interpolate(pixels, (self.size, self.size), mode="bicubic", align_corners=False)
+        return (pixels - self.mean) / self.std
 
 
 def choose_input_size(

@@ -36,19 +36,17 @@ def find_weights(model: str, checkpoint: str | None, option: str = CHECKPOINT_OP
     """
     import timm
 
-    config = timm.get_pretrained_cfg(model)
-    addresses = _addresses(config)
     if checkpoint is not None:
         path = Path(checkpoint).expanduser()
         if path.is_file():
             return path
-        raise WeightsError(f"{path}: no such file ({option}). {addresses}")
-    found = _cached_file(config) or find_packaged_weights(model)
+        raise WeightsError(f"{path}: no such file ({option}). {published_at(model)}")
+    found = _cached_file(timm.get_pretrained_cfg(model)) or find_packaged_weights(model)
     if found is not None:
         return found
     raise WeightsError(
         f"the weights of {model} are not on this machine.{fetch_command(model)} Or set {option} to their file "
-        f"(safetensors or .pth), or put them into the local cache. {addresses}"
+        f"(safetensors or .pth), or put them into the local cache. {published_at(model)}"
     )
 
 
@@ -89,12 +87,13 @@ def classifier_prefixes(network: nn.Module) -> tuple[str, ...]:
     return tuple(f"{name}." for name in ((named,) if isinstance(named, str) else named))
 
 
-def _addresses(config: Any) -> str:
-    places = []
-    if config is not None and config.hf_hub_id:
-        places.append(f"https://huggingface.co/{config.hf_hub_id}")
-    if config is not None and config.url:
-        places.append(config.url)
+def published_at(model: str) -> str:
+    """Return a sentence with the addresses of the weights of timm's `model`."""
+    import timm
+
+    config = timm.get_pretrained_cfg(model)
+    hub, url = (config.hf_hub_id, config.url) if config is not None else (None, None)
+    places = ([f"https://huggingface.co/{hub}"] if hub else []) + ([str(url)] if url else [])
     return f"Published at {' and at '.join(places)}." if places else "timm knows no published weights for it."
 
 

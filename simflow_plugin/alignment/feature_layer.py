@@ -33,13 +33,9 @@ class FeatureLayer:
     grid: Grid
     num_channels: int
 
-    def read(self, network: nn.Module, pixels: Tensor) -> Tensor:
-        """Return the features (B, N, F), in raster order, of normalised images (B, 3, H, W)."""
-        return read_features(network, pixels, self.stage)
-
 
 def read_features(network: Any, pixels: Tensor, stage: int | None) -> Tensor:
-    """Return the features (B, N, F) of a layer; see `FeatureLayer.read`."""
+    """Return the features (B, N, F) of layer `stage`, in raster order, of normalised images (B, 3, H, W)."""
     if stage is None:
         return network.forward_features(pixels)[:, network.num_prefix_tokens :]
     (maps,) = network.forward_intermediates(

@@ -6,6 +6,8 @@ from pydantic import Field
 
 from simflow_plugin.local_paths import LocalPath
 from simflow_plugin.options import Options
+from simflow_plugin.published_weights import MODEL_BY_PRESET
+from simflow_plugin.registry import ENCODERS
 
 
 class WeightsOptions(Options):
@@ -26,12 +28,18 @@ class WeightsOptions(Options):
     )
 
 
+for _name, _model in MODEL_BY_PRESET.items():
+    ENCODERS.declare(_name, "simflow_plugin.alignment.timm_encoders", f"timm's `{_model}`.")(WeightsOptions)
+
+
+@ENCODERS.declare("timm", "simflow_plugin.alignment.timm_encoders")
 class TimmOptions(WeightsOptions):
     """Options of the encoder `timm`: any network by its name."""
 
     model: str = Field(description="name in timm, with its tag if any: vit_base_patch14_dinov2.lvd142m")
 
 
+@ENCODERS.declare("pretrained", "simflow_plugin.alignment.classifier")
 class ClassifierOptions(Options):
     """Options of the encoder `pretrained`: a classifier of `simflow pretrain-encoder`."""
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from simflow_plugin.alignment.backbone_classifier import BackboneClassifier
 from simflow_plugin.alignment.classifier import ClassifierCard, make_network
-from simflow_plugin.alignment.encoder import resize_and_normalize
+from simflow_plugin.alignment.encoder import Normalization
 from simflow_plugin.contracts import ImageDataset
 from simflow_plugin.data.loader import Batch, evaluation_batches, make_loader
 from simflow_plugin.data.order import GlobalBatches
@@ -30,26 +30,6 @@ WARMUP_SHARE = 0.1
 WEIGHT_DECAY = 0.05
 LOG_EVERY = 50
 MEAN = STD = (0.5, 0.5, 0.5)
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """Images in [-1, 1] -> what the classifier sees, as `FrozenEncoder.preprocess` does.
-
-    Args:
-        size: in pixels.
-        mean, std: by channel, for pixels in [0, 1].
-    """
-
-    size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def __call__(self, images: Tensor) -> Tensor:
-        mean, std = (
-            torch.tensor(numbers, device=images.device).view(1, -1, 1, 1) for numbers in (self.mean, self.std)
-        )
-        return resize_and_normalize(images, self.size, mean, std)
 
 
 @dataclass(frozen=True)
@@ -96,12 +76,8 @@ class PretrainingOptions:
         """
         if self.fine_tuned is not None:
             size = self.input_size or self.image_size
-            return {
-                "kind": "backbone",
-                "model": self.fine_tuned,
-                "img_size": size,
-                "num_classes": num_classes,
-            }
+            network: dict[str, int | str] = {"kind": "backbone", "model": self.fine_tuned}
+            return {**network, "img_size": size, "num_classes": num_classes}
         if self.image_size % self.patch_size:
             raise ConfigError(
                 f"image size {self.image_size} is not divisible by the patch size {self.patch_size}."
@@ -149,7 +125,7 @@ def pretrain_classifier(
     if isinstance(network, BackboneClassifier):
         network.load_published(options.weights)
         mean, std = network.mean, network.std
-    preprocess = Preprocessing(int(architecture["img_size"]), mean, std)
+    normalize = Normalization(int(architecture["img_size"]), mean, std).to(device)
     network.to(device)
     batches = make_loader(
         train,
@@ -158,8 +134,8 @@ def pretrain_classifier(
         range(options.steps),
         horizontal_flip=options.horizontal_flip,
     )
-    _train(network, iter(batches), options, preprocess, report)
-    accuracy, num_test = measure_accuracy(network.eval(), test, options.batch_size, preprocess)
+    _train(network, iter(batches), options, normalize, report)
+    accuracy, num_test = measure_accuracy(network.eval(), test, options.batch_size, normalize)
     card = ClassifierCard(
         architecture=architecture,
         mean=mean,
@@ -177,7 +153,7 @@ def _train(
     network: nn.Module,
     batches: Iterator[Batch],
     options: PretrainingOptions,
-    preprocess: Preprocessing,
+    normalize: Normalization,
     report: Callable[[int, float], None] | None,
 ) -> None:
     network.train()
@@ -188,7 +164,7 @@ def _train(
             group["lr"] = options.learning_rate * learning_rate_ratio(batch.step, options.steps)
         random = BatchRandom(options.seed, batch.step, batch.offset, options.batch_size)
         images = shift_images(batch.images, random.uniform("shift", (len(batch.images), 2))).to(device)
-        loss = F.cross_entropy(network(preprocess(images)), batch.labels.to(device))
+        loss = F.cross_entropy(network(normalize(images)), batch.labels.to(device))
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -222,14 +198,14 @@ def shift_images(images: Tensor, uniform: Tensor) -> Tensor:
 
 @torch.no_grad()
 def measure_accuracy(
-    network: nn.Module, dataset: ImageDataset, batch_size: int, preprocess: Preprocessing
+    network: nn.Module, dataset: ImageDataset, batch_size: int, normalize: Normalization
 ) -> tuple[float, int]:
     """Return the share of images given the right class, [0, 1], and how many there were."""
     correct = total = 0
     device = next(network.parameters()).device
     with count_progress("held-out images", len(dataset)) as advance:
         for batch in evaluation_batches(dataset, batch_size):
-            predicted = network(preprocess(batch.images.to(device))).argmax(dim=-1).cpu()
+            predicted = network(normalize(batch.images.to(device))).argmax(dim=-1).cpu()
             correct += int((predicted == batch.labels).sum())
             total += len(batch.labels)
             advance(len(batch.labels))

@@ -1,4 +1,4 @@
-"""What the page shows: pictures and texts for what a visitor asked, without a line of its layout."""
+"""Content of the page: pictures and texts for what a visitor asked, without a line of its layout."""
 
 from __future__ import annotations
 
@@ -36,8 +36,6 @@ class Examined:
     """About one image: itself as the model sees it beside its reconstruction, words on its likelihood, class shares.
 
     Args:
-        picture: two tiles.
-        likelihood: a text.
         classes: name -> p(class given image) with equal shares of the classes before; None without classes.
     """
 
@@ -47,11 +45,7 @@ class Examined:
 
 
 class Answers:
-    """Answers of one run.
-
-    Args:
-        run: loaded.
-    """
+    """Answers of one run."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -65,17 +59,13 @@ class Answers:
     @property
     def can_guide(self) -> bool:
         """Whether a guidance weight has an effect."""
-        model = self.run.loaded.model
-        return model is not None and (self._is_trained_without_labels or self._is_guided_by_weaker)
+        has_guide = self.run.loaded.config.sampling.autoguidance is not None
+        return self.has_model and (self._is_trained_without_labels or has_guide)
 
     @property
     def _is_trained_without_labels(self) -> bool:
         """Whether labels were dropped in training, so that there is an unconditional half."""
         return self.run.model.supports_guidance
-
-    @property
-    def _is_guided_by_weaker(self) -> bool:
-        return self.run.loaded.config.sampling.autoguidance is not None
 
     @property
     def class_choices(self) -> list[str]:
@@ -85,7 +75,7 @@ class Answers:
 
     @property
     def title(self) -> str:
-        """Which run and which weights these answers are of, in Markdown."""
+        """Run and weights of these answers, in Markdown."""
         loaded, config = self.run.loaded, self.run.loaded.config
         model = config.model.name if config.model is not None else "autoencoder alone"
         return (
@@ -114,7 +104,7 @@ class Answers:
         return _tiles(images, min(COLUMNS, num))
 
     def examine(self, image: Image.Image) -> Examined:
-        """Return what the run has to say of an image, which is center-cropped and scaled as training images are."""
+        """Return reconstruction, likelihood and classes of an image, cropped and scaled as training images are."""
         images = as_images(image, self.run.image_size)
         decoded = reconstruct(self.run.loaded, images.to(self.run.loaded.device)).cpu()
         picture = _tiles(torch.cat([images, decoded]), 2)

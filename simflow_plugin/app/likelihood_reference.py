@@ -6,10 +6,9 @@ All images are scored without their label, since one that is uploaded has none. 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
+import numpy as np
 from pydantic import Field, ValidationError
 from torch import Tensor
 
@@ -31,34 +30,25 @@ NUM_HELD_OUT = 256
 DRAWS = EvaluationRequest.posterior_samples
 
 
-class _Saved(Options):
-    """The file: the fitted likelihood and control variate, and the sorted scores of held-out images."""
-
-    scale: float = Field(gt=0)
-    control: tuple[float, float]
-    bits_per_dim: list[float] = Field(min_length=1)
-    held_out: str
-    weights: str
-
-
-@dataclass(frozen=True)
-class LikelihoodReference:
-    """What an image is compared with.
+class LikelihoodReference(Options):
+    """Reference that an image is compared with, as `likelihood_reference.json` holds it.
 
     Args:
         scale: of P(x given z), fitted on training images; pixels in [-1, 1].
         control: coefficients of the control variate, fitted likewise.
         bits_per_dim: of held-out images, ascending.
         held_out: which images these are, in words.
+        weights: digest of the weights that it was measured with.
     """
 
-    scale: float
+    scale: float = Field(gt=0)
     control: ControlVariate
-    bits_per_dim: tuple[float, ...]
+    bits_per_dim: tuple[float, ...] = Field(min_length=1)
     held_out: str
+    weights: str
 
     @classmethod
-    def measure(cls, loaded: LoadedRun, num_held_out: int = NUM_HELD_OUT) -> LikelihoodReference:
+    def measure(cls, loaded: LoadedRun, weights: str) -> LikelihoodReference:
         """Fit on training images, and score held-out ones.
 
         Raises:
@@ -72,14 +62,14 @@ class LikelihoodReference:
         scorer = fit_control_variate(
             loaded, train, Scorer(loaded.autoencoder, model, likelihood, DRAWS), size
         )
-        held_out = HeldOut(test, loaded.config.data.name, min(num_held_out, len(test)), size)
+        held_out = HeldOut(test, loaded.config.data.name, min(NUM_HELD_OUT, len(test)), size)
         scores, _ = score_images(loaded, held_out, scorer, has_labels=False)
-        values = sorted(scores.image_bits_per_dim.tolist())
         return cls(
-            likelihood.scale,
-            scorer.control,
-            tuple(values),
-            f"{held_out.num_measured:,} held-out images of {held_out.name}",
+            scale=likelihood.scale,
+            control=scorer.control,
+            bits_per_dim=tuple(sorted(scores.image_bits_per_dim.tolist())),
+            held_out=f"{held_out.num_measured:,} held-out images of {held_out.name}",
+            weights=weights,
         )
 
     def bits_of(self, loaded: LoadedRun, images: Tensor) -> list[float]:
@@ -92,14 +82,12 @@ class LikelihoodReference:
 
     def share_less_likely(self, bits: float) -> float:
         """Return the share of held-out images with more bits than `bits`, in [0, 1]; equal ones count half."""
-        values = torch.tensor(self.bits_per_dim, dtype=torch.float64)
-        wanted = torch.tensor(bits, dtype=torch.float64)
-        return float(((values > wanted).double() + 0.5 * (values == wanted).double()).mean())
+        values = np.array(self.bits_per_dim)
+        return float(np.mean((values > bits) + 0.5 * (values == bits)))
 
-    def save(self, folder: Path, weights: str) -> None:
-        """Write the reference into the folder of an exported run, for the weights of a digest."""
-        saved = asdict(self) | {"control": list(self.control), "bits_per_dim": list(self.bits_per_dim)}
-        write_json(folder / FILE, {**saved, "weights": weights})
+    def save(self, folder: Path) -> None:
+        """Write the reference into the folder of an exported run."""
+        write_json(folder / FILE, self.model_dump(mode="json"))
 
     @classmethod
     def load(cls, folder: Path, weights: str) -> LikelihoodReference | None:
@@ -111,7 +99,7 @@ class LikelihoodReference:
         if not (folder / FILE).is_file():
             return None
         try:
-            saved = _Saved.model_validate(read_json_object(folder / FILE, DataError))
+            saved = cls.model_validate(read_json_object(folder / FILE, DataError))
         except ValidationError as error:
             problem = error.errors()[0]
             raise DataError(
@@ -123,19 +111,13 @@ class LikelihoodReference:
                 f"{folder / FILE}: was measured with weights {saved.weights[:12]}, and those beside it are "
                 f"{weights[:12]}. Export the run again."
             )
-        values = tuple(sorted(saved.bits_per_dim))
-        return cls(saved.scale, ControlVariate(*saved.control), values, saved.held_out)
+        return saved
 
 
 def find_reference(loaded: LoadedRun, weights: str) -> tuple[LikelihoodReference | None, str]:
-    """Return the reference of a run, or None and why there is none.
-
-    Args:
-        loaded: a run with an exact density.
-        weights: digest of its weights.
-    """
+    """Return the reference of a run for weights of this digest, or None and why there is none."""
     try:
         found = LikelihoodReference.load(loaded.directory.path, weights)
-        return (found or LikelihoodReference.measure(loaded)), ""
+        return found or LikelihoodReference.measure(loaded, weights), ""
     except SimflowError as error:
         return None, str(error)

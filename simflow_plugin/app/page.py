@@ -66,7 +66,6 @@ def launch(answers: Answers, host: str | None = LOOPBACK, port: int | None = Non
     """Serve a page; see `serve`.
 
     Args:
-        answers: of the run.
         host: None leaves it to gradio's environment variables, as a Space sets them.
         port: likewise.
         waits: return only when the page ends.
@@ -104,23 +103,18 @@ def _gradio() -> Any:
 
 def _samples_tab(gradio: Any, answers: Answers) -> None:
     with gradio.Row():
-        inputs = []
-        if answers.class_choices:
-            inputs.append(gradio.Dropdown(answers.class_choices, value=ALL_CLASSES, label="class"))
-        else:
-            inputs.append(gradio.State(None))
         own = answers.run.loaded.config.sampling.guidance
-        guidance = gradio.Slider(
-            0, max(5, own), value=own, step=0.1, label="guidance (0: off)", visible=answers.can_guide
-        )
-        inputs += [
-            guidance,
+        inputs = [
+            _class_choice(gradio, answers, "class"),
+            gradio.Slider(
+                0, max(5, own), value=own, step=0.1, label="guidance (0: off)", visible=answers.can_guide
+            ),
             gradio.Number(0, label="seed", precision=0, elem_id="seed"),
             gradio.Slider(1, MOST_SAMPLES, value=16, step=1, label="samples"),
         ]
     button = gradio.Button("Draw", variant="primary", elem_id="draw")
     grid = _picture(gradio, "samples")
-    button.click(_said(gradio, answers.samples), inputs, grid, api_name="samples", **ONE_AT_A_TIME)
+    button.click(_reporting(gradio, answers.samples), inputs, grid, api_name="samples", **ONE_AT_A_TIME)
 
 
 def _image_tab(gradio: Any, answers: Answers) -> None:
@@ -147,7 +141,11 @@ def _image_tab(gradio: Any, answers: Answers) -> None:
                 elem_id="classes",
             )
     button.click(
-        _said(gradio, examine), [upload], [picture, likelihood, classes], api_name="examine", **ONE_AT_A_TIME
+        _reporting(gradio, examine),
+        [upload],
+        [picture, likelihood, classes],
+        api_name="examine",
+        **ONE_AT_A_TIME,
     )
 
 
@@ -162,39 +160,39 @@ def _interpolation_tab(gradio: Any, answers: Answers) -> None:
             gradio.Image(label=name, type="pil", image_mode=None, height=UPLOAD_HEIGHT, elem_id=name)
             for name in ("from", "to")
         ]
-    if answers.class_choices:
-        class_ = gradio.Dropdown(
-            answers.class_choices, value=ALL_CLASSES, label="class of both (all: unconditional)"
-        )
-    else:
-        class_ = gradio.State(None)
+    class_ = _class_choice(gradio, answers, "class of both (all: unconditional)")
     button = gradio.Button("Interpolate", variant="primary", elem_id="interpolate")
     strip = _picture(gradio, "strip")
-    button.click(_said(gradio, between), [*ends, class_], strip, api_name="interpolate", **ONE_AT_A_TIME)
+    button.click(_reporting(gradio, between), [*ends, class_], strip, api_name="interpolate", **ONE_AT_A_TIME)
+
+
+def _class_choice(gradio: Any, answers: Answers, label: str) -> Any:
+    if not answers.class_choices:
+        return gradio.State(None)
+    return gradio.Dropdown(answers.class_choices, value=ALL_CLASSES, label=label)
 
 
 def _picture(gradio: Any, name: str) -> Any:
     """Return a place for a picture that was computed; a label would lie on top of it."""
-    buttons = ["download", "fullscreen"]
     return gradio.Image(
         type="pil",
         format="png",
         interactive=False,
         show_label=False,
-        buttons=buttons,
+        buttons=["download", "fullscreen"],
         elem_id=name,
         label=name,
     )
 
 
-def _said(gradio: Any, answer: Callable[..., Any]) -> Callable[..., Any]:
+def _reporting(gradio: Any, answer: Callable[..., Any]) -> Callable[..., Any]:
     """Return the function with a user's mistake as a message of the page."""
 
     @wraps(answer)
-    def saying(*arguments: Any) -> Any:
+    def reporting(*arguments: Any) -> Any:
         try:
             return answer(*arguments)
         except SimflowError as error:
             raise gradio.Error(str(error), print_exception=False) from error
 
-    return saying
+    return reporting

@@ -30,15 +30,12 @@ def add_space(loaded: LoadedRun, folder: Path) -> None:
     Scores of held-out images are measured now, since a Space has no data of the run. They are kept for the weights as
     they were written, which are fewer than the run's: an export leaves the alignment head out.
 
-    Args:
-        loaded: the run that was exported.
-        folder: where it was exported to.
     Raises:
         DataError: if the run's images are not at hand.
     """
     if has_density(loaded):
         written = weights_digest(load_exported(folder, "cpu", loaded.averaged))
-        LikelihoodReference.measure(loaded).save(folder, written)
+        LikelihoodReference.measure(loaded, written).save(folder)
     (folder / APP).write_text(APP_SOURCE, encoding="utf-8")
     (folder / "requirements.txt").write_text(REQUIREMENTS, encoding="utf-8")
     card = folder / "README.md"

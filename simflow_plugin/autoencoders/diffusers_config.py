@@ -1,4 +1,4 @@
-"""The `config.json` of a diffusers AutoencoderKL: found beside a weights file, and the normalisation that it states."""
+"""The `config.json` of a diffusers AutoencoderKL: found beside a weights file, and its normalisation."""
 
 from __future__ import annotations
 
@@ -57,3 +57,10 @@ def config_statistics(config: Mapping[str, Any], source: str) -> tuple[Tensor, T
             f"{source}: scaling_factor, shift_factor, latents_mean and latents_std: expected numbers, found "
             f"something else ({error})"
         ) from error
+
+
+def normalization_config(shift: list[float], scale: list[float]) -> dict[str, Any]:
+    """Return the values of `config.json` by which diffusers' pipelines compute (raw - shift) * scale, by channel."""
+    if len(set(shift)) == len(set(scale)) == 1:
+        return {"scaling_factor": scale[0], "shift_factor": shift[0] if shift[0] else None}
+    return {"scaling_factor": 1.0, "latents_mean": shift, "latents_std": [1 / value for value in scale]}

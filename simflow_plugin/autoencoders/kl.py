@@ -7,20 +7,19 @@ latents / scale + shift -> decoder                                        = reco
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from simflow_plugin.autoencoders.architecture import default_norm_groups, moments_prefix, select_moments
+from simflow_plugin.autoencoders.diffusers_config import normalization_config
 from simflow_plugin.autoencoders.kl_options import KLFacts, KLOptions, Numbers, resolve_architecture
-from simflow_plugin.autoencoders.network import default_norm_groups, select_moments
 from simflow_plugin.autoencoders.network_weights import AutoencoderWeights
-from simflow_plugin.autoencoders.to_diffusers import to_diffusers
 from simflow_plugin.contracts import Autoencoder, Posterior, PosteriorContext, PosteriorHead
 from simflow_plugin.convolution_layout import convolution_layout
-from simflow_plugin.errors import ConfigError, ShapeError, WeightsError
+from simflow_plugin.errors import ConfigError, ShapeError, SimflowError, WeightsError
 from simflow_plugin.registry import AUTOENCODERS, POSTERIORS
 from simflow_plugin.weights import load_strictly
 
@@ -56,8 +55,8 @@ class KLAutoencoder(KLFacts, Autoencoder):
         self.register_buffer("latent_shift", torch.zeros(self.latent_channels, 1, 1))
         if weights is not None:
             self._load(weights)
-        self._set_normalization("shift", self.latent_shift, options.shift)
-        self._set_normalization("scale", self.latent_scale, options.scale)
+        for name in ("shift", "scale"):
+            self._set_normalization(name, getattr(options, name), ConfigError)
         for module in self._frozen_modules():
             module.requires_grad_(False)
         self.train()
@@ -112,15 +111,27 @@ class KLAutoencoder(KLFacts, Autoencoder):
         """Return the weight of the decoder's last convolution."""
         return self.network.decoder.conv_out.weight
 
+    @torch.no_grad()
     def to_diffusers(self) -> Any:
         """Return a diffusers AutoencoderKL on the CPU that encodes and decodes alike.
+
+        The head's map from the encoder's outputs to diffusers' C means and C log-variances is folded into the last
+        convolution of the encoder. For a fixed variance its part is weights 0 and bias 2 log sigma.
 
         Raises:
             WeightsError: if the posterior has no moments that diffusers knows; see `PosteriorHead.as_moments`.
         """
-        shift, scale = self.latent_shift.flatten(), self.latent_scale.flatten()
-        moments = self.head.as_moments()
-        return to_diffusers(self.architecture, self.network.state_dict(), moments, shift, scale)
+        state = {name: tensor.detach().cpu() for name, tensor in self.network.state_dict().items()}
+        moments, prefix = self.head.as_moments(), moments_prefix(state)
+        last, offset = state[f"{prefix}.weight"], state[f"{prefix}.bias"]
+        weight = moments.weight.to(last)
+        state[f"{prefix}.weight"] = torch.einsum("om,mikl->oikl", weight, last)
+        state[f"{prefix}.bias"] = weight @ offset + moments.bias.to(offset)
+        network = self.architecture.build(2 * self.latent_channels)
+        network.load_state_dict(state)
+        shift, scale = self.latent_shift.flatten().tolist(), self.latent_scale.flatten().tolist()
+        network.register_to_config(**normalization_config(shift, scale))
+        return network.eval()
 
     def options_to_load(self, exported: Path) -> dict[str, Any]:
         """Return the part that reads back an export of this autoencoder, frozen."""
@@ -133,9 +144,9 @@ class KLAutoencoder(KLFacts, Autoencoder):
 
     def self_contained_options(self) -> dict[str, Any]:
         """Return options that build this network without pretrained weights; its state has the statistics."""
-        network = {**asdict(self.architecture), "factor": self.factor}
         origin = dict.fromkeys(("pretrained", "subfolder", "scale", "shift"))
-        options = {**self.options.model_dump(), **network, **origin, "pretrained_format": "auto"}
+        network = {**self.architecture.as_options(), **origin, "pretrained_format": "auto"}
+        options = {**self.options.model_dump(), **network}
         return KLOptions.model_validate(options).model_dump(mode="json")
 
     def fit_normalization(self, mean: Tensor, std: Tensor) -> None:
@@ -188,23 +199,8 @@ class KLAutoencoder(KLFacts, Autoencoder):
         load_strictly(self.network, state, weights.source)
         if weights.head and self.head.state_dict():  # a head with parameters of its own, exported before
             load_strictly(self.head, weights.head, f"{weights.source}: posterior")
-        for name, buffer, values in (
-            ("shift", self.latent_shift, weights.shift),
-            ("scale", self.latent_scale, weights.scale),
-        ):
-            if values is None:
-                continue
-            if values.numel() not in (1, self.latent_channels):
-                raise WeightsError(
-                    f"{weights.source}: {name} has {values.numel()} numbers for {self.latent_channels} "
-                    "latent channels"
-                )
-            if not _is_usable(name, values):
-                raise WeightsError(
-                    f"{weights.source}: {name} of its latents is {values.flatten().tolist()}; expected finite numbers"
-                    f"{' above 0' if name == 'scale' else ''}. Set the option `{name}`"
-                )
-            buffer.copy_(values.reshape(-1, 1, 1))
+        for name in ("shift", "scale"):
+            self._set_normalization(name, getattr(weights, name), WeightsError, f"{weights.source}: ")
         if weights.scale is None and self.options.scale is None:
             log.warning(
                 "%s: the scale of its latents is not known (no config.json or NAME-latents-stats.pt beside it, no "
@@ -213,18 +209,17 @@ class KLAutoencoder(KLFacts, Autoencoder):
                 weights.source,
             )
 
-    def _set_normalization(self, key: str, buffer: Tensor, numbers: Numbers | None) -> None:
+    def _set_normalization(
+        self, name: str, numbers: Tensor | Numbers | None, error: type[SimflowError], where: str = ""
+    ) -> None:
         if numbers is None:
             return
         values = torch.as_tensor(numbers, dtype=torch.float32).reshape(-1, 1, 1)
-        if values.numel() not in (1, self.latent_channels) or not _is_usable(key, values):
-            raise ConfigError(
-                f"{key}: {numbers}; expected one finite {'positive ' if key == 'scale' else ''}number, or "
-                f"one per latent channel ({self.latent_channels})"
+        is_usable = bool(values.isfinite().all()) and (name == "shift" or bool((values > 0).all()))
+        if values.numel() not in (1, self.latent_channels) or not is_usable:
+            raise error(
+                f"{where}{name} of the latents is {values.flatten().tolist()}; expected one finite number, or one per "
+                f"latent channel ({self.latent_channels}){', above 0' if name == 'scale' else ''}. Set the option "
+                f"`{name}`"
             )
-        buffer.copy_(values)
-
-
-def _is_usable(key: str, values: Tensor) -> bool:
-    """Return whether these are finite numbers, and of a scale above 0."""
-    return bool(values.isfinite().all()) and (key == "shift" or bool((values > 0).all()))
+        getattr(self, f"latent_{name}").copy_(values)

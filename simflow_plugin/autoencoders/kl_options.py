@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -18,7 +18,7 @@ from simflow_plugin.contexts import AutoencoderFacts, DataContext, PosteriorCont
 from simflow_plugin.errors import ConfigError, WeightsError
 from simflow_plugin.local_paths import LocalPathOrName
 from simflow_plugin.options import Choices, Options, Size, did_you_mean
-from simflow_plugin.registry import POSTERIORS, Part
+from simflow_plugin.registry import AUTOENCODERS, POSTERIORS, Part
 
 if TYPE_CHECKING:
     from simflow_plugin.autoencoders.network_weights import AutoencoderWeights
@@ -27,16 +27,6 @@ Numbers = float | list[float]
 DEFAULT_POSTERIOR = "fixed"
 FROM_FILES = ("pretrained", "pretrained_format", "subfolder", "scale", "shift")
 """Options that need a file, or values to check; none of them changes a shape."""
-NETWORK_OPTIONS = (
-    "factor",
-    "latent_channels",
-    "widths",
-    "layers_per_block",
-    "norm_num_groups",
-    "uses_mid_attention",
-    "attention_levels",
-    "uses_quant_conv",
-)
 
 
 def _with_name(value: Any) -> Any:
@@ -113,14 +103,11 @@ class KLOptions(Options):
         Raises:
             ConfigError: if options clash.
         """
-        update: dict[str, Any] = {}
-        if self.pretrained is None:
-            architecture = architecture_from_options(self)
-            known = {**asdict(architecture), "factor": architecture.factor}
-            update |= {name: list(v) if isinstance(v, tuple) else v for name, v in known.items()}
-            update["scale"] = 1.0 if self.scale is None else self.scale
-            update["shift"] = 0.0 if self.shift is None else self.shift
-        return self.model_copy(update=update)
+        if self.pretrained is not None:
+            return self.model_copy()
+        values = {"scale": 1.0, "shift": 0.0, **architecture_from_options(self).as_options()}
+        given = self.model_dump(include={"scale", "shift"}, exclude_none=True)
+        return self.model_copy(update={**values, **given})
 
     def check(self, context: DataContext) -> None:
         channels = self.latent_channels
@@ -149,12 +136,11 @@ def resolve_architecture(options: KLOptions) -> tuple[Architecture, AutoencoderW
     architecture, weights = load_pretrained(
         options.pretrained, options.subfolder, options.pretrained_format, options.norm_num_groups
     )
-    found = {**asdict(architecture), "factor": architecture.factor}
-    for name in NETWORK_OPTIONS:
+    for name, found in architecture.as_options().items():
         asked = getattr(options, name)
-        if asked is not None and (tuple(asked) if isinstance(asked, list) else asked) != found[name]:
+        if asked is not None and asked != found:
             raise WeightsError(
-                f"{weights.source}: its {name} is {found[name]}, but the option {name} is {asked}; leave "
+                f"{weights.source}: its {name} is {found}, but the option {name} is {asked}; leave "
                 "the option out, or name other weights"
             )
     return architecture, weights
@@ -181,17 +167,14 @@ def architecture_from_options(options: KLOptions) -> Architecture:
             f"widths: {len(widths)} levels {list(widths)} make factor {2 ** (len(widths) - 1)}, but "
             f"factor is {factor}; give {factor.bit_length()} widths, or leave one of the two out"
         )
-    return Architecture(
-        widths=widths,
-        latent_channels=options.latent_channels or 4,
-        layers_per_block=options.layers_per_block or 2,
-        norm_num_groups=options.norm_num_groups or default_norm_groups(widths),
-        uses_mid_attention=options.uses_mid_attention is not False,
-        attention_levels=tuple(options.attention_levels or ()),
-        uses_quant_conv=bool(options.uses_quant_conv),
-    )
+    names = {field.name for field in fields(Architecture)}
+    given = {"latent_channels": 4, **options.model_dump(include=names, exclude_none=True)}
+    groups = given.get("norm_num_groups", default_norm_groups(widths))
+    levels = tuple(given.get("attention_levels", ()))
+    return Architecture(**{**given, "widths": widths, "norm_num_groups": groups, "attention_levels": levels})
 
 
+@AUTOENCODERS.declare("kl", "simflow_plugin.autoencoders.kl")
 class KLFacts(AutoencoderFacts):
     """Facts of the `kl` autoencoder."""
 
@@ -201,8 +184,8 @@ class KLFacts(AutoencoderFacts):
     def geometry(cls, options: KLOptions) -> tuple[int, int] | None:
         """Return (factor, latent_channels), or None where only the pretrained weights tell."""
         if options.pretrained is not None:  # what is stated is compared with the weights when they are read
-            stated = options.factor, options.latent_channels
-            return None if stated[0] is None or stated[1] is None else (stated[0], stated[1])
+            factor, channels = options.factor, options.latent_channels
+            return None if factor is None or channels is None else (factor, channels)
         architecture, _ = resolve_architecture(options)
         return architecture.factor, architecture.latent_channels
 
@@ -216,10 +199,8 @@ class KLFacts(AutoencoderFacts):
 
     @classmethod
     def shape_options(cls, options: dict[str, Any]) -> dict[str, Any]:
-        if options.get("pretrained") is not None and None in (
-            options.get("factor"),
-            options.get("latent_channels"),
-        ):
+        stated = options.get("factor"), options.get("latent_channels")
+        if options.get("pretrained") is not None and None in stated:
             raise ConfigError(
                 f"autoencoder: the shape of {options['pretrained']} is known to that file only. Write down `factor` "
                 "and `latent_channels` (and `widths`, if they are not the usual ones) to plan without it."

@@ -6,12 +6,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from simflow_plugin.autoencoders.diffusers_config import config_statistics
-from simflow_plugin.autoencoders.network import (
+from simflow_plugin.autoencoders.architecture import (
     Architecture,
     architecture_from_config,
     architecture_from_state,
 )
+from simflow_plugin.autoencoders.diffusers_config import config_statistics
 from simflow_plugin.autoencoders.network_weights import AutoencoderWeights, read_autoencoder
 from simflow_plugin.errors import WeightsError
 

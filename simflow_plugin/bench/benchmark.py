@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from simflow_plugin.bench.flow_flops import forward_flops, training_flops
 from simflow_plugin.bench.peer import StarflowPeer, process_group
@@ -17,9 +16,10 @@ from simflow_plugin.bench.result_table import BenchReport, Row, describe_machine
 from simflow_plugin.bench.setting import BenchSetting
 from simflow_plugin.bench.timing import Subject, peak_memory, time_in_turn
 from simflow_plugin.bench.workload import Workload
+from simflow_plugin.evaluation.flops import count_flops
 from simflow_plugin.flow import TransformerFlow
 from simflow_plugin.flow.matrix_product import onednn_linear, uses_onednn
-from simflow_plugin.flow.sampling import SamplingStatistics, parse_methods
+from simflow_plugin.flow.sampling.methods import SamplingStatistics, parse_methods
 from simflow_plugin.progress_bar import count_progress
 
 GEMM = "gemm"
@@ -47,14 +47,11 @@ def run_bench(setting: BenchSetting) -> BenchReport:
         peer.follow(workload)
     with process_group() if peer is not None else nullcontext():
         memory = _memory(workload, peer)
-        subjects = _subjects(workload, peer)
-        with count_progress("bench", len(subjects) * setting.rounds) as advance:
-            time_in_turn(subjects, setting, advance)
-    gemm_speeds = {
-        subject.name: (subject.flops or 0) / subject.median for subject in subjects if subject.is_gemm
-    }
-    others = [subject for subject in subjects if not subject.is_gemm]
-    rows = [_row(subject, others, max(gemm_speeds.values())) for subject in others]
+        gemms, subjects = _gemms(setting), _subjects(workload, peer)
+        with count_progress("bench", len(gemms + subjects) * setting.rounds) as advance:
+            time_in_turn(gemms + subjects, setting, advance)
+    gemm_speeds = {gemm.name: gemm.flops / gemm.median for gemm in gemms}
+    rows = [_row(subject, subjects, max(gemm_speeds.values())) for subject in subjects]
     return BenchReport(describe_machine(setting.device), _describe(setting), gemm_speeds, tuple(rows), memory)
 
 
@@ -62,7 +59,7 @@ def _subjects(workload: Workload, peer: StarflowPeer | None) -> list[Subject]:
     setting = workload.setting
     batch, prefix = setting.batch_size, setting.prefix_length
     step_flops = batch * training_flops(setting.config, prefix)
-    subjects = [*_gemms(setting), Subject(STEP, workload.training_step, step_flops)]
+    subjects = [Subject(STEP, workload.training_step, step_flops)]
     if peer is not None:
         subjects.append(Subject(PEER_STEP, peer.training_step, step_flops))
     for guidance in (0.0, setting.guidance):
@@ -75,9 +72,8 @@ def _subjects(workload: Workload, peer: StarflowPeer | None) -> list[Subject]:
 def _student(workload: Workload, guidance: float) -> Subject:
     """Return the one-pass sampler; its FLOPs are its own, and its samples are another model's."""
     invert = workload.student()
-    with FlopCounterMode(display=False) as counter:
-        invert(guidance)
-    return Subject(STUDENT, partial(invert, guidance), counter.get_total_flops(), guidance, needs_warmup=True)
+    flops = count_flops(partial(invert, guidance))
+    return Subject(STUDENT, partial(invert, guidance), flops, guidance, needs_warmup=True)
 
 
 def _samplers(workload: Workload, peer: StarflowPeer | None, guidance: float) -> list[Subject]:
@@ -119,7 +115,7 @@ def _gemms(setting: BenchSetting) -> list[Subject]:
 
     flops = repeats * 2 * size**3
     return [
-        Subject(name, partial(repeat, product), flops, needs_warmup=True, is_gemm=True)
+        Subject(name, partial(repeat, product), flops, needs_warmup=True)
         for name, product in products.items()
     ]
 
@@ -149,7 +145,6 @@ def _row(subject: Subject, subjects: Sequence[Subject], gemm_speed: float) -> Ro
         else {"ours": "cached", "ml-starflow": PEER_CACHED}
     )
     oracle = others.get("naive", others["cached"])
-    assert subject.flops is not None
     return Row(
         name=subject.name,
         guidance=subject.guidance,
@@ -164,8 +159,7 @@ def _row(subject: Subject, subjects: Sequence[Subject], gemm_speed: float) -> Ro
 
 
 def _difference(first: Subject, second: Subject) -> float:
-    tokens: list[Tensor] = [subject.result[0].float() for subject in (first, second)]
-    return float((tokens[0] - tokens[1]).abs().max())
+    return float((first.result[0].float() - second.result[0].float()).abs().max())
 
 
 def _note(statistics: SamplingStatistics | None) -> str:

@@ -3,102 +3,85 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import yaml
 from pydantic import ValidationError
 
+from simflow_plugin.bench.options import FlowOptions, MeasuringOptions
 from simflow_plugin.bench.setting import BenchSetting
 from simflow_plugin.convert.arguments import describe
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.flow import FlowConfig
 
 NUM_CLASSES = 1000
-QUICK_ARCHITECTURE = {"size": None, "width": 32, "layers": "1,2", "head_dim": 16}
+QUICK_FLOW: dict[str, Any] = {"size": None, "width": 32, "layers": "1,2", "head_dim": 16, "tokens": 16}
 
 
-@dataclass(frozen=True)
-class Choice:
-    """Options of `simflow bench` as they were typed; see there."""
-
-    architecture: dict[str, Any]
-    num_tokens: int
-    token_dim: int
-    batch_size: int
-    guidance: float
-    rounds: int
-    methods: Sequence[str]
-    runs_naive: bool | None
-    device: str | None
-    dtype: str
-    seed: int
-    clock: Literal["wall", "cpu"] = "wall"
-    log_scale_std: float = 0.3
-
-
-def make_setting(choice: Choice, peer: Path | None, is_quick: bool) -> BenchSetting:
+def make_setting(
+    flow: FlowOptions, measuring: MeasuringOptions, peer: Path | None, is_quick: bool
+) -> BenchSetting:
     """Return what to measure.
 
     Args:
-        choice: what was typed.
         peer: a checkout of apple/ml-starflow, or None.
         is_quick: replace the flow by a tiny one and time everything once.
     Raises:
         ConfigError: for a value that is unknown, malformed, or that this machine cannot run.
     """
     if is_quick:
-        _check_quick(choice)
-    device = _device(choice.device)
-    if choice.clock == "cpu" and device.type != "cpu":
+        usual = FlowOptions()
+        changed = [n for n in ("family", *QUICK_FLOW) if getattr(flow, n) != getattr(usual, n)]
+        if changed:
+            options = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
+            raise ConfigError(f"--quick measures a fixed tiny flow: leave out {options}, or --quick")
+        flow, measuring = replace(flow, **QUICK_FLOW), replace(measuring, rounds=1)
+    device = _device(measuring.device)
+    if measuring.cpu_time and device.type != "cpu":
         raise ConfigError("--cpu-time: means nothing for work on a GPU; leave it out, or use --device cpu")
-    side = 4 if is_quick else math.isqrt(choice.num_tokens)
-    if not is_quick and side**2 != choice.num_tokens:
-        raise ConfigError(
-            f"--tokens: {choice.num_tokens} is not a square number; try {side**2} or {(side + 1) ** 2}"
-        )
-    values = {**choice.architecture, **(QUICK_ARCHITECTURE if is_quick else {})}
-    layers = values.pop("layers")
-    if layers is not None:
-        values["layers_per_block"] = _layers(layers)
-    # The peer has no labels: a condition of one token takes their place there, with the same arithmetic.
-    condition = {"num_classes": NUM_CLASSES} if peer is None else {"condition_dim": values["width"] or 384}
-    geometry = {"token_dim": choice.token_dim, "grid_size": (side, side)}
-    given = {key: value for key, value in values.items() if value is not None}
-    try:
-        config = FlowConfig.model_validate({**given, **geometry, **condition})
-    except ValidationError as error:
-        raise ConfigError(f"simflow bench: {describe(error)}") from error
     # On CUDA `cached` is captured as a graph: what that gains is seen beside the steps launched one by one.
     eager = ({"name": "cached", "step": "eager"},) if device.type == "cuda" else ()
-    default_methods = (*BenchSetting.methods, *eager)
     return BenchSetting(
-        config,
-        batch_size=choice.batch_size,
-        guidance=choice.guidance,
-        clock=choice.clock,
-        rounds=1 if is_quick else choice.rounds,
-        methods=tuple(map(_method, choice.methods)) or default_methods,
+        _flow_config(flow, has_labels=peer is None),
+        batch_size=flow.batch,
+        guidance=measuring.guidance,
+        clock="cpu" if measuring.cpu_time else "wall",
+        rounds=measuring.rounds,
+        methods=tuple(map(_method, measuring.method or ())) or (*BenchSetting.methods, *eager),
         device=device,
-        autocast=None if choice.dtype == "float32" else getattr(torch, choice.dtype),
-        runs_naive=choice.runs_naive,
-        log_scale_std=choice.log_scale_std,
-        seed=choice.seed,
+        autocast=None if measuring.dtype == "float32" else getattr(torch, measuring.dtype.value),
+        runs_naive=measuring.naive,
+        log_scale_std=flow.log_scale_std,
+        seed=measuring.seed,
         gemm_size=256 if is_quick else (8192 if device.type == "cuda" else 2048),
         peer=peer,
     )
 
 
-def _check_quick(choice: Choice) -> None:
-    """Refuse what the tiny flow of --quick would leave without effect."""
-    sizes = {**choice.architecture, "tokens": choice.num_tokens}
-    plain = {"family": choice.architecture["family"], "size": "S", "tokens": 256}
-    changed = [f"--{name.replace('_', '-')}" for name, value in sizes.items() if value != plain.get(name)]
-    if changed:
-        raise ConfigError(f"--quick measures a fixed tiny flow: leave out {', '.join(changed)}, or --quick")
+def _flow_config(flow: FlowOptions, has_labels: bool) -> FlowConfig:
+    side = math.isqrt(flow.tokens)
+    if side**2 != flow.tokens:
+        raise ConfigError(
+            f"--tokens: {flow.tokens} is not a square number; try {side**2} or {(side + 1) ** 2}"
+        )
+    values = {
+        "family": flow.family,
+        "size": flow.size,
+        "width": flow.width,
+        "head_dim": flow.head_dim,
+        "layers_per_block": None if flow.layers is None else _layers(flow.layers),
+        "token_dim": flow.token_dim,
+        "grid_size": (side, side),
+        # The peer has no labels: a condition of one token takes their place there, with the same arithmetic.
+        **({"num_classes": NUM_CLASSES} if has_labels else {"condition_dim": flow.width or 384}),
+    }
+    try:
+        return FlowConfig.model_validate({key: value for key, value in values.items() if value is not None})
+    except ValidationError as error:
+        raise ConfigError(f"simflow bench: {describe(error)}") from error
 
 
 def _device(name: str | None) -> torch.device:

@@ -14,7 +14,6 @@ def forward_flops(config: FlowConfig, prefix_length: int, guided: bool = False) 
     """Return the FLOPs of one row through all blocks, which is also the least that sampling it takes.
 
     Args:
-        config: of the flow.
         prefix_length: condition tokens in front, in conditional blocks.
         guided: count conditional blocks twice.
     """

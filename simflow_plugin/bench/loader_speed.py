@@ -19,8 +19,6 @@ class LoaderSpeed:
     Args:
         images_per_second: of the loader alone.
         batch_size: images of a global batch.
-        num_workers: reading processes.
-        data: name of the data set.
     """
 
     images_per_second: float
@@ -45,8 +43,6 @@ def measure_loader(name: str, overrides: Sequence[str] = (), num_batches: int = 
 
     Args:
         name: of a shipped configuration, or a path.
-        overrides: `key=value`.
-        num_batches: global batches to read.
     Raises:
         ConfigError: if the configuration is not one; DataError: if its data is not there.
     """

@@ -81,18 +81,8 @@ def constructor_arguments(config: FlowConfig) -> dict[str, Any]:
     Raises:
         ConfigError: if the peer has no such flow.
     """
-    plain = FlowConfig.model_validate(
-        {
-            "family": "starflow",
-            "width": config.width,
-            "layers_per_block": config.layers_per_block,
-            "head_dim": config.head_dim,
-            "token_dim": config.token_dim,
-            "grid_size": config.grid_size,
-            "condition_dim": config.condition_dim,
-            "size": config.size,
-        }
-    )
+    own = {"size", "width", "layers_per_block", "head_dim", "token_dim", "grid_size", "condition_dim"}
+    plain = FlowConfig.model_validate({"family": "starflow", **config.model_dump(include=own)})
     if plain != config or config.condition_dim is None or config.grid_size[0] != config.grid_size[1]:
         raise ConfigError(
             "--compare-ml-starflow: needs a flow of the starflow family with its defaults, on a square grid; change "

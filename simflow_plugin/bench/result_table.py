@@ -22,10 +22,8 @@ class Row:
     """One line of the table.
 
     Args:
-        name: what was timed.
         guidance: weight of a guided run, 0 of any other.
         seconds: median of the rounds.
-        rounds: seconds of every round.
         speedup: how many times as fast as `ours` (our training step, or our `cached` sampler) and, where it ran, as
             `ml-starflow` (its training step, or its cached sampler).
         gemm_fraction: of this machine's GEMM speed that the least arithmetic of the work reaches.
@@ -54,7 +52,6 @@ class BenchReport:
         setting: the flow and the batch.
         gemm_flops: FLOP/s of a large square product in the compute type of the bench, by its library; fractions are of
             the fastest.
-        rows: training step and samplers.
         memory: bytes of tensors that forward and backward add at their peak, by name.
     """
 

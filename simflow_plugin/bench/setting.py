@@ -21,13 +21,11 @@ class BenchSetting:
 
     Args:
         config: of the flow, with labels or with a condition of one token.
-        batch_size: B.
         guidance: weight w > 0 of the guided runs.
         clock: `wall`, or `cpu` for the CPU time of this process: steadier on a CPU that others use as well, above all
             with one thread.
         rounds: every subject is timed once a round, in turn; medians are reported.
         methods: sampling methods, as `TransformerFlow.inverse` takes them; `cached` is always run.
-        device: where to run.
         autocast: compute type, or None for float32 throughout.
         runs_naive: whether to run the `naive` oracle; None: with `NAIVE_TOKENS` tokens at most.
         log_scale_std: spread of the log-scales over tokens and channels, which sets how far every block is from the

@@ -19,22 +19,18 @@ class Subject:
     """Something to time.
 
     Args:
-        name: for the table.
         run: the work; what it returns is kept from the last round.
-        flops: the least arithmetic of one run; None for none that can be counted.
+        flops: the least arithmetic of one run.
         guidance: weight of a guided sampling run, 0 of any other.
         needs_warmup: run it once, untimed, before the rounds.
-        is_gemm: a matrix product, the scale for all others.
         seconds: of each round.
-        result: what `run` returned last.
     """
 
     name: str
     run: Callable[[], Any]
-    flops: int | None = None
+    flops: int
     guidance: float = 0.0
     needs_warmup: bool = False
-    is_gemm: bool = False
     seconds: list[float] = field(default_factory=list)
     result: Any = None
 

@@ -46,7 +46,6 @@ class Workload(TimedModel):
     """A flow with tokens, noise and conditions to run it on.
 
     Args:
-        setting: what to measure.
         flow: with the configuration of `setting`; its output projections are drawn anew.
     """
 

@@ -1,1 +1,1 @@
-"""One file per command of the `simflow` console script."""
+"""The commands of the `simflow` console script."""

@@ -8,14 +8,7 @@ from typing import Annotated
 
 import typer
 
-from simflow_plugin.cli.run_options import (
-    RUN_HELP,
-    DataRootOption,
-    LastWeightsOption,
-    LpipsOption,
-    PrecisionOption,
-)
-from simflow_plugin.option_groups import grouped
+from simflow_plugin.cli.run_options import RUN_HELP, DataRootOption, LpipsOption, WeightsOptions
 
 
 @dataclass(frozen=True)
@@ -29,21 +22,18 @@ class SizeOptions:
     batch_size: Annotated[int | None, typer.Option(min=1, help="Does not change the numbers.")] = None
 
 
-@grouped
 def analyze(
     run: Annotated[Path, typer.Argument(help=f"{RUN_HELP}.")],
-    last_weights: LastWeightsOption = False,
-    precision: PrecisionOption = None,
     data_root: DataRootOption = None,
     *,
     size: SizeOptions,
+    weights: WeightsOptions,
 ) -> None:
     """Analyze a run's latent space on held-out images; writes RUN/analysis/."""
     from simflow_plugin.evaluation.analysis import AnalysisRequest, analyze_run
     from simflow_plugin.evaluation.report.analysis_report import STATISTICS, write_analysis
-    from simflow_plugin.runs.sources import open_run
 
-    loaded = open_run(run, averaged=not last_weights, precision=precision).with_data_root(data_root)
+    loaded = weights.open(run).with_data_root(data_root)
     backbone = None if size.lpips_backbone is None else str(size.lpips_backbone)
     analysis = analyze_run(loaded, AnalysisRequest(**{**vars(size), "lpips_backbone": backbone}))
     page = write_analysis(loaded, analysis)

@@ -1,4 +1,4 @@
-"""The console script `simflow`: one file per command in `simflow_plugin/cli`; torch is imported when a command runs."""
+"""The console script `simflow`: every command of `simflow_plugin/cli`; torch is imported when a command runs."""
 
 from __future__ import annotations
 
@@ -13,52 +13,41 @@ from simflow_plugin.cli import (
     bench,
     compare,
     config,
-    convert,
-    distill,
-    doctor,
+    derived_run,
+    direct,
     evaluate,
     export,
     fetch,
-    finetune_decoder,
     init,
-    latents,
     patch,
     plan,
     prepare,
     pretrain_encoder,
     sample,
-    serve,
     statistics,
     study,
-    train,
 )
-from simflow_plugin.exits import exit_on_user_error
-from simflow_plugin.readable_help import ReadableCommand, readable, without_technical_types
-from simflow_plugin.streams import surviving_readers
+from simflow_plugin.command_line import add_command, without_technical_types
 
 
-class Commands(TyperGroup):
-    """The group of all commands: a user's mistake in any of them is one message and an exit status."""
-
-    def invoke(self, ctx: Any) -> Any:
-        with surviving_readers(), exit_on_user_error():
-            return super().invoke(ctx)
+class ReadableGroup(TyperGroup):
+    """The group of all commands, with types in words."""
 
     def get_params(self, ctx: Any) -> Any:
         return without_technical_types(super().get_params(ctx))
 
 
 app = typer.Typer(
-    cls=Commands,
+    cls=ReadableGroup,
     help="SimFlow: train a VAE and a latent normalizing flow end to end, and compare them fairly.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 COMMANDS = (
     init.init,
-    train.train,
-    distill.distill,
-    finetune_decoder.finetune_decoder,
+    direct.train,
+    derived_run.distill,
+    derived_run.finetune_decoder,
     sample.sample,
     evaluate.evaluate,
     statistics.statistics,
@@ -66,19 +55,19 @@ COMMANDS = (
     compare.compare,
     export.export,
     fetch.fetch,
-    convert.convert,
+    direct.convert,
     patch.patch,
     plan.plan,
     prepare.prepare,
-    latents.latents,
+    prepare.latents,
     pretrain_encoder.pretrain_encoder,
     bench.bench,
     study.study,
-    doctor.doctor,
+    direct.doctor,
 )
 for command in COMMANDS:
-    app.command(command.__name__.replace("_", "-"), cls=ReadableCommand)(readable(command))
-app.command("app", cls=ReadableCommand)(readable(serve.serve))
+    add_command(app, command)
+add_command(app, direct.serve, "app")
 app.add_typer(config.app, name="config")
 
 

@@ -6,25 +6,12 @@ from typing import Annotated
 
 import typer
 
-from simflow_plugin.cli.completion import complete_configuration
-from simflow_plugin.readable_help import ReadableCommand, readable
+from simflow_plugin.cli.run_options import ConfigArgument
+from simflow_plugin.command_line import add_command
+from simflow_plugin.train_options import SetOption
 
-app = typer.Typer(help="Look at configurations.", no_args_is_help=True)
 
-
-@app.command(cls=ReadableCommand)
-@readable
-def show(
-    name: Annotated[
-        str,
-        typer.Argument(
-            help="A YAML file, or the name of a shipped one.", autocompletion=complete_configuration
-        ),
-    ],
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As in training.steps=100.")
-    ] = None,
-) -> None:
+def show(name: ConfigArgument, set_: SetOption = None) -> None:
     """Print the resolved configuration, every default written out; what it needs and is not there goes to stderr."""
     from simflow_plugin.config.loading import load_config
     from simflow_plugin.local_paths import missing_paths
@@ -35,7 +22,6 @@ def show(
         typer.echo(f"missing: {key}: {path} does not exist", err=True)
 
 
-@app.command("list", cls=ReadableCommand)
 def list_() -> None:
     """Print the names of the configurations that ship with the package."""
     from simflow_plugin.config.yaml_source import shipped_configs
@@ -43,8 +29,6 @@ def list_() -> None:
     typer.echo("\n".join(shipped_configs()))
 
 
-@app.command("explain", cls=ReadableCommand)
-@readable
 def explain_(
     key: Annotated[
         str | None, typer.Argument(help="As in training.ema.decay; without it the sections are listed.")
@@ -53,7 +37,10 @@ def explain_(
     """Print an option's type, range or choices, default and meaning; of a section or part the keys below it."""
     from simflow_plugin.config.explanation import explain
 
-    found = explain(key)
-    typer.echo(found.text)
-    for failure in found.failures:
-        typer.echo(f"not looked into: {failure}", err=True)
+    typer.echo(explain(key))
+
+
+app = typer.Typer(help="Look at configurations.", no_args_is_help=True)
+add_command(app, show)
+add_command(app, list_, "list")
+add_command(app, explain_, "explain")

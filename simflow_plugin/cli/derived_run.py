@@ -1,7 +1,8 @@
-"""The part that commands have in common whose run starts from a trained one: options, configuration, training."""
+"""`simflow distill RUN` and `simflow finetune-decoder RUN`: runs that start from a trained one, their parent."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,27 +10,63 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from simflow_plugin.train_options import AllowChangedOption, DryRunOption, NoReportOption, SetOption
+from simflow_plugin.train_options import TrainingOptions
 
 if TYPE_CHECKING:
     from simflow_plugin.derived_runs.parent import ParentFiles
 
 
 @dataclass(frozen=True)
-class DerivedOptions:
+class DerivedOptions(TrainingOptions):
     """Options of a command on a trained run, the parent."""
 
     config: Annotated[
         str | None, typer.Option("--config", "-c", help="A YAML file whose keys replace the derived ones.")
     ] = None
     step: Annotated[int | None, typer.Option(help="Checkpoint of the parent. Default: the newest.")] = None
-    set_: SetOption = None
-    allow_changed: AllowChangedOption = None
-    dry_run: DryRunOption = False
-    no_report: NoReportOption = False
 
 
-def train_derived(
+def distill(
+    run: Annotated[Path, typer.Argument(help="Run directory of a flow, the teacher and parent.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Run directory of the student. Default: RUN-one-pass.")
+    ] = None,
+    *,
+    options: DerivedOptions,
+) -> None:
+    """Learn the inverse of a trained flow: samples in one parallel pass, likelihood of the teacher.
+
+    The student is a run: `sample`, `evaluate`, `compare` take it, and the same command goes on where it was stopped.
+    """
+    from simflow_plugin.derived_runs.distillation import student_values
+
+    _train_derived(run, out or _beside(run, "one-pass"), options, student_values)
+
+
+def finetune_decoder(
+    run: Annotated[Path, typer.Argument(help="Run directory of the first stage, the parent.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Run directory of the result. Default: RUN-decoder.")
+    ] = None,
+    *,
+    options: DerivedOptions,
+) -> None:
+    """Train the decoder on posterior draws with the parent's reconstruction losses and an adversarial one.
+
+    Latents and likelihood stay those of the parent. The result is a run: `sample`, `evaluate`, `compare`, `export` take
+    it, and the same command goes on where it was stopped. Steps: a tenth of the parent's, or --set training.steps=N.
+    """
+    from simflow_plugin.derived_runs.decoder_tuning import decoder_values
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    _train_derived(run, out or _beside(run, "decoder"), options, decoder_values)
+
+
+def _beside(run: Path, suffix: str) -> Path:
+    return run.with_name(f"{run.resolve().name}-{suffix}")
+
+
+def _train_derived(
     parent: Path, out: Path, options: DerivedOptions, derive: Callable[[ParentFiles], dict[str, Any]]
 ) -> None:
     """Train the run in `out` whose configuration `derive` gives, from the start or from where it was stopped."""

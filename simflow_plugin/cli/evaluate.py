@@ -20,19 +20,16 @@ from simflow_plugin.cli.evaluate_options import (
     OutputOptions,
     SampleOptions,
     Scope,
-    WeightsOptions,
     make_request,
     with_second_sampler,
 )
-from simflow_plugin.cli.run_options import RUN_HELP
-from simflow_plugin.option_groups import grouped
-from simflow_plugin.standalone import run_command
+from simflow_plugin.cli.run_options import RUN_HELP, WeightsOptions
+from simflow_plugin.command_line import run_command
 
 if TYPE_CHECKING:
     from simflow_plugin.evaluation.evaluator import RunEvaluator
 
 
-@grouped
 def evaluate(
     context: typer.Context,
     run: Annotated[
@@ -58,33 +55,16 @@ def evaluate(
     check_options(context, run, samples)
     if run is None:
         assert samples is not None
-        evaluate_samples(samples, drawn, scope.batch_size, outputs)
-    else:
-        _evaluate_run(run, scope, drawn, held_out, chosen, outputs)
-
-
-def _evaluate_run(
-    run: Path,
-    scope: Scope,
-    drawn: SampleOptions,
-    held_out: HeldOutOptions,
-    chosen: WeightsOptions,
-    outputs: OutputOptions,
-) -> None:
-    """Evaluate, on as many processes as accelerate started; the main one measures, writes and prints."""
+        return evaluate_samples(samples, drawn, scope.batch_size, outputs)
     import torch
     from accelerate import PartialState
 
     from simflow_plugin.evaluation.evaluator import RunEvaluator
-    from simflow_plugin.runs.sources import open_run
     from simflow_plugin.training.distributed.processes import leaving_together
 
     request, files = make_request(scope, drawn, held_out), _sample_files(outputs)
     state = PartialState(cpu=not torch.cuda.is_available())
-    loaded = open_run(
-        run, state.device, not chosen.last_weights, chosen.step, chosen.precision, chosen.ema_length
-    )
-    loaded = loaded.with_data_root(scope.data_root)
+    loaded = chosen.open(run, state.device).with_data_root(scope.data_root)
     evaluators = [RunEvaluator(loaded, request)]
     named: dict[str, Path | str] = {**files}
     if scope.against:
@@ -128,16 +108,15 @@ def _sample_files(outputs: OutputOptions) -> dict[str, Path]:
     from simflow_plugin.errors import ConfigError
     from simflow_plugin.evaluation.sample_files import check_out
 
-    files = {"--npz": outputs.npz, "--png": outputs.png}
+    options = {"--npz": outputs.npz, "--png": outputs.png}
+    files = {option: out for option, out in options.items() if out is not None}
     for option, out in files.items():
-        if out is None:
-            continue
         if (out.suffix == ".npz") != (option == "--npz"):
             raise ConfigError(
                 f"{option} {out}: expected a file name that ends in .npz for --npz, a folder for --png."
             )
         check_out(out, option)
-    return {option: out for option, out in files.items() if out is not None}
+    return files
 
 
 def _check_has_samples(files: Mapping[str, Path | str], evaluator: RunEvaluator) -> None:

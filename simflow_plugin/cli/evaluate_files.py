@@ -80,14 +80,15 @@ def evaluate_samples(
     for line in [*metric_lines(result.metrics), *result.notes]:
         typer.echo(line)
     if json_file is not None:
-        settings = {
-            "samples": str(samples),
-            "reference": str(reference),
-            "extractor": extractor,
-            "seed": drawn.seed,
-        }
         document = {
-            "settings": {**settings, "num_samples": found.count, "weights": loaded.digest},
+            "settings": {
+                "samples": str(samples),
+                "reference": str(reference),
+                "extractor": extractor,
+                "seed": drawn.seed,
+                "num_samples": found.count,
+                "weights": loaded.digest,
+            },
             "metrics": {name: number.to_json() for name, number in result.metrics.items()},
             "notes": result.notes,
         }

@@ -25,22 +25,19 @@ def init(
 ) -> None:
     """Look at a folder of images, time a few steps, and write a configuration to train with here."""
     from simflow_plugin.errors import ConfigError
+    from simflow_plugin.evaluation.sample_files import check_not_there
+    from simflow_plugin.files import replacing
     from simflow_plugin.starter.first_configuration import first_configuration
     from simflow_plugin.starter.folder_facts import look_at
 
     path = out if out is not None else Path(f"{_name(folder)}.yaml")
-    if path.exists() and not overwrite:
-        raise ConfigError(f"{path}: is there already. Name another with --out, or add --overwrite.")
+    check_not_there(path, overwrite)
     facts = look_at(folder)
     typer.echo("\n".join(facts.lines()))
     typer.echo("timing a few steps ...", err=True)
     text, summary = first_configuration(_name(folder), facts, minutes, image_size)
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot be written ({error.strerror}). Name another with --out."
-        ) from error
+    with replacing(path, ConfigError) as part:
+        part.write_text(text, encoding="utf-8")
     typer.echo(f"{summary}\nwrote {path}; now: simflow train {path}")
 
 

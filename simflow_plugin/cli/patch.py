@@ -17,44 +17,27 @@ def patch(
 ) -> None:
     """Insert the lines that let a host find plugins, into a checkout at the pinned commit; nothing else changes."""
     from simflow_plugin.errors import HostError
-    from simflow_plugin.hosts.manifest import find_host
+    from simflow_plugin.hosts import patching
+    from simflow_plugin.hosts.manifest import find_host, known_hosts
 
     if list_hosts:
-        _print_hosts()
+        for name, found in known_hosts().items():
+            typer.echo(f"{name:8} {found.repository} at {found.commit}")
         return
     if host is None or path is None:
         raise HostError("patch: expected HOST and PATH, as in `simflow patch repa-e ../REPA-E`; or --list")
     if check and revert:
         raise HostError("patch: --check changes nothing and --revert does; choose one of them")
-    _run(find_host(host), path, check, revert)
-
-
-def _run(found, path: Path, only_check: bool, is_revert: bool) -> None:
-    from simflow_plugin.hosts import patching
-
-    manifest = found.manifest
-    if only_check:
-        report = patching.check(found, path)
-        for name, state in report.states.items():
-            typer.echo(f"{state.value:9} {name}")
-        typer.echo("patched" if report.is_patched else "not patched; the patch would apply")
-    elif is_revert:
-        report = patching.revert(found, path)
-        _print_written(report.written, f"{path}: not patched, nothing to take out")
+    found = find_host(host)
+    if check:
+        states = patching.check(found, path)
+        lines = [f"{state:9} {name}" for name, state in states.items()]
+        is_patched = set(states.values()) == {"patched"}
+        lines.append("patched" if is_patched else "not patched; the patch would apply")
     else:
-        report = patching.apply(found, path)
-        _print_written(report.written, f"{path}: already patched for {manifest.host}, nothing to do")
-
-
-def _print_written(written: tuple[str, ...], nothing: str) -> None:
-    for name in written:
-        typer.echo(f"wrote {name}")
-    if not written:
-        typer.echo(nothing)
-
-
-def _print_hosts() -> None:
-    from simflow_plugin.hosts.manifest import known_hosts
-
-    for name, found in known_hosts().items():
-        typer.echo(f"{name:8} {found.manifest.repository} at {found.manifest.commit}")
+        written = (patching.revert if revert else patching.apply)(found, path)
+        nothing = (
+            "not patched, nothing to take out" if revert else f"already patched for {host}, nothing to do"
+        )
+        lines = [f"wrote {name}" for name in written] or [f"{path}: {nothing}"]
+    typer.echo("\n".join(lines))

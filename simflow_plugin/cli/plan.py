@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from simflow_plugin.cli.completion import complete_configuration
+from simflow_plugin.cli.run_options import ConfigArgument
+from simflow_plugin.train_options import SetOption
 from simflow_plugin.units import with_prefix
 
 if TYPE_CHECKING:
@@ -18,19 +19,12 @@ TERA = 1e12
 
 
 def plan(
-    config: Annotated[
-        str,
-        typer.Argument(
-            help="A YAML file, or the name of a shipped one.", autocompletion=complete_configuration
-        ),
-    ],
+    config: ConfigArgument,
     devices: Annotated[int, typer.Option(min=1, help="Number of GPUs.")] = 8,
     sharding: Annotated[str, typer.Option(help="none (DDP), zero2 or zero3 (FSDP2).")] = "none",
     gpu: Annotated[str, typer.Option(help="a100, h100, h200, l40s or rtx4090.")] = "h100",
     utilisation: Annotated[float, typer.Option(help="Share of the GPU's peak that is reached.")] = 0.4,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As in training.steps=100.")
-    ] = None,
+    set_: SetOption = None,
     measure: Annotated[
         bool,
         typer.Option(
@@ -105,6 +99,7 @@ def describe_measured(config: RunConfig, setting: Setting, plan: Plan, timing: T
     grids = -(-training.steps // training.sample_every) if config.model is not None else 0
     seconds = training.steps * timing.step + grids * timing.grid
     share = training.batch_size // setting.devices
+    planned = max(plan.compute_seconds, plan.launch_seconds)
     peak = "unknown" if timing.peak_bytes is None else with_prefix(timing.peak_bytes, "B")
     kind = "of the allocator" if timing.device_type == "cuda" else "of this process"
     return [
@@ -112,17 +107,13 @@ def describe_measured(config: RunConfig, setting: Setting, plan: Plan, timing: T
         "images; communication between devices, checkpoints and evaluation are not in it",
         *_table(
             [
-                ("a step", f"{readable_seconds(timing.step)} (planned: {readable_seconds(_planned(plan))})"),
+                ("a step", f"{readable_seconds(timing.step)} (planned: {readable_seconds(planned)})"),
                 (f"a grid of {timing.grid_images} samples", readable_seconds(timing.grid)),
                 (f"peak memory {kind}", f"{peak} (planned: {with_prefix(plan.peak_bytes, 'B')})"),
                 (f"{training.steps} steps and {grids} grids", readable_seconds(seconds)),
             ]
         ),
     ]
-
-
-def _planned(plan: Plan) -> float:
-    return max(plan.compute_seconds, plan.launch_seconds)
 
 
 def _table(rows: list[tuple[str, str]]) -> list[str]:

@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from simflow_plugin.option_groups import grouped
+from simflow_plugin.cli.run_options import OverwriteOption
 
 if TYPE_CHECKING:
     from simflow_plugin.alignment.pretraining import PretrainingOptions
-    from simflow_plugin.registry import Part
 
 
 @dataclass(frozen=True)
 class DataOptions:
     """Images to learn from."""
 
-    data: Annotated[str, typer.Option(help="A labelled data set by name.")] = "fashion-mnist"
+    data: Annotated[
+        str, typer.Option(help="A labelled data set: name, folder of images, or YAML mapping.")
+    ] = "fashion-mnist"
     data_option: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="Of the data set, as in root=FOLDER."),
@@ -62,10 +63,9 @@ class ScheduleOptions:
     seed: Annotated[int, typer.Option()] = 0
 
 
-@grouped
 def pretrain_encoder(
     out: Annotated[Path, typer.Option(help="File to write (.safetensors).")],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
+    overwrite: OverwriteOption = False,
     *,
     images: DataOptions,
     network: NetworkOptions,
@@ -77,19 +77,19 @@ def pretrain_encoder(
     """
     from simflow_plugin.alignment.classifier import save_classifier
     from simflow_plugin.alignment.pretraining import pretrain_classifier
+    from simflow_plugin.config.loading import resolve_data
     from simflow_plugin.contracts import DataContext
-    from simflow_plugin.errors import ConfigError
+    from simflow_plugin.evaluation.sample_files import check_not_there
     from simflow_plugin.registry import DATASETS
 
-    if out.exists() and not overwrite:
-        raise ConfigError(f"{out}: exists already. Choose another --out, or add --overwrite.")
+    check_not_there(out, overwrite)
     _check_effects(network, schedule)
-    part = parse_data(images.data, images.data_option or [])
+    part = resolve_data(images.data, "--data", images.data_option or [])
     train, test = (
         part.build(DATASETS, DataContext(images.image_size, split, schedule.seed))
         for split in ("train", "test")
     )
-    options = _pretraining(images, network, schedule, len(train))
+    options = _pretraining(part.name, images, network, schedule, len(train))
     trained, card = pretrain_classifier(
         options, train, test, lambda step, loss: typer.echo(f"step {step}/{options.steps}  loss {loss:.4f}")
     )
@@ -114,12 +114,12 @@ def _check_effects(network: NetworkOptions, schedule: ScheduleOptions) -> None:
 
 
 def _pretraining(
-    images: DataOptions, network: NetworkOptions, schedule: ScheduleOptions, num_images: int
+    data: str, images: DataOptions, network: NetworkOptions, schedule: ScheduleOptions, num_images: int
 ) -> PretrainingOptions:
     from simflow_plugin.alignment.pretraining import PretrainingOptions
 
     options = PretrainingOptions(
-        images.data,
+        data,
         images.image_size,
         patch_size=network.patch_size,
         batch_size=schedule.batch_size,
@@ -137,19 +137,3 @@ def _pretraining(
     if schedule.epochs is not None:
         return replace(options, steps=max(1, round(schedule.epochs * num_images / schedule.batch_size)))
     return options
-
-
-def parse_data(name: str, assignments: list[str]) -> Part:
-    """Return the data set `name` with options from `key=value` pairs; values are YAML.
-
-    Raises:
-        ConfigError: if there is no such data set, or an option is unknown, wrong or missing.
-    """
-    from simflow_plugin.config.loading import resolve_part
-    from simflow_plugin.config.yaml_source import YamlSource
-    from simflow_plugin.registry import DATASETS, Part
-
-    source = YamlSource({}, {}, f"--data {name}")
-    for assignment in assignments:
-        source.override(assignment, "--data-option")
-    return resolve_part(Part.model_validate({**source.values, "name": name}), DATASETS, source, ())

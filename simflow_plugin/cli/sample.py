@@ -8,14 +8,7 @@ from typing import Annotated
 
 import typer
 
-from simflow_plugin.cli.run_options import (
-    RUN_HELP,
-    AutoguidanceOption,
-    EmaLengthOption,
-    OverwriteOption,
-    PrecisionOption,
-)
-from simflow_plugin.option_groups import grouped
+from simflow_plugin.cli.run_options import RUN_HELP, AutoguidanceOption, OverwriteOption, WeightsOptions
 
 PER_CLASS, MOST_ROWS = 8, 20
 """Samples of a class, and classes, in a grid where no number is given."""
@@ -23,17 +16,14 @@ PER_CLASS, MOST_ROWS = 8, 20
 
 @dataclass(frozen=True)
 class DrawingOptions:
-    """The noise, the weights and the guidance of the samples."""
+    """The noise and the guidance of the samples."""
 
     guidance: Annotated[float | None, typer.Option(min=0, help="Weight w; default: the run's own.")] = None
     seed: Annotated[int, typer.Option(help="Of the noise; sample i depends on the seed and i only.")] = 0
     batch_size: Annotated[int | None, typer.Option(min=1, help="Does not change the samples.")] = None
-    precision: PrecisionOption = None
-    ema_length: EmaLengthOption = None
     autoguidance: AutoguidanceOption = None
 
 
-@grouped
 def sample(
     run: Annotated[Path, typer.Argument(help=f"{RUN_HELP}.")],
     out: Annotated[
@@ -52,28 +42,31 @@ def sample(
     overwrite: OverwriteOption = False,
     *,
     drawn: DrawingOptions,
+    weights: WeightsOptions,
 ) -> None:
-    """Draw class-balanced samples from the averaged (EMA) weights of a run."""
-    from simflow_plugin.evaluation.drawing import ImageSampler, labels_in_turn
+    """Draw class-balanced samples from a run, by default from its averaged (EMA) weights."""
+    import numpy as np
+
+    from simflow_plugin.evaluation.drawing import ImageSampler, labels_in_turn, to_uint8
     from simflow_plugin.evaluation.sample_files import save_grid, save_samples
     from simflow_plugin.progress_bar import count_progress
-    from simflow_plugin.runs.sources import open_run
 
     _check_places(out, grid, overwrite)
-    loaded = open_run(run, precision=drawn.precision, ema_length=drawn.ema_length)
+    loaded = weights.open(run)
     chosen = loaded.class_numbers(classes)
     if num is None:
         num = 100 if out is not None else PER_CLASS * min(len(chosen) or PER_CLASS, MOST_ROWS)
     sampler = ImageSampler.of_run(loaded, drawn.guidance, drawn.seed, drawn.autoguidance)
     labels = labels_in_turn(num, chosen)
     with count_progress("sampling", num) as advance:
-        images = sampler.draw_in_batches(
-            labels, drawn.batch_size or loaded.config.sampling.batch_size, advance
+        batch_size = drawn.batch_size or loaded.config.sampling.batch_size
+        images = np.concatenate(
+            [to_uint8(part).numpy() for part in sampler.batches(labels, batch_size, advance)]
         )
     if out is not None:
-        save_samples(out, num, [(images.numpy(), labels.numpy())], class_names=loaded.class_names)
+        save_samples(out, num, [(images, labels.numpy())], class_names=loaded.class_names)
     if grid is not None:
-        save_grid(grid, images.numpy(), labels.numpy(), loaded.class_names)
+        save_grid(grid, images, labels.numpy(), loaded.class_names)
     written = ", ".join(str(path) for path in (out, grid) if path is not None)
     typer.echo(f"{num} samples, guidance {sampler.guidance:g}, {loaded.precision} -> {written}")
 

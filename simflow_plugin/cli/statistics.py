@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from simflow_plugin.cli.run_options import OverwriteOption
-from simflow_plugin.standalone import run_command
+from simflow_plugin.command_line import run_command
 
 
 def statistics(

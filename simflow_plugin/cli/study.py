@@ -45,9 +45,8 @@ def study(
     """
     from simflow_plugin.runs.run_directory import write_text_atomically
     from simflow_plugin.studies.definitions import find_study
-    from simflow_plugin.studies.seeds import seeds_table
     from simflow_plugin.studies.stages import StudySettings
-    from simflow_plugin.studies.table import to_markdown
+    from simflow_plugin.studies.table import seeds_table, to_markdown
 
     found = find_study(name)
     directory = out if out is not None else Path("runs/studies") / found.name

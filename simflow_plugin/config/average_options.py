@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from simflow_plugin.options import Options
 
@@ -62,22 +62,10 @@ class PowerAverage(AverageOptions):
         return self
 
 
-Average = Annotated[ExponentialAverage | PowerAverage, Field(discriminator="kind")]
+def _with_kind(value: Any) -> Any:
+    return {"kind": "exponential", **value} if isinstance(value, dict) else value
 
 
-def from_earlier_keys(training: Any) -> Any:
-    """Return the raw section `training` with `ema_decay`, of earlier versions, as `ema.decay`; `ema.kind` written out.
-
-    Raises:
-        ValueError: if both are given.
-    """
-    if not isinstance(training, dict):
-        return training
-    values = dict(training)
-    if "ema_decay" in values:
-        if "ema" in values:
-            raise ValueError("ema_decay is the earlier name of ema.decay: give one of them")
-        values["ema"] = {"decay": values.pop("ema_decay")}
-    if isinstance(values.get("ema"), dict):
-        values["ema"] = {"kind": "exponential", **values["ema"]}
-    return values
+Average = Annotated[
+    ExponentialAverage | PowerAverage, Field(discriminator="kind"), BeforeValidator(_with_kind)
+]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 from simflow_plugin.config.reference import Option, all_options, section_summaries
 from simflow_plugin.errors import ConfigError
@@ -20,16 +19,8 @@ ONE_WORD = 0.9
 Key = tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Explanation:
-    """The text about a key, and the messages of parts that did not load and may have options of their own."""
-
-    text: str
-    failures: list[str]
-
-
-def explain(key: str | None = None) -> Explanation:
-    """Explain an option, a section or a part.
+def explain(key: str | None = None) -> str:
+    """Explain an option, a section or a part; the log names parts that do not load and may have options of their own.
 
     Args:
         key: dotted, as `--set` takes it; `model.flow.width` means that option of every model that has it,
@@ -38,17 +29,17 @@ def explain(key: str | None = None) -> Explanation:
         ConfigError: if there is no such key; the message names the nearest ones.
     """
     if key is None:
-        return Explanation("\n".join(_sections()), [])
-    failures: list[str] = []
+        return "\n".join(_sections())
     keys = tuple(key.strip().split("."))
-    known = list(all_options(keys[0], failures=failures)) if keys[0] in section_summaries() else []
+    known = list(all_options(keys[0])) if keys[0] in section_summaries() else []
     blocks = _blocks(known, keys)
     if not blocks:
-        everything = [option.key for option in all_options(failures=failures)]
+        everything = [option.key for option in all_options()]
         near = ", ".join(f"`{name}`" for name in nearest(key.strip(), everything))
-        message = f"{key}: no such key. Nearest: {near}. `simflow config explain` lists the sections."
-        raise ConfigError("\n".join([message, *failures]))
-    return Explanation("\n\n".join("\n".join(block) for block in blocks), failures)
+        raise ConfigError(
+            f"{key}: no such key. Nearest: {near}. `simflow config explain` lists the sections."
+        )
+    return "\n\n".join("\n".join(block) for block in blocks)
 
 
 def nearest(key: str, known: Iterable[str]) -> list[str]:

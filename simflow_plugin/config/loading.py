@@ -6,6 +6,8 @@ checked against each other, before anything is built.
 
 from __future__ import annotations
 
+import os.path
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from simflow_plugin.config.validation import validate
 from simflow_plugin.config.yaml_source import KeyPath, YamlSource, read_yaml_source
 from simflow_plugin.errors import ConfigError, RegistryError
 from simflow_plugin.options import Options
-from simflow_plugin.registry import RECONSTRUCTION_LOSSES, Part, Registry
+from simflow_plugin.registry import DATASETS, RECONSTRUCTION_LOSSES, Part, Registry
 
 
 def load_config(name: str, overrides: list[str] | None = None) -> RunConfig:
@@ -99,6 +101,29 @@ def resolve_part(part: Part, parts: Registry, source: YamlSource, path: KeyPath)
         except ConfigError as error:
             raise ConfigError(f"{source.place(path)}: {key}{error}") from error
         return part.model_copy(update={"options": options.model_dump(mode="json")})
+
+
+def resolve_data(text: str, option: str, assignments: Sequence[str] = ()) -> Part:
+    """Return the data set that an argument of the command line names, its options resolved.
+
+    Args:
+        text: a folder of images, the name of a data set, or a YAML mapping.
+        option: where it was written, for messages.
+        assignments: `key=value` options of the data set, given by `<option>-option`.
+    Raises:
+        ConfigError: if it is no folder and no data set, or has wrong options.
+    """
+    written = YamlSource({})
+    if os.path.isdir(os.path.expanduser(text)):  # unlike Path.is_dir, False for a mapping too long for a name
+        written.values["data"] = {"name": "image_folder", "root": text}
+    else:
+        written.override(f"data={text}", option)
+    source = YamlSource({}, name=f"{option} {text}")
+    part = validate(Part, written.values["data"], source, ())
+    source.values = {"name": part.name, **part.options}
+    for assignment in assignments:
+        source.override(assignment, f"{option}-option")
+    return resolve_part(Part.model_validate(source.values), DATASETS, source, ())
 
 
 def read_run_config(path: Path) -> RunConfig:

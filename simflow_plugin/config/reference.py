@@ -6,26 +6,32 @@ mean an option of several parts (`model.flow.width`, of simflow and of starflow)
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import get_args, get_origin
+from typing import NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from simflow_plugin.config.option_facts import (
     REQUIRED,
+    bounds,
     default_of,
     description_of,
     element_types,
+    literals,
+    members,
     summary_of,
     summary_of_part,
+    type_in_words,
 )
 from simflow_plugin.config.schema import RunConfig, WeightedLoss
-from simflow_plugin.config.type_words import bounds, literals, members, type_in_words
 from simflow_plugin.errors import RegistryError
 from simflow_plugin.options import Choices, Options, is_subclass
 from simflow_plugin.registry import Part, Registry
+
+log = logging.getLogger(__name__)
 
 LOSS_OPTIONS = "options"
 KIND = "kind"
@@ -113,32 +119,22 @@ class _Place:
         return _Place(way, (*self.of, (key, name)), registries)
 
 
-def all_options(
-    section: str | None = None, third_party: bool = True, failures: list[str] | None = None
-) -> Iterator[Option]:
+def all_options(section: str | None = None, third_party: bool = True) -> Iterator[Option]:
     """Yield every option, those of a section after the section itself.
 
     Args:
         section: of the configuration; the parts of no other one are imported. None is all.
-        third_party: parts of other distributions too, which are imported.
-        failures: gets the message of each part that does not load.
+        third_party: parts of other distributions too, which are imported; the log names those that do not load.
     """
-    yield from _Walk(third_party, [] if failures is None else failures).fields(RunConfig, _Place(), section)
+    yield from _Walk(third_party).fields(RunConfig, _Place(), section)
 
 
 def section_summaries() -> dict[str, str]:
     """Return what each top-level key is for; no part is imported."""
-    return {
-        name: description_of(field) for name, field in RunConfig.model_fields.items() if not field.exclude
-    }
+    return {name: description_of(field) for name, field in RunConfig.model_fields.items()}
 
 
-class NoOptions(Options):
-    """Of parts that take none, such as attention backends."""
-
-
-@dataclass(frozen=True)
-class _PartFacts:
+class _PartFacts(NamedTuple):
     summary: str
     options: type[BaseModel]
 
@@ -148,12 +144,11 @@ class _Walk:
     """The walk; `known` keeps the parts of each kind, since one kind stands in several places."""
 
     third_party: bool
-    failures: list[str]
     known: dict[str, dict[str, _PartFacts]] = field(default_factory=dict)
 
     def fields(self, options: type[BaseModel], place: _Place, only: str | None = None) -> Iterator[Option]:
         for name, declared in options.model_fields.items():
-            if (only is None or name == only) and not declared.exclude:
+            if only is None or name == only:
                 yield from self.option(declared, default_of(options, name, declared), place.at(name))
 
     def option(self, field: FieldInfo, default: str, place: _Place) -> Iterator[Option]:
@@ -218,26 +213,22 @@ class _Walk:
             yield from self.fields(part.options, below)
 
     def facts(self, registry: Registry) -> dict[str, _PartFacts]:
-        """Return the parts of a registry by name; one that does not load is noted.
+        """Return the parts of a registry by name; one that does not load is named in the log.
 
         Of the built-in ones only the declarations are imported, and where there are none (attention) the parts.
         """
         if registry.kind not in self.known:
             own = registry.builtin_facts()
-            found = {
-                name: _PartFacts(
-                    summary_of_part(name, module) or summary_of(facts), getattr(facts, "Options", NoOptions)
-                )
-                for name, (module, facts) in own.items()
-            }
-            for name in sorted(set(registry.names() if self.third_party else ()) - set(found)):
+            found = self.known[registry.kind] = {}
+            for name in registry.names() if self.third_party else sorted(own):
+                module, facts = own.get(name, (None, None))
                 try:
-                    factory = registry.facts(name)
+                    facts = facts or registry.facts(name)
                 except RegistryError as error:
-                    self.failures.append(str(error))
-                else:
-                    found[name] = _PartFacts(summary_of(factory), getattr(factory, "Options", NoOptions))
-            self.known[registry.kind] = dict(sorted(found.items()))
+                    log.warning("not looked into: %s", error)
+                    continue
+                summary = (summary_of_part(name, module) if module else "") or summary_of(facts)
+                found[name] = _PartFacts(summary, getattr(facts, "Options", Options))
         return self.known[registry.kind]
 
     def choices(self, field: FieldInfo, registry: Registry | None) -> dict[str, str]:

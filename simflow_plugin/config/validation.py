@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from simflow_plugin.config.option_facts import literals
 from simflow_plugin.config.yaml_source import KeyPath, YamlSource
 from simflow_plugin.errors import ConfigError
-from simflow_plugin.options import OF_FIELD, did_you_mean, is_subclass
+from simflow_plugin.options import OF_FIELD, did_you_mean, nested_options
 
 MAPPING_TYPES = ("model_type", "model_attributes_type", "dataclass_type", "dict_type", "mapping_type")
 SHORT = 60
@@ -136,26 +137,14 @@ def _found(mistake: Mistake) -> str:
 
 def _known_keys(model: type[BaseModel], path: KeyPath, member: str | None) -> list[str]:
     """Return the keys of the nested model at `path`; of several, the one whose `kind` is `member`."""
-    current: Any = model
+    current = model
     for key in path:
-        field = current.model_fields.get(key) if hasattr(current, "model_fields") else None
-        if field is None:
-            continue
-        nested = [
-            t
-            for t in (field.annotation, *getattr(field.annotation, "__args__", ()))
-            if is_subclass(t, BaseModel)
-        ]
-        nested += [
-            t
-            for outer in getattr(field.annotation, "__args__", ())
-            for t in getattr(outer, "__args__", ())
-            if is_subclass(t, BaseModel)
-        ]
-        chosen = [
-            t
-            for t in nested
-            if "kind" in t.model_fields and member in get_args(t.model_fields["kind"].annotation)
-        ]
-        current = next(iter([*chosen, *nested]), current)
+        if key in current.model_fields:
+            nested = list(nested_options(current.model_fields[key].annotation))
+            chosen = [one for one in nested if member in literals(_kind_of(one))]
+            current = next(iter([*chosen, *nested]), current)
     return list(current.model_fields)
+
+
+def _kind_of(options: type[BaseModel]) -> Any:
+    return options.model_fields["kind"].annotation if "kind" in options.model_fields else None

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
@@ -30,14 +30,8 @@ PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 WITHOUT_TAG = "Write the value itself; to start from another file use `extends: FILE`."
 
 
-class Mark(NamedTuple):
-    """A line of a text, from 0; PyYAML's own marks have the same field."""
-
-    line: int
-
-
-Where = Callable[[Any], str]
-"""From a mark to what a message calls that place: 'file:line', or '--set a.b'."""
+Where = Callable[[int], str]
+"""From a line of a text, counted from 0, to what a message calls that place: 'file:line', or '--set a.b'."""
 
 
 @dataclass
@@ -162,8 +156,8 @@ def _read(path: Path, seen: tuple[Path, ...]) -> YamlSource:
         raise ConfigError(f"{path}: `extends` goes round in a circle: {' -> '.join(str(p) for p in seen)}")
     places: dict[KeyPath, str] = {}
 
-    def where(mark: Mark) -> str:
-        return f"{path}:{mark.line + 1}"
+    def where(line: int) -> str:
+        return f"{path}:{line + 1}"
 
     node = _compose(_read_text(path), where, "`key: value` lines")
     if not isinstance(node, yaml.MappingNode):
@@ -198,14 +192,14 @@ def _compose(text: str, where: Where, expected: str) -> yaml.Node | None:
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
+        line = getattr(getattr(error, "problem_mark", None), "line", 0)
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
-        raise ConfigError(f"{where(mark or Mark(0))}: not YAML: {problem}. Expected {expected}.") from error
+        raise ConfigError(f"{where(line)}: not YAML: {problem}. Expected {expected}.") from error
     except RecursionError as error:
-        raise ConfigError(f"{where(Mark(0))}: nested too deep to be a configuration.") from error
+        raise ConfigError(f"{where(0)}: nested too deep to be a configuration.") from error
     if node is not None and _num_values(node, {}) > MOST_NODES:
         raise ConfigError(
-            f"{where(Mark(0))}: aliases (`*name`) stand for more than {MOST_NODES} values. Write out what is meant."
+            f"{where(0)}: aliases (`*name`) stand for more than {MOST_NODES} values. Write out what is meant."
         )
     return node
 
@@ -227,7 +221,7 @@ def _construct(
 
     Args:
         node: of `_compose`.
-        where: from a mark to 'file:line'.
+        where: from a line to 'file:line'.
         path: of `node`.
         places: filled in.
         parents: identities of the nodes above: an alias may name one of them, and would never end.
@@ -235,7 +229,7 @@ def _construct(
         ConfigError: for a key that stands twice, a tag that is not plain YAML, a value that is not of its form (a
             date in month 13), or an alias that contains itself.
     """
-    place, key = where(node.start_mark), ".".join(path)
+    place, key = where(node.start_mark.line), ".".join(path)
     if isinstance(node, yaml.ScalarNode):
         return _scalar(node, f"{place}: {key}")
     if id(node) in parents:
@@ -249,7 +243,7 @@ def _construct(
         return [_construct(n, where, (*path, str(i)), places, parents) for i, n in enumerate(node.value)]
     mapping: dict[str, Any] = {}
     for key_node, value_node in node.value:
-        line = where(key_node.start_mark)
+        line = where(key_node.start_mark.line)
         if not isinstance(key_node, yaml.ScalarNode):
             raise ConfigError(f"{line}: {key or 'the file'}: a key is no name. Expected `key: value` lines.")
         below = (*path, str(key_node.value))
@@ -289,14 +283,13 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     merged = copy.deepcopy(base)
     for key, value in over.items():
         old = merged.get(key)
-        if isinstance(old, str) and isinstance(value, dict) and value.get("name", old) == old:
+        if isinstance(old, str):
             old = {"name": old}
-        renamed = (
+        if (
             isinstance(value, dict)
             and isinstance(old, dict)
-            and value.get("name", old.get("name")) != old.get("name")
-        )
-        if isinstance(value, dict) and isinstance(old, dict) and not renamed:
+            and value.get("name", old.get("name")) == old.get("name")
+        ):
             merged[key] = _merge(old, value)
         else:
             merged[key] = copy.deepcopy(value)

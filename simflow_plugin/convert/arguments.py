@@ -3,76 +3,90 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.flow import FlowConfig
 from simflow_plugin.options import Options, did_you_mean
 
-A = TypeVar("A", bound=Options)
+A = TypeVar("A", bound="PeerArguments")
 
 
-@dataclass(frozen=True)
-class PeerConstructor(Generic[A]):
-    """Arguments of a peer's constructor.
+class PeerArguments(Options):
+    """Arguments of a peer's constructor: the fields are those that map to ours, with the peer's defaults."""
 
-    Args:
-        peer: name of the peer, for messages.
-        schema: the arguments that map, with the peer's defaults.
-        ignored: names whose value changes nothing of what the network computes.
-        refused: name -> why any value that switches it on is not supported.
-    """
+    peer: ClassVar[str]
+    """For messages."""
+    ignored: ClassVar[frozenset[str]] = frozenset()
+    """Names whose value changes nothing of what the network computes."""
+    refused: ClassVar[Mapping[str, str]] = {}
+    """Name -> why any value that switches it on is not supported."""
 
-    peer: str
-    schema: type[A]
-    ignored: frozenset[str]
-    refused: Mapping[str, str]
-
-    def parse(self, config: Mapping[str, Any]) -> A:
+    @classmethod
+    def parse(cls: type[A], config: Mapping[str, Any]) -> A:
         """Return the arguments that map, checked.
 
         Raises:
             ConfigError: for an unknown, unsupported, missing or malformed argument; names it.
         """
         if "arguments" in config:
+            required = [name for name, field in cls.model_fields.items() if field.is_required()]
             raise ConfigError(
-                f"{self.peer}: `arguments`: this looks like a training configuration of {self.peer}; write the "
-                f"constructor arguments of its `Model` as one mapping: {', '.join(self._required())}, ..."
+                f"{cls.peer}: `arguments`: this looks like a training configuration of {cls.peer}; write the "
+                f"constructor arguments of its `Model` as one mapping: {', '.join(required)}, ..."
             )
         mapped = {}
         for name, value in config.items():
-            if name in self.schema.model_fields:
+            if name in cls.model_fields:
                 mapped[name] = value
-            elif name in self.refused:
+            elif name in cls.refused:
                 if value not in (None, 0, False, "none"):
                     raise ConfigError(
-                        f"{self.peer}: `{name}`: {value!r} is not supported: {self.refused[name]}"
+                        f"{cls.peer}: `{name}`: {value!r} is not supported: {cls.refused[name]}"
                     )
-            elif name not in self.ignored:
-                known = {*self.schema.model_fields, *self.ignored, *self.refused}
-                raise ConfigError(f"{self.peer}: unknown argument `{name}`.{did_you_mean(str(name), known)}")
+            elif name not in cls.ignored:
+                known = {*cls.model_fields, *cls.ignored, *cls.refused}
+                raise ConfigError(f"{cls.peer}: unknown argument `{name}`.{did_you_mean(str(name), known)}")
         try:
-            return self.schema.model_validate(mapped)
+            return cls.model_validate(mapped)
+        except ValidationError as error:
+            raise ConfigError(f"{cls.peer}: {describe(error)}") from error
+
+
+class FlowArguments(PeerArguments):
+    """Constructor arguments that the `Model` of both peers has."""
+
+    in_channels: int = Field(gt=0)
+    img_size: int = Field(gt=0)
+    patch_size: int = Field(gt=0)
+    channels: int = Field(gt=0)
+    num_blocks: int = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _patches_fit(self) -> FlowArguments:
+        if self.img_size % self.patch_size:
+            raise ValueError(f"patch_size {self.patch_size} does not divide img_size {self.img_size}")
+        return self
+
+    def to_config(self, **values: Any) -> FlowConfig:
+        """Return our configuration of the flow: `values` beside what both peers have.
+
+        Raises:
+            ConfigError: if the values clash, such as a head that does not divide the width.
+        """
+        side = self.img_size // self.patch_size
+        try:
+            return FlowConfig(
+                width=self.channels,
+                patch_size=self.patch_size,
+                token_dim=self.in_channels * self.patch_size**2,
+                grid_size=(side, side),
+                **values,
+            )
         except ValidationError as error:
             raise ConfigError(f"{self.peer}: {describe(error)}") from error
-
-    def _required(self) -> list[str]:
-        return [name for name, field in self.schema.model_fields.items() if field.is_required()]
-
-
-def make_config(peer: str, **values: Any) -> FlowConfig:
-    """Return our configuration of a peer's flow.
-
-    Raises:
-        ConfigError: if the values clash, such as a head that does not divide the width.
-    """
-    try:
-        return FlowConfig(**values)
-    except ValidationError as error:
-        raise ConfigError(f"{peer}: {describe(error)}") from error
 
 
 def describe(error: ValidationError) -> str:

@@ -4,67 +4,30 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from simflow_plugin.config.yaml_source import read_yaml_source
-from simflow_plugin.convert.arguments import PeerConstructor
+from simflow_plugin.contracts import ModelContext
 from simflow_plugin.convert.from_ml_starflow import from_ml_starflow
 from simflow_plugin.convert.from_ml_tarflow import from_ml_tarflow
-from simflow_plugin.convert.from_repa_e import describe_repa_e, from_repa_e
+from simflow_plugin.convert.from_repa_e import ANCHOR, RepaEArguments, describe_repa_e, from_repa_e
 from simflow_plugin.convert.renaming import find_module
 from simflow_plugin.convert.saved import save_converted
 from simflow_plugin.errors import ConfigError, SimflowError, WeightsError
-from simflow_plugin.options import Options, did_you_mean
+from simflow_plugin.flow import TransformerFlow
+from simflow_plugin.models.sit import SiT
+from simflow_plugin.options import did_you_mean
 from simflow_plugin.weights import read_tensors
 
-FLOWS: dict[str, Callable[[Mapping[str, Tensor], Mapping[str, Any]], Any]] = {
+FLOWS: dict[str, Callable[[Mapping[str, Tensor], Mapping[str, Any]], TransformerFlow]] = {
     "ml-starflow": from_ml_starflow,
     "ml-tarflow": from_ml_tarflow,
 }
 SOURCES = (*FLOWS, "repa-e")
-
-
-class RepaEArguments(Options):
-    """Arguments of the host's `SiT` that its weights do not show."""
-
-    num_heads: int | None = Field(None, gt=0)
-    path_type: Literal["linear", "cosine"] = "linear"
-    encoder_depth: int = Field(8, gt=0)
-    num_classes: int | None = Field(None, gt=0)
-
-
-REPA_E = PeerConstructor(
-    "repa-e",
-    RepaEArguments,
-    # Read off the weights' shapes, or without a part in inference.
-    ignored=frozenset(
-        {
-            "input_size",
-            "patch_size",
-            "in_channels",
-            "hidden_size",
-            "decoder_hidden_size",
-            "depth",
-            "mlp_ratio",
-        }
-        | {
-            "class_dropout_prob",
-            "use_cfg",
-            "z_dims",
-            "projector_dim",
-            "bn_momentum",
-            "qk_norm",
-        }
-        | {"fused_attn"}
-    ),
-    refused={},
-)
 
 
 def convert_checkpoint(source: str, checkpoint: Path, config: Path | None, out: Path) -> str:
@@ -91,29 +54,26 @@ def convert_checkpoint(source: str, checkpoint: Path, config: Path | None, out: 
         )
     arguments = {} if config is None else read_yaml_source(str(config)).values
     # Training checkpoints of the REPA-E host hold their command line: an argparse.Namespace has no behaviour.
-    with _allowing(argparse.Namespace):
+    with torch.serialization.safe_globals([argparse.Namespace]):
         tensors = read_tensors(checkpoint)
     try:
-        if source in FLOWS:
-            flow = FLOWS[source](tensors, arguments)
-            save_converted(flow, out)
-            return f"{out}: a flow of {flow.num_parameters():,} parameters from {source}"
-        host = REPA_E.parse(arguments)
-        found = find_module(tensors, source, anchor="x_embedder.proj.weight")
-        options, context = describe_repa_e(
-            found, host.num_heads, host.path_type, host.encoder_depth, host.num_classes
-        )
-        sit = from_repa_e(found, options, context)
-        save_converted(sit, out, context)
-        return f"{out}: a SiT of {sum(p.numel() for p in sit.parameters()):,} parameters from {source}"
+        module, context = _converted(source, tensors, arguments)
+        save_converted(module, out, context)
     except ConfigError as error:
         raise ConfigError(f"{config or checkpoint}: {error}") from error
     except SimflowError as error:
         # The converters know tensors, not files.
         raise type(error)(f"{checkpoint}: {error}") from error
+    kind = "flow" if source in FLOWS else "SiT"
+    count = sum(parameter.numel() for parameter in module.parameters())
+    return f"{out}: a {kind} of {count:,} parameters from {source}"
 
 
-def _allowing(*kinds: type) -> AbstractContextManager[Any]:
-    """Let `torch.load(weights_only=True)` build objects of these classes (torch 2.5 and later)."""
-    safe_globals = getattr(torch.serialization, "safe_globals", None)
-    return nullcontext() if safe_globals is None else safe_globals(list(kinds))
+def _converted(
+    source: str, tensors: Mapping[str, Tensor], arguments: Mapping[str, Any]
+) -> tuple[TransformerFlow | SiT, ModelContext | None]:
+    if source in FLOWS:
+        return FLOWS[source](tensors, arguments), None
+    found = find_module(tensors, source, ANCHOR)
+    options, context = describe_repa_e(found, RepaEArguments.parse(arguments))
+    return from_repa_e(found, options, context), context

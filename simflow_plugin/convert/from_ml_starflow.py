@@ -1,17 +1,5 @@
 """Conversion of the flow of apple/ml-starflow (commit e565a46).
 
-Key map, peer -> ours (`{i}` counts blocks, `{j}` layers; w/b: `.weight` and `.bias`), beside what ml-tarflow shares:
-
-    blocks.{i}.sos_embed                                  -> blocks.{i}.start
-    blocks.{i}.proj_txt w/b                               -> blocks.{i}.condition.proj
-    blocks.{i}.final_norm.weight                          -> blocks.{i}.final_norm.weight, one more
-    ...{j}.attention.query_norm / .key_norm.weight        -> ...{j}.attention.query_scale / .key_scale, one more
-    ...{j}.attention.post_norm / mlp.post_norm .weight    -> ...{j}.attention_post_norm / mlp_post_norm, one more
-    ...{j}.mlp.gate_proj, mlp.up_proj w/b                 -> ...{j}.mlp.up, joined in that order
-    ...{j}.mlp.down_proj w/b                              -> ...{j}.mlp.down
-    ...{j}.adaLN_modulation.1 w/b                         -> ...{j}.adaln.proj
-    attn_mask, var, feat_rope.freqs_cos / _sin            -> none: constants that the peer keeps for old checkpoints
-
 Conventions that differ: the peer's RMSNorm multiplies by 1 + weight; `hf_style_rope` pairs channel i with i + d / 2,
 we 2i with 2i + 1, so the rows of queries and keys are permuted; its logdet is per dimension, ours a sum. A class
 label is a text of one token in the peer: one-hot features, see `label_features`.
@@ -24,7 +12,7 @@ of a block that sees the text gets it, its condition is the projected text of on
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -32,12 +20,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from simflow_plugin.contracts import NO_LABEL
-from simflow_plugin.convert.arguments import PeerConstructor, make_config
-from simflow_plugin.convert.from_ml_tarflow import layer_rules
+from simflow_plugin.convert.arguments import FlowArguments
+from simflow_plugin.convert.from_ml_tarflow import LAYER_RULES, layer_rule
 from simflow_plugin.convert.renaming import REMEDY, Rule, convert_tensors, find_module, reordered
 from simflow_plugin.errors import ShapeError
 from simflow_plugin.flow import FlowConfig, TransformerFlow
-from simflow_plugin.options import Options
 from simflow_plugin.weights import load_strictly
 
 PEER = "ml-starflow"
@@ -45,14 +32,34 @@ TEXT_FREQUENCIES = 8
 """Rotary frequencies that the peer keeps for the position in the text, whatever the head's size."""
 
 
-class StarflowArguments(Options):
+class StarflowArguments(FlowArguments):
     """Constructor arguments of the peer's `Model`, with its defaults."""
 
-    in_channels: int = Field(gt=0)
-    img_size: int = Field(gt=0)
-    patch_size: int = Field(gt=0)
-    channels: int = Field(gt=0)
-    num_blocks: int = Field(gt=0)
+    peer = PEER
+    # Checkpointing saves memory in training only; the next two act through `learnable_self_denoiser` and
+    # `use_pretrained_lm`; the last two are passed by the peer's scripts and read nowhere.
+    ignored = frozenset(
+        {
+            "use_checkpoint",
+            "use_checkpoint_mlp",
+            "conditional_denoiser",
+            "denoiser_window",
+            "use_mm_attn",
+            "nvp",
+            "noise_embed_denoiser",
+        }
+    )
+    refused: ClassVar[Mapping[str, str]] = {
+        "use_pretrained_lm": "a deep block made of a language model (one-dimensional positions)",
+        "learnable_self_denoiser": "a second, non-causal network beside the flow",
+        "temporal_causal": "video",
+        "shallow_block_local": "video",
+        "local_attn_window": "video",
+        "top_block_channels": "a deep block wider than the others; leave it out where it equals `channels`",
+        "num_classes": "the peer has no classes; a label is a text of one token: txt_size 1, txt_dim = number of "
+        "classes + 1, with features from simflow_plugin.convert.label_features",
+    }
+
     layers_per_block: tuple[int, ...] = Field(min_length=1)
     head_dim: int = Field(64, gt=0)
     num_heads: int | None = Field(None, gt=0)
@@ -89,8 +96,6 @@ class StarflowArguments(Options):
             raise ValueError("`cond_top_only` needs `txt_size` > 0")
         if self.adaln and self.txt_size != 1:
             raise ValueError(f"`adaln` needs a text of one token, txt_size 1, found {self.txt_size}")
-        if self.img_size % self.patch_size:
-            raise ValueError(f"patch_size {self.patch_size} does not divide img_size {self.img_size}")
         if len(self.layers_per_block) not in (1, self.num_blocks) or min(self.layers_per_block) < 1:
             raise ValueError(
                 f"`layers_per_block`: expected 1 or {self.num_blocks} (num_blocks) numbers of layers, each at least "
@@ -102,35 +107,6 @@ class StarflowArguments(Options):
     def all_layers(self) -> tuple[int, ...]:
         """Layers of every block, in training order."""
         return self.layers_per_block * (1 if len(self.layers_per_block) > 1 else self.num_blocks)
-
-
-CONSTRUCTOR = PeerConstructor(
-    PEER,
-    StarflowArguments,
-    # Checkpointing saves memory in training only; the next two act through `learnable_self_denoiser` and
-    # `use_pretrained_lm`; the last two are passed by the peer's scripts and read nowhere.
-    ignored=frozenset(
-        {
-            "use_checkpoint",
-            "use_checkpoint_mlp",
-            "conditional_denoiser",
-            "denoiser_window",
-            "use_mm_attn",
-            "nvp",
-            "noise_embed_denoiser",
-        }
-    ),
-    refused={
-        "use_pretrained_lm": "a deep block made of a language model (one-dimensional positions)",
-        "learnable_self_denoiser": "a second, non-causal network beside the flow",
-        "temporal_causal": "video",
-        "shallow_block_local": "video",
-        "local_attn_window": "video",
-        "top_block_channels": "a deep block wider than the others; leave it out where it equals `channels`",
-        "num_classes": "the peer has no classes; a label is a text of one token: txt_size 1, txt_dim = number of "
-        "classes + 1, with features from simflow_plugin.convert.label_features",
-    },
-)
 
 
 def from_ml_starflow(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> TransformerFlow:
@@ -147,7 +123,7 @@ def from_ml_starflow(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]
     Reference:
         STARFlow, arXiv:2506.06276.
     """
-    arguments = CONSTRUCTOR.parse(_canonical(config))
+    arguments = StarflowArguments.parse(_canonical(config))
     tensors = find_module(state_dict, PEER)
     ours = flow_config(arguments)
     converted = _join_gates(convert_tensors(tensors, _rules(arguments, ours), PEER))
@@ -172,26 +148,20 @@ def flow_config(arguments: StarflowArguments) -> FlowConfig:
     Raises:
         ConfigError: if the sizes of heads and channels clash.
     """
-    side = arguments.img_size // arguments.patch_size
     # Then no layer has a norm's weight.
     is_modulated_throughout = arguments.adaln and not arguments.cond_top_only
-    return make_config(
-        PEER,
+    return arguments.to_config(
         family="starflow",
-        width=arguments.channels,
         head_dim=arguments.head_dim,
         num_heads=arguments.num_heads,
         num_kv_heads=arguments.num_kv_heads,
         layers_per_block=arguments.all_layers,
-        patch_size=arguments.patch_size,
-        token_dim=arguments.in_channels * arguments.patch_size**2,
-        grid_size=(side, side),
         first_order="identity" if arguments.seq_order == "R2L" else "flip",
         start_token=arguments.sos,
         scale="softplus" if arguments.use_softplus else "exp",
         soft_clip=arguments.soft_clip or None,
         soft_clips_shift=arguments.soft_clip > 0,  # the peer clips all outputs of a block
-        rope_side=arguments.pt_seq_len or side,
+        rope_side=arguments.pt_seq_len or arguments.img_size // arguments.patch_size,
         condition_dim=arguments.txt_dim or None,
         condition_length=1 if arguments.adaln else None,
         condition_frequencies=TEXT_FREQUENCIES,
@@ -226,20 +196,6 @@ def label_features(labels: Tensor, num_classes: int) -> Tensor:
 
 
 def _rules(arguments: StarflowArguments, config: FlowConfig) -> list[Rule]:
-    peer, ours = r"(blocks\.\d+\.)attn_blocks(\.\d+\.)", r"\1layers\2"
-    parameter = r"\.(weight|bias)"
-    rules = [
-        Rule(r"(blocks\.\d+\.proj_(?:in|out)\.(?:weight|bias))", r"\1"),
-        Rule(r"(blocks\.\d+\.)sos_embed", r"\1start"),
-        Rule(rf"(blocks\.\d+\.)proj_txt{parameter}", r"\1condition.proj.\2"),
-        Rule(r"(blocks\.\d+\.final_norm\.weight)", r"\1", _one_more),
-        Rule(rf"{peer}attention\.post_norm\.weight", rf"{ours}attention_post_norm.weight", _one_more),
-        Rule(rf"{peer}mlp\.post_norm\.weight", rf"{ours}mlp_post_norm.weight", _one_more),
-        Rule(rf"{peer}mlp\.(gate|up)_proj{parameter}", rf"{ours}mlp.\3.\4"),
-        Rule(rf"{peer}mlp\.down_proj{parameter}", rf"{ours}mlp.down.\3"),
-        Rule(rf"{peer}adaLN_modulation\.1{parameter}", rf"{ours}adaln.proj.\3"),
-        Rule(r"(?:blocks\.\d+\.attn_mask|var|feat_rope(?:_gen)?\.freqs_(?:cos|sin))", None),
-    ]
     head = torch.arange(config.head_dim)
     if arguments.hf_style_rope:
         head = head.reshape(2, -1).T.flatten()  # ours: 2i, 2i + 1; theirs: i, i + d / 2
@@ -247,20 +203,35 @@ def _rules(arguments: StarflowArguments, config: FlowConfig) -> list[Rule]:
     starts = torch.arange(turned)[:, None] * config.head_dim
     values = torch.arange(turned * config.head_dim, (turned + config.key_heads) * config.head_dim)
     rows = torch.cat([(starts + head).flatten(), values])
-    rules += [
-        Rule(rf"{peer}attention\.qkv{parameter}", rf"{ours}attention.qkv.\3", reordered(0, rows)),
-        Rule(
-            rf"{peer}attention\.(query|key)_norm\.weight",
-            rf"{ours}attention.\3_scale",
-            lambda weight: _one_more(reordered(0, head)(weight)),
-        ),
-    ]
+
+    def scale(weight: Tensor) -> Tensor:
+        return _one_more(reordered(0, head)(weight))
+
     rms_norms = [
-        Rule(rf"{peer}attention\.norm\.weight", rf"{ours}attention_norm.weight", _one_more),
-        Rule(rf"{peer}mlp\.norm\.weight", rf"{ours}mlp_norm.weight", _one_more),
+        layer_rule("attention.norm.weight", "attention_norm.weight", _one_more),
+        layer_rule("mlp.norm.weight", "mlp_norm.weight", _one_more),
     ]
-    # The first rule that matches wins.
-    return rules + (rms_norms if config.norm == "rms" else []) + layer_rules()
+    tables = [f"feat_rope{kind}.freqs_{part}" for kind in ("", "_gen") for part in ("cos", "sin")]
+    return [
+        Rule("blocks.{i}.proj_in.{w}", "blocks.{i}.proj_in.{w}"),
+        Rule("blocks.{i}.proj_out.{w}", "blocks.{i}.proj_out.{w}"),
+        Rule("blocks.{i}.sos_embed", "blocks.{i}.start"),
+        Rule("blocks.{i}.proj_txt.{w}", "blocks.{i}.condition.proj.{w}"),
+        Rule("blocks.{i}.final_norm.weight", "blocks.{i}.final_norm.weight", _one_more),
+        layer_rule("attention.post_norm.weight", "attention_post_norm.weight", _one_more),
+        layer_rule("attention.qkv.{w}", "attention.qkv.{w}", reordered(0, rows)),
+        layer_rule("attention.query_norm.weight", "attention.query_scale", scale),
+        layer_rule("attention.key_norm.weight", "attention.key_scale", scale),
+        layer_rule("mlp.post_norm.weight", "mlp_post_norm.weight", _one_more),
+        layer_rule("mlp.gate_proj.{w}", "mlp.gate.{w}"),  # joined with `up` in the end
+        layer_rule("mlp.up_proj.{w}", "mlp.up.{w}"),
+        layer_rule("mlp.down_proj.{w}", "mlp.down.{w}"),
+        layer_rule("adaLN_modulation.1.{w}", "adaln.proj.{w}"),
+        *(rms_norms if config.norm == "rms" else []),
+        *LAYER_RULES,
+        # Constants, kept by the peer for old checkpoints.
+        *(Rule(name, None) for name in ("blocks.{i}.attn_mask", "var", *tables)),
+    ]
 
 
 def _one_more(weight: Tensor) -> Tensor:

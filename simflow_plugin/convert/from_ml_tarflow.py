@@ -1,17 +1,5 @@
 """Conversion of the flow of apple/ml-tarflow (commit 313120e).
 
-Key map, peer -> ours (`{i}` counts blocks, `{j}` layers; w/b: `.weight` and `.bias`):
-
-    blocks.{i}.proj_in / .proj_out w/b                    -> blocks.{i}.proj_in / .proj_out
-    blocks.{i}.pos_embed                                  -> blocks.{i}.position
-    blocks.{i}.class_embed (classes, 1, width)            -> blocks.{i}.condition.table
-    blocks.{i}.attn_blocks.{j}.attention.norm w/b         -> blocks.{i}.layers.{j}.attention_norm
-    blocks.{i}.attn_blocks.{j}.attention.qkv / .proj w/b  -> blocks.{i}.layers.{j}.attention.qkv / .proj
-    blocks.{i}.attn_blocks.{j}.mlp.norm w/b               -> blocks.{i}.layers.{j}.mlp_norm
-    blocks.{i}.attn_blocks.{j}.mlp.main.0 / .2 w/b        -> blocks.{i}.layers.{j}.mlp.up / .down
-    var                                                   -> prior_log_std = ln(var) / 2, with `nvp: false`
-    attn_mask                                             -> none: a constant
-
 Conventions that differ: the peer orders a token's channels (channel, row, column), we (row, column, channel), so
 the weights that touch tokens are permuted; its logdet is a mean over dimensions, ours a sum; with `nvp: false` its
 forward pass stops before the prior, so our noise is its output / sqrt(var) and follows N(0, I).
@@ -19,18 +7,17 @@ forward pass stops before the prior, so our noise is its output / sqrt(var) and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
-from simflow_plugin.convert.arguments import PeerConstructor, make_config
-from simflow_plugin.convert.renaming import REMEDY, Rule, convert_tensors, find_module, reordered
+from simflow_plugin.convert.arguments import FlowArguments
+from simflow_plugin.convert.renaming import REMEDY, Rule, convert_tensors, find_module, reordered, unchanged
 from simflow_plugin.errors import WeightsError
 from simflow_plugin.flow import FlowConfig, TransformerFlow
-from simflow_plugin.options import Options
 from simflow_plugin.weights import load_strictly
 
 PEER = "ml-tarflow"
@@ -38,26 +25,31 @@ HEAD_DIM = 64
 """Fixed in the peer."""
 
 
-class TarflowArguments(Options):
+def layer_rule(theirs: str, ours: str, transform: Callable[[Tensor], Tensor] = unchanged) -> Rule:
+    """Return the rule of a tensor of a transformer layer, as both peers call it and as we do."""
+    return Rule("blocks.{i}.attn_blocks.{j}." + theirs, "blocks.{i}.layers.{j}." + ours, transform)
+
+
+LAYER_RULES = (
+    layer_rule("attention.norm.{w}", "attention_norm.{w}"),
+    layer_rule("attention.qkv.{w}", "attention.qkv.{w}"),
+    layer_rule("attention.proj.{w}", "attention.proj.{w}"),
+    layer_rule("mlp.norm.{w}", "mlp_norm.{w}"),
+    layer_rule("mlp.main.0.{w}", "mlp.up.{w}"),
+    layer_rule("mlp.main.2.{w}", "mlp.down.{w}"),
+)
+"""What both peers share."""
+
+
+class TarflowArguments(FlowArguments):
     """Constructor arguments of the peer's `Model`, with its defaults."""
 
-    in_channels: int = Field(gt=0)
-    img_size: int = Field(gt=0)
-    patch_size: int = Field(gt=0)
+    peer = PEER
+
     channels: int = Field(gt=0, multiple_of=HEAD_DIM)
-    num_blocks: int = Field(gt=0)
     layers_per_block: int = Field(gt=0)
     nvp: bool = True
     num_classes: int = Field(0, ge=0)
-
-    @model_validator(mode="after")
-    def _patches_fit(self) -> TarflowArguments:
-        if self.img_size % self.patch_size:
-            raise ValueError(f"patch_size {self.patch_size} does not divide img_size {self.img_size}")
-        return self
-
-
-CONSTRUCTOR = PeerConstructor(PEER, TarflowArguments, ignored=frozenset(), refused={})
 
 
 def from_ml_tarflow(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> TransformerFlow:
@@ -74,7 +66,7 @@ def from_ml_tarflow(state_dict: Mapping[str, Tensor], config: Mapping[str, Any])
     Reference:
         TarFlow, arXiv:2412.06329.
     """
-    arguments = CONSTRUCTOR.parse(config)
+    arguments = TarflowArguments.parse(config)
     tensors = find_module(state_dict, PEER)
     _check_prior(tensors, arguments)
     flow = TransformerFlow(flow_config(arguments))
@@ -84,16 +76,10 @@ def from_ml_tarflow(state_dict: Mapping[str, Tensor], config: Mapping[str, Any])
 
 def flow_config(arguments: TarflowArguments) -> FlowConfig:
     """Return our configuration of the same flow."""
-    side = arguments.img_size // arguments.patch_size
-    return make_config(
-        PEER,
+    return arguments.to_config(
         family="tarflow",
-        width=arguments.channels,
         head_dim=HEAD_DIM,
         layers_per_block=(arguments.layers_per_block,) * arguments.num_blocks,
-        patch_size=arguments.patch_size,
-        token_dim=arguments.in_channels * arguments.patch_size**2,
-        grid_size=(side, side),
         scale="exp" if arguments.nvp else "unit",
         num_classes=arguments.num_classes or None,
     )
@@ -110,27 +96,14 @@ def _rules(arguments: TarflowArguments) -> list[Rule]:
     outputs = torch.cat([order, order + len(order)]) if arguments.nvp else order
     prior = Rule("var", "prior_log_std", lambda var: 0.5 * reordered(1, order)(var).log())
     return [
-        Rule(r"(blocks\.\d+\.)proj_in\.weight", r"\1proj_in.weight", reordered(1, order)),
-        Rule(r"(blocks\.\d+\.proj_in\.bias)", r"\1"),
-        Rule(r"(blocks\.\d+\.proj_out\.(?:weight|bias))", r"\1", reordered(0, outputs)),
-        Rule(r"(blocks\.\d+\.)pos_embed", r"\1position"),
-        Rule(r"(blocks\.\d+\.)class_embed", r"\1condition.table", lambda table: table.squeeze(1)),
-        *layer_rules(),
-        Rule(r"blocks\.\d+\.attn_mask", None),
+        Rule("blocks.{i}.proj_in.weight", "blocks.{i}.proj_in.weight", reordered(1, order)),
+        Rule("blocks.{i}.proj_in.bias", "blocks.{i}.proj_in.bias"),
+        Rule("blocks.{i}.proj_out.{w}", "blocks.{i}.proj_out.{w}", reordered(0, outputs)),
+        Rule("blocks.{i}.pos_embed", "blocks.{i}.position"),
+        Rule("blocks.{i}.class_embed", "blocks.{i}.condition.table", lambda table: table.squeeze(1)),
+        *LAYER_RULES,
+        Rule("blocks.{i}.attn_mask", None),  # a constant
         Rule("var", None) if arguments.nvp else prior,
-    ]
-
-
-def layer_rules() -> list[Rule]:
-    """Return the rules of a transformer layer that both peers share."""
-    peer, ours = r"(blocks\.\d+\.)attn_blocks(\.\d+\.)", r"\1layers\2"
-    parameter = r"\.(weight|bias)"
-    return [
-        Rule(rf"{peer}attention\.norm{parameter}", rf"{ours}attention_norm.\3"),
-        Rule(rf"{peer}attention\.(qkv|proj){parameter}", rf"{ours}attention.\3.\4"),
-        Rule(rf"{peer}mlp\.norm{parameter}", rf"{ours}mlp_norm.\3"),
-        Rule(rf"{peer}mlp\.main\.0{parameter}", rf"{ours}mlp.up.\3"),
-        Rule(rf"{peer}mlp\.main\.2{parameter}", rf"{ours}mlp.down.\3"),
     ]
 
 

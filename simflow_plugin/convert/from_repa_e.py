@@ -1,20 +1,5 @@
 """Conversion of the SiT of REPA-E (commit 3ad8046): weights, projector and latent statistics.
 
-Key map, host -> ours (`{i}` counts layers from 0; w/b: `.weight` and `.bias`):
-
-    x_embedder.proj w/b                    -> backbone.patch_embed
-    t_embedder.mlp.0 / .2 w/b              -> backbone.time_embed.mlp_in / .mlp_out
-    y_embedder.embedding_table.weight      -> backbone.label_embed.table.weight (last row: no label)
-    blocks.{i}.attn.qkv / .proj w/b        -> backbone.layers.{i}.attention.qkv / .out
-    blocks.{i}.attn.q_norm / .k_norm w/b   -> backbone.layers.{i}.attention.q_norm / .k_norm
-    blocks.{i}.mlp.fc1 / .fc2 w/b          -> backbone.layers.{i}.mlp.0 / .2
-    blocks.{i}.adaLN_modulation.1 w/b      -> backbone.layers.{i}.modulation (shift, scale, gate; twice)
-    final_layer.adaLN_modulation.1 w/b     -> backbone.head.modulation
-    final_layer.linear w/b                 -> backbone.head.linear
-    projectors.0.0 / .2 / .4 w/b           -> alignment.projector.layers.0 / .2 / .4
-    bn.running_mean / .running_var / .num_batches_tracked -> latent_norm
-    pos_embed                              -> none: computed; compared with ours
-
 Conventions that agree: t (0 data, 1 noise), the order of the six modulations, the order inside a patch, the
 null label's row. Not the same: the host de-normalises samples by sqrt(var), we by sqrt(var + eps), the exact
 inverse; its `cfg_scale` is our 1 + guidance.
@@ -23,37 +8,87 @@ inverse; its `cfg_scale` is our 1 + guidance.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
+from torch.nn import functional
 
 from simflow_plugin.contracts import AlignmentContext, ModelContext
+from simflow_plugin.convert.arguments import PeerArguments
+from simflow_plugin.convert.renaming import Rule, convert_tensors
 from simflow_plugin.diffusion.options import PUBLISHED_SIZES, BackboneOptions
 from simflow_plugin.errors import WeightsError
 from simflow_plugin.models.sit import SiT, SiTOptions
 from simflow_plugin.weights import load_strictly, without_wrappers
 
-RENAMED = (
-    (r"x_embedder\.proj\.", "backbone.patch_embed."),
-    (r"t_embedder\.mlp\.0\.", "backbone.time_embed.mlp_in."),
-    (r"t_embedder\.mlp\.2\.", "backbone.time_embed.mlp_out."),
-    (r"y_embedder\.embedding_table\.", "backbone.label_embed.table."),
-    (r"blocks\.(\d+)\.attn\.proj\.", r"backbone.layers.\1.attention.out."),
-    (r"blocks\.(\d+)\.attn\.", r"backbone.layers.\1.attention."),
-    (r"blocks\.(\d+)\.mlp\.fc1\.", r"backbone.layers.\1.mlp.0."),
-    (r"blocks\.(\d+)\.mlp\.fc2\.", r"backbone.layers.\1.mlp.2."),
-    (r"blocks\.(\d+)\.adaLN_modulation\.1\.", r"backbone.layers.\1.modulation."),
-    (r"final_layer\.adaLN_modulation\.1\.", "backbone.head.modulation."),
-    (r"final_layer\.linear\.", "backbone.head.linear."),
-    (r"projectors\.0\.", "alignment.projector.layers."),
-    (r"bn\.", "latent_norm."),
-)
+PEER = "repa-e"
+ANCHOR = "x_embedder.proj.weight"
+LABEL_TABLE = "backbone.label_embed.table.weight"
 POSITIONS_KEY = "pos_embed"
 POSITIONS_TOLERANCE = 1e-5
 """Of float32; a table in half precision is compared to the rounding error of its type."""
+RULES = (
+    Rule("x_embedder.proj.{w}", "backbone.patch_embed.{w}"),
+    Rule("t_embedder.mlp.0.{w}", "backbone.time_embed.mlp_in.{w}"),
+    Rule("t_embedder.mlp.2.{w}", "backbone.time_embed.mlp_out.{w}"),
+    Rule("y_embedder.embedding_table.weight", LABEL_TABLE),  # last row: no label
+    Rule("blocks.{i}.attn.qkv.{w}", "backbone.layers.{i}.attention.qkv.{w}"),
+    Rule("blocks.{i}.attn.proj.{w}", "backbone.layers.{i}.attention.out.{w}"),
+    Rule("blocks.{i}.attn.q_norm.{w}", "backbone.layers.{i}.attention.q_norm.{w}"),
+    Rule("blocks.{i}.attn.k_norm.{w}", "backbone.layers.{i}.attention.k_norm.{w}"),
+    Rule("blocks.{i}.mlp.fc1.{w}", "backbone.layers.{i}.mlp.0.{w}"),
+    Rule("blocks.{i}.mlp.fc2.{w}", "backbone.layers.{i}.mlp.2.{w}"),
+    Rule(
+        "blocks.{i}.adaLN_modulation.1.{w}", "backbone.layers.{i}.modulation.{w}"
+    ),  # shift, scale, gate; twice
+    Rule("final_layer.adaLN_modulation.1.{w}", "backbone.head.modulation.{w}"),
+    Rule("final_layer.linear.{w}", "backbone.head.linear.{w}"),
+    Rule("projectors.0.{i}.{w}", "alignment.projector.layers.{i}.{w}"),
+    Rule("bn.running_mean", "latent_norm.running_mean"),
+    Rule("bn.running_var", "latent_norm.running_var"),
+    Rule("bn.num_batches_tracked", "latent_norm.num_batches_tracked"),
+    Rule(POSITIONS_KEY, None),  # computed; compared with ours
+)
+
+
+class RepaEArguments(PeerArguments):
+    """Arguments of the host's `SiT` that its weights do not show."""
+
+    peer = PEER
+    # Read off the weights' shapes, or without a part in inference.
+    ignored = frozenset(
+        {
+            "input_size",
+            "patch_size",
+            "in_channels",
+            "hidden_size",
+            "decoder_hidden_size",
+            "depth",
+            "mlp_ratio",
+            "class_dropout_prob",
+            "use_cfg",
+            "z_dims",
+            "projector_dim",
+            "bn_momentum",
+            "qk_norm",
+            "fused_attn",
+        }
+    )
+
+    num_heads: int | None = Field(
+        None, gt=0, description="None takes that of the published size of this width."
+    )
+    path_type: Literal["linear", "cosine"] = "linear"
+    encoder_depth: int = Field(8, gt=0)
+    num_classes: int | None = Field(
+        None,
+        gt=0,
+        description="None takes the rows of the label table but the last, the null label of a host trained with "
+        "label dropout; without dropout there is no such row, and the weights do not show which.",
+    )
 
 
 def from_repa_e(state_dict: Mapping[str, Tensor], options: SiTOptions, context: ModelContext) -> SiT:
@@ -73,64 +108,47 @@ def from_repa_e(state_dict: Mapping[str, Tensor], options: SiTOptions, context: 
         REPA-E, arXiv:2504.10483.
     """
     model = SiT(options, context)
-    expected = model.state_dict()
-    converted: dict[str, Tensor] = {}
-    for host_key, tensor in without_wrappers(state_dict, "repa-e").items():
-        if host_key == POSITIONS_KEY:
-            _check_positions(tensor, model.backbone.positions)
-            continue
-        key = rename(host_key)
-        if _is_left_out(key, model):
-            continue
-        if key not in expected:
-            raise WeightsError(
-                f"repa-e: `{host_key}` becomes `{key}`, which this SiT does not have. Check backbone.depth, "
-                "uses_qk_norm and num_classes; a second projector is not supported."
-            )
-        converted[key] = _with_null_label(key, tensor, expected[key])
+    host = without_wrappers(state_dict, PEER)
+    if POSITIONS_KEY in host:
+        _check_positions(host[POSITIONS_KEY], model.backbone.positions)
+    parts = {"latent_norm.": model.latent_norm, "alignment.": model.alignment}
+    left_out = tuple(prefix for prefix, part in parts.items() if part is None)
+    converted = {
+        name: tensor
+        for name, tensor in convert_tensors(host, RULES, PEER).items()
+        if not name.startswith(left_out)
+    }
+    table, expected = converted.get(LABEL_TABLE), model.state_dict().get(LABEL_TABLE)
+    if table is not None and expected is not None and table.shape == expected[:-1].shape:
+        # Trained without label dropout, it has no row for no label.
+        converted[LABEL_TABLE] = functional.pad(table, (0, 0, 0, 1))
     remedy = (
-        "Check backbone.depth, size and patch_size, uses_qk_norm, latent channels and num_classes, and that these are "
-        "not the weights of the autoencoder."
+        "Names are ours. Check backbone.depth, size and patch_size, uses_qk_norm, latent channels and num_classes, and "
+        "that these are not the weights of the autoencoder; a second projector is not supported."
     )
-    load_strictly(model, converted, "repa-e", remedy)
+    load_strictly(model, converted, PEER, remedy)
     return model.eval()
 
 
 def describe_repa_e(
-    state_dict: Mapping[str, Tensor],
-    num_heads: int | None = None,
-    interpolant: Literal["linear", "cosine"] = "linear",
-    alignment_layer: int = 8,
-    num_classes: int | None = None,
+    state_dict: Mapping[str, Tensor], arguments: RepaEArguments
 ) -> tuple[SiTOptions, ModelContext]:
-    """Read options and context for `from_repa_e` off the shapes of the host's weights.
+    """Read options and context for `from_repa_e` off the shapes of the host's weights, and `arguments`.
 
-    Args:
-        state_dict: as in `from_repa_e`.
-        num_heads: not visible in any shape; None takes that of the published size of this width.
-        interpolant: the host's `path_type`, which is not in the weights either.
-        alignment_layer: the host's `encoder_depth`.
-        num_classes: None takes the rows of the label table but the last, the null label of a host trained with label
-            dropout; without dropout there is no such row, and the weights do not show which.
     Raises:
         WeightsError: if a tensor is missing, or `num_heads` is needed.
     """
-    host = without_wrappers(state_dict, "repa-e")
-    needed = (
-        "x_embedder.proj.weight",
-        POSITIONS_KEY,
-        "y_embedder.embedding_table.weight",
-        "blocks.0.mlp.fc1.weight",
-    )
+    host = without_wrappers(state_dict, PEER)
+    needed = (ANCHOR, POSITIONS_KEY, "y_embedder.embedding_table.weight", "blocks.0.mlp.fc1.weight")
     for key in needed:
         if key not in host:
             raise WeightsError(
                 f"repa-e: the weights have no `{key}`. Is this the `ema` or `model` of a checkpoint?"
             )
-    width, channels, patch, _ = host["x_embedder.proj.weight"].shape
+    width, channels, patch, _ = host[ANCHOR].shape
     depth = 1 + max(int(key.split(".")[1]) for key in host if key.startswith("blocks."))
     side = math.isqrt(host[POSITIONS_KEY].shape[1]) * patch
-    heads = num_heads or {size[0]: size[2] for size in PUBLISHED_SIZES.values()}.get(width)
+    heads = arguments.num_heads or {size[0]: size[2] for size in PUBLISHED_SIZES.values()}.get(width)
     if heads is None:
         raise WeightsError(f"repa-e: width {width} is no published size, so num_heads must be given.")
     backbone = BackboneOptions(
@@ -144,46 +162,17 @@ def describe_repa_e(
     alignment = None
     if "projectors.0.0.weight" in host:
         feature_dim, projector_dim = host["projectors.0.4.weight"].shape
-        alignment = AlignmentContext(feature_dim, alignment_layer, projector_dim)
+        alignment = AlignmentContext(feature_dim, arguments.encoder_depth, projector_dim)
     num_rows = host["y_embedder.embedding_table.weight"].shape[0]
-    if num_classes not in (None, num_rows, num_rows - 1):
+    if arguments.num_classes not in (None, num_rows, num_rows - 1):
         raise WeightsError(
-            f"repa-e: num_classes is {num_classes}, but the table of labels has {num_rows} rows: one for each class, "
-            "and one more if labels were dropped in training."
+            f"repa-e: num_classes is {arguments.num_classes}, but the table of labels has {num_rows} rows: one for "
+            "each class, and one more if labels were dropped in training."
         )
-    num_classes = num_rows - 1 if num_classes is None else num_classes
     options = SiTOptions(
-        backbone=backbone, interpolant=interpolant, normalizes_latents="bn.running_mean" in host
+        backbone=backbone, interpolant=arguments.path_type, normalizes_latents="bn.running_mean" in host
     )
-    return options, ModelContext((channels, side, side), num_classes, alignment)
-
-
-def rename(host_key: str) -> str:
-    """Return our name for a tensor of the host's SiT.
-
-    Raises:
-        WeightsError: for a name that the host's SiT does not have.
-    """
-    for pattern, replacement in RENAMED:
-        key, count = re.subn(f"^{pattern}", replacement, host_key)
-        if count:
-            return key
-    raise WeightsError(f"repa-e: `{host_key}` is no tensor of the SiT of REPA-E at 3ad8046.")
-
-
-def _is_left_out(key: str, model: SiT) -> bool:
-    if key.startswith("latent_norm."):
-        return model.latent_norm is None
-    if key.startswith("alignment."):
-        return model.alignment is None
-    return False
-
-
-def _with_null_label(key: str, tensor: Tensor, expected: Tensor) -> Tensor:
-    """Append the row of no label, zero, to a table trained without label dropout, which has none."""
-    if key == "backbone.label_embed.table.weight" and tensor.shape[0] == expected.shape[0] - 1:
-        return torch.cat([tensor, tensor.new_zeros(1, tensor.shape[1])])
-    return tensor
+    return options, ModelContext((channels, side, side), arguments.num_classes or num_rows - 1, alignment)
 
 
 def _check_positions(host: Tensor, ours: Tensor) -> None:

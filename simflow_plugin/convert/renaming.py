@@ -22,22 +22,31 @@ REMEDY = (
 """Advice for weights that do not fit the peer's arguments."""
 ANCHOR = "blocks.0.proj_in.weight"
 """Every flow of both peers has it: where it is found, the flow's tensors are."""
+WILD = {"i": r"\d+", "j": r"\d+", "w": "weight|bias"}
 
 
-def _same(tensor: Tensor) -> Tensor:
+def unchanged(tensor: Tensor) -> Tensor:
     return tensor
 
 
 @dataclass(frozen=True)
 class Rule:
-    """`pattern`, a full match of the peer's name -> `name`, ours; `transform` of the tensor.
+    """The peer's name -> `ours`, with a `transform` of the tensor.
 
-    `name` None drops the tensor: nothing depends on it.
+    In both names `{i}` and `{j}` are numbers, of blocks and layers, and `{w}` is `weight` or `bias`. `ours` None drops
+    the tensor: nothing depends on it.
     """
 
-    pattern: str
-    name: str | None
-    transform: Callable[[Tensor], Tensor] = _same
+    theirs: str
+    ours: str | None
+    transform: Callable[[Tensor], Tensor] = unchanged
+
+    def match(self, name: str) -> re.Match[str] | None:
+        """Match a name of the peer."""
+        pattern = re.sub(
+            r"\\{(\w)\\}", lambda found: f"(?P<{found[1]}>{WILD[found[1]]})", re.escape(self.theirs)
+        )
+        return re.fullmatch(pattern, name)
 
 
 def find_module(tensors: Mapping[str, Tensor], peer: str, anchor: str = ANCHOR) -> dict[str, Tensor]:
@@ -70,36 +79,30 @@ def find_module(tensors: Mapping[str, Tensor], peer: str, anchor: str = ANCHOR) 
 
 
 def convert_tensors(tensors: Mapping[str, Tensor], rules: Sequence[Rule], peer: str) -> dict[str, Tensor]:
-    """Return float32 tensors by our names.
+    """Return the tensors by our names, floating ones in float32; the first rule that matches a name wins.
 
     Raises:
         WeightsError: for names that no rule matches, or a tensor of a shape that its rule cannot take.
     """
-    compiled = [(re.compile(rule.pattern), rule) for rule in rules]
     converted, unknown, half = {}, [], set()
-    for peer_name, tensor in tensors.items():
-        match, rule = next(
-            ((m, rule) for pattern, rule in compiled if (m := pattern.fullmatch(peer_name))), (None, None)
-        )
-        if match is None or rule is None:
-            unknown.append(peer_name)
+    for theirs, tensor in tensors.items():
+        found = next(((rule, match) for rule in rules if (match := rule.match(theirs))), None)
+        if found is None:
+            unknown.append(theirs)
             continue
-        if rule.name is None:
+        rule, match = found
+        if rule.ours is None:
             continue
         if tensor.dtype in (torch.float16, torch.bfloat16):
             half.add(str(tensor.dtype).removeprefix("torch."))
         try:
-            ours = rule.transform(tensor.detach().to(torch.float32))
+            # Integers stay what they are: they are counters, or refused when the weights are loaded.
+            exact = tensor.detach().to(torch.float32) if tensor.is_floating_point() else tensor
+            converted[rule.ours.format(**match.groupdict())] = rule.transform(exact)
         except (RuntimeError, IndexError) as error:
             raise WeightsError(
-                f"{peer}: `{peer_name}` has shape {tuple(tensor.shape)}, which does not fit the arguments: {error}"
+                f"{peer}: `{theirs}` has shape {tuple(tensor.shape)}, which does not fit the arguments: {error}"
             ) from error
-        if not tensor.is_floating_point() or not bool(ours.isfinite().all()):
-            raise WeightsError(
-                f"{peer}: `{peer_name}` of {tensor.dtype} holds no weights of a network: expected finite "
-                "floating-point numbers. Is the checkpoint of a run that diverged, or quantised?"
-            )
-        converted[match.expand(rule.name)] = ours
     if unknown:
         raise WeightsError(
             f"{peer}: weights of another architecture: {len(unknown)} of {len(tensors)} tensors are unknown: "

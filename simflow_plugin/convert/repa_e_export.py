@@ -35,19 +35,21 @@ def write_repa_e(network: Any, out: Path) -> None:
         RunDirectoryError: if a file cannot be written.
     """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    channels, is_f16d64 = int(network.config.latent_channels), _is_f16d64(network)
+    problem = None
     if "quant_conv.weight" not in state:
-        raise WeightsError(
-            f"--out {out}: the host's autoencoders have 1 x 1 convolutions around the latent; this one has none "
-            "(autoencoder.uses_quant_conv: false). Export to a .safetensors file or a diffusers folder"
+        problem = (
+            "the host's autoencoders have 1 x 1 convolutions around the latent; this one has none "
+            "(autoencoder.uses_quant_conv: false)"
         )
-    if network.config.norm_num_groups != HOST_NORM_GROUPS:
-        raise WeightsError(
-            f"--out {out}: the host's group norms have {HOST_NORM_GROUPS} groups, these "
-            f"{network.config.norm_num_groups}. Export to a .safetensors file or a diffusers folder"
-        )
-    channels = int(network.config.latent_channels)
-    if _is_f16d64(network):
-        _check_constant_variance(state, channels, out)
+    elif network.config.norm_num_groups != HOST_NORM_GROUPS:
+        groups = network.config.norm_num_groups
+        problem = f"the host's group norms have {HOST_NORM_GROUPS} groups, these {groups}"
+    elif is_f16d64 and bool(state["quant_conv.weight"][channels:].any()):
+        problem = "f16d64 has no log-variance in the host, but this encoder's variance depends on the image"
+    if problem is not None:
+        raise WeightsError(f"--out {out}: {problem}. Export to a .safetensors file or a diffusers folder")
+    if is_f16d64:
         state |= {name: state[name][:channels] for name in ("quant_conv.weight", "quant_conv.bias")}
     shift, scale = (
         (values.expand(channels) if values.numel() == 1 else values).reshape(1, -1, 1, 1).clone()
@@ -70,11 +72,3 @@ def _is_f16d64(network: Any) -> bool:
     named = NAMED_ARCHITECTURES["f16d64"]
     is_f16 = len(network.config.block_out_channels) == len(named["widths"])
     return is_f16 and network.config.latent_channels == named["latent_channels"]
-
-
-def _check_constant_variance(state: dict[str, Tensor], channels: int, out: Path) -> None:
-    if bool(state["quant_conv.weight"][channels:].any()):
-        raise WeightsError(
-            f"--out {out}: f16d64 has no log-variance in the host, but this encoder's variance depends on the image. "
-            "Export to a .safetensors file or a diffusers folder"
-        )

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 from simflow_plugin.contexts import DatasetFacts
 from simflow_plugin.local_paths import LocalPath, LocalPathOrName, Shards
 from simflow_plugin.options import Options
+from simflow_plugin.registry import DATASETS
 
 DEFAULT_MAX_CORRUPT_SHARE = 0.01
 
@@ -57,6 +58,7 @@ class DigitsOptions(Options):
     split_seed: int = Field(0, description="which images are held out; the run's seed does not move them")
 
 
+@DATASETS.declare("fashion-mnist", "simflow_plugin.data.fashion_mnist")
 class FashionMnistFacts(DatasetFacts):
     """Facts of `fashion-mnist`."""
 
@@ -64,6 +66,7 @@ class FashionMnistFacts(DatasetFacts):
     known_num_classes = 10
 
 
+@DATASETS.declare("digits", "simflow_plugin.data.digits")
 class DigitsFacts(DatasetFacts):
     """Facts of `digits`."""
 
@@ -71,6 +74,7 @@ class DigitsFacts(DatasetFacts):
     known_num_classes = 10
 
 
+@DATASETS.declare("webdataset", "simflow_plugin.data.webdataset")
 class WebDatasetOptions(FileOptions):
     """Options of `webdataset`: images in tar files."""
 
@@ -86,6 +90,7 @@ class WebDatasetOptions(FileOptions):
     cache: str | None = Field(None, description="folder for fetched shards and indices; null: the usual one")
 
 
+@DATASETS.declare("huggingface", "simflow_plugin.data.huggingface")
 class HuggingFaceOptions(FileOptions):
     """Options of `huggingface`: a data set of the `datasets` library."""
 
@@ -99,6 +104,7 @@ class HuggingFaceOptions(FileOptions):
     )
 
 
+@DATASETS.declare("image_folder", "simflow_plugin.data.image_folder")
 class ImageFolderOptions(FileOptions):
     """Options of `image_folder`: one subfolder per class, or images alone."""
 
@@ -113,6 +119,7 @@ class ImageFolderOptions(FileOptions):
     )
 
 
+@DATASETS.declare("hdf5", "simflow_plugin.data.hdf5")
 class Hdf5Options(FileOptions):
     """Options of `hdf5`, the layout of REPA and REPA-E."""
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 from abc import abstractmethod
 
 import torch
 from torch import Tensor
 
 from simflow_plugin.alignment.head import AlignmentHead
-from simflow_plugin.contracts import NO_LABEL, GenerativeModel, ModelContext
+from simflow_plugin.contracts import GenerativeModel, ModelContext
 from simflow_plugin.diffusion.guidance import GuidanceRule, GuidedPrediction
 from simflow_plugin.diffusion.options import DiffusionFacts, DiffusionOptions, SamplingOptions
-from simflow_plugin.diffusion.transformer import AdaLNTransformer, BackboneOutput
+from simflow_plugin.diffusion.transformer import AdaLNTransformer
 from simflow_plugin.errors import ConfigError
-from simflow_plugin.guided_by_weaker import check_classes, check_kind, check_process
+from simflow_plugin.flow.conditioning import drop_at_random
+from simflow_plugin.guided_by_weaker import with_guide
 from simflow_plugin.randomness import Random
 from simflow_plugin.registry import DIFFUSION_GUIDANCE
 
@@ -22,10 +22,6 @@ from simflow_plugin.registry import DIFFUSION_GUIDANCE
 class DiffusionModel(DiffusionFacts, GenerativeModel):
     """A denoiser of latents with an adaLN-zero transformer; children add process, loss and sampler.
 
-    Args:
-        options: of the model.
-        sampling: how it samples, of the same options.
-        context: shape of the latents, number of classes, alignment.
     Raises:
         ConfigError: if the patch size does not divide the grid, the layer to align does not exist, or guidance is
             asked of a model that never trains without labels.
@@ -50,7 +46,8 @@ class DiffusionModel(DiffusionFacts, GenerativeModel):
     ) -> dict[str, Tensor]:
         noise = random.normal("noise", latents.shape, latents.device)
         t = self.sample_times(latents.shape[0], random, latents.device)
-        return self.losses_at(latents, self._drop_labels(labels, random), features, t, noise)
+        labels = drop_at_random(labels, self.label_dropout, random)
+        return self.losses_at(latents, labels, features, t, noise)
 
     def autoencoder_losses(
         self, latents: Tensor, labels: Tensor | None, features: Tensor | None, random: Random
@@ -60,7 +57,11 @@ class DiffusionModel(DiffusionFacts, GenerativeModel):
             return None
         noise = random.normal("noise", latents.shape, latents.device)
         t = self.sample_times(latents.shape[0], random, latents.device)
-        return {"alignment": self.alignment_at(latents, labels, features, t, noise)}
+        head = self._alignment_head()
+        assert self.alignment_layer is not None
+        noised, _ = self.diffuse(self.normalize_in_evaluation(latents), t, noise)
+        hidden = self.backbone.hidden_tokens(noised, t, labels, self.alignment_layer)
+        return {"alignment": head(hidden, self.backbone.grid_size, features)}
 
     @abstractmethod
     def sample_times(self, batch_size: int, random: Random, device: torch.device) -> Tensor:
@@ -82,43 +83,26 @@ class DiffusionModel(DiffusionFacts, GenerativeModel):
         self, latents: Tensor, labels: Tensor | None, features: Tensor | None, t: Tensor, noise: Tensor
     ) -> dict[str, Tensor]:
         """Return the terms of `training_losses` at times t (B,) and noise (B, C, h, w); drops no label."""
+        head = None if features is None else self._alignment_head()
         noised, target = self.diffuse(self.normalize(latents), t, noise)
-        return self._terms(self._forward(noised, t, labels, features), target, features)
-
-    def alignment_at(
-        self, latents: Tensor, labels: Tensor | None, features: Tensor, t: Tensor, noise: Tensor
-    ) -> Tensor:
-        """Return the alignment loss in evaluation mode, at times t (B,) and noise (B, C, h, w)."""
-        self._require_alignment(features)
-        assert self.alignment is not None
-        assert self.alignment_layer is not None
-        noised, _ = self.diffuse(self.normalize_in_evaluation(latents), t, noise)
-        hidden = self.backbone.hidden_tokens(noised, t, labels, self.alignment_layer)
-        return self.alignment(hidden, self.backbone.grid_size, features)
+        output = self.backbone(noised, t, labels, None if head is None else self.alignment_layer)
+        terms = {"denoising": (output.prediction.float() - target.float()).square().mean()}
+        if head is not None:
+            terms["alignment"] = head(output.hidden, self.backbone.grid_size, features)
+        return terms
 
     def predict(self, latents: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
         """Return the network's prediction (B, C, h, w) at noised latents (B, C, h, w) and times t (B,)."""
         # Guidance and samplers add small differences of predictions: in the state's precision, not autocast's.
         return self.backbone(latents, t, labels).prediction.to(latents.dtype)
 
-    def _forward(
-        self, noised: Tensor, t: Tensor, labels: Tensor | None, features: Tensor | None
-    ) -> BackboneOutput:
-        self._require_alignment(features)
-        return self.backbone(noised, t, labels, self.alignment_layer if features is not None else None)
-
-    def _require_alignment(self, features: Tensor | None) -> None:
-        if features is not None and self.alignment is None:
+    def _alignment_head(self) -> AlignmentHead:
+        if self.alignment is None:
             raise ConfigError(
                 f"{type(self).__name__} was given features to align with, but it was built without "
                 "alignment, so it keeps no hidden tokens. Set ModelContext.alignment, or pass no features."
             )
-
-    def _terms(self, output: BackboneOutput, target: Tensor, features: Tensor | None) -> dict[str, Tensor]:
-        terms = {"denoising": (output.prediction.float() - target.float()).square().mean()}
-        if self.alignment is not None and features is not None:
-            terms["alignment"] = self.alignment(output.hidden, self.backbone.grid_size, features)
-        return terms
+        return self.alignment
 
     def guided_by(self, weaker: GenerativeModel) -> DiffusionModel:
         """Return this model, its weights shared, with `weaker` in place of the unconditional half of its guidance.
@@ -128,18 +112,11 @@ class DiffusionModel(DiffusionFacts, GenerativeModel):
         Raises:
             ConfigError: if that is no model of the same kind, on the same latents and classes.
         """
-        check_kind(self, weaker)
-        assert isinstance(weaker, DiffusionModel)
-        check_process(weaker.process_facts(), self.process_facts())
-        check_classes(weaker.num_classes, self.num_classes)
-        twin = copy.copy(self)
-        # No submodule: the state of this model stays its own.
-        twin.__dict__ |= {"guide": weaker, "supports_guidance": True}
-        return twin
+        return with_guide(self, weaker)
 
     def process_facts(self) -> dict[str, object]:
         """Return what two models must share for their predictions to be combined, by name."""
-        return {"latent shape": tuple(self.backbone.latent_shape)}
+        return {"latent shape": tuple(self.backbone.latent_shape), "num_classes": self.num_classes}
 
     def _guided(self, weight: float) -> GuidedPrediction:
         if isinstance(self.guide, DiffusionModel):
@@ -150,9 +127,3 @@ class DiffusionModel(DiffusionFacts, GenerativeModel):
                 "without classes, so it has no unconditional half. Use guidance 0."
             )
         return GuidedPrediction(self.guidance_rule, weight)
-
-    def _drop_labels(self, labels: Tensor | None, random: Random) -> Tensor | None:
-        if labels is None or self.label_dropout == 0:
-            return labels
-        uniform = random.uniform("label_dropout", (labels.shape[0],), labels.device)
-        return torch.where(uniform < self.label_dropout, NO_LABEL, labels)

@@ -17,9 +17,7 @@ MAX_PERIOD = 10_000.0
 class TimeEmbedding(nn.Module):
     """Sinusoids of t at 128 frequencies, then a two-layer MLP.
 
-    Args:
-        width: of the result.
-        num_waves: even; the first half are cosines, the second sines.
+    Of `num_waves`, an even number, the first half are cosines, the second sines.
     """
 
     def __init__(self, width: int, num_waves: int = 256) -> None:
@@ -41,12 +39,7 @@ class TimeEmbedding(nn.Module):
 
 
 class LabelEmbedding(nn.Module):
-    """One vector per class, and one more for `NO_LABEL`, the last row.
-
-    Args:
-        num_classes: classes.
-        width: of the result.
-    """
+    """One vector per class, and one more for `NO_LABEL`, the last row."""
 
     def __init__(self, num_classes: int, width: int) -> None:
         super().__init__()

@@ -1,10 +1,10 @@
-"""Options of the diffusion models: network, label dropout, what all samplers share."""
+"""Options of the diffusion models: network, label dropout, guidance, what all samplers share."""
 
 from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from simflow_plugin.contexts import ModelContext, ModelFacts
 from simflow_plugin.errors import ConfigError
@@ -66,6 +66,26 @@ class BackboneOptions(Options):
                 f"{height} x {width}. Change the patch size, image_size or the autoencoder's factor."
             )
         return height // self.patch_size, width // self.patch_size
+
+
+@DIFFUSION_GUIDANCE.declare("classifier_free", "simflow_plugin.diffusion.guidance")
+class GuidanceOptions(Options):
+    """Options of a guidance rule: the times in which it acts; shared by all rules."""
+
+    interval: tuple[float, float] = Field(
+        default=(0.0, 1.0),
+        description="[low, high] in t, both included, in which guidance acts; 0 is data, 1 is noise",
+    )
+
+    @field_validator("interval")
+    @classmethod
+    def _interval_is_valid(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= value[0] < value[1] <= 1:
+            raise ValueError(
+                f"interval is {list(value)}, but it must lie in [0, 1] with low < high (t = 0 is data, t = 1 is "
+                "noise); [0, 1] guides everywhere"
+            )
+        return value
 
 
 class SamplingOptions(Options):

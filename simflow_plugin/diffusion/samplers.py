@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from simflow_plugin.diffusion.interpolants import Interpolant
-from simflow_plugin.errors import ConfigError
-from simflow_plugin.options import did_you_mean
 from simflow_plugin.randomness import Random
 
 Velocity = Callable[[Tensor, float, float], Tensor]
@@ -30,43 +27,22 @@ SDE_LAST_TIME = 0.04
 """Time at which Euler-Maruyama stops adding noise: the score is singular at t = 0, so the rest is one mean step."""
 
 
-@dataclass(frozen=True)
-class Sampler:
-    """A sampler with its number of steps.
+def integrate(
+    method: str, velocity: Velocity, noise: Tensor, num_steps: int, interpolant: Interpolant, random: Random
+) -> Tensor:
+    """Return samples shaped like `noise`.
 
     Args:
-        name: `euler`, `heun` (second order, two evaluations a step but one in the last) or `euler_maruyama`.
+        method: `euler`, `heun` (second order, two evaluations a step but one in the last) or `euler_maruyama`.
+        velocity: the field.
+        noise: (B, ...), standard normal, the state at t = 1; its dtype is the state's.
         num_steps: at least 1.
-    Raises:
-        ConfigError: for another name, or fewer than one step.
+        interpolant: that the field was trained with; only the SDE reads it.
+        random: noise of the SDE, purpose `sde/<step>`.
     """
-
-    name: str
-    num_steps: int
-
-    def __post_init__(self) -> None:
-        if self.name not in SAMPLERS:
-            raise ConfigError(f"sampler: unknown name `{self.name}`.{did_you_mean(self.name, SAMPLERS)}")
-        if self.num_steps < 1:
-            raise ConfigError(f"num_steps is {self.num_steps}, but a sampler needs at least 1 step.")
-
-    def __call__(self, velocity: Velocity, noise: Tensor, interpolant: Interpolant, random: Random) -> Tensor:
-        """Return samples shaped like `noise`.
-
-        Args:
-            velocity: the field.
-            noise: (B, ...), standard normal, the state at t = 1; its dtype is the state's.
-            interpolant: that the field was trained with; only the SDE reads it.
-            random: noise of the SDE, purpose `sde/<step>`.
-        """
-        if self.name == "euler":
-            return euler(velocity, noise, self.num_steps)
-        if self.name == "heun":
-            return heun(velocity, noise, self.num_steps)
-        return euler_maruyama(velocity, noise, self.num_steps, interpolant, random)
-
-
-SAMPLERS = ("euler", "heun", "euler_maruyama")
+    if method == "euler_maruyama":
+        return euler_maruyama(velocity, noise, num_steps, interpolant, random)
+    return {"euler": euler, "heun": heun}[method](velocity, noise, num_steps)
 
 
 def ode_times(num_steps: int) -> list[float]:

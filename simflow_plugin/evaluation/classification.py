@@ -19,16 +19,15 @@ from torch import Tensor
 
 from simflow_plugin.contracts import NO_LABEL, GenerativeModel
 from simflow_plugin.errors import EvaluationError
+from simflow_plugin.evaluation.drawing import SEED
 from simflow_plugin.evaluation.held_out import HeldOut, refuse_not_finite
 from simflow_plugin.evaluation.intervals import proportion
 from simflow_plugin.evaluation.likelihood import latent_log_prob, posterior_draws, write_scores
+from simflow_plugin.evaluation.request import has_density
 from simflow_plugin.evaluation.result import Measured
 from simflow_plugin.progress_bar import count_progress
 from simflow_plugin.randomness import IndexedRandom, Random
 from simflow_plugin.runs.loaded_run import LoadedRun
-
-SEED = 0
-"""Of the posterior draws, as for the likelihood: both see the same latents."""
 
 
 class Classified(NamedTuple):
@@ -74,7 +73,6 @@ def mean_class_log_probs(
         loaded: the run; see `check_classifies`.
         images: (B, 3, H, W), [-1, 1], on its device.
         random: source of the posterior draws, those of the likelihood.
-        num_draws: posterior draws an image.
         rows_at_once: most rows of one pass, for memory.
     """
     model = loaded.require_model()
@@ -94,7 +92,7 @@ def check_classifies(loaded: LoadedRun) -> None:
         EvaluationError: naming the option.
     """
     model = loaded.model
-    if model is None or type(model).log_prob is GenerativeModel.log_prob:
+    if model is None or not has_density(loaded):
         raise EvaluationError(
             f"{loaded.directory.path}: classification by likelihood (--classify) needs a model with an exact "
             "density, as flows have."
@@ -112,7 +110,6 @@ def classify(loaded: LoadedRun, held_out: HeldOut, num_draws: int, rows_at_once:
     """Classify held-out images by likelihood.
 
     Args:
-        loaded: the run.
         held_out: images; those without a label are left out.
         num_draws: posterior draws an image, over which log p(z given y) is averaged.
         rows_at_once: most rows of one pass of the flow.
@@ -137,22 +134,13 @@ def classify(loaded: LoadedRun, held_out: HeldOut, num_draws: int, rows_at_once:
 
 
 def measure_classification(found: Classified, on: str, csv: Path) -> dict[str, Measured]:
-    """Return the accuracy with its interval; write one row an image to `csv`: label, prediction, log-likelihoods.
-
-    Args:
-        found: of `classify`.
-        on: images, for the table.
-        csv: file to write.
-    """
-    columns = {f"log_prob_{y}": found.log_probs[:, y] for y in range(found.log_probs.shape[1])}
+    """Return the accuracy with its interval; write one row an image to `csv`: label, prediction, log-likelihoods."""
+    num_classes = found.log_probs.shape[1]
+    columns = {f"log_prob_{y}": found.log_probs[:, y] for y in range(num_classes)}
     csv.parent.mkdir(parents=True, exist_ok=True)
     fixed = {"index": found.indices, "label": found.labels, "predicted": found.predicted}
     write_scores(csv, {**fixed, **columns})
     num_right = int((found.predicted == found.labels).sum())
     accuracy = proportion(num_right, len(found.labels), "images")
-    num_classes = found.log_probs.shape[1]
-    return {
-        "classification_accuracy": accuracy.with_notes(
-            f"{on}; of {num_classes} classes, chance {1 / num_classes:.1%}"
-        )
-    }
+    on = f"{on}; of {num_classes} classes, chance {1 / num_classes:.1%}"
+    return {"classification_accuracy": accuracy.with_notes(on)}

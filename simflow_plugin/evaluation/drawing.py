@@ -62,9 +62,7 @@ class ImageSampler:
         """Return the sampler of a run.
 
         Args:
-            loaded: the run.
             guidance: weight w >= 0; None is the run's own.
-            seed: of the noise.
             autoguidance: `RUN[@step]` to guide by, or `none`; None is the run's own.
         Raises:
             EvaluationError: if the run trained an autoencoder alone, or the guide has other latents.
@@ -120,16 +118,6 @@ class ImageSampler:
         for rows in torch.arange(len(labels)).split(batch_size):
             yield self.draw(rows.tolist(), labels[rows])
             advance(len(rows))
-
-    def draw_in_batches(
-        self, labels: Tensor, batch_size: int, advance: Callable[[int], None] = lambda count: None
-    ) -> Tensor:
-        """Draw samples 0 .. len(labels) - 1 as `batches` does.
-
-        Returns:
-            uint8 (N, H, W, 3), [0, 255].
-        """
-        return torch.cat([to_uint8(images) for images in self.batches(labels, batch_size, advance)])
 
 
 def class_labels(indices: Sequence[int], num_classes: int | None) -> Tensor:

@@ -30,7 +30,7 @@ from simflow_plugin.errors import EvaluationError, SimflowError
 from simflow_plugin.evaluation.classification import check_classifies, classify, measure_classification
 from simflow_plugin.evaluation.drawing import SEED, ImageSampler, class_labels, to_uint8
 from simflow_plugin.evaluation.extractors import Extractor, ImageFeatures, build_extractor
-from simflow_plugin.evaluation.fidelity import distance, fidelity
+from simflow_plugin.evaluation.fidelity import distance, fidelity, named_after
 from simflow_plugin.evaluation.held_out import (
     HeldOut,
     find_lpips,
@@ -91,7 +91,7 @@ class RunEvaluator:
                 self.loaded, request.guidance, request.seed, request.autoguidance
             )
         self.extractor: Extractor | None = None
-        self._sample_features: ImageFeatures | None = None  # kept for the distance to reconstructions
+        self.sample_features: ImageFeatures | None = None  # once measured
         if request.extractor is not None and set(self.parts) & {"generation", "reconstruction"}:
             self.extractor = build_extractor(request.extractor, request.weights, loaded.device)
         settings = evaluation_settings(self.loaded, request)
@@ -129,11 +129,6 @@ class RunEvaluator:
         is_own = found == found | own and self.loaded.ema_length is None
         is_own = is_own and self.request.autoguidance is None
         return is_own and self.loaded.checkpoint.path == folders[-1]
-
-    @property
-    def sample_features(self) -> ImageFeatures | None:
-        """Features of the samples, once they were measured with an extractor."""
-        return self._sample_features
 
     @cached_property
     def train(self) -> ImageDataset:
@@ -197,7 +192,7 @@ class RunEvaluator:
         samples_on = f"{count:,} samples"
         if self.extractor is not None:
             reference = self.request.reference
-            self._sample_features = self._sample_features_of(self.extractor).read()
+            self.sample_features = self._sample_features_of(self.extractor).read()
             real = self._real_features(self.extractor).read()
             num_real = len(real.pooled)  # those that could be read, by all processes together
             dataset = self.test if reference == "test" else self.train
@@ -206,7 +201,7 @@ class RunEvaluator:
                 f"{samples_on} against {num_real:,} images, {self._name(reference)}, {self._extractor_name()}"
             )
             warning = "compared with the training split" if reference == "train" else ""
-            numbers = fidelity(self._sample_features, real, self.extractor, self.request.seed)
+            numbers = fidelity(self.sample_features, real, self.extractor, self.request.seed)
             found |= {name: number.with_notes(on, warning) for name, number in numbers.items()}
         if self.judge is not None:
             try:
@@ -292,14 +287,13 @@ class RunEvaluator:
         if extractor is None or held_out.num_measured < 2:
             return
         real, reconstructed = map(ImageFeatures.concatenate, (originals, decoded))
-        is_inception, suffix = extractor.is_inception, extractor.suffix
         on = f"{held_out.counted}, posterior mean, {self._extractor_name()}"
-        key = "rfid" if is_inception else f"rfd_{suffix}"
-        found[key] = distance(reconstructed, real).with_notes(on)
-        if self._sample_features is not None:
+        distances = {"rfid": distance(reconstructed, real).with_notes(on)}
+        if self.sample_features is not None:
             on = f"{self.request.num_samples:,} samples against reconstructions of {on}"
-            key = "fid_to_reconstructions" if is_inception else f"fd_to_reconstructions_{suffix}"
-            found[key] = distance(self._sample_features, reconstructed).with_notes(on)
+            number = distance(self.sample_features, reconstructed).with_notes(on)
+            distances["fid_to_reconstructions"] = number
+        found |= named_after(extractor, distances)
 
     def _likelihood(self) -> None:
         model = self.loaded.model

@@ -23,7 +23,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, Featu
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
 from simflow_plugin.alignment.classifier import load_classifier
-from simflow_plugin.alignment.encoder_weights import find_weights, load_weights
+from simflow_plugin.alignment.encoder_weights import find_weights, load_weights, published_at
 from simflow_plugin.alignment.timm_names import check_timm_name
 from simflow_plugin.convolution_layout import convolution_layout
 from simflow_plugin.errors import EvaluationError, WeightsError
@@ -181,7 +181,6 @@ def build_extractor(name: str, weights: Path | None, device: torch.device | str 
         name: `inception`, `dinov2-s/b/l/g` or `timm:MODEL`, these two with `@SIZE` in pixels or without, or
             `pretrained`.
         weights: file; None looks into the local caches, and never downloads.
-        device: to run on.
     Raises:
         EvaluationError: for an unknown name.
         WeightsError: if the file is missing (naming it, the option and the address) or holds something else.
@@ -240,12 +239,7 @@ def published(name: str) -> str:
         return f"Published at {URL_INCEPTION_V3}."
     if name == "pretrained":
         return "Make it with `simflow pretrain-encoder`."
-    import timm
-
-    config = timm.get_pretrained_cfg(timm_model(name))
-    places = [f"https://huggingface.co/{config.hf_hub_id}"] if config is not None and config.hf_hub_id else []
-    places += [str(config.url)] if config is not None and config.url else []
-    return f"Published at {' and at '.join(places)}." if places else "timm knows no published weights for it."
+    return published_at(timm_model(name))
 
 
 def input_size_of(name: str) -> int | None:

@@ -12,27 +12,21 @@ import pickle
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from simflow_plugin.errors import EvaluationError
 from simflow_plugin.evaluation.extractors import Extractor, ImageFeatures
-from simflow_plugin.evaluation.fidelity import moments_of
+from simflow_plugin.evaluation.fidelity import Moments, moments_of
 from simflow_plugin.files import replacing
 
 MEAN, COVARIANCE, SPATIAL = "mu", "sigma", "_s"
+FACTS = ("extractor", "weights", "num_images")
+"""Fields of `FeatureStatistics` that our own files have beside the arrays."""
 LARGEST_ASYMMETRY = 1e-3
 """Relative to the largest entry; covariances saved in float32 are symmetric to their last digits only."""
-
-
-class Moments(NamedTuple):
-    """Mean (F,) and covariance (F, F), float64."""
-
-    mean: NDArray[np.float64]
-    covariance: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -58,16 +52,13 @@ class FeatureStatistics:
         """Compute the statistics of at least two images."""
         if len(features.pooled) < 2:
             raise EvaluationError(f"{len(features.pooled)} image: a covariance takes two at least.")
-        spatial = Moments(*moments_of(features.spatial)) if features.spatial is not None else None
-        pooled = Moments(*moments_of(features.pooled))
+        spatial = moments_of(features.spatial) if features.spatial is not None else None
+        pooled = moments_of(features.pooled)
         return cls(pooled, spatial, extractor.name, extractor.digest, len(features.pooled))
 
     def check_made_by(self, extractor: Extractor, path: Path) -> None:
         """Refuse statistics of other features.
 
-        Args:
-            extractor: of the samples.
-            path: of the statistics, for the message.
         Raises:
             EvaluationError: naming both.
         """
@@ -87,17 +78,11 @@ class FeatureStatistics:
 
 def save_statistics(path: Path, statistics: FeatureStatistics) -> None:
     """Write an `.npz` file that `read_statistics`, the ADM suite, pytorch-fid and clean-fid read."""
-    arrays: dict[str, Any] = {MEAN: statistics.pooled.mean, COVARIANCE: statistics.pooled.covariance}
-    if statistics.spatial is not None:
-        arrays |= {
-            MEAN + SPATIAL: statistics.spatial.mean,
-            COVARIANCE + SPATIAL: statistics.spatial.covariance,
-        }
-    facts = {
-        "extractor": statistics.extractor,
-        "weights": statistics.weights,
-        "num_images": statistics.num_images,
-    }
+    arrays: dict[str, Any] = {}
+    for suffix, moments in (("", statistics.pooled), (SPATIAL, statistics.spatial)):
+        if moments is not None:
+            arrays |= {MEAN + suffix: moments.mean, COVARIANCE + suffix: moments.covariance}
+    facts = {name: getattr(statistics, name) for name in FACTS}
     arrays |= {name: np.array(value) for name, value in facts.items() if value is not None}
     with replacing(path, EvaluationError) as part, part.open("wb") as file:
         np.savez(file, **arrays)
@@ -132,15 +117,7 @@ def read_statistics(path: Path) -> FeatureStatistics | None:
 def _read_npz(path: Path) -> dict[str, Any]:
     """Return everything but the images; nothing without a mean."""
     with np.load(path, allow_pickle=False) as file:
-        wanted = {
-            MEAN,
-            COVARIANCE,
-            MEAN + SPATIAL,
-            COVARIANCE + SPATIAL,
-            "extractor",
-            "weights",
-            "num_images",
-        }
+        wanted = {MEAN, COVARIANCE, MEAN + SPATIAL, COVARIANCE + SPATIAL, *FACTS}
         return {key: file[key] for key in wanted & set(file.files)} if MEAN in file.files else {}
 
 

@@ -8,7 +8,9 @@ neighbours, k = 3, on the same features, as in the ADM evaluation suite.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -41,6 +43,22 @@ USUAL_SAMPLES = {
     "recall": 10_000,
 }
 """Samples that published numbers are measured on; fewer get a warning in the table."""
+OTHER_NAMES = {
+    "fid": "fd",
+    "rfid": "rfd",
+    "fid_to_reconstructions": "fd_to_reconstructions",
+    "kid": "kd",
+}
+"""Of metrics in other features than Inception's."""
+CHECK_TOLERANCE = 1e-6
+"""Relative. Sound libraries agree to 1e-10 or better; the known failures are off by percents or give NaN."""
+
+
+class Moments(NamedTuple):
+    """Mean (F,) and covariance (F, F), float64."""
+
+    mean: NDArray[np.float64]
+    covariance: NDArray[np.float64]
 
 
 def extract(
@@ -49,9 +67,7 @@ def extract(
     """Return the features of all images.
 
     Args:
-        extractor: on its device.
         batches: uint8 (B, 3, H, W).
-        advance: told how many images were done.
     Raises:
         EvaluationError: if there is no image.
     """
@@ -70,9 +86,6 @@ def fidelity(
     """Return the metrics of samples against real images, by name.
 
     Args:
-        samples: features of generated images.
-        real: features of the reference.
-        extractor: that made both.
         seed: of KID's subsets and of IS's splits.
     Returns:
         `fid`, `sfid`, `kid`, `is`, `precision`, `recall`; with another extractor than Inception `fd_<extractor>`,
@@ -99,7 +112,8 @@ def fidelity(
         assert real.spatial is not None
         found["sfid"] = Measured(frechet(samples.spatial, real.spatial))
         found["is"] = inception_score(samples, seed)
-    found = {name: _with_warning(name, number, num_samples, num_real, dims) for name, number in found.items()}
+    for name, number in found.items():
+        found[name] = number.with_notes(warning=few_samples_warning(name, num_samples, num_real, dims))
     return named_after(extractor, found)
 
 
@@ -107,8 +121,7 @@ def named_after(extractor: Extractor, found: dict[str, Measured]) -> dict[str, M
     """Return metrics under the names that they have with an extractor: `fid` is Inception's alone."""
     if extractor.is_inception:
         return found
-    names = {"fid": "fd", "kid": "kd"}
-    return {f"{names.get(name, name)}_{extractor.suffix}": number for name, number in found.items()}
+    return {f"{OTHER_NAMES.get(name, name)}_{extractor.suffix}": number for name, number in found.items()}
 
 
 def distance(samples: ImageFeatures, reference: ImageFeatures) -> Measured:
@@ -116,46 +129,67 @@ def distance(samples: ImageFeatures, reference: ImageFeatures) -> Measured:
 
     Against real images it is FID's number; against reconstructions of held-out images it is what is left of it when
     the autoencoder is given: how far the model is from the latents that it was to learn.
-
-    Args:
-        samples: features of generated images.
-        reference: features by the same extractor.
     """
-    number = Measured(frechet(samples.pooled, reference.pooled))
-    return _with_warning("fid", number, len(samples.pooled), len(reference.pooled), samples.pooled.shape[1])
+    (num_samples, dims), num_real = samples.pooled.shape, len(reference.pooled)
+    warning = few_samples_warning("fid", num_samples, num_real, dims)
+    return Measured(frechet(samples.pooled, reference.pooled), warning=warning)
 
 
 def frechet(features_1: Tensor, features_2: Tensor) -> float:
     """Return the Fréchet distance of the Gaussians that fit two sets of features (N, F), in float64."""
-    mean_1, covariance_1 = moments_of(features_1)
-    mean_2, covariance_2 = moments_of(features_2)
-    return frechet_distance(mean_1, covariance_1, mean_2, covariance_2)
+    return frechet_distance(moments_of(features_1), moments_of(features_2))
 
 
-def frechet_distance(
-    mean_1: NDArray[np.float64],
-    covariance_1: NDArray[np.float64],
-    mean_2: NDArray[np.float64],
-    covariance_2: NDArray[np.float64],
-) -> float:
+def frechet_distance(first: Moments, second: Moments) -> float:
     """Return the squared Fréchet (2-Wasserstein) distance of two Gaussians.
 
-    Args:
-        mean_1: (F,).
-        covariance_1: (F, F).
-        mean_2: (F,).
-        covariance_2: (F, F).
     Reference:
         Heusel et al., arXiv:1706.08500, equation 6.
     """
-    first, second = {"mu": mean_1, "sigma": covariance_1}, {"mu": mean_2, "sigma": covariance_2}
-    return float(fid_statistics_to_metric(first, second, verbose=False)[KEY_METRIC_FID])
+    both = ({"mu": moments.mean, "sigma": moments.covariance} for moments in (first, second))
+    return float(fid_statistics_to_metric(*both, verbose=False)[KEY_METRIC_FID])
 
 
-def moments_of(features: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def moments_of(features: Tensor) -> Moments:
     """Return mean (F,) and covariance (F, F) of features (N, F), in float64."""
     found = fid_features_to_statistics(features.double())  # float32 means of 50,000 rows lose the last digits
-    return np.atleast_1d(found["mu"]), np.atleast_2d(found["sigma"])
+    return Moments(np.atleast_1d(found["mu"]), np.atleast_2d(found["sigma"]))
+
+
+def check_frechet(
+    distance: Callable[[Moments, Moments], float] = frechet_distance, dims: int = 512, seed: int = 0
+) -> tuple[float, float, bool]:
+    """Check this machine's linear algebra on a Fréchet distance whose value is known.
+
+    FID takes the square root of a product of two covariances. Broken builds of BLAS and LAPACK, two of them in one
+    process above all, get it wrong without a word. Covariances with common eigenvectors Q have a closed form:
+
+        S_1 = Q diag(a) Q', S_2 = Q diag(b) Q':  distance = |m_1 - m_2|^2 + sum (sqrt(a) - sqrt(b))^2
+
+    The spectra fall by six decades, as those of Inception's features do, in opposite orders.
+
+    Args:
+        dims: F; Inception has 2048, which would take ten seconds.
+    Returns:
+        the distance as computed, in closed form, and whether they agree.
+    """
+    random = np.random.default_rng(seed)
+    vectors, _ = np.linalg.qr(random.standard_normal((dims, dims)))
+    spectrum = np.logspace(0, -6, dims)
+    variances = spectrum, spectrum[::-1]
+    means = random.standard_normal((2, dims)) / math.sqrt(dims)
+    # Not with BLAS: Python's own sum is the reference.
+    shift = math.fsum((one - other) ** 2 for one, other in zip(*means.tolist(), strict=True))
+    pairs = zip(*(of.tolist() for of in variances), strict=True)
+    expected = shift + math.fsum((math.sqrt(a) - math.sqrt(b)) ** 2 for a, b in pairs)
+    first, second = (
+        Moments(mean, (vectors * of) @ vectors.T) for mean, of in zip(means, variances, strict=True)
+    )
+    try:
+        found = distance(first, second)
+    except np.linalg.LinAlgError:
+        found = math.nan
+    return found, expected, abs(found - expected) <= CHECK_TOLERANCE * expected
 
 
 def _kernel_distance(samples: ImageFeatures, real: ImageFeatures, seed: int) -> dict[str, Measured]:
@@ -206,17 +240,11 @@ def _precision_recall(samples: ImageFeatures, real: ImageFeatures) -> dict[str, 
     return {"precision": Measured(found[KEY_METRIC_PRECISION]), "recall": Measured(found[KEY_METRIC_RECALL])}
 
 
-def _with_warning(name: str, number: Measured, num_samples: int, num_real: int, dims: int) -> Measured:
-    return number.with_notes(warning=few_samples_warning(name, num_samples, num_real, dims))
-
-
 def few_samples_warning(name: str, num_samples: int, num_real: int, dims: int) -> str:
     """Return the warning beside a metric that too few images were measured for, or nothing.
 
     Args:
         name: a key of `USUAL_SAMPLES`.
-        num_samples: generated.
-        num_real: in the reference.
         dims: of the features.
     """
     fewest = min(num_samples, num_real)

@@ -13,6 +13,7 @@ from simflow_plugin.errors import EvaluationError
 from simflow_plugin.evaluation.extractors import Extractor, ImageFeatures
 from simflow_plugin.evaluation.feature_statistics import FeatureStatistics, read_statistics
 from simflow_plugin.evaluation.fidelity import (
+    Moments,
     extract,
     few_samples_warning,
     fidelity,
@@ -85,10 +86,6 @@ def evaluate_files(
     kernel distance, precision and recall need images.
 
     Args:
-        samples: to judge.
-        reference: to compare with.
-        extractor: of the features of both.
-        batch_size: images at a time.
         seed: of the subsets of KID and the splits of the Inception score.
     Raises:
         EvaluationError: if the statistics are of other features, or there are fewer than two images.
@@ -113,9 +110,10 @@ def evaluate_files(
 def _to_statistics(
     samples: ImageFeatures, statistics: FeatureStatistics, extractor: Extractor, seed: int
 ) -> dict[str, Measured]:
-    numbers = {"fid": _distance("fid", samples.pooled, statistics)}
+    num_real = statistics.num_images or UNKNOWN_NUM_IMAGES
+    numbers = {"fid": _distance(samples.pooled, statistics.pooled, num_real)}
     if samples.spatial is not None and statistics.spatial is not None:
-        numbers["sfid"] = _distance("sfid", samples.spatial, statistics)
+        numbers["sfid"] = _distance(samples.spatial, statistics.spatial, num_real)
     if extractor.is_inception:
         score = inception_score(samples, seed)
         numbers["is"] = score.with_notes(
@@ -124,11 +122,8 @@ def _to_statistics(
     return named_after(extractor, numbers)
 
 
-def _distance(name: str, features: Tensor, statistics: FeatureStatistics) -> Measured:
-    moments = statistics.pooled if name == "fid" else statistics.spatial
-    assert moments is not None
-    num_real = statistics.num_images or UNKNOWN_NUM_IMAGES
-    value = frechet_distance(*moments_of(features), *moments)
+def _distance(features: Tensor, moments: Moments, num_real: int) -> Measured:
+    value = frechet_distance(moments_of(features), moments)
     warning = few_samples_warning("fid", len(features), num_real, features.shape[1])
     return Measured(value, warning=warning)
 

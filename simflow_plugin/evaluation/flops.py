@@ -80,8 +80,6 @@ def measure_compute(autoencoder: Autoencoder, model: GenerativeModel, setting: C
 
     Args:
         autoencoder: its `trainable` decides what counts as trained.
-        model: any model of the harness.
-        setting: what one image goes through.
     """
     return ComputeCost(
         model_parameters=count_parameters(model),
@@ -136,12 +134,14 @@ def training_flops(autoencoder: Autoencoder, model: GenerativeModel | None, sett
         setting.weights,
         trains_model=model is None or all(p.requires_grad for p in model.parameters()),
     )
-    images, moments = _images(setting), None
+    images, moments = torch.zeros(1, 3, setting.image_size, setting.image_size, device="meta"), None
+    shape = setting.feature_shape
+    features = None if shape is None else torch.zeros(1, *shape, device="meta")
     if setting.caches_latents:
         with torch.no_grad():
             moments = joint.autoencoder.moments(images)
     random = IndexedRandom(0, (0,))
-    inputs = JointInputs(images, _labels(setting), _features(setting), random, moments=moments)
+    inputs = JointInputs(images, _labels(setting), features, random, moments=moments)
 
     def step() -> None:
         loss = joint(inputs)["loss"]
@@ -226,15 +226,5 @@ def without_data(module: M) -> M:
     return copy.deepcopy(module, memo)
 
 
-def _images(setting: ComputeSetting) -> Tensor:
-    return torch.zeros(1, 3, setting.image_size, setting.image_size, device="meta")
-
-
 def _labels(setting: ComputeSetting) -> Tensor | None:
     return torch.zeros(1, dtype=torch.int64, device="meta") if setting.has_labels else None
-
-
-def _features(setting: ComputeSetting) -> Tensor | None:
-    return (
-        torch.zeros(1, *setting.feature_shape, device="meta") if setting.feature_shape is not None else None
-    )

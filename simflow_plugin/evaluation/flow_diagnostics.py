@@ -46,7 +46,6 @@ def diagnose_flow(
         flow: in eval mode.
         tokens: (B, T, D), of held-out images; B at least 2.
         labels: (B,) int64, or None.
-        batch_size: rows at a time.
     Raises:
         EvaluationError: for fewer than two rows.
     """

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from simflow_plugin.contracts import ImageDataset
+from simflow_plugin.contracts import ImageDataset, Posterior
 from simflow_plugin.data.loader import Batch, evaluation_batches
 from simflow_plugin.data.order import sample_rows
 from simflow_plugin.data.summary import is_labelled
@@ -33,8 +33,9 @@ from simflow_plugin.evaluation.likelihood import (
 from simflow_plugin.evaluation.monte_carlo import ControlVariate, pooled_error
 from simflow_plugin.evaluation.reconstruction_error import LPIPSDistance, psnr, ssim
 from simflow_plugin.evaluation.result import Measured
-from simflow_plugin.losses.lpips_loss import BACKBONES
+from simflow_plugin.losses.options import LPIPS_MIN_IMAGE_SIZE
 from simflow_plugin.progress_bar import count_progress
+from simflow_plugin.published_weights import LPIPS_BACKBONES
 from simflow_plugin.randomness import IndexedRandom
 from simflow_plugin.runs.loaded_run import LoadedRun
 
@@ -81,23 +82,22 @@ def find_lpips(loaded: LoadedRun, backbone: str | None) -> tuple[LPIPSDistance |
     """Return LPIPS where its weights are, or None and why not; only a backbone that was named must be there.
 
     Args:
-        loaded: the run.
         backbone: AlexNet's file; None looks into torch's hub cache.
     Raises:
         WeightsError: if the file that was named is missing or of another network.
     """
-    smallest, size = BACKBONES["alex"].min_image_size, loaded.config.image_size
+    smallest, size = LPIPS_MIN_IMAGE_SIZE["alex"], loaded.config.image_size
     if size < smallest:
         return None, f"LPIPS: not measured, AlexNet needs {smallest} pixels, images have {size}"
     try:
-        return LPIPSDistance("alex", backbone, loaded.device), ""
+        return LPIPSDistance(backbone, loaded.device), ""
     except WeightsError as error:
         if backbone is not None:
             raise WeightsError(f"--lpips-backbone: {error}") from error
         return (
             None,
             "LPIPS: not measured; `simflow fetch lpips` fetches AlexNet's weights, or name them with --lpips-backbone "
-            f"({BACKBONES['alex'].address})",
+            f"({LPIPS_BACKBONES['alex'].address})",
         )
 
 
@@ -114,22 +114,18 @@ def measure_reconstruction(
     """Return PSNR, SSIM and (if given) LPIPS of decoded posterior means.
 
     Args:
-        loaded: the run.
-        held_out: images.
-        lpips: distance, or None.
         keep: called with originals and reconstructions of each batch, uint8 (B, 3, H, W), for rFID.
     """
-    values: dict[str, list[Tensor]] = {"psnr": [], "ssim": []}
+    measures: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"psnr": psnr, "ssim": ssim}
     if lpips is not None:
-        values["lpips"] = []
+        measures["lpips"] = lpips
+    values: dict[str, list[Tensor]] = {name: [] for name in measures}
     with count_progress("reconstruction", held_out.count) as advance:
         for batch in held_out.batches():
             images = batch.images.to(loaded.device)
             decoded = reconstruct(loaded, images)
-            values["psnr"].append(psnr(decoded, images).cpu())
-            values["ssim"].append(ssim(decoded, images).cpu())
-            if lpips is not None:
-                values["lpips"].append(lpips(decoded, images).cpu())
+            for name, measure in measures.items():
+                values[name].append(measure(decoded, images).cpu())
             keep(*(to_uint8(part).permute(0, 3, 1, 2).cpu() for part in (images, decoded)))
             advance(len(images))
     found = {name: bootstrap_mean(torch.cat(parts).numpy()) for name, parts in values.items()}
@@ -144,34 +140,39 @@ def fit_likelihood(
     """Fit the scale of P(x given z) on training images, decoded from posterior samples."""
     pairs = []
     model = loaded.require_model()
-    for batch in evaluation_batches(train, batch_size, sample_rows(len(train), NUM_FITTED)):
-        images = batch.images.to(loaded.device)
-        random = IndexedRandom(SEED, tuple(batch.indices.tolist()))
+    for images, labels, posterior, random in _encoded(loaded, train, batch_size):
         with loaded.precision.active():
-            posterior = loaded.autoencoder.encode(images)
             noise = random.normal("fit_likelihood", posterior.mean.shape, loaded.device)
             latents = draw_latents(posterior, model.noise_std, noise)
-            clean = model.remove_noise(latents, loaded.known_labels(batch.labels))
-            pairs.append((images, loaded.autoencoder.decode(clean)))
+            pairs.append((images, loaded.autoencoder.decode(model.remove_noise(latents, labels))))
     images, decoded = (torch.cat(part) for part in zip(*pairs, strict=True))
     return ReconstructionLikelihood.fit(kind, images, decoded)
 
 
+@torch.no_grad()
 def fit_control_variate(loaded: LoadedRun, train: ImageDataset, scorer: Scorer, batch_size: int) -> Scorer:
     """Return the scorer with the control variate of least noise, fitted on two draws of each of some training images.
 
     Images that are not scored: the mean of the scores stays what it is, exactly.
     """
     found = []
-    for batch in evaluation_batches(train, batch_size, sample_rows(len(train), NUM_FITTED)):
-        images = batch.images.to(loaded.device)
-        random = IndexedRandom(SEED, tuple(batch.indices.tolist()))
-        labels = loaded.known_labels(batch.labels)
-        with torch.no_grad(), loaded.precision.active():
-            posterior = loaded.autoencoder.encode(images)
+    for images, labels, posterior, random in _encoded(loaded, train, batch_size):
+        with loaded.precision.active():
             found.append(scorer.draw(images, posterior, labels, random, 2, "fit_control_variate"))
     draws = PosteriorDraws(*(torch.cat(part, dim=1) for part in zip(*found, strict=True)))
     return replace(scorer, control=ControlVariate.fit(*draws))
+
+
+def _encoded(
+    loaded: LoadedRun, train: ImageDataset, batch_size: int
+) -> Iterator[tuple[Tensor, Tensor | None, Posterior, IndexedRandom]]:
+    """Yield images to fit on, their labels as the model knows them, their posteriors and their random numbers."""
+    for batch in evaluation_batches(train, batch_size, sample_rows(len(train), NUM_FITTED)):
+        images = batch.images.to(loaded.device)
+        random = IndexedRandom(SEED, tuple(batch.indices.tolist()))
+        with loaded.precision.active():
+            posterior = loaded.autoencoder.encode(images)
+        yield images, loaded.known_labels(batch.labels), posterior, random
 
 
 def score_images(
@@ -180,9 +181,6 @@ def score_images(
     """Score held-out images, and return their indices (N,).
 
     Args:
-        loaded: the run.
-        held_out: images.
-        scorer: of the run's parts.
         has_labels: give the model the labels, if it knows any; otherwise the density is unconditional.
     """
     scores, indices = [], []
@@ -205,7 +203,6 @@ def refuse_not_finite(scores: Tensor, indices: Tensor, name: str) -> None:
     Args:
         scores: (N, ...), a row an image.
         indices: (N,), of the images.
-        name: of the data set.
     Raises:
         EvaluationError: naming the first image.
     """
@@ -249,10 +246,8 @@ def measure_outliers(
     """Return the AUROC of the unconditional likelihood between held-out images and another data set.
 
     Args:
-        loaded: the run.
         held_out: images of the run's own data set.
         other: images of the other one.
-        scorer: of the run's parts.
         csv: gets one row an image of the other data set.
     """
     inside, _ = score_images(loaded, held_out, scorer, has_labels=False)
@@ -262,13 +257,11 @@ def measure_outliers(
     warning = ""
     if loaded.num_classes is not None and not (loaded.model is not None and loaded.model.supports_guidance):
         warning = "trained without label dropout: its unconditional density was never trained"
-    found = {}
-    for name, ours, theirs in (
-        ("auroc_latent", inside.latent_log_prob, outside.latent_log_prob),
-        ("auroc_image", -inside.image_bits_per_dim, -outside.image_bits_per_dim),
-    ):
-        found[name] = _auroc_with_interval(ours, theirs).with_notes(on, warning)
-    return found
+    found = {
+        "auroc_latent": _auroc_with_interval(inside.latent_log_prob, outside.latent_log_prob),
+        "auroc_image": _auroc_with_interval(-inside.image_bits_per_dim, -outside.image_bits_per_dim),
+    }
+    return {name: number.with_notes(on, warning) for name, number in found.items()}
 
 
 def _auroc_with_interval(inside: Tensor, outside: Tensor) -> Measured:

@@ -51,9 +51,6 @@ class ImageSet:
 def open_images(path: Path, option: str) -> ImageSet:
     """Find the images of a folder (below it, too) or of a `.npz` file, `arr_0` (N, H, W, 3) uint8.
 
-    Args:
-        path: of the folder or file.
-        option: as the user knows it, for messages.
     Raises:
         DataError: if a folder holds no image.
         EvaluationError: if there is no such folder or file, or the file holds no such array.

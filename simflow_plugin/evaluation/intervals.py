@@ -24,7 +24,6 @@ def bootstrap_mean(
     Args:
         values: (N,), one an image.
         unit: what was resampled, for the note.
-        seed: of the resampling.
     Raises:
         EvaluationError: without values.
     """
@@ -44,7 +43,6 @@ def bootstrap(
     Args:
         values: (N,).
         statistic: (R, N) -> (R,), one a row.
-        seed: of the resampling.
         num_resamples: R.
     Raises:
         EvaluationError: without values.
@@ -65,13 +63,7 @@ def bootstrap(
 
 
 def repeated(values: Sequence[float]) -> Measured:
-    """Return the mean over repeated seeds with Student's 95 % interval; one value has no interval.
-
-    Raises:
-        EvaluationError: without values.
-    """
-    if not values:
-        raise EvaluationError("an interval was asked for, but there are no values.")
+    """Return the mean over repeated seeds with Student's 95 % interval; one value has no interval."""
     mean = float(np.mean(values))
     if len(values) == 1:
         return Measured(mean)
@@ -87,13 +79,9 @@ def t_quantile(count: int) -> float:
 def proportion(num_right: int, count: int, unit: str = "samples") -> Measured:
     """Return a share with Wilson's 95 % interval, which has a width at 0 and at 1 too.
 
-    Raises:
-        EvaluationError: without trials.
     Reference:
         Wilson, Probable inference, the law of succession, and statistical inference, 1927.
     """
-    if count < 1:
-        raise EvaluationError("an interval was asked for, but there are no values.")
     interval = stats.binomtest(num_right, count).proportion_ci(LEVEL, "wilson")
     return Measured(
         num_right / count, float(interval.low), float(interval.high), f"Wilson's of {count} {unit}"

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from simflow_plugin.local_paths import LocalPath
 from simflow_plugin.options import Options
+from simflow_plugin.registry import JUDGES
 
 
 class DigitsJudgeOptions(Options):
@@ -35,6 +36,7 @@ class JudgeFacts:
     """Number of classes that it knows whatever its options; None: its files tell."""
 
 
+@JUDGES.declare("digits", "simflow_plugin.evaluation.judges.digits_svc")
 class DigitsJudgeFacts(JudgeFacts):
     """Facts of `judge: digits`."""
 
@@ -43,6 +45,7 @@ class DigitsJudgeFacts(JudgeFacts):
     num_classes = 10
 
 
+@JUDGES.declare("encoder", "simflow_plugin.evaluation.judges.pretrained_classifier")
 class EncoderJudgeFacts(JudgeFacts):
     """Facts of `judge: encoder`."""
 

@@ -73,8 +73,7 @@ def power_by_radius(latents: Tensor) -> tuple[list[float], list[float]]:
     """
     latents = normalize_channels(latents)
     power = torch.fft.fft2(latents, norm="ortho").abs().square().mean(dim=(0, 1))
-    rows, columns = (torch.fft.fftfreq(size, dtype=torch.float64) for size in latents.shape[2:])
-    radius = torch.hypot(rows[:, None], columns[None])
+    radius = _radius(latents)
     ring = (radius * min(latents.shape[2:])).round().long()
     rings = range(1, int(ring.max()) + 1)
     means = [
@@ -102,9 +101,13 @@ def high_frequency_ratio(latents: Tensor, cutoff: float = HALF_NYQUIST) -> Tenso
         latents: (N, C, h, w), normalised.
         cutoff: in cycles per position; half the Nyquist frequency by default.
     """
+    return power_spectrum(latents)[:, _radius(latents).flatten()[1:] > cutoff].sum(dim=1)
+
+
+def _radius(latents: Tensor) -> Tensor:
+    """Return the radial frequency (h, w) of each coefficient of the spectrum, in cycles per position."""
     rows, columns = (torch.fft.fftfreq(size, dtype=torch.float64) for size in latents.shape[2:])
-    radius = torch.hypot(rows[:, None], columns[None]).flatten()[1:]
-    return power_spectrum(latents)[:, radius > cutoff].sum(dim=1)
+    return torch.hypot(rows[:, None], columns[None])
 
 
 def total_variation(latents: Tensor) -> Tensor:
@@ -142,7 +145,6 @@ def noise_robustness(
     """Return how close to the originals images are that are decoded from their posterior mean plus noise.
 
     Args:
-        autoencoder: frozen.
         images: (B, 3, H, W), [-1, 1].
         noise_stds: in units of the normalised latents; 0 is the plain reconstruction.
         random: one draw, scaled for each size, so that the curve is smooth.
@@ -168,7 +170,6 @@ def interpolate(autoencoder: Autoencoder, starts: Tensor, ends: Tensor, num_step
     """Decode the straight line between the posterior means of image pairs.
 
     Args:
-        autoencoder: frozen.
         starts: (B, 3, H, W), [-1, 1].
         ends: likewise.
         num_steps: images of a strip, both ends included; at least 2.

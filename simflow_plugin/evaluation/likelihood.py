@@ -66,7 +66,6 @@ class ReconstructionLikelihood:
         """Return the likelihood whose scale is the most likely one for these pairs; use training images.
 
         Args:
-            kind: of the density.
             images: (B, 3, H, W), [-1, 1].
             decoded: likewise, from sampled latents.
         """
@@ -179,10 +178,7 @@ class Scorer:
 
         Args:
             images: (B, 3, H, W), [-1, 1], with 8-bit levels.
-            posterior: of the images.
             labels: (B,), or None.
-            random: source of the posterior noise.
-            num_samples: K.
             purpose: names the stream of random numbers.
         """
         rows = []
@@ -210,7 +206,6 @@ def draw_latents(posterior: Posterior, noise_std: float, noise: Tensor) -> Tenso
     """Draw latents as the model learns them, from N(mean, std^2 + noise_std^2).
 
     Args:
-        posterior: q(z given x).
         noise_std: the model's `noise_std`, 0 for most.
         noise: (B, C, h, w), standard normal.
     """
@@ -222,15 +217,7 @@ def draw_latents(posterior: Posterior, noise_std: float, noise: Tensor) -> Tenso
 def posterior_draws(
     model: GenerativeModel, posterior: Posterior, random: Random, num_samples: int, purpose: str
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield `num_samples` draws of latents as the model learns them, (B, C, h, w), and of the control variate, (B,).
-
-    Args:
-        model: whose `noise_std` is added.
-        posterior: q(z given x).
-        random: source of the noise.
-        num_samples: K.
-        purpose: names the stream of random numbers.
-    """
+    """Yield `num_samples` draws of latents as the model learns them, (B, C, h, w), and of the control variate, (B,)."""
     for sample in range(num_samples):
         noise = random.normal(f"{purpose}_{sample}", posterior.mean.shape, posterior.mean.device)
         yield draw_latents(posterior, model.noise_std, noise), control_values(noise)
@@ -296,16 +283,13 @@ def auroc(
     return float((ranks.sum() - count * (count + 1) / 2) / (count * len(outside)))
 
 
-def write_scores(path: Path, columns: Mapping[str, Sequence[object] | NDArray[np.generic] | Tensor]) -> None:
+def write_scores(path: Path, columns: Mapping[str, NDArray[np.generic] | Tensor]) -> None:
     """Write one row an image to a CSV file, all at once.
 
     Args:
-        path: of the file.
         columns: heading -> values, all of one length.
     """
-    values = [
-        column.tolist() if isinstance(column, Tensor | np.ndarray) else column for column in columns.values()
-    ]
+    values = [column.tolist() for column in columns.values()]
     with replacing(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(columns)

@@ -10,8 +10,6 @@ a file would hold them.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -67,25 +65,19 @@ def ssim(images: Tensor, originals: Tensor) -> Tensor:
 
 
 class LPIPSDistance:
-    """The LPIPS distance of each image; `alex` is the backbone that papers report.
+    """The LPIPS distance of each image with AlexNet, the backbone that papers report.
 
     Args:
-        net: `alex` or `vgg`.
         backbone_path: torchvision's weights of the backbone; None looks into torch's hub cache.
         device: to compute on.
     Raises:
         WeightsError: if the weights are missing, naming the file, the option and the address.
     """
 
-    def __init__(
-        self,
-        net: Literal["alex", "vgg"] = "alex",
-        backbone_path: str | None = None,
-        device: torch.device | str = "cpu",
-    ) -> None:
+    def __init__(self, backbone_path: str | None = None, device: torch.device | str = "cpu") -> None:
         from simflow_plugin.losses.lpips_loss import LPIPSLoss, LPIPSOptions
 
-        self._network = LPIPSLoss(LPIPSOptions(net=net, backbone_path=backbone_path)).to(device).network
+        self._network = LPIPSLoss(LPIPSOptions(net="alex", backbone_path=backbone_path)).to(device).network
 
     @torch.no_grad()
     def __call__(self, images: Tensor, originals: Tensor) -> Tensor:

@@ -135,14 +135,7 @@ def _check_effects(request: EvaluationRequest, parts: Sequence[str]) -> None:
 
 
 def with_sampling(loaded: LoadedRun, assignments: Sequence[str]) -> LoadedRun:
-    """Return the run with other sampling options and the same weights.
-
-    Args:
-        loaded: the run.
-        assignments: `key=value`, of the model's `sampling` options.
-    Raises:
-        EvaluationError: for an option that the model does not have.
-    """
+    """Return the run with `key=value` options of its sampler; see `with_sampling_options`."""
     if not assignments:
         return loaded
     return with_sampling_options(
@@ -154,7 +147,6 @@ def with_sampling_options(loaded: LoadedRun, changes: Mapping[str, Any], option:
     """Return the run with other sampling options and the same weights.
 
     Args:
-        loaded: the run.
         changes: of the model's `sampling` options.
         option: as the user wrote it, for the message.
     Raises:

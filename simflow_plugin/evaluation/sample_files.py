@@ -26,9 +26,6 @@ MAX_NAME_LENGTH = 60
 def check_out(out: Path, option: str = "--out") -> None:
     """Refuse a place for samples before they are drawn.
 
-    Args:
-        out: where to.
-        option: as the user knows it.
     Raises:
         ConfigError: if `out` is neither a `.npz` name nor a folder that is new or empty.
     """
@@ -52,22 +49,18 @@ def check_out(out: Path, option: str = "--out") -> None:
         )
 
 
-def check_grid(path: Path, option: str = "--grid") -> None:
+def check_grid(path: Path) -> None:
     """Refuse a place for a grid of samples before they are drawn.
 
     Raises:
         ConfigError: if `path` does not end in .png, or is a folder.
     """
     if path.suffix.lower() != ".png" or path.is_dir():
-        raise ConfigError(f"{option} {path}: expected the name of a file that ends in .png.")
+        raise ConfigError(f"--grid {path}: expected the name of a file that ends in .png.")
 
 
 def save_grid(
-    path: Path,
-    images: NDArray[np.uint8],
-    labels: NDArray[np.int64],
-    class_names: Sequence[str] | None,
-    option: str = "--grid",
+    path: Path, images: NDArray[np.uint8], labels: NDArray[np.int64], class_names: Sequence[str] | None
 ) -> None:
     """Write samples as one picture, a row for each class with its name; a square where there are no classes.
 
@@ -76,7 +69,6 @@ def save_grid(
         images: (N, H, W, 3).
         labels: (N,), `NO_LABEL` for none.
         class_names: by label; None names classes by their numbers.
-        option: as the user knows it.
     Raises:
         ConfigError: if it cannot be written.
     """
@@ -93,7 +85,7 @@ def save_grid(
         save_image_grid(images[order], path, columns, names)
     except OSError as error:
         reason = error.strerror or error
-        raise ConfigError(f"{option} {path}: cannot be written ({reason}). Name another place.") from error
+        raise ConfigError(f"--grid {path}: cannot be written ({reason}). Name another place.") from error
 
 
 def check_not_there(out: Path, overwrite: bool, option: str = "--out") -> None:
@@ -120,10 +112,6 @@ def save_samples(
     A batch at a time, so that 50,000 images need no memory.
 
     Args:
-        out: where to.
-        num: of samples in all.
-        batches: in order.
-        option: as the user knows it.
         class_names: by label; None names classes by their numbers.
     Raises:
         ConfigError: if `out` is neither a `.npz` name nor a folder that is new or empty, or cannot be written.

@@ -62,11 +62,8 @@ class SampleShards:
         """Make the shards of this process that are missing or damaged.
 
         Args:
-            draw: draws samples by index.
             batch_size: samples at a time; does not change them.
             rank: of this process; shards go round the processes.
-            world_size: number of processes.
-            advance: told how many samples were done, those found on disk included.
         Raises:
             EvaluationError: if a shard cannot be written.
         """

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from simflow_plugin.flow.conditioning import drop_labels
     from simflow_plugin.flow.flow import FlowOutput, TransformerFlow, standard_normal_log_prob
     from simflow_plugin.flow.patchify import patchify, unpatchify
-    from simflow_plugin.flow.sampling import Auto, Cached, Jacobi, Naive, SamplingStatistics
+    from simflow_plugin.flow.sampling.methods import Auto, Cached, Jacobi, Naive, SamplingStatistics
     from simflow_plugin.flow.sizes import FAMILIES, SIZES
 
 __all__ = [
@@ -39,7 +39,9 @@ __getattr__ = lazy_attributes(
     {
         **dict.fromkeys(("FlowArchitecture", "FlowConfig"), _FLOW + "architecture"),
         **dict.fromkeys(("FlowOutput", "TransformerFlow", "standard_normal_log_prob"), _FLOW + "flow"),
-        **dict.fromkeys(("Auto", "Cached", "Jacobi", "Naive", "SamplingStatistics"), _FLOW + "sampling"),
+        **dict.fromkeys(
+            ("Auto", "Cached", "Jacobi", "Naive", "SamplingStatistics"), _FLOW + "sampling.methods"
+        ),
         **dict.fromkeys(("patchify", "unpatchify"), _FLOW + "patchify"),
         **dict.fromkeys(("FAMILIES", "SIZES"), _FLOW + "sizes"),
         "drop_labels": _FLOW + "conditioning",

@@ -118,7 +118,7 @@ class FlowArchitecture(Options):
                 raise ValueError(f"size: unknown `{size}`.{did_you_mean(str(size), SIZES)}")
             filled = {**SIZES[size], **filled}
         family = filled.get("family", "starflow")
-        if family not in FAMILIES:  # said here, or every value that it would fill in is said to be missing
+        if family not in FAMILIES:  # here, or every value that it would fill in is reported as missing
             raise ValueError(f"family: unknown `{family}`.{did_you_mean(str(family), FAMILIES)}")
         return {**FAMILIES[family], **filled}
 

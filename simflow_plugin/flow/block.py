@@ -34,10 +34,7 @@ class BlockOutput(NamedTuple):
 class FlowBlock(nn.Module):
     """An affine autoregressive map u_t = (x_t - b_t) / s_t, (b_t, s_t) a transformer of x_0 .. x_{t-1}.
 
-    Args:
-        config: of the flow.
-        index: of the block in training order, from 0.
-        backend: attention.
+    Blocks differ by their `index` in training order, from 0.
     """
 
     def __init__(self, config: FlowConfig, index: int, backend: AttentionBackend) -> None:
@@ -106,9 +103,8 @@ class FlowBlock(nn.Module):
         sequence = self.embed_inputs(
             self.shift_inputs(ordered), self.position_rows(0, ordered.shape[1]), embedding
         )
-        num_prefix = 0
+        num_prefix = embedding.num_prefix
         if embedding.prefix is not None:
-            num_prefix = embedding.prefix.shape[1]
             sequence = torch.cat([embedding.prefix.to(sequence.dtype), sequence], dim=1)
         turn = self.rotation_of(rotation, 0, sequence.shape[1], num_prefix)
         hidden = None

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from simflow_plugin.contracts import NO_LABEL
 from simflow_plugin.flow.adaln import LayerModulation
 from simflow_plugin.flow.architecture import FlowConfig
+from simflow_plugin.randomness import Random
 
 
 class Embedding(NamedTuple):
@@ -22,6 +23,10 @@ class Embedding(NamedTuple):
     prefix: Tensor | None = None
     added: Tensor | None = None
     modulations: tuple[LayerModulation, ...] | None = None
+
+    @property
+    def num_prefix(self) -> int:
+        return 0 if self.prefix is None else self.prefix.shape[1]
 
 
 class LabelEmbedding(nn.Module):
@@ -71,3 +76,11 @@ def drop_labels(labels: Tensor, uniform: Tensor, probability: float) -> Tensor:
         probability: in [0, 1].
     """
     return torch.where(uniform < probability, NO_LABEL, labels)
+
+
+def drop_at_random(labels: Tensor | None, probability: float, random: Random) -> Tensor | None:
+    """Return `drop_labels` of labels (B,), by numbers drawn as `label_dropout`; None stays None."""
+    if labels is None or probability == 0:
+        return labels
+    uniform = random.uniform("label_dropout", (len(labels),), labels.device)
+    return drop_labels(labels, uniform, probability)

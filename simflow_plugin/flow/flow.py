@@ -17,14 +17,19 @@ from torch import Tensor, nn
 from simflow_plugin.contracts import NO_LABEL
 from simflow_plugin.errors import ConfigError, ShapeError
 from simflow_plugin.flow.architecture import FlowConfig
-from simflow_plugin.flow.attention import AttentionContext, build_attention
+from simflow_plugin.flow.attention import AttentionContext
 from simflow_plugin.flow.block import FlowBlock
-from simflow_plugin.flow.guidance import GuidanceContext, GuidanceRule, build_guidance
-from simflow_plugin.flow.guidance.rule import check_guidance
+from simflow_plugin.flow.guidance import GuidanceContext, GuidanceRule, build_guidance, check_guidance
 from simflow_plugin.flow.input_checks import check_condition, check_guide, check_labels, check_tokens
 from simflow_plugin.flow.rope import rotation_table
-from simflow_plugin.flow.sampling.inversion import Guide, SamplingRequest, autoguided_blocks, invert
+from simflow_plugin.flow.sampling.inversion import (
+    ConditionedBlocks,
+    SamplingRequest,
+    guidable_blocks,
+    invert,
+)
 from simflow_plugin.flow.sampling.methods import Jacobi, Method, parse_methods
+from simflow_plugin.registry import ATTENTION
 
 
 class FlowOutput(NamedTuple):
@@ -48,17 +53,13 @@ class TransformerFlow(nn.Module):
 
     A forward pass changes nothing in the module, draws nothing at random, and never branches on values for
     GPU tensors: label dropout is the caller's (`drop_labels`), caches live in the sampler.
-
-    Args:
-        config: architecture and geometry.
     """
 
     def __init__(self, config: FlowConfig) -> None:
         super().__init__()
         self.config = config
-        backend = build_attention(
-            config.attention, AttentionContext(config.head_dim, config.query_heads, config.key_heads)
-        )
+        context = AttentionContext(config.head_dim, config.query_heads, config.key_heads)
+        backend = ATTENTION.build(config.attention, context)
         self.blocks = nn.ModuleList(FlowBlock(config, index, backend) for index in range(config.num_blocks))
         # Blocks of unit scale preserve volume; then the prior learns a variance for every token and channel.
         self.prior_log_std = (
@@ -243,14 +244,14 @@ class TransformerFlow(nn.Module):
         methods = parse_methods(method, self.config.num_blocks)
         if guess is not None:
             self._check_guess(guess, noise, methods)
-        beside = None if guide is None else guide._beside(rows)
-        request = SamplingRequest(rows, null_rows, guidance, rule, methods, guess, beside)
+        beside = None if guide is None else guide._conditioned(rows)
+        request = SamplingRequest(null_rows, guidance, rule, methods, guess, beside)
         noise = noise.to(torch.promote_types(noise.dtype, torch.float32))
         if self.prior_log_std is not None:
             noise = noise * torch.exp(self.prior_log_std.to(noise.dtype))
-        rotation = self._rotation(rows)
+        blocks = self._conditioned(rows)
         with torch.inference_mode():  # cheaper per operation than no_grad, and a step has many small ones
-            tokens, statistics = invert(list(self.blocks), noise, rotation, request)  # type: ignore[arg-type]
+            tokens, statistics = invert(blocks, noise, request)
         tokens = tokens.clone()  # outside: the caller may use it in a graph of their own
         return (tokens, statistics) if return_statistics else tokens
 
@@ -322,10 +323,11 @@ class TransformerFlow(nn.Module):
         """Return the rotary table in the precision of the weights, whatever that of the tokens."""
         return rotation_table(self.config, self._num_prefix(rows), self.deep_block.proj_in.weight)
 
-    def _beside(self, rows: Tensor | None) -> Guide:
-        """Return this flow as the guide of another whose condition's rows are given."""
-        own = rows if self.config.num_classes is not None or self.config.condition_dim is not None else None
-        return Guide(list(self.blocks), own, self._rotation(own))  # type: ignore[arg-type]
+    def _conditioned(self, rows: Tensor | None) -> ConditionedBlocks:
+        """Return this flow with the condition's rows, those of another flow that it guides perhaps."""
+        if self.config.num_classes is None and self.config.condition_dim is None:
+            rows = None
+        return ConditionedBlocks(list(self.blocks), rows, self._rotation(rows))  # type: ignore[arg-type]
 
     def _null_rows(
         self, rows: Tensor | None, null_condition: Tensor | None, guidance: float
@@ -365,11 +367,7 @@ class TransformerFlow(nn.Module):
     def _check_reach(self, rule: GuidanceRule, guidance: float, is_autoguided: bool) -> None:
         """Raise ConfigError if the rule guides no token of any block that it may guide."""
         kind = "guided" if is_autoguided else "conditional"
-        blocks = (
-            list(autoguided_blocks(rule, self.config.num_blocks))
-            if is_autoguided
-            else [index for index, block in enumerate(self.blocks) if block.is_conditional]
-        )
+        blocks = guidable_blocks(list(self.blocks), rule, is_autoguided)  # type: ignore[arg-type]
         num_tokens, like = self.config.num_tokens, self.deep_block.proj_in.weight
         if all(rule.weights(guidance, index, num_tokens, like) is None for index in blocks):
             raise ConfigError(

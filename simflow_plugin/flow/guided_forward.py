@@ -13,10 +13,9 @@ from torch import Tensor
 
 from simflow_plugin.contracts import NO_LABEL
 from simflow_plugin.errors import ShapeError
-from simflow_plugin.flow.affine import Affine, affine_forward
+from simflow_plugin.flow.affine import affine_forward
 
 if TYPE_CHECKING:
-    from simflow_plugin.flow.block import FlowBlock
     from simflow_plugin.flow.flow import TransformerFlow
     from simflow_plugin.flow.guidance import GuidanceRule
 
@@ -44,32 +43,20 @@ def guided_trajectory(
         raise ShapeError(
             f"guidance: found {tuple(guidance.shape)}, expected {tuple(labels.shape)}, as the labels"
         )
-    rotation, states = flow._rotation(labels), [tokens]
-    for index, block in enumerate(flow.blocks):
+    conditioned, states = flow._conditioned(labels), [tokens]
+    rotation = conditioned.rotation
+    for index, block in enumerate(conditioned.blocks):
         # Rules give the weights of all tokens for one w, in proportion to it.
         pattern = rule.weights(1.0, index, flow.config.num_tokens, tokens)
         if pattern is None or not block.is_conditional:
             states.append(block(states[-1], labels, rotation, None).noise)
         else:
             weights = guidance.to(tokens.dtype)[:, None, None] * pattern
-            states.append(_guided_block(block, states[-1], labels, rotation, rule, weights))  # type: ignore[arg-type]
+            ordered = block.reorder(states[-1])
+            rows = torch.cat([labels, torch.full_like(labels, NO_LABEL)])
+            both, _ = block.affine_of(torch.cat([ordered, ordered]), rows, rotation)
+            guided = rule.combine_halves(both, weights)
+            states.append(block.reorder(affine_forward(ordered, guided)[0]))
     if flow.prior_log_std is not None:
         states[-1] = states[-1] * torch.exp(-flow.prior_log_std.to(states[-1].dtype))
     return states
-
-
-def _guided_block(
-    block: FlowBlock,
-    tokens: Tensor,
-    labels: Tensor,
-    rotation: Tensor | None,
-    rule: GuidanceRule,
-    weights: Tensor,
-) -> Tensor:
-    """Return what a block makes of tokens (B, T, D) with weights (B, T, 1) in its own order."""
-    ordered = block.reorder(tokens)
-    rows = torch.cat([labels, torch.full_like(labels, NO_LABEL)])
-    both, _ = block.affine_of(torch.cat([ordered, ordered]), rows, rotation)
-    (shift, null_shift), (log_scale, null_log_scale) = (part.chunk(2) for part in both)
-    guided = rule.combine(Affine(shift, log_scale), Affine(null_shift, null_log_scale), weights)
-    return block.reorder(affine_forward(ordered, guided)[0])

@@ -12,7 +12,7 @@ from torch import Tensor
 from simflow_plugin.contracts import NO_LABEL
 from simflow_plugin.errors import ConfigError, ShapeError
 from simflow_plugin.flow.architecture import FlowConfig
-from simflow_plugin.guided_by_weaker import check_classes
+from simflow_plugin.guided_by_weaker import check_facts
 
 
 def check_tokens(tokens: Tensor, config: FlowConfig, name: str, reads_values: bool) -> None:
@@ -86,17 +86,10 @@ def check_condition(
 def check_guide(guide: FlowConfig, flow: FlowConfig) -> None:
     """Raise ConfigError unless a flow can guide another: same tokens, condition, number and order of blocks."""
     names = (
-        *("token_dim", "grid_size", "patch_size", "condition_dim"),
+        *("token_dim", "grid_size", "patch_size", "condition_dim", "num_classes"),
         *("num_blocks", "first_order", "start_token", "scale"),
     )
-    for name in names:
-        found, expected = getattr(guide, name), getattr(flow, name)
-        if found != expected:
-            raise ConfigError(
-                f"autoguidance: the guide's {name} is {found}, the flow's {expected}; take a checkpoint of the same "
-                "run, or a run that differs in width, layers or training only"
-            )
-    check_classes(guide.num_classes, flow.num_classes)
+    check_facts(*({name: getattr(config, name) for name in names} for config in (guide, flow)))
     if flow.scale == "unit":
         raise ConfigError(
             "autoguidance: scale `unit` keeps its spread in the prior, where no rule reaches it"

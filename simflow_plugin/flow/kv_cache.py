@@ -55,7 +55,7 @@ def allocate_cache(
 ) -> list[LayerCache]:
     """Return an empty cache for `rows` sequences of `length` positions, in the type of products with `weight`.
 
-    That is the queries' type: attention kernels take one, and would cast the whole cache at every step.
+    That is the queries' type: attention kernels take one, and would cast all of the cache at every step.
     """
     shape = (rows, config.key_heads, length, config.head_dim)
     dtype = product_dtype(weight)

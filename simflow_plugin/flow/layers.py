@@ -120,13 +120,7 @@ class Mlp(nn.Module):
 
 
 class Layer(nn.Module):
-    """hidden + attention(norm(hidden)), then hidden + mlp(norm(hidden)); both modulated with adaLN.
-
-    Args:
-        config: of the flow.
-        backend: attention.
-        is_modulated: whether a condition acts by adaLN.
-    """
+    """hidden + attention(norm(hidden)), then hidden + mlp(norm(hidden)); both modulated with adaLN."""
 
     def __init__(self, config: FlowConfig, backend: AttentionBackend, is_modulated: bool = False) -> None:
         super().__init__()

@@ -12,7 +12,6 @@ and its output down, though the kernels of the lower type reckon in float32 insi
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
@@ -107,26 +106,18 @@ class CastNorm(Cast):
     def __init__(self, norm: nn.LayerNorm | RmsNorm, dtype: torch.dtype) -> None:
         super().__init__(norm, dtype)
         self.__dict__["_norm"] = norm
-        self._normalize: Callable[..., Tensor]
-        if isinstance(norm, nn.LayerNorm):
-            self._normalize = functools.partial(_layer_norm, norm)
-        else:
-            self._normalize = functools.partial(_rms_norm, norm)
+        self._is_layer_norm = isinstance(norm, nn.LayerNorm)
         self._dtype = dtype
 
     def forward(self, hidden: Tensor) -> Tensor:
+        norm = self.__dict__["_norm"]
         if hidden.dtype != self._dtype:
-            return self.__dict__["_norm"](hidden)
+            return norm(hidden)
+        shape, eps = norm.normalized_shape, norm.eps
         with torch.autocast(hidden.device.type, enabled=False):
-            return self._normalize(hidden, self.weight, self.bias)
-
-
-def _layer_norm(norm: nn.LayerNorm, hidden: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    return functional.layer_norm(hidden, norm.normalized_shape, weight, bias, norm.eps)
-
-
-def _rms_norm(norm: RmsNorm, hidden: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    return functional.rms_norm(hidden, norm.normalized_shape, weight, norm.eps)
+            if self._is_layer_norm:
+                return functional.layer_norm(hidden, shape, self.weight, self.bias, eps)
+            return functional.rms_norm(hidden, shape, self.weight, eps)
 
 
 def can_pack(like: Tensor) -> bool:

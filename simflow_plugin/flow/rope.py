@@ -23,7 +23,6 @@ def rotation_table(config: FlowConfig, num_prefix: int, like: Tensor) -> Tensor 
     A table is a function of the step in a block's own order, so it is the same for flipped blocks.
 
     Args:
-        config: of the flow.
         num_prefix: condition tokens in front of the image tokens.
         like: its device, and its precision if that is float64 (else float32), are the table's.
     """

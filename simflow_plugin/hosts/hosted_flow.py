@@ -14,8 +14,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from simflow_plugin.alignment.loss import alignment_loss
-from simflow_plugin.alignment.projector import Projector
+from simflow_plugin.alignment.head import Projector, alignment_loss
 from simflow_plugin.contracts import NO_LABEL, ModelContext
 from simflow_plugin.errors import ConfigError, HostError
 from simflow_plugin.flow import SIZES, FlowArchitecture
@@ -60,25 +59,29 @@ def flow_kinds() -> list[FlowKind]:
     ]
 
 
-@dataclass(frozen=True)
-class HostGeometry:
-    """Arguments with which a host builds a model.
+@dataclass(frozen=True, kw_only=True)
+class HostArguments:
+    """Keywords with which the hosts build a model; a host's own are in a class of its adapter.
 
     Args:
-        latent_shape: (C, h, w).
+        input_size: side of the latents, in latent pixels.
+        in_channels: C of the latents.
         num_classes: number of labels; a label of that value means none, as hosts write it.
-        class_dropout: fraction of training rows whose label is dropped.
-        feature_dims: channels of each frozen encoder's features.
-        alignment_layer: of the deep block, counted from 1; its hidden tokens are aligned.
-        uses_qk_norm: whether queries and keys are normalised.
+        class_dropout_prob: fraction of training rows whose label is dropped.
+        z_dims: channels of each frozen encoder's features.
+        encoder_depth: layer of the deep block, counted from 1, whose hidden tokens are aligned.
+        fused_attn: has no effect, and a warning where it is false.
+        qk_norm: whether queries and keys are normalised.
     """
 
-    latent_shape: tuple[int, int, int]
+    input_size: int
+    in_channels: int
     num_classes: int
-    class_dropout: float
-    feature_dims: tuple[int, ...]
-    alignment_layer: int
-    uses_qk_norm: bool = False
+    class_dropout_prob: float
+    z_dims: Sequence[int]
+    encoder_depth: int
+    fused_attn: bool = True
+    qk_norm: bool = False
 
 
 class HostedLosses(NamedTuple):
@@ -99,30 +102,33 @@ class HostedFlow(nn.Module):
 
     Args:
         kind: family, size and patch.
-        geometry: the host's arguments.
+        arguments: of the host.
     Raises:
         HostError: if they do not fit each other.
     """
 
-    def __init__(self, kind: FlowKind, geometry: HostGeometry) -> None:
+    def __init__(self, kind: FlowKind, arguments: HostArguments) -> None:
         super().__init__()
         self.kind = kind
-        self.geometry = geometry
+        self.arguments = arguments
         architecture = FlowArchitecture.model_validate(
             {
                 "size": kind.size,
                 "patch_size": kind.patch_size,
-                "class_dropout": geometry.class_dropout,
-                "qk_norm": geometry.uses_qk_norm,
+                "class_dropout": arguments.class_dropout_prob,
+                "qk_norm": arguments.qk_norm,
                 **dict(kind.architecture),
             }
         )
-        if not 1 <= geometry.alignment_layer <= architecture.layers_per_block[-1]:
+        if not 1 <= arguments.encoder_depth <= architecture.layers_per_block[-1]:
             raise HostError(
                 f"{kind.name}: the deep block has {architecture.layers_per_block[-1]} layers, so layer "
-                f"{geometry.alignment_layer} cannot be aligned; choose a smaller --encoder-depth"
+                f"{arguments.encoder_depth} cannot be aligned; choose a smaller --encoder-depth"
             )
-        context = ModelContext(geometry.latent_shape, geometry.num_classes)
+        if not arguments.fused_attn:
+            warnings.warn(f"{kind.name}: --no-fused-attn has no effect on this model", stacklevel=3)
+        shape = (arguments.in_channels, arguments.input_size, arguments.input_size)
+        context = ModelContext(shape, arguments.num_classes)
         try:
             self.core = (
                 SimFlow(SimFlowOptions(flow=architecture), context)
@@ -131,17 +137,17 @@ class HostedFlow(nn.Module):
             )
         except ConfigError as error:
             raise HostError(
-                f"{kind.name}: {error}. This host's latents are {geometry.latent_shape} (channels, height, width); "
+                f"{kind.name}: {error}. This host's latents are {shape} (channels, height, width); "
                 "choose a model with another patch size (the number behind the slash), or another autoencoder"
             ) from error
         self.projectors = nn.ModuleList(
-            Projector(architecture.width, PROJECTOR_DIM, feature_dim) for feature_dim in geometry.feature_dims
+            Projector(architecture.width, PROJECTOR_DIM, feature_dim) for feature_dim in arguments.z_dims
         )
 
     @property
     def in_channels(self) -> int:
         """Channels of the latents."""
-        return self.geometry.latent_shape[0]
+        return self.arguments.in_channels
 
     @property
     def moves_encoder(self) -> bool:
@@ -162,7 +168,7 @@ class HostedFlow(nn.Module):
         """
         if not self.training:
             uniform = torch.ones_like(uniform)  # drops no label
-        layer = self.geometry.alignment_layer if features else None
+        layer = self.arguments.encoder_depth if features else None
         draws = _HostDraws(noise, uniform)
         output = self.core.likelihood(latents, self.known_labels(labels), draws, layer)
         projected = [projector(output.hidden) for projector in self.projectors] if features else []
@@ -189,7 +195,7 @@ class HostedFlow(nn.Module):
 
     def known_labels(self, labels: Tensor) -> Tensor:
         """Return labels with `NO_LABEL` where the host wrote `num_classes`, its own null label."""
-        return torch.where(labels == self.geometry.num_classes, NO_LABEL, labels)
+        return torch.where(labels == self.arguments.num_classes, NO_LABEL, labels)
 
     @torch.no_grad()
     def draw(self, noise: Tensor, labels: Tensor, cfg_scale: float) -> Tensor:
@@ -205,7 +211,7 @@ class HostedFlow(nn.Module):
         if cfg_scale < 1:
             raise HostError(f"{self.kind.name}: cfg_scale is {cfg_scale}; expected 1 (no guidance) or more")
         guidance = cfg_scale - 1
-        if guidance > 0 and self.geometry.class_dropout == 0:
+        if guidance > 0 and self.arguments.class_dropout_prob == 0:
             warnings.warn(
                 f"{self.kind.name} was built with a class dropout of 0, so it knows no unconditional model: "
                 f"sampling without guidance instead of cfg_scale {cfg_scale}. Train with --cfg-prob 0.1.",

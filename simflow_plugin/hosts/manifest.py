@@ -7,17 +7,16 @@ manifest and to the git blob ids of the file without and with it.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import subprocess
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import Field, StringConstraints, ValidationError
 
 from simflow_plugin.errors import HostError
+from simflow_plugin.files import read_json_object
 from simflow_plugin.options import Options, did_you_mean
 from simflow_plugin.resources import resource_dir
 
@@ -34,23 +33,14 @@ class TouchedFile(Options):
 
 
 class Manifest(Options):
-    """A host at one commit."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    """A host at one commit, and its patches."""
 
     host: str = Field(description="The name on the command line.")
     repository: str = Field(description="owner/name, for people.")
     url: str = Field(description="What to clone.")
     commit: ObjectId = Field(description="The commit that the patch is written for.")
     files: dict[str, TouchedFile] = Field(min_length=1)
-
-
-@dataclass(frozen=True)
-class HostPatch:
-    """A manifest with the folder that it was read from."""
-
-    manifest: Manifest
-    folder: Path
+    folder: Path = Field(description="Where the manifest and its patches lie; not written in it.")
 
     def converted(self, path: str, content: bytes, is_revert: bool = False) -> bytes:
         """Return the content of the host's file `path` with the patch, or with `is_revert` without it.
@@ -58,7 +48,7 @@ class HostPatch:
         Raises:
             HostError: if git is missing, or the result is not the blob that the manifest names.
         """
-        known = self.manifest.files[path]
+        known = self.files[path]
         expected, patch = known.before if is_revert else known.after, self.folder / known.patch
         with tempfile.TemporaryDirectory() as scratch:
             copy = Path(scratch, path)
@@ -106,38 +96,35 @@ def run_git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         ) from error
 
 
-def known_hosts(folder: Path | None = None) -> dict[str, HostPatch]:
-    """Return every host by name.
+def known_hosts() -> dict[str, Manifest]:
+    """Return every host that ships with the package, by name.
 
-    Args:
-        folder: that holds one folder for each host; None for the one that ships with the package.
     Raises:
         HostError: if a manifest is not one.
     """
-    folder = resource_dir("patches") if folder is None else folder
-    patches = [read_manifest(path) for path in sorted(folder.glob(f"*/{MANIFEST_NAME}"))]
-    return {patch.manifest.host: patch for patch in patches}
+    manifests = map(read_manifest, sorted(resource_dir("patches").glob(f"*/{MANIFEST_NAME}")))
+    return {manifest.host: manifest for manifest in manifests}
 
 
-def find_host(name: str, folder: Path | None = None) -> HostPatch:
+def find_host(name: str) -> Manifest:
     """Return the host called `name`.
 
     Raises:
         HostError: if there is none.
     """
-    hosts = known_hosts(folder)
+    hosts = known_hosts()
     if name not in hosts:
         raise HostError(f"unknown host `{name}`.{did_you_mean(name, hosts)}")
     return hosts[name]
 
 
-def read_manifest(path: Path) -> HostPatch:
+def read_manifest(path: Path) -> Manifest:
     """Read one manifest.
 
     Raises:
         HostError: if it is not JSON or lacks something.
     """
     try:
-        return HostPatch(Manifest.model_validate(json.loads(path.read_bytes())), path.parent)
-    except (OSError, ValueError, ValidationError) as error:
+        return Manifest.model_validate({**read_json_object(path, HostError), "folder": path.parent})
+    except ValidationError as error:
         raise HostError(f"{path}: is no manifest of a host: {error}") from error

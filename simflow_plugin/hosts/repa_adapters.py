@@ -6,16 +6,14 @@ patched loss hands over to a model that `computes_own_losses`. `simflow patch re
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from simflow_plugin.hosts.hosted_flow import FlowKind, HostedFlow, HostGeometry, flow_kinds, sample
+from simflow_plugin.hosts.hosted_flow import FlowKind, HostArguments, HostedFlow, flow_kinds, sample
 
 LATENT_CHANNELS = 4
 """Of the one autoencoder that this host uses (SD-VAE), which it does not pass to the factory."""
@@ -23,45 +21,24 @@ CLASS_DROPOUT = 0.1
 """The host's own, which `--cfg-prob` only switches on."""
 
 
-@dataclass(frozen=True)
-class BuildArguments:
-    """The keywords that the host builds a model with."""
-
-    input_size: int
-    num_classes: int
-    use_cfg: bool
-    z_dims: Sequence[int]
-    encoder_depth: int
-    fused_attn: bool = True
-    qk_norm: bool = False
-
-    def geometry(self) -> HostGeometry:
-        return HostGeometry(
-            latent_shape=(LATENT_CHANNELS, self.input_size, self.input_size),
-            num_classes=self.num_classes,
-            class_dropout=CLASS_DROPOUT if self.use_cfg else 0.0,
-            feature_dims=tuple(self.z_dims),
-            alignment_layer=self.encoder_depth,
-            uses_qk_norm=self.qk_norm,
-        )
-
-
 class RepaFlow(HostedFlow):
     """STARFlow as a model of REPA.
 
     Args:
         kind: family, size and patch.
-        arguments: of the host.
+        use_cfg: whether labels are dropped in training, the host's `--cfg-prob`.
+        arguments: the host's other keywords, see `HostArguments`.
     Raises:
         HostError: if they do not fit each other.
     """
 
     computes_own_losses = True
 
-    def __init__(self, kind: FlowKind, arguments: BuildArguments) -> None:
-        super().__init__(kind, arguments.geometry())
-        if not arguments.fused_attn:
-            warnings.warn(f"{kind.name}: --no-fused-attn has no effect on this model", stacklevel=3)
+    def __init__(self, kind: FlowKind, *, use_cfg: bool, **arguments: Any) -> None:
+        dropout = CLASS_DROPOUT if use_cfg else 0.0
+        super().__init__(
+            kind, HostArguments(in_channels=LATENT_CHANNELS, class_dropout_prob=dropout, **arguments)
+        )
 
     def forward(self, x: Tensor, y: Tensor, zs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return what the host's loss returns: its main loss and the alignment.
@@ -78,16 +55,11 @@ class RepaFlow(HostedFlow):
         return losses.nll, losses.alignment
 
 
-def build(kind: FlowKind, **arguments: Any) -> RepaFlow:
-    """Build a model as the host does: `SiT_models[name](**arguments)`."""
-    return RepaFlow(kind, BuildArguments(**arguments))
-
-
 def add_models(models: dict[str, Callable[..., nn.Module]]) -> None:
     """Add `STARFlow-B/1` and the others to the host's dictionary (entry point in `repa.models`)."""
     for kind in flow_kinds():
         if kind.family == "STARFlow":
-            models.setdefault(kind.name, partial(build, kind))
+            models.setdefault(kind.name, partial(RepaFlow, kind))
 
 
 def add_samplers(samplers: dict[type, Callable[..., Tensor]]) -> None:

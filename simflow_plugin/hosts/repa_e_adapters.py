@@ -11,7 +11,6 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from simflow_plugin.errors import HostError
 from simflow_plugin.hosts.fixed_variance import FixedVarianceFactory
-from simflow_plugin.hosts.hosted_flow import FlowKind, HostedFlow, HostGeometry, flow_kinds, sample
+from simflow_plugin.hosts.hosted_flow import FlowKind, HostArguments, HostedFlow, flow_kinds, sample
 
 LEARNED_VARIANCE = {"f8d4": (4, 8), "f16d32": (32, 16)}
 """The host's own autoencoders: (latent channels, factor)."""
@@ -33,51 +32,25 @@ BATCH_NORM_EPS = 1e-6
 """The host has 1e-4, but undoes the normalisation without it; smaller, samples come back closer to the latents."""
 
 
-@dataclass(frozen=True)
-class BuildArguments:
-    """The keywords that the host builds a model with; `generate.py` may pass None for `bn_momentum`."""
-
-    input_size: int
-    in_channels: int
-    num_classes: int
-    class_dropout_prob: float
-    z_dims: Sequence[int]
-    encoder_depth: int
-    bn_momentum: float | None = 0.1
-    fused_attn: bool = True
-    qk_norm: bool = False
-
-    def geometry(self) -> HostGeometry:
-        return HostGeometry(
-            latent_shape=(self.in_channels, self.input_size, self.input_size),
-            num_classes=self.num_classes,
-            class_dropout=self.class_dropout_prob,
-            feature_dims=tuple(self.z_dims),
-            alignment_layer=self.encoder_depth,
-            uses_qk_norm=self.qk_norm,
-        )
-
-
 class RepaEFlow(HostedFlow):
     """SimFlow or STARFlow as a model of REPA-E.
 
     Args:
         kind: family, size and patch.
-        arguments: of the host.
         nll_weight: beta, the weight of the NLL (nats per latent dimension) in the loss of the autoencoder.
+        bn_momentum: of the running statistics; `generate.py` may pass None.
+        arguments: the host's other keywords, see `HostArguments`.
     Raises:
         HostError: if kind and arguments do not fit each other.
     """
 
-    def __init__(self, kind: FlowKind, arguments: BuildArguments, nll_weight: float = 1.0) -> None:
-        super().__init__(kind, arguments.geometry())
+    def __init__(
+        self, kind: FlowKind, *, nll_weight: float = 1.0, bn_momentum: float | None = 0.1, **arguments: Any
+    ) -> None:
+        super().__init__(kind, HostArguments(**arguments))
         self.nll_weight = nll_weight
         self.alignment_coefficient: float | None = None
-        self.bn = nn.BatchNorm2d(
-            arguments.in_channels, eps=BATCH_NORM_EPS, momentum=arguments.bn_momentum, affine=False
-        )
-        if not arguments.fused_attn:
-            warnings.warn(f"{kind.name}: --no-fused-attn has no effect on this model", stacklevel=3)
+        self.bn = nn.BatchNorm2d(self.in_channels, eps=BATCH_NORM_EPS, momentum=bn_momentum, affine=False)
 
     def use_host_options(self, args: Any) -> None:
         """Read the options of a run that the host does not pass on; the patched scripts call this once.
@@ -140,27 +113,22 @@ class RepaEFlow(HostedFlow):
             time_input = torch.rand((len(latents), 1, 1, 1))
         time_input = time_input.to(device=latents.device, dtype=latents.dtype)
         noises = torch.randn_like(latents) if noises is None else noises.to(latents)
-        result: dict[str, Any] = {"time_input": time_input, "noises": noises}
+        result: dict[str, Any] = {
+            "time_input": time_input,
+            "noises": noises,
+            "zs_tilde": [],
+            "model_output": None,
+            "denoising_loss": None,
+            "proj_loss": x.new_zeros(()),
+        }
         align_only = loss_kwargs["align_only"]
         if align_only and not self.moves_encoder:
-            # A frozen autoencoder: nothing may reach it, and the pass is saved.
-            return {
-                **result,
-                "zs_tilde": [],
-                "model_output": None,
-                "denoising_loss": None,
-                "proj_loss": x.new_zeros(()),
-            }
+            return result  # a frozen autoencoder: nothing may reach it, and the pass is saved
         losses = self.losses(latents, y, zs, time_input.flatten(), noises)
-        return {
-            **result,
-            "zs_tilde": losses.projected,
-            "model_output": losses.noise,
-            "denoising_loss": None if align_only else losses.nll,
-            "proj_loss": losses.alignment + self._nll_for_encoder(losses.nll)
-            if align_only
-            else losses.alignment,
-        }
+        result |= {"zs_tilde": losses.projected, "model_output": losses.noise}
+        if align_only:
+            return result | {"proj_loss": losses.alignment + self._nll_for_encoder(losses.nll)}
+        return result | {"denoising_loss": losses.nll, "proj_loss": losses.alignment}
 
     def _nll_for_encoder(self, nll: Tensor) -> Tensor:
         if self.alignment_coefficient is None:
@@ -195,15 +163,10 @@ class RepaEFlow(HostedFlow):
         )
 
 
-def build(kind: FlowKind, **arguments: Any) -> RepaEFlow:
-    """Build a model as the host does: `SiT_models[name](**arguments)`."""
-    return RepaEFlow(kind, BuildArguments(**arguments))
-
-
 def add_models(models: dict[str, Callable[..., nn.Module]]) -> None:
     """Add `SimFlow-B/1` and the others to the host's dictionary (entry point in `repa_e.models`)."""
     for kind in flow_kinds():
-        models.setdefault(kind.name, partial(build, kind))
+        models.setdefault(kind.name, partial(RepaEFlow, kind))
 
 
 def add_autoencoders(autoencoders: dict[str, Callable[..., nn.Module]]) -> None:

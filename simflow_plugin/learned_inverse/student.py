@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from simflow_plugin.diffusion.transformer import AdaLNTransformer, BackboneOptions
 from simflow_plugin.errors import ConfigError
@@ -65,8 +64,7 @@ class InverseStudent(AdaLNTransformer):
             guidance: (B,), weight w >= 0 of every row.
             with_states: also project the hidden tokens onto the teacher's inner states.
         """
-        tokens = self.patch_embed(noise).flatten(2).transpose(1, 2) + self.positions  # (B, T, width)
-        condition = F.silu(self._condition(guidance, labels))
+        tokens, condition = self._embed(noise, guidance, labels)
         states = []
         for number, layer in enumerate(self.layers, start=1):
             tokens = layer(tokens, condition)
@@ -110,9 +108,6 @@ def state_layers(depth: int, layers_per_block: Sequence[int]) -> tuple[int, ...]
     Generation inverts the last block first. A block is given a share of the depth in proportion to its layers, and
     one layer at least; the last state is the latent itself, which the head predicts.
 
-    Args:
-        depth: layers of the student.
-        layers_per_block: of the teacher, in training order.
     Raises:
         ConfigError: if there are fewer layers than blocks.
     """
@@ -135,12 +130,9 @@ def default_sizes(teacher: FlowConfig) -> dict[str, Any]:
     """Return the default student: at most a third of the teacher's parameters, but not narrower than small teachers.
 
     `SMALLEST_WIDTH`, or the teacher's width where that is less, is the least, so the third holds of teachers wider than
-    some 240 channels. A layer of the student has 18 d^2 parameters (12, and 6 of its modulation), one of the teacher
-    12 D^2 about. The student has two thirds of the teacher's layers, one per block at least, and gives up width for the
-    rest.
-
-    Args:
-        teacher: configuration of the flow; its width is D.
+    some 240 channels. A layer of the student of width d has 18 d^2 parameters (12, and 6 of its modulation), one of the
+    teacher of width D 12 D^2 about. The student has two thirds of the teacher's layers, one per block at least, and
+    gives up width for the rest.
     """
     layers = sum(teacher.layers_per_block)
     depth = max(teacher.num_blocks, round(layers * 2 / 3))

@@ -64,11 +64,6 @@ def relative_error(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def state_error(predictions: Sequence[Tensor], states: Sequence[Tensor]) -> Tensor:
-    """Return the mean relative error over inner states.
-
-    Args:
-        predictions: (B, T, D) per state.
-        states: (B, T, D) per state.
-    """
+    """Return the mean relative error over inner states, (B, T, D) each."""
     errors = [relative_error(p, s) for p, s in zip(predictions, states, strict=True)]
     return torch.stack(errors).mean()

@@ -21,13 +21,10 @@ REMEDY = "Put the weights of then back, or start a new run."
 
 
 def build_teacher(options: TeacherOptions, context: ModelContext) -> Any:
-    """Build the teacher, frozen; with its weights, unless a checkpoint brings them (`context.is_restored`).
+    """Build the teacher of resolved options, frozen and in evaluation mode.
 
-    Args:
-        options: resolved.
-        context: of the student.
-    Returns:
-        A model with a flow, in evaluation mode.
+    Its weights are loaded unless a checkpoint of the student brings them (`context.is_restored`).
+
     Raises:
         ConfigError: if the model has no flow.
         WeightsError: if its weights are missing, have changed, or are of other latents or classes.
@@ -49,7 +46,7 @@ def _load_weights(model: GenerativeModel, options: TeacherOptions, context: Mode
     path = Path(options.weights)
     if not path.is_file():
         raise WeightsError(
-            f"model.teacher: {path}: no such file. Put it back, or say where it is: --set model.teacher.weights=FILE."
+            f"model.teacher: {path}: no such file. Put it back, or name its place: --set model.teacher.weights=FILE."
         )
     if file_digest(path) != options.sha256:
         raise WeightsError(

@@ -23,7 +23,7 @@ class TeacherOptions(Options):
     )
     model: Annotated[Part, MODELS] | None = Field(
         None,
-        description="what builds the teacher; null: a `flow.json` beside the weights says it. Filled in.",
+        description="what builds the teacher; null: a `flow.json` beside the weights is read. Filled in.",
     )
     sha256: str | None = Field(None, description="of the weights. Filled in.")
     source: str = Field("", description="where the weights come from, for people.")
@@ -32,7 +32,7 @@ class TeacherOptions(Options):
         """Return the options with model, checksum and absolute path filled in.
 
         Raises:
-            ConfigError: if the weights are not there, or nothing says what builds the teacher.
+            ConfigError: if the weights are not there, or nothing names what builds the teacher.
         """
         if self.model is not None and self.sha256 is not None:
             return self

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from simflow_plugin.contracts import DataContext, NetworkOutline
 from simflow_plugin.errors import WeightsError
-from simflow_plugin.losses.options import BACKBONES, LPIPSOptions, check_lpips_size
+from simflow_plugin.losses.options import LPIPSOptions, check_lpips_size
 from simflow_plugin.losses.perceptual import PerceptualLoss, freeze
-from simflow_plugin.published_weights import fetch_command, torch_cache
+from simflow_plugin.published_weights import LPIPS_BACKBONES, fetch_command, torch_cache
 from simflow_plugin.registry import RECONSTRUCTION_LOSSES
 from simflow_plugin.weights import load_strictly, read_tensors
 
@@ -74,13 +74,12 @@ def find_backbone(options: LPIPSOptions) -> Path:
     Raises:
         WeightsError: if there is none; names the file, the option and the published address.
     """
-    backbone = BACKBONES[options.net]
+    backbone = LPIPS_BACKBONES[options.net]
     cached = torch_cache() / backbone.file_name
     path = cached if options.backbone_path is None else Path(options.backbone_path).expanduser()
     if not path.is_file():
         raise WeightsError(
             f"lpips: the backbone's weights {path} are missing.{fetch_command(backbone.file_name)} Or download "
-            f"{backbone.address} and set "
-            f"`backbone_path` of the loss `lpips` to the file, or copy it to {cached}"
+            f"{backbone.address} and set `backbone_path` of the loss `lpips` to the file, or copy it to {cached}"
         )
     return path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
@@ -11,10 +10,12 @@ from simflow_plugin.contexts import DataContext
 from simflow_plugin.errors import ShapeError
 from simflow_plugin.local_paths import LocalPath
 from simflow_plugin.options import MomentDecay, Options, Size
+from simflow_plugin.registry import RECONSTRUCTION_LOSSES
 
 Colour = tuple[float, float, float]
 
 
+@RECONSTRUCTION_LOSSES.declare("timm", "simflow_plugin.losses.timm_loss")
 class TimmLossOptions(Options):
     """Options of the timm perceptual loss."""
 
@@ -39,25 +40,17 @@ class TimmLossOptions(Options):
     std: Colour | None = Field(None, description="of images in [0, 1]; default the backbone's.")
 
 
+@RECONSTRUCTION_LOSSES.declare("l1", "simflow_plugin.losses.pixel")
+@RECONSTRUCTION_LOSSES.declare("l2", "simflow_plugin.losses.pixel")
 class PixelOptions(Options):
     """Pixel losses have no options; their weight belongs to the sum."""
 
 
-@dataclass(frozen=True)
-class Backbone:
-    """Published weights of a backbone, and the smallest image that it accepts, in pixels."""
-
-    file_name: str
-    min_image_size: int
-
-    @property
-    def address(self) -> str:
-        return f"https://download.pytorch.org/models/{self.file_name}"
+LPIPS_MIN_IMAGE_SIZE = {"vgg": 16, "alex": 31}
+"""Pixels of the smallest image that each backbone of LPIPS accepts."""
 
 
-BACKBONES = {"vgg": Backbone("vgg16-397923af.pth", 16), "alex": Backbone("alexnet-owt-7be5be79.pth", 31)}
-
-
+@RECONSTRUCTION_LOSSES.declare("lpips", "simflow_plugin.losses.lpips_loss")
 class LPIPSOptions(Options):
     """Options of the LPIPS loss."""
 
@@ -71,15 +64,12 @@ class LPIPSOptions(Options):
 
 
 def check_lpips_size(image_size: int, net: str) -> None:
-    """Check that images are large enough for the backbone of LPIPS.
+    """Check that images of `image_size` pixels are large enough for the backbone of LPIPS.
 
-    Args:
-        image_size: pixels.
-        net: `vgg` or `alex`.
     Raises:
         ShapeError: if they are not.
     """
-    smallest = BACKBONES[net].min_image_size
+    smallest = LPIPS_MIN_IMAGE_SIZE[net]
     if image_size < smallest:
         raise ShapeError(
             f"lpips: images of {image_size} pixels are too small for `{net}`, which needs {smallest}; use larger "
@@ -88,12 +78,8 @@ def check_lpips_size(image_size: int, net: str) -> None:
 
 
 KERNEL, PADDING = 4, 1
-
-
 LAYER_STRIDE_ONE = 2
 """Convolutions at the end, each of which takes one pixel off: the last hidden layer, and the logits."""
-
-
 Norm = Literal["batch", "spectral", "none"]
 
 

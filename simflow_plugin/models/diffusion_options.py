@@ -13,6 +13,7 @@ from simflow_plugin.diffusion.options import (
     SamplingOptions,
 )
 from simflow_plugin.options import Options
+from simflow_plugin.registry import MODELS
 
 
 class SiTSampling(SamplingOptions):
@@ -56,12 +57,14 @@ class DiTOptions(DiffusionOptions):
     sampling: DiTSampling = DiTSampling()
 
 
+@MODELS.declare("sit", "simflow_plugin.models.sit")
 class SiTFacts(DiffusionFacts):
     """Facts of `model: sit`."""
 
     Options: ClassVar[type[Options]] = SiTOptions
 
 
+@MODELS.declare("dit", "simflow_plugin.models.dit")
 class DiTFacts(DiffusionFacts):
     """Facts of `model: dit`."""
 

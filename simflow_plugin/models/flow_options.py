@@ -10,10 +10,10 @@ from pydantic import Field, model_validator
 from simflow_plugin.contexts import ModelContext, ModelFacts
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.flow.architecture import FlowArchitecture, FlowConfig
-from simflow_plugin.flow.guidance.options import GuidanceContext
+from simflow_plugin.flow.guidance_options import GuidanceContext
 from simflow_plugin.flow.sampling.methods import METHODS, parse_methods
 from simflow_plugin.options import Choices, Options
-from simflow_plugin.registry import GUIDANCE, Part
+from simflow_plugin.registry import GUIDANCE, MODELS, Part
 
 
 class FlowSampling(Options):
@@ -84,6 +84,7 @@ class StarFlowOptions(SimFlowOptions):
         return values
 
 
+@MODELS.declare("simflow", "simflow_plugin.models.simflow")
 class SimFlowFacts(ModelFacts):
     """Facts of `model: simflow`."""
 
@@ -93,10 +94,9 @@ class SimFlowFacts(ModelFacts):
     supports_autoguidance = True
 
 
-class StarFlowFacts(ModelFacts):
+@MODELS.declare("starflow", "simflow_plugin.models.starflow")
+class StarFlowFacts(SimFlowFacts):
     """Facts of `model: starflow`: it detaches the latents."""
 
     Options: ClassVar[type[Options]] = StarFlowOptions
     coupled_terms: ClassVar[frozenset[str]] = frozenset()
-    supports_alignment = True
-    supports_autoguidance = True

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from simflow_plugin.contracts import NO_LABEL, DataContext, GenerativeModel, ModelContext, SamplerFacts
 from simflow_plugin.errors import ConfigError
-from simflow_plugin.flow import TransformerFlow, drop_labels
+from simflow_plugin.flow import TransformerFlow
+from simflow_plugin.flow.conditioning import drop_at_random
 from simflow_plugin.flow.guidance import GuidanceContext, GuidanceRule
 from simflow_plugin.flow.guided_forward import guided_trajectory
 from simflow_plugin.learned_inverse.student import InverseStudent
@@ -32,9 +33,6 @@ from simflow_plugin.registry import GUIDANCE, MODELS, RECONSTRUCTION_LOSSES, Par
 class LearnedInverse(LearnedInverseFacts, GenerativeModel):
     """A student of a flow: samples in one pass, density of the teacher.
 
-    Args:
-        options: of the model.
-        context: shape of the latents, number of classes.
     Raises:
         ConfigError: if the teacher has no flow or other latents, or guidance is asked for without classes.
         WeightsError: if the teacher's weights are missing or have changed.
@@ -113,12 +111,9 @@ class LearnedInverse(LearnedInverseFacts, GenerativeModel):
 
     @torch.no_grad()
     def pairs(self, latents: Tensor, labels: Tensor | None, random: Random) -> Pairs:
-        """Return what the student learns from in this step; no gradient reaches the teacher.
+        """Return what the student learns from in this step, from encoded images (B, C, h, w) and labels (B,) or None.
 
-        Args:
-            latents: (B, C, h, w), encoded images.
-            labels: (B,) int64, or None.
-            random: named draws.
+        No gradient reaches the teacher.
         """
         num_data = len(latents) - round(self.options.exact_share * len(latents))
         labels = self._known(labels)
@@ -132,9 +127,7 @@ class LearnedInverse(LearnedInverseFacts, GenerativeModel):
     def _data_pairs(self, latents: Tensor, labels: Tensor | None, random: Random, stop: int) -> Pairs:
         """Return pairs for the rows before `stop`; draws are made for all rows, as every draw of a step is."""
         rows, device = len(latents), latents.device
-        if labels is not None and self.options.class_dropout > 0:
-            uniform = random.uniform("label_dropout", (rows,), device)
-            labels = drop_labels(labels, uniform, self.options.class_dropout)
+        labels = drop_at_random(labels, self.options.class_dropout, random)
         labels = None if labels is None else labels[:stop]
         noisy = target = latents[:stop]
         if self.teacher.noise_std > 0:
@@ -176,14 +169,10 @@ class LearnedInverse(LearnedInverseFacts, GenerativeModel):
         tokens = self._exact_tokens(noise, labels, weight, "cached")
         guidance = torch.full((len(noise),), weight, device=like.device)
         states = self._states(tokens, labels, guidance if weight > 0 else None)
-        target = self.teacher.remove_noise(self.teacher.latents(tokens), labels)
-        return Pairs(noise, target, labels, guidance, list(reversed(states[1:-1])))
+        return Pairs(noise, self._clean(tokens, labels), labels, guidance, list(reversed(states[1:-1])))
 
-    def _exact(
-        self, noise: Tensor, labels: Tensor | None, guidance: float, method: Any, **options: Any
-    ) -> Tensor:
-        """Return the latents (B, C, h, w) of the teacher's exact inverse, its noise removed."""
-        tokens = self._exact_tokens(noise, labels, guidance, method, **options)
+    def _clean(self, tokens: Tensor, labels: Tensor | None) -> Tensor:
+        """Return the latents (B, C, h, w) of tokens, without the teacher's noise."""
         return self.teacher.remove_noise(self.teacher.latents(tokens), labels)
 
     def _exact_tokens(
@@ -210,7 +199,8 @@ class LearnedInverse(LearnedInverseFacts, GenerativeModel):
             return self.student.invert(noise, labels, self._weights(guidance, noise)).latents
         if self._method_name == "hybrid":
             return self._hybrid(noise, labels, guidance)
-        return self._exact(noise, labels, guidance, self.options.sampling.method)
+        tokens = self._exact_tokens(noise, labels, guidance, self.options.sampling.method)
+        return self._clean(tokens, labels)
 
     def _hybrid(self, noise: Tensor, labels: Tensor | None, guidance: float) -> Tensor:
         """Return the exact inverse by Jacobi iteration from the student's guess of every block."""
@@ -220,14 +210,15 @@ class LearnedInverse(LearnedInverseFacts, GenerativeModel):
         states = self._states(self.teacher.tokens(guess), labels, weights)
         method = self.options.sampling.method
         jacobi = {**method, "name": "jacobi"} if isinstance(method, dict) else "jacobi"
-        return self._exact(noise, labels, guidance, jacobi, guess=states[:-1])
+        tokens = self._exact_tokens(noise, labels, guidance, jacobi, guess=states[:-1])
+        return self._clean(tokens, labels)
 
     def sampler_facts(self) -> SamplerFacts:
         if self._method_name == "learned":
             return SamplerFacts("learned", 1)
         if self._method_name == "hybrid":
             return SamplerFacts("hybrid", None)
-        # The teacher's own, which knows what removing its noise takes, with the method that is sampled by here.
+        # Those of the teacher, with the pass that removes its noise, by the method that is sampled by here.
         teacher = copy.copy(self.teacher)
         options = teacher.options
         sampling = options.sampling.model_copy(update={"method": self.options.sampling.method})

@@ -10,7 +10,7 @@ from simflow_plugin.contexts import ModelFacts
 from simflow_plugin.diffusion.options import BackboneOptions
 from simflow_plugin.learned_inverse.teacher_options import TeacherOptions
 from simflow_plugin.options import Options
-from simflow_plugin.registry import GUIDANCE, RECONSTRUCTION_LOSSES, Part
+from simflow_plugin.registry import GUIDANCE, MODELS, RECONSTRUCTION_LOSSES, Part
 
 
 class ImageLossOptions(Options):
@@ -73,6 +73,7 @@ class LearnedInverseOptions(Options):
         return self.model_copy(update={"teacher": self.teacher.resolved()})
 
 
+@MODELS.declare("learned_inverse", "simflow_plugin.models.learned_inverse")
 class LearnedInverseFacts(ModelFacts):
     """Facts of `model: learned_inverse`."""
 

@@ -6,7 +6,6 @@ fixed posterior variance keeps stable (arXiv:2512.04084).
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,16 +17,15 @@ from simflow_plugin.contracts import GenerativeModel, ModelContext, SamplerFacts
 from simflow_plugin.flow import (
     FlowConfig,
     TransformerFlow,
-    drop_labels,
     patchify,
     standard_normal_log_prob,
     unpatchify,
 )
+from simflow_plugin.flow.conditioning import drop_at_random
 from simflow_plugin.flow.guidance import GuidanceContext, GuidanceRule
 from simflow_plugin.flow.input_checks import check_guide
-from simflow_plugin.flow.sampling import parse_methods
-from simflow_plugin.flow.sampling.passes import sequential_passes
-from simflow_plugin.guided_by_weaker import check_kind, check_process
+from simflow_plugin.flow.sampling.methods import Auto, Jacobi, parse_methods
+from simflow_plugin.guided_by_weaker import with_guide
 from simflow_plugin.models.flow_options import FlowSampling as FlowSampling
 from simflow_plugin.models.flow_options import SimFlowFacts, SimFlowOptions
 from simflow_plugin.randomness import Random
@@ -47,9 +45,6 @@ class LikelihoodOutput(NamedTuple):
 class SimFlow(SimFlowFacts, GenerativeModel):
     """Transformer autoregressive flow p(z given y) on the latent grid.
 
-    Args:
-        options: of the model.
-        context: shape of the latents, number of classes, alignment.
     Raises:
         ConfigError: if the latent grid is not divisible by the patch size.
     """
@@ -100,7 +95,7 @@ class SimFlow(SimFlowFacts, GenerativeModel):
             hidden_layer: of the deep block, counted from 1, whose tokens are returned; None returns none.
             checks_values: refuse latents that are not finite.
         """
-        labels = self._drop_labels(labels, random, latents.device)
+        labels = drop_at_random(self._known(labels), self.options.flow.class_dropout, random)
         tokens = self.tokens(self.add_noise(latents, random))
         output = self.flow(tokens, labels, hidden_layer=hidden_layer, checks_values=checks_values)
         log_prob = standard_normal_log_prob(output.noise) + output.logdet
@@ -132,14 +127,9 @@ class SimFlow(SimFlowFacts, GenerativeModel):
         Raises:
             ConfigError: if that is no model of the same kind, on the same tokens, noise and classes.
         """
-        check_kind(self, weaker)
-        assert isinstance(weaker, SimFlow)
-        check_process(weaker.process_facts(), self.process_facts())
-        check_guide(weaker.flow.config, self.flow.config)
-        twin = copy.copy(self)
-        # No submodule: the state of this model stays its own.
-        twin.__dict__ |= {"guide": weaker, "supports_guidance": True}
-        return twin
+        if isinstance(weaker, SimFlow):
+            check_guide(weaker.flow.config, self.flow.config)
+        return with_guide(self, weaker)
 
     def process_facts(self) -> dict[str, object]:
         """Return what two models must share for their predictions to be combined, by name."""
@@ -149,9 +139,14 @@ class SimFlow(SimFlowFacts, GenerativeModel):
         return self.flow.log_prob(self.tokens(latents), self._known(labels))
 
     def sampler_facts(self) -> SamplerFacts:
-        methods = parse_methods(self.options.sampling.method, self.flow.config.num_blocks)
+        config = self.flow.config
+        methods = parse_methods(self.options.sampling.method, config.num_blocks)
         names = "/".join(dict.fromkeys(method.name for method in methods))
-        return SamplerFacts(names, sequential_passes(self.flow, methods))
+        if any(isinstance(method, Jacobi | Auto) for method in methods):  # it iterates until it converges
+            return SamplerFacts(names, None)
+        # A pass a token and block; an output shift leaves the first token of a block as it is.
+        num_steps = config.num_tokens - (0 if config.start_token else 1)
+        return SamplerFacts(names, config.num_blocks * num_steps)
 
     def token_flow(self) -> TransformerFlow:
         return self.flow
@@ -170,10 +165,3 @@ class SimFlow(SimFlowFacts, GenerativeModel):
 
     def _known(self, labels: Tensor | None) -> Tensor | None:
         return labels if self.flow.config.num_classes is not None else None
-
-    def _drop_labels(self, labels: Tensor | None, random: Random, device: torch.device) -> Tensor | None:
-        labels = self._known(labels)
-        if labels is None or self.options.flow.class_dropout == 0:
-            return labels
-        uniform = random.uniform("label_dropout", (labels.shape[0],), device)
-        return drop_labels(labels, uniform, self.options.flow.class_dropout)

@@ -18,8 +18,7 @@ from torch.nn import functional as F
 from simflow_plugin.contracts import ModelContext, SamplerFacts
 from simflow_plugin.diffusion.diffusion_model import DiffusionModel
 from simflow_plugin.diffusion.interpolants import Interpolant
-from simflow_plugin.diffusion.samplers import Sampler
-from simflow_plugin.diffusion.time_sampling import sample_times
+from simflow_plugin.diffusion.samplers import integrate
 from simflow_plugin.models.diffusion_options import SiTFacts, SiTOptions
 from simflow_plugin.randomness import Random
 from simflow_plugin.registry import MODELS
@@ -29,12 +28,7 @@ LATENT_NORM_EPS = 1e-4
 
 @MODELS.register("sit")
 class SiT(SiTFacts, DiffusionModel):
-    """Velocity model of latents.
-
-    Args:
-        options: of the model.
-        context: shape of the latents, number of classes, alignment.
-    """
+    """Velocity model of latents."""
 
     def __init__(self, options: SiTOptions, context: ModelContext) -> None:
         super().__init__(options, options.sampling, context)
@@ -49,7 +43,14 @@ class SiT(SiTFacts, DiffusionModel):
         )
 
     def sample_times(self, batch_size: int, random: Random, device: torch.device) -> Tensor:
-        return sample_times(self.options.time_sampling, self.interpolant, batch_size, random, device)
+        """Draw times (B,), float32, in [0, 1).
+
+        `log_normal`: the noise ratio sigma_t / alpha_t is exp(n), n ~ N(0, 1), as REPA-E does after EDM
+        (arXiv:2206.00364); with the linear interpolant t is then logit-normal.
+        """
+        if self.options.time_sampling == "uniform":
+            return random.uniform("time", (batch_size,), device)
+        return self.interpolant.time_of_noise_ratio(random.normal("time", (batch_size,), device).exp())
 
     def diffuse(self, latents: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         return self.interpolant.interpolate(latents, noise, t)
@@ -64,8 +65,8 @@ class SiT(SiTFacts, DiffusionModel):
             return guide(self.predict, x, t, step_start, labels)
 
         noise = random.normal("latent", shape, next(self.parameters()).device)
-        sampler = Sampler(sampling.method, sampling.num_steps)
-        return self.denormalize(sampler(velocity, noise, self.interpolant, random))
+        samples = integrate(sampling.method, velocity, noise, sampling.num_steps, self.interpolant, random)
+        return self.denormalize(samples)
 
     def process_facts(self) -> dict[str, object]:
         return {
@@ -86,9 +87,7 @@ class SiT(SiTFacts, DiffusionModel):
     def normalize_in_evaluation(self, latents: Tensor) -> Tensor:
         if self.latent_norm is None:
             return latents
-        mean, var = self.latent_norm.running_mean, self.latent_norm.running_var
-        assert mean is not None
-        assert var is not None
+        mean, var = self._running_moments(self.latent_norm)
         # Copies: the training pass moves the statistics before the backward pass reads them here.
         return F.batch_norm(latents, mean.clone(), var.clone(), eps=self.latent_norm.eps)
 
@@ -96,8 +95,12 @@ class SiT(SiTFacts, DiffusionModel):
         """Undo `normalize` in evaluation mode, exactly: the inverse keeps the norm's epsilon."""
         if self.latent_norm is None:
             return normalized_latents
-        mean, var = self.latent_norm.running_mean, self.latent_norm.running_var
-        assert mean is not None
-        assert var is not None
+        mean, var = self._running_moments(self.latent_norm)
         std = (var + self.latent_norm.eps).sqrt()
         return normalized_latents * std.view(1, -1, 1, 1) + mean.view(1, -1, 1, 1)
+
+    @staticmethod
+    def _running_moments(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        return norm.running_mean, norm.running_var

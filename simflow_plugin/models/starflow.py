@@ -24,11 +24,7 @@ from simflow_plugin.registry import MODELS
 class StarFlow(StarFlowFacts, SimFlow):
     """SimFlow's flow as STARFlow trains it: latents noised, encoder left alone, samples denoised.
 
-    `log_prob` is the density of noised latents.
-
-    Args:
-        options: of the model.
-        context: shape of the latents, number of classes, alignment (of the flow alone: REPA).
+    `log_prob` is the density of noised latents; an alignment is of the flow alone (REPA).
     """
 
     options: StarFlowOptions
@@ -51,12 +47,7 @@ class StarFlow(StarFlowFacts, SimFlow):
         return self.denoise(noisy_latents, labels) if self.options.denoise == "score" else noisy_latents
 
     def denoise(self, noisy_latents: Tensor, labels: Tensor | None) -> Tensor:
-        """Return z~ + sigma^2 grad log p(z~ given labels), (B, C, h, w): one pass forward and back.
-
-        Args:
-            noisy_latents: (B, C, h, w), z~.
-            labels: (B,) int64, or None.
-        """
+        """Return z~ + sigma^2 grad log p(z~ given labels) at latents z~ (B, C, h, w): one pass forward and back."""
         # Autocast keeps the weights that it cast; those cast in inference mode take no part in gradients (torch 2.7).
         torch.clear_autocast_cache()
         with torch.inference_mode(False), torch.enable_grad():

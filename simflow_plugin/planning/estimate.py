@@ -60,7 +60,6 @@ class Setting:
     """Hardware of a planned run.
 
     Args:
-        devices: number of GPUs.
         sharding: `none`, `zero2` or `zero3` (FSDP2).
         gpu: key of `GPUS`.
         utilisation: share of the peak that is reached, in (0, 1].
@@ -145,21 +144,17 @@ def make_plan(config: RunConfig, setting: Setting) -> Plan:
     joint, flops = outline.joint, flops_per_image(outline)
     micro_batch = training.batch_size // shares
     activations = saved_bytes(outline, micro_batch)
-    parameters = {"autoencoder": count_parameters(outline.autoencoder)}
-    for name, module in (("model", outline.model), ("discriminator", outline.discriminator)):
-        if module is not None:
-            parameters[name] = count_parameters(module)
-    beside = [network.network for network in (outline.encoder, *outline.perceptual) if network is not None]
-    if beside:
-        parameters["frozen networks of the losses"] = sum(count_parameters(module) for module in beside)
-    trained = count_parameters(joint, only_trained=True)
-    whole = sum(count_parameters(module) for module in beside)
+    parts = {"autoencoder": joint.autoencoder, "model": joint.model, "discriminator": outline.discriminator}
+    parameters = {name: count_parameters(part) for name, part in parts.items() if part is not None}
+    networks = [network for network in (outline.encoder, *outline.perceptual) if network is not None]
+    of_losses = sum(count_parameters(network.network) for network in networks)
+    if of_losses:
+        parameters["frozen networks of the losses"] = of_losses
     discriminator = parameters.get("discriminator", 0)
-    frozen = count_parameters(joint) - trained
     counts = _counts(config, joint)
     # A guide of the samples stays between grids, taken to be as large as the model.
     guide = parameters.get("model", 0) if config.sampling.autoguidance is not None else 0
-    beside_bytes = BYTES * (whole + guide) + 4 * BYTES * discriminator
+    beside_bytes = BYTES * (of_losses + guide) + 4 * BYTES * discriminator
     state = _state_bytes(joint, counts, setting) + beside_bytes
     at_grids = _grid_bytes(counts, setting) + beside_bytes
     gpu = GPUS[setting.gpu]
@@ -170,12 +165,12 @@ def make_plan(config: RunConfig, setting: Setting) -> Plan:
     days = training.steps * max(compute_seconds, launch_seconds) / SECONDS_PER_DAY
     return Plan(
         parameters,
-        trained + discriminator,
-        frozen + whole,
+        counts.trained + discriminator,
+        counts.frozen + of_losses,
         flops,
         state,
         activations,
-        BYTES * trained if shares == 1 else 0,
+        BYTES * counts.trained if shares == 1 else 0,
         at_grids,
         micro_batch,
         launches,

@@ -1,9 +1,10 @@
-"""Memory that training will need against memory that is free: said before the first step, not by the kernel."""
+"""Memory that training will need against memory that is free, reported before the first step."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import psutil
 import torch
 
 from simflow_plugin.config.schema import RunConfig
@@ -27,12 +28,9 @@ GIB = 2**30
 
 
 def foretold_memory(config: RunConfig, parts: Parts, device: torch.device, num_processes: int) -> str | None:
-    """Return one line on the memory of training, or None where it is far from scarce or nothing is known of it.
+    """Return one line on the memory of training, or None where it is far from scarce or not known.
 
     Args:
-        config: resolved.
-        parts: built.
-        device: that trains.
         num_processes: of training; on a CPU they share its memory.
     """
     free = free_memory(device)
@@ -44,7 +42,7 @@ def foretold_memory(config: RunConfig, parts: Parts, device: torch.device, num_p
     try:
         plan = make_plan(config, Setting(devices=num_processes))
     except SimflowError:
-        return None  # shapes known to a file of weights only: there is nothing to say, and training says the rest
+        return None  # shapes known to a file of weights only: nothing is known before training
     needed = sharing * plan.peak_bytes
     line = f"memory: about {needed / GIB:.1f} GiB to train, {free / GIB:.1f} GiB free"
     if needed < WITHIN_REACH * free:
@@ -62,23 +60,13 @@ def _rough_bytes(config: RunConfig, parts: Parts, num_processes: int) -> float:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Return free bytes on a device, within the limit of a container; None where the system does not say."""
+    """Return free bytes on a device, within the limit of a container; None for other kinds than CPU and CUDA."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     if device.type != "cpu":
         return None
-    found = [value for value in (_available(), *map(_left_in_group, CGROUP_LIMITS)) if value is not None]
-    return min(found, default=None)
-
-
-def _available() -> int | None:
-    """Return MemAvailable of Linux; None elsewhere."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    kibibytes = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    return 1024 * int(kibibytes[0]) if kibibytes else None
+    left = [value for value in map(_left_in_group, CGROUP_LIMITS) if value is not None]
+    return min([psutil.virtual_memory().available, *left])
 
 
 def _left_in_group(files: tuple[str, str]) -> int | None:

@@ -12,16 +12,16 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from simflow_plugin import registry
-from simflow_plugin.config.schema import Objective, RunConfig, Training
+from simflow_plugin.config.schema import Objective, RunConfig
 from simflow_plugin.contracts import (
     Autoencoder,
     DataContext,
-    GenerativeModel,
     ModelContext,
     NetworkOutline,
     Outlines,
 )
 from simflow_plugin.errors import SimflowError
+from simflow_plugin.losses.adversarial import AdversarialLoss
 from simflow_plugin.losses.pixel import L2Loss
 from simflow_plugin.losses.reconstruction import ReconstructionLoss
 from simflow_plugin.objective import JointObjective
@@ -38,23 +38,16 @@ class Outline:
     """A run without data.
 
     Args:
-        image_size: pixels.
-        training: that section of the configuration.
-        joint: the objective, with a pixel loss for all reconstruction losses.
-        autoencoder, model: on the meta device; the model is None where an autoencoder is trained alone.
+        joint: the objective on the meta device, with a pixel loss for all reconstruction losses.
         encoder: network of the frozen alignment encoder; None if there is none, or it is known to its weights only.
         feature_shape: (N, F) of its features, or None.
         perceptual: networks of the reconstruction losses.
         discriminator: of the adversarial loss, or None.
-        num_classes: of the data set.
         assumptions: what could not be known from the configuration alone.
     """
 
-    image_size: int
-    training: Training
+    config: RunConfig
     joint: JointObjective
-    autoencoder: Autoencoder
-    model: GenerativeModel | None
     encoder: NetworkOutline | None
     feature_shape: tuple[int, int] | None
     perceptual: list[NetworkOutline]
@@ -87,11 +80,8 @@ def make_outline(config: RunConfig) -> Outline:
     losses = ReconstructionLoss([("l2", 1.0, L2Loss(L2Loss.Options()))])
     trains_model = config.frozen_model is None
     return Outline(
-        config.image_size,
-        config.training,
+        config,
         JointObjective(autoencoder, model, losses, objective_weights(config), trains_model),
-        autoencoder,
-        model,
         encoder,
         feature_shape,
         _perceptual(config.objective, context, assumptions),
@@ -146,8 +136,6 @@ def _outline(part: Part, parts: registry.Registry, context: DataContext) -> Netw
 def _discriminator(objective: Objective) -> nn.Module | None:
     if objective.adversarial is None:
         return None
-    from simflow_plugin.losses.adversarial import AdversarialLoss
-
     with init_empty_weights():
         loss = AdversarialLoss(objective.adversarial)
     return loss.discriminator.to("meta")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,9 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from simflow_plugin.evaluation.flops import count_flops, forward_flops
 from simflow_plugin.objective import JointInputs, layer_class_names
-from simflow_plugin.planning.fused_attention import FusedAttention
+from simflow_plugin.planning.on_cuda import FusedAttention, MixedPrecision
 from simflow_plugin.planning.outline import Outline, zeros
-from simflow_plugin.planning.precision import MixedPrecision
 from simflow_plugin.randomness import IndexedRandom
 
 PERCEPTUAL_PASSES = 3
@@ -23,35 +23,36 @@ DISCRIMINATOR_PASSES = 8
 
 
 def _inputs(outline: Outline, num_images: int = 1) -> JointInputs:
+    size = outline.config.image_size
     labels = zeros((num_images,), torch.int64) if outline.num_classes is not None else None
     features = zeros((num_images, *outline.feature_shape)) if outline.feature_shape is not None else None
-    images = zeros((num_images, 3, outline.image_size, outline.image_size))
+    images = zeros((num_images, 3, size, size))
     moments = None
-    if outline.training.cache_latents:
+    if outline.config.training.cache_latents:
         with torch.no_grad():
-            moments = outline.autoencoder.moments(images)
+            moments = outline.joint.autoencoder.moments(images)
     return JointInputs(images, labels, features, IndexedRandom(0, (0,) * num_images), moments=moments)
+
+
+def _forward_and_backward(outline: Outline, inputs: JointInputs) -> None:
+    loss = outline.joint(inputs)["loss"]
+    assert loss is not None
+    loss.backward()
 
 
 def flops_per_image(outline: Outline) -> dict[str, int]:
     """Return FLOPs of one image's step, forward and backward, by part of the work."""
-    inputs = _inputs(outline)
-
-    def step() -> None:
-        loss = outline.joint(inputs)["loss"]
-        assert loss is not None
-        loss.backward()
-
+    step = partial(_forward_and_backward, outline, _inputs(outline))
     flops = {"autoencoder and model, forward and backward": count_flops(step)}
     if outline.encoder is not None:
         flops["frozen encoder"] = forward_flops(outline.encoder.network, outline.encoder.image_size)
-    if outline.perceptual and outline.autoencoder.trainable != "none":
+    moves_autoencoder = outline.joint.autoencoder.trainable != "none"
+    if outline.perceptual and moves_autoencoder:
         forward = sum(forward_flops(loss.network, loss.image_size) for loss in outline.perceptual)
         flops["perceptual loss"] = PERCEPTUAL_PASSES * forward
-    if outline.discriminator is not None and outline.autoencoder.trainable != "none":
-        flops["adversarial loss"] = DISCRIMINATOR_PASSES * forward_flops(
-            outline.discriminator, outline.image_size
-        )
+    if outline.discriminator is not None and moves_autoencoder:
+        forward = forward_flops(outline.discriminator, outline.config.image_size)
+        flops["adversarial loss"] = DISCRIMINATOR_PASSES * forward
     return flops
 
 
@@ -63,9 +64,7 @@ def launches_per_pass(outline: Outline) -> int:
     """
     inputs = _inputs(outline)
     with _LaunchCounter() as counter:
-        loss = outline.joint(inputs)["loss"]
-        assert loss is not None
-        loss.backward()
+        _forward_and_backward(outline, inputs)
     return counter.total
 
 
@@ -91,7 +90,7 @@ def saved_bytes(outline: Outline, num_images: int) -> float:
 
 
 def _saved_bytes(outline: Outline, num_images: int) -> float:
-    joint, precision = outline.joint, outline.training.precision
+    joint, precision = outline.joint, outline.config.training.precision
     is_whole = precision == "float32"
     lower = torch.float16 if precision == "float16" else torch.bfloat16
     ours = {tensor.untyped_storage()._cdata for tensor in [*joint.parameters(), *joint.buffers()]}

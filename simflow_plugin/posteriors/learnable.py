@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from simflow_plugin.contracts import MomentsMap, PosteriorContext, PosteriorHead
+from simflow_plugin.contracts import MomentsMap, PosteriorHead
 from simflow_plugin.errors import WeightsError
 from simflow_plugin.posteriors.gaussian import LearnedVariancePosterior
 from simflow_plugin.posteriors.options import LearnedVarianceFacts, NoisyVarianceFacts, NoisyVarianceOptions
@@ -47,9 +47,6 @@ class NoisyVarianceHead(NoisyVarianceFacts, LearnedVarianceHead):
     """
 
     options: NoisyVarianceOptions
-
-    def __init__(self, options: NoisyVarianceOptions, context: PosteriorContext) -> None:
-        super().__init__(options, context)
 
     def posterior(self, moments: Tensor) -> LearnedVariancePosterior:
         clean = super().posterior(moments)

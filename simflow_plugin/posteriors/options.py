@@ -9,6 +9,7 @@ from pydantic import Field
 from simflow_plugin.contexts import PosteriorContext, PosteriorFacts
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.options import Options
+from simflow_plugin.registry import POSTERIORS
 
 MIN_NORMALIZED_CHANNELS = 3
 
@@ -57,6 +58,7 @@ class NoisyVarianceOptions(Options):
     )
 
 
+@POSTERIORS.declare("fixed", "simflow_plugin.posteriors.fixed")
 class FixedVarianceFacts(PosteriorFacts):
     """Facts of `posterior: fixed`."""
 
@@ -64,12 +66,14 @@ class FixedVarianceFacts(PosteriorFacts):
     learns_variance = False
 
 
+@POSTERIORS.declare("fixed_layernorm", "simflow_plugin.posteriors.fixed")
 class FixedLayerNormFacts(FixedVarianceFacts):
     """Facts of `posterior: fixed_layernorm`."""
 
     Options: ClassVar[type[Options]] = FixedVarianceLayerNormOptions
 
 
+@POSTERIORS.declare("learnable", "simflow_plugin.posteriors.learnable")
 class LearnedVarianceFacts(PosteriorFacts):
     """Facts of `posterior: learnable`."""
 
@@ -77,6 +81,7 @@ class LearnedVarianceFacts(PosteriorFacts):
     learns_variance = True
 
 
+@POSTERIORS.declare("learnable_noise", "simflow_plugin.posteriors.learnable")
 class NoisyVarianceFacts(LearnedVarianceFacts):
     """Facts of `posterior: learnable_noise`."""
 

@@ -54,7 +54,7 @@ class GuideChoice:
         Raises:
             ConfigError, CheckpointError: naming option or key, if there is no such run or checkpoint.
         """
-        with _naming(self.named):
+        with _named(self.named):
             return open_run(self.folder, device, averaged, self.step, precision)
 
     def digest(self) -> str:
@@ -65,17 +65,17 @@ class GuideChoice:
         """
         if is_exported(self.folder):
             return checkpoint_digest(self.folder)
-        with _naming(self.named):
+        with _named(self.named):
             return checkpoint_digest(find_checkpoint(RunDirectory(self.folder), self.step).path)
 
 
 @contextmanager
-def _naming(named: str) -> Iterator[None]:
-    """Begin the messages of errors in the block with the option or key that names the guide."""
+def _named(guide: str) -> Iterator[None]:
+    """Within the block errors begin with the option or key that names the guide."""
     try:
         yield
     except (ConfigError, CheckpointError) as error:
-        raise type(error)(f"{named}: {error}") from error
+        raise type(error)(f"{guide}: {error}") from error
 
 
 def chosen_guide(config: RunConfig, own: Path, text: str | None = None) -> GuideChoice | None:
@@ -97,7 +97,7 @@ def chosen_guide(config: RunConfig, own: Path, text: str | None = None) -> Guide
         named = f"sampling.autoguidance {guide}"
     else:
         return None
-    with _naming(named):
+    with _named(named):
         folder = own if guide.run is None else find_folder(guide.run)
     return GuideChoice(folder, guide.step, named, guide.run is None, str(guide))
 
@@ -159,7 +159,7 @@ def guided(
             f"{choice.named}: its latents are {found}, expected {latent_shape}, those of the run that it guides. Name "
             "a checkpoint of the same run, or a run on the same autoencoder."
         )
-    with _naming(choice.named):
+    with _named(choice.named):
         return model.guided_by(guide.require_model())
 
 

@@ -37,7 +37,7 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class CheckpointState(BaseModel):
-    """Types of the values in `state.json`; earlier versions lack some, and other packages may add theirs."""
+    """Plain values of a checkpoint; earlier versions lack some, and other packages may add theirs."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
@@ -201,6 +201,17 @@ def verify_checkpoint(path: Path) -> str | None:
     )
 
 
+def _problem_with_state(state: dict[str, Any], step: int) -> str | None:
+    try:
+        found = CheckpointState.model_validate(state)
+    except ValidationError as error:
+        first = error.errors()[0]
+        return f"state.json: {'.'.join(map(str, first['loc']))}: {first['msg']}, found {first['input']!r:.80}"
+    if found.format_version >= 2 and "num_tensors" not in state:
+        return "state.json: num_tensors is missing"
+    return None if found.step == step else f"state.json is of step {found.step}"
+
+
 def _problem_with_files(path: Path) -> str | None:
     manifest = read_json_object(path / MANIFEST, CheckpointError)
     if STATE not in manifest:
@@ -216,18 +227,6 @@ def _problem_with_files(path: Path) -> str | None:
         if file_digest(file) != entry["sha256"]:
             return f"{name} does not match its checksum"
     return None
-
-
-def _problem_with_state(state: dict[str, Any], step: int) -> str | None:
-    """Return what is wrong with the content of `state.json` in the folder of `step`, or None."""
-    try:
-        found = CheckpointState.model_validate(state)
-    except ValidationError as error:
-        first = error.errors()[0]
-        return f"state.json: {'.'.join(map(str, first['loc']))}: {first['msg']}, found {first['input']!r:.80}"
-    if found.format_version >= 2 and "num_tensors" not in state:
-        return "state.json: num_tensors is missing"
-    return None if found.step == step else f"state.json is of step {found.step}"
 
 
 def _problem_with_contents(path: Path, state: dict[str, Any]) -> str | None:

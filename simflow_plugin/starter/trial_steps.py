@@ -7,14 +7,17 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
 
 from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.processors import num_usable_processors
+from simflow_plugin.runs.parts import build_dataset, build_parts
 from simflow_plugin.runs.run_directory import RunDirectory
-
-if TYPE_CHECKING:
-    import torch
+from simflow_plugin.train import make_accelerator
+from simflow_plugin.training.interrupts import stop_on_signals
+from simflow_plugin.training.loop import Trainer
+from simflow_plugin.training.sample_grids import MAX_ROWS, ROWS_WITHOUT_CLASSES
 
 WARM_UP_STEPS, TIMED_STEPS = 3, 6
 SCHEDULER = Path("/proc/self/schedstat")
@@ -30,8 +33,6 @@ class Timing:
         grid_images: number of samples in the grid.
         peak_bytes: most memory of steps and grid: of the CUDA allocator, elsewhere of this process in all; None where
             the system does not say.
-        device: name of the device.
-        device_type: `cuda` or `cpu`.
         share: of the time in which the work could have run, that in which it did; less where it waited for a processor
             that other programs keep busy. 1 where the system does not say.
     """
@@ -50,14 +51,6 @@ def time_here(config: RunConfig) -> Timing:
 
     The first steps and the first grid are left out: kernels are compiled and memory is allocated in them.
     """
-    import torch
-
-    from simflow_plugin.runs.parts import build_dataset, build_parts
-    from simflow_plugin.train import make_accelerator
-    from simflow_plugin.training.interrupts import stop_on_signals
-    from simflow_plugin.training.loop import Trainer
-    from simflow_plugin.training.sample_grids import MAX_ROWS, ROWS_WITHOUT_CLASSES
-
     steps = WARM_UP_STEPS + TIMED_STEPS
     training = config.training.model_copy(
         update={"steps": steps, "log_every": WARM_UP_STEPS, "sample_every": steps, "checkpoint_every": steps}
@@ -74,11 +67,13 @@ def time_here(config: RunConfig) -> Timing:
         trainer = Trainer(short, run, parts, dataset, accelerator, stop, shows_progress=False)
         before = _ran_and_waited()
         trainer.train()
-        share = share_between(before, _ran_and_waited()) if _has_a_processor_each() else 1.0
+        share = share_between(before, _ran_and_waited())
         rows = run.read_metrics()
         started = time.monotonic()
         trainer.sample_grids.save(steps, trainer.joint, trainer.averages.main)
         grid = time.monotonic() - started
+    # Of more threads than processors some wait for each other.
+    is_share_known = trainer.device.type == "cpu" and torch.get_num_threads() <= num_usable_processors()
     first, last = rows[0]["seconds"], rows[-1]["seconds"]
     num_rows = min(MAX_ROWS, dataset.num_classes) if dataset.num_classes else ROWS_WITHOUT_CLASSES
     return Timing(
@@ -88,7 +83,7 @@ def time_here(config: RunConfig) -> Timing:
         _peak_bytes(trainer.device),
         torch.cuda.get_device_name(trainer.device) if trainer.device.type == "cuda" else "this machine's CPU",
         trainer.device.type,
-        share if trainer.device.type == "cpu" else 1.0,
+        share if is_share_known else 1.0,
     )
 
 
@@ -116,13 +111,6 @@ def _ran_and_waited() -> tuple[int, int] | None:
         return None
 
 
-def _has_a_processor_each() -> bool:
-    """Return whether threads of our own do not wait for each other."""
-    import torch
-
-    return torch.get_num_threads() <= num_usable_processors()
-
-
 def share_of_one(config: RunConfig, devices: int) -> RunConfig:
     """Return the configuration of one process with the work that one of `devices` has in each step."""
     training = config.training
@@ -132,8 +120,6 @@ def share_of_one(config: RunConfig, devices: int) -> RunConfig:
 
 def _peak_bytes(device: torch.device) -> int | None:
     if device.type == "cuda":
-        import torch
-
         return torch.cuda.max_memory_allocated(device)
     try:
         import resource

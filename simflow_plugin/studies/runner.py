@@ -10,8 +10,6 @@ Everything that a rerun needs to know is in these files; the same command contin
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,57 +19,24 @@ from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.convert.autoencoder_export import export_autoencoder, std_before_scaling
 from simflow_plugin.errors import RunDirectoryError
 from simflow_plugin.files import read_json_object, write_text_atomically
+from simflow_plugin.runs.loaded_run import load_run
 from simflow_plugin.runs.run_directory import RunDirectory
 from simflow_plugin.studies import stages
 from simflow_plugin.studies.definitions import Study, Variant
 from simflow_plugin.studies.stages import StudySettings
 from simflow_plugin.studies.table import to_markdown
-
-
-def _export(run: RunDirectory, path: Path) -> None:
-    from simflow_plugin.runs.loaded_run import load_run
-
-    export_autoencoder(load_run(run.path), path)
-
-
-@dataclass(frozen=True)
-class Steps:
-    """The work of a runner as functions, so that a test can watch the order without the work.
-
-    Args:
-        pretrain: (path, config) -> None; makes the judge where it is missing.
-        require: (path, config) -> None; refuses to go on where it is missing.
-        train: (config, run) -> None.
-        export: (run, path) -> None; writes an autoencoder.
-        measure: (run, settings, guidance) -> numbers of a variant.
-        measure_real: (config, settings) -> numbers of real images.
-        cost: (run, config) -> what training an autoencoder cost.
-    """
-
-    pretrain: Callable[[Path, RunConfig], None] = stages.ensure_encoder
-    train: Callable[[RunConfig, RunDirectory], None] = stages.train_run
-    export: Callable[[RunDirectory, Path], None] = _export
-    measure: Callable[[RunDirectory, StudySettings, tuple[float, ...]], dict[str, Any]] = (
-        stages.measure_variant
-    )
-    measure_real: Callable[[RunConfig, StudySettings], dict[str, float]] = stages.measure_real
-    cost: Callable[[RunDirectory, RunConfig], dict[str, Any]] = stages.autoencoder_cost
-    require: Callable[[Path, RunConfig], None] = stages.require_encoder
+from simflow_plugin.train import train
 
 
 class StudyRunner:
     """Runs one study in one directory.
 
-    Args:
-        study: what to run.
-        settings: budget, paths, sizes of the evaluation.
-        steps: the work itself.
     Raises:
         RunDirectoryError: if the directory holds another study, or this one with other settings.
     """
 
-    def __init__(self, study: Study, settings: StudySettings, steps: Steps | None = None) -> None:
-        self.study, self.settings, self.steps = study, settings, steps or Steps()
+    def __init__(self, study: Study, settings: StudySettings) -> None:
+        self.study, self.settings = study, settings
         self.file = settings.out / "study.json"
         self.document = self._read()
 
@@ -84,16 +49,15 @@ class StudyRunner:
         study, parts = self.study, [*self.study.autoencoders, *(v.name for v in self.study.variants)]
         # Every configuration is read before the first step is trained: a mistake shows now.
         plain = [stages.study_config(study.config_name(part), self.settings, []) for part in parts]
-        prepare = self.steps.pretrain if study.makes_encoder else self.steps.require
-        prepare(self.settings.encoder, plain[0])
+        stages.ensure_encoder(self.settings.encoder, plain[0], study.makes_encoder)
         for number, name in enumerate(study.autoencoders, 1):
-            self._say(f"[{number}/{len(parts)}] {name}")
+            typer.echo(f"[{number}/{len(parts)}] {name}", err=True)
             self._autoencoder(name)
         for number, variant in enumerate(study.variants, 1 + len(study.autoencoders)):
-            self._say(f"[{number}/{len(parts)}] {variant.name}")
+            typer.echo(f"[{number}/{len(parts)}] {variant.name}", err=True)
             self._variant(variant)
         if "real" not in self.document:
-            self.document["real"] = self.steps.measure_real(plain[0], self.settings)
+            self.document["real"] = stages.measure_real(plain[0], self.settings)
             self._write()
         return self.document
 
@@ -103,8 +67,8 @@ class StudyRunner:
         config = stages.study_config(self.study.config_name(name), self.settings, [])
         self._train(config, run)
         if not path.is_file():
-            self.steps.export(run, path)
-        self.document["autoencoders"][name] = self.steps.cost(run, config)
+            export_autoencoder(load_run(run.path), path)
+        self.document["autoencoders"][name] = stages.autoencoder_cost(run, config)
         self._write()
 
     def _variant(self, variant: Variant) -> None:
@@ -114,17 +78,15 @@ class StudyRunner:
         )
         self._train(config, run)
         if variant.name not in self.document["variants"]:
-            self.document["variants"][variant.name] = self.steps.measure(
-                run, self.settings, self.study.guidance
-            )
-        self.document["variants"][variant.name]["batch_size"] = config.training.batch_size
+            measured = stages.measure_variant(run, self.settings, self.study.guidance)
+            self.document["variants"][variant.name] = measured
         self._write()
 
     def _train(self, config: RunConfig, run: RunDirectory) -> None:
         if stages.is_trained(run, config):
-            self._say(f"  trained already: {run.path}")
+            typer.echo(f"  trained already: {run.path}", err=True)
             return
-        self.steps.train(config, run)
+        train(config, run, [], report=False)  # the report waits for the study's own evaluation
 
     def _overrides(self, variant: Variant) -> list[str]:
         """Return what only the study knows: where the autoencoder is, and how large its latents are."""
@@ -164,7 +126,3 @@ class StudyRunner:
         self.settings.out.mkdir(parents=True, exist_ok=True)
         write_text_atomically(self.file, json.dumps(self.document, indent=1) + "\n")
         write_text_atomically(self.settings.out / "study.md", to_markdown(self.study, self.document))
-
-    @staticmethod
-    def _say(text: str) -> None:
-        typer.echo(text, err=True)

@@ -9,11 +9,25 @@ from typing import Any
 
 import typer
 
+from simflow_plugin.alignment.classifier import ClassifierEncoder, load_classifier, save_classifier
+from simflow_plugin.alignment.pretraining import PretrainingOptions, pretrain_classifier
 from simflow_plugin.config.loading import load_config
 from simflow_plugin.config.schema import RunConfig
+from simflow_plugin.contracts import DataContext
+from simflow_plugin.data.loader import evaluation_batches
+from simflow_plugin.data.order import sample_rows
 from simflow_plugin.errors import ConfigError
+from simflow_plugin.evaluation.drawing import to_uint8
+from simflow_plugin.evaluation.evaluator import RunEvaluator
+from simflow_plugin.evaluation.extractors import build_extractor
+from simflow_plugin.evaluation.fidelity import extract, frechet
+from simflow_plugin.evaluation.flops import ComputeSetting, measure_run, training_flops
+from simflow_plugin.evaluation.request import EvaluationRequest
+from simflow_plugin.progress_bar import count_progress
 from simflow_plugin.registry import Part
 from simflow_plugin.runs.checkpoints import latest_checkpoint
+from simflow_plugin.runs.loaded_run import load_run
+from simflow_plugin.runs.parts import build_autoencoder, build_dataset
 from simflow_plugin.runs.run_directory import RunDirectory
 
 
@@ -22,7 +36,6 @@ class StudySettings:
     """Paths, budget and sizes of a study.
 
     Args:
-        out: its directory.
         encoder: the classifier that gives features, judges, and is the target of alignment.
         budget: factor on the steps (and warm-up, and the adversary's start) of every run alike.
         num_samples: drawn of each variant, for each guidance.
@@ -71,7 +84,6 @@ def study_config(name: str, settings: StudySettings, overrides: list[str]) -> Ru
 
     Args:
         name: of a shipped configuration.
-        settings: of the study.
         overrides: `key.sub=value`, before the budget.
     """
     shared = [*settings.overrides, *([] if settings.seed is None else [f"seed={settings.seed}"])]
@@ -87,7 +99,7 @@ def study_config(name: str, settings: StudySettings, overrides: list[str]) -> Ru
         scaled["objective.adversarial.start_step"] = round(adversarial.start_step * settings.budget)
     encoder = json.dumps(str(settings.encoder))  # a JSON string is a YAML string, whatever is in it
     if config.evaluation.judge is not None and config.evaluation.judge.name == "encoder":
-        scaled["evaluation.judge_checkpoint"] = encoder
+        scaled["evaluation.judge.checkpoint"] = encoder
     if config.alignment is not None and config.alignment.encoder.name == "pretrained":
         scaled["alignment.encoder.checkpoint"] = encoder
     return load_config(name, [*overrides, *(f"{key}={value}" for key, value in scaled.items())])
@@ -102,13 +114,6 @@ def is_trained(run: RunDirectory, config: RunConfig) -> bool:
     return checkpoint is not None and checkpoint.step >= config.training.steps
 
 
-def train_run(config: RunConfig, run: RunDirectory) -> None:
-    """Train a run from where it stands; its report waits for the study's own evaluation."""
-    from simflow_plugin.train import train
-
-    train(config, run, [], report=False)
-
-
 def measure_variant(
     run: RunDirectory, settings: StudySettings, guidance: tuple[float, ...]
 ) -> dict[str, Any]:
@@ -118,16 +123,12 @@ def measure_variant(
 
     Returns:
         `metrics` by guidance (as text): name -> number; `intervals` likewise: name -> [low, high], 95 %;
-        `draws_errors`: name -> Monte-Carlo standard error; `cost`: parameters, FLOPs per image, seconds.
+        `draws_errors`: name -> Monte-Carlo standard error; `cost`: parameters, FLOPs per image, seconds; `batch_size`.
     """
-    from simflow_plugin.evaluation.evaluator import RunEvaluator
-    from simflow_plugin.evaluation.flops import measure_run
-    from simflow_plugin.evaluation.request import EvaluationRequest
-    from simflow_plugin.runs.loaded_run import load_run
-
     loaded = load_run(run.path)
     trained = {"steps": loaded.checkpoint.step, "train_seconds": float(loaded.checkpoint.state["seconds"])}
     measured: dict[str, Any] = {"metrics": {}, "intervals": {}, "draws_errors": {}, "cost": {}}
+    measured["batch_size"] = loaded.config.training.batch_size
     for number, weight in enumerate(guidance):
         # Likelihood does not depend on guidance; the distance to reconstructions does.
         parts = ("generation", "reconstruction", *(() if number else ("likelihood",)))
@@ -156,9 +157,6 @@ def measure_variant(
 
 def autoencoder_cost(run: RunDirectory, config: RunConfig) -> dict[str, Any]:
     """Return what training an autoencoder alone cost: FLOPs per image, steps, seconds."""
-    from simflow_plugin.evaluation.flops import ComputeSetting, training_flops
-    from simflow_plugin.runs.parts import build_autoencoder
-
     rows = run.read_metrics()
     return {
         "training_flops": training_flops(build_autoencoder(config), None, ComputeSetting(config.image_size)),
@@ -170,16 +168,6 @@ def autoencoder_cost(run: RunDirectory, config: RunConfig) -> dict[str, Any]:
 def measure_real(config: RunConfig, settings: StudySettings) -> dict[str, float]:
     """Return what real images reach: the distance of as many training images from the test split, the judge's
     own share of right answers on the test split."""
-    from simflow_plugin.alignment.classifier import ClassifierEncoder
-    from simflow_plugin.contracts import DataContext
-    from simflow_plugin.data.loader import evaluation_batches
-    from simflow_plugin.data.order import sample_rows
-    from simflow_plugin.evaluation.drawing import to_uint8
-    from simflow_plugin.evaluation.extractors import build_extractor
-    from simflow_plugin.evaluation.fidelity import extract, frechet
-    from simflow_plugin.progress_bar import count_progress
-    from simflow_plugin.runs.parts import build_dataset
-
     extractor = build_extractor(settings.extractor, settings.weights)
     test, train = build_dataset(config, "test"), build_dataset(config, "train")
     judge = ClassifierEncoder(
@@ -204,28 +192,15 @@ def measure_real(config: RunConfig, settings: StudySettings) -> dict[str, float]
     }
 
 
-def require_encoder(path: Path, config: RunConfig) -> None:
-    """Check that the classifier that judges is there, where a study does not know how to train it.
+def ensure_encoder(path: Path, config: RunConfig, can_make: bool) -> None:
+    """Check the classifier that judges, or pretrain it where its file is missing and the study knows how.
 
     Raises:
         WeightsError: if its file is missing, damaged, or something else.
     """
-    from simflow_plugin.alignment.classifier import load_classifier
-
-    load_classifier(path)
-
-
-def ensure_encoder(path: Path, config: RunConfig) -> None:
-    """Pretrain the classifier that judges, unless its file is there."""
-    from simflow_plugin.alignment.classifier import load_classifier
-
-    if path.is_file():
+    if path.is_file() or not can_make:
         load_classifier(path)  # a wrong file is refused before anything trains
         return
-    from simflow_plugin.alignment.classifier import save_classifier
-    from simflow_plugin.alignment.pretraining import PretrainingOptions, pretrain_classifier
-    from simflow_plugin.runs.parts import build_dataset
-
     options = PretrainingOptions(config.data.name, config.image_size)
     train, test = (build_dataset(config, split) for split in ("train", "test"))
     network, card = pretrain_classifier(options, train, test)

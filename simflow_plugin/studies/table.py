@@ -1,8 +1,9 @@
-"""The table of a study as Markdown: measured numbers beside the published order."""
+"""Tables of a study as Markdown: measured numbers beside the published order, and means over seeds."""
 
 from __future__ import annotations
 
 from itertools import combinations
+from statistics import mean
 from typing import Any
 
 from simflow_plugin.studies.definitions import Study
@@ -25,30 +26,44 @@ def to_markdown(study: Study, document: dict[str, Any]) -> str:
     """Return title, table and notes of a study.
 
     Args:
-        study: its plan.
         document: the content of study.json; variants that are not measured yet are named below the table.
     """
-    rows = _rows(study, document)
-    has_published = bool(study.published_as)
-    head = [
-        "variant",
-        "guidance",
-        f"FD ({study.extractor})",
-        "class agreement (95 %)",
-        "diversity",
-        "precision / recall",
-        "rFD",
-        "FD to reconstructions",
-        "PSNR, dB",
-        "bits/dim (latent)",
+    lines = [f"# {study.title}", "", *_table(_rows(study, document)), "", *_notes(study, document)]
+    return "\n".join(lines) + "\n"
+
+
+def seeds_table(study: Study, document_by_seed: dict[int, dict[str, Any]]) -> str:
+    """Return a Markdown table: mean over seeds, and lowest to highest, of every variant measured with all of them.
+
+    Args:
+        document_by_seed: the content of each seed's study.json.
+    """
+    columns = [
+        (f"FD ({study.extractor})", distance_name(study), ".2f", 1.0),
+        ("rFD", f"r{distance_name(study)}", ".2f", 1.0),
+        ("FD to reconstructions", to_reconstructions_name(study), ".2f", 1.0),
+        ("class agreement, %", AGREEMENT, ".1f", 100.0),
+        ("PSNR, dB", "psnr", ".2f", 1.0),
     ]
-    head += ["model / VAE parameters", "MFLOPs/image: train", "sample"]
-    head += ["steps (+ VAE's before)", "TFLOPs of training, VAE's included", "train s (+ VAE's before)"]
-    if has_published:
-        head += ["order here", "published", "order published"]
-    lines = [f"# {study.title}", "", table_line(head), table_line(["---"] * len(head))]
-    lines += [table_line(row) for row in rows]
-    lines += ["", *_notes(study, document)]
+    rows = []
+    for variant in study.variants:
+        measured = [document["variants"].get(variant.name) for document in document_by_seed.values()]
+        if None in measured:
+            continue
+        for weight in (f"{guidance:g}" for guidance in study.guidance):
+            by_seed: list[dict[str, float]] = [one["metrics"][weight] for one in measured if one is not None]
+            cells = {
+                title: _spread([scale * metrics[name] for metrics in by_seed if name in metrics], spec)
+                for title, name, spec, scale in columns
+            }
+            rows.append({"variant": variant.label, "guidance": weight, **cells})
+    seeds = ", ".join(map(str, document_by_seed))
+    lines = [f"# {study.title}: {len(document_by_seed)} seeds", "", *_table(rows)]
+    lines += ["", f"- Mean over the seeds {seeds}; in brackets the lowest and the highest."]
+    if study.published_as:
+        counts = [same_order_pairs(study, document["variants"]) for document in document_by_seed.values()]
+        pairs = ", ".join(f"{same} of {total}" for same, total in counts)
+        lines.append(f"- Pairs of variants ordered as published by FD, seed by seed: {pairs}.")
     return "\n".join(lines) + "\n"
 
 
@@ -58,7 +73,6 @@ def same_order_pairs(
     """Return how many pairs of variants are ordered as published, and how many pairs there are.
 
     Args:
-        study: its plan.
         variants: measured so far, by name; those without the metric are left out.
         metric: that orders them; None for the distance to real images.
         sign: 1 if lower is better, as for the published figure; -1 if higher is.
@@ -78,7 +92,8 @@ def _at(measured: dict[str, Any] | None, study: Study) -> dict[str, float]:
     return {} if measured is None else measured["metrics"][f"{study.guidance[0]:g}"]
 
 
-def _rows(study: Study, document: dict[str, Any]) -> list[list[str]]:
+def _rows(study: Study, document: dict[str, Any]) -> list[dict[str, str]]:
+    """Return the cells of each row by their column's heading."""
     variants = document["variants"]
     done = [v for v in study.variants if v.name in variants]
     here = _ranks({v.name: _at(variants[v.name], study)[distance_name(study)] for v in done})
@@ -88,26 +103,29 @@ def _rows(study: Study, document: dict[str, Any]) -> list[list[str]]:
         measured = variants[variant.name]
         without_guidance = _at(measured, study)
         for guidance, metrics in measured["metrics"].items():
-            cost = measured["cost"][guidance]
-            row = [
-                variant.label,
-                guidance,
-                _number(metrics.get(distance_name(study)), ".3f"),
-                _with_interval(metrics.get(AGREEMENT), measured["intervals"][guidance].get(AGREEMENT)),
-                _number(metrics.get("diversity_ratio"), ".2f"),
-                _precision_recall(metrics, study),
-                _number(without_guidance.get(f"r{distance_name(study)}"), ".3f"),
-                _number(metrics.get(to_reconstructions_name(study)), ".3f"),
-                _number(without_guidance.get("psnr"), ".2f"),
-                _latent_bits(measured, study),
-                f"{cost['model_parameters'] / 1e6:.2f} M / {cost['autoencoder_parameters'] / 1e6:.2f} M",
-                f"{cost['training_flops'] / 1e6:.0f}",
-                f"{cost['sampling_flops'] / 1e6:.0f}",
-                *_training(measured, cost, document["autoencoders"].get(variant.autoencoder)),
-            ]
+            cost, intervals = measured["cost"][guidance], measured["intervals"][guidance]
+            row = {
+                "variant": variant.label,
+                "guidance": guidance,
+                f"FD ({study.extractor})": _number(metrics.get(distance_name(study)), ".3f"),
+                "class agreement (95 %)": _with_interval(metrics.get(AGREEMENT), intervals.get(AGREEMENT)),
+                "diversity": _number(metrics.get("diversity_ratio"), ".2f"),
+                "precision / recall": _precision_recall(metrics, study),
+                "rFD": _number(without_guidance.get(f"r{distance_name(study)}"), ".3f"),
+                "FD to reconstructions": _number(metrics.get(to_reconstructions_name(study)), ".3f"),
+                "PSNR, dB": _number(without_guidance.get("psnr"), ".2f"),
+                "bits/dim (latent)": _latent_bits(measured, study),
+                "model / VAE parameters": " / ".join(
+                    f"{cost[f'{part}_parameters'] / 1e6:.2f} M" for part in ("model", "autoencoder")
+                ),
+                "MFLOPs/image: train": f"{cost['training_flops'] / 1e6:.0f}",
+                "sample": f"{cost['sampling_flops'] / 1e6:.0f}",
+                **_training(measured, cost, document["autoencoders"].get(variant.autoencoder)),
+            }
             if study.published_as:
-                row += [str(here[variant.name]), _number(variant.published, ".2f")]
-                row += [str(published.get(variant.name, "-"))]
+                row["order here"] = str(here[variant.name])
+                row["published"] = _number(variant.published, ".2f")
+                row["order published"] = str(published.get(variant.name, "-"))
             rows.append(row)
     return rows
 
@@ -119,19 +137,17 @@ def _latent_bits(measured: dict[str, Any], study: Study) -> str:
     return f"{text} ± {errors[LATENT_BITS]:.1g}" if LATENT_BITS in errors else text
 
 
-def _training(measured: dict[str, Any], cost: dict[str, Any], before: dict[str, Any] | None) -> list[str]:
+def _training(
+    measured: dict[str, Any], cost: dict[str, Any], before: dict[str, Any] | None
+) -> dict[str, str]:
     """Return steps, TFLOPs and seconds of a variant, those of the autoencoder it starts from named or included."""
-    steps, seconds = str(cost["steps"]), f"{cost['train_seconds']:.0f}"
     stages = [cost] if before is None else [cost, before]
-    if before is not None:
-        steps += f" + {before['steps']}"
-        seconds += f" + {before['train_seconds']:.0f}"
-    total = None  # unknown for a study that an earlier version began, until it is run again
-    if "batch_size" in measured and all("training_flops" in stage for stage in stages):
-        total = (
-            measured["batch_size"] * sum(stage["steps"] * stage["training_flops"] for stage in stages) / 1e12
-        )
-    return [steps, _number(total, ".1f"), seconds]
+    flops = measured["batch_size"] * sum(stage["steps"] * stage["training_flops"] for stage in stages)
+    return {
+        "steps (+ VAE's before)": " + ".join(str(stage["steps"]) for stage in stages),
+        "TFLOPs of training, VAE's included": f"{flops / 1e12:.1f}",
+        "train s (+ VAE's before)": " + ".join(f"{stage['train_seconds']:.0f}" for stage in stages),
+    }
 
 
 def _notes(study: Study, document: dict[str, Any]) -> list[str]:
@@ -195,6 +211,16 @@ def _with_interval(value: float | None, interval: list[float] | None) -> str:
     return text if interval is None else f"{text} ({interval[0]:.1%} to {interval[1]:.1%})"
 
 
-def table_line(cells: list[str]) -> str:
-    """Return a row of a Markdown table."""
-    return f"| {' | '.join(cells)} |"
+def _spread(values: list[float], spec: str) -> str:
+    if not values:
+        return "-"
+    return f"{mean(values):{spec}} [{min(values):{spec}}, {max(values):{spec}}]"
+
+
+def _table(rows: list[dict[str, str]]) -> list[str]:
+    """Return a Markdown table of rows with the same headings; nothing without rows."""
+    if not rows:
+        return []
+    head = list(rows[0])
+    lines = [head, ["---"] * len(head), *(row.values() for row in rows)]
+    return [f"| {' | '.join(cells)} |" for cells in lines]

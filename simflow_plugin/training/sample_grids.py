@@ -15,7 +15,7 @@ from simflow_plugin.contracts import GenerativeModel, GuidedByWeaker, ImageDatas
 from simflow_plugin.errors import CheckpointError, ConfigError, EvaluationError, WeightsError
 from simflow_plugin.evaluation.drawing import ImageSampler, class_labels, grid_indices, to_uint8
 from simflow_plugin.evaluation.report.grids import save_image_grid, shortened_name
-from simflow_plugin.flow.sampling import release_graphs
+from simflow_plugin.flow.sampling.decode_graph import release_graphs
 from simflow_plugin.objective import JointObjective
 from simflow_plugin.runs.autoguidance import chosen_guide, guided
 from simflow_plugin.runs.checkpoints import checkpoint_folders

@@ -127,6 +127,11 @@ def log_final_metrics(run: RunDirectory, config: RunConfig) -> None:
         pages.close()
 
 
+def _finite_numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    finite = {k: v for k, v in values.items() if isinstance(v, (int, float)) and math.isfinite(v)}
+    return {name: value for name, value in finite.items() if name != "step"}
+
+
 def wandb_mode(options: TrackerOptions) -> str | None:
     """Return `online` or `offline`; None leaves it to WANDB_MODE, where that is set."""
     if options.mode != "auto":

@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from simflow_plugin.alignment.backbone_classifier import BackboneClassifier
 from simflow_plugin.alignment.classifier import ClassifierEncoder, load_classifier
@@ -15,26 +15,13 @@ MODEL = "test_efficientnet"
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory):
-    path = tmp_path_factory.mktemp("published") / "weights.safetensors"
-    torch.manual_seed(0)
-    save_file(timm.create_model(MODEL, num_classes=7).state_dict(), path)
-    return path
+def published(random_weights):
+    return random_weights(MODEL)
 
 
 def command(*arguments):
-    fixed = [
-        "pretrain-encoder",
-        "--data",
-        "digits",
-        "--image-size",
-        "16",
-        "--steps",
-        "1",
-        "--batch-size",
-        "32",
-    ]
-    return simflow(*fixed, *arguments)
+    fixed = "pretrain-encoder --data digits --image-size 16 --steps 1 --batch-size 32"
+    return simflow(*fixed.split(), *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +35,7 @@ def tuned(published, tmp_path_factory):
 
 def test_training_starts_from_the_published_weights(published):
     network = BackboneClassifier({"model": MODEL, "img_size": 32, "num_classes": 10})
-    network.load_published(str(published))
+    network.load_published(published)
     expected = load_file(published)
     own = network.trunk.state_dict()
     assert all(torch.equal(own[name], expected[name]) for name in own if not name.startswith("classifier"))

@@ -1,26 +1,18 @@
 import pytest
 import torch
 
-from simflow_plugin.alignment.head import AlignmentHead
-from simflow_plugin.alignment.loss import negative_cosine, resample_tokens, square_grid
+from simflow_plugin.alignment.head import AlignmentHead, negative_cosine, resample_tokens, square_grid
 from simflow_plugin.contracts import AlignmentContext
 from simflow_plugin.errors import ShapeError
 
 
-def test_equal_directions_give_minus_one():
-    tokens = torch.randn(2, 4, 8)
-    assert negative_cosine(tokens, 3 * tokens) == pytest.approx(-1, abs=1e-6)
-
-
-def test_opposite_directions_give_one():
-    tokens = torch.randn(2, 4, 8)
-    assert negative_cosine(tokens, -tokens) == pytest.approx(1, abs=1e-6)
-
-
-def test_loss_is_the_mean_over_tokens():
-    projected = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
-    features = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])
-    assert negative_cosine(projected, features) == pytest.approx(-0.5)
+@pytest.mark.parametrize(
+    ("features", "expected"),
+    [([[3.0, 0.0], [0.0, 2.0]], -1), ([[-1.0, 0.0], [0.0, -1.0]], 1), ([[1.0, 0.0], [1.0, 0.0]], -0.5)],
+    ids=["equal", "opposite", "mean over tokens"],
+)
+def test_loss_is_the_mean_negative_cosine(features, expected):
+    assert negative_cosine(torch.eye(2)[None], torch.tensor([features])) == pytest.approx(expected, abs=1e-6)
 
 
 def test_loss_is_float32_under_autocast():

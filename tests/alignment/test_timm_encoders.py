@@ -1,3 +1,5 @@
+"""Alignment targets of timm: features of any layer at any input size, and weights that are checked."""
+
 import time
 
 import pytest
@@ -7,44 +9,94 @@ from safetensors.torch import load_file, save_file
 
 from simflow_plugin import registry
 from simflow_plugin.alignment import encoder_weights as weights
-from simflow_plugin.alignment.timm_encoders import MODEL_BY_PRESET, TimmEncoder
-from simflow_plugin.contracts import DataContext
+from simflow_plugin.alignment.head import AlignmentHead
+from simflow_plugin.alignment.timm_encoders import MODEL_BY_PRESET, TimmEncoder, plan_encoder
+from simflow_plugin.contracts import AlignmentContext, DataContext
 from simflow_plugin.errors import ConfigError, ShapeError, WeightsError
 
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """A random checkpoint of the smallest network that timm has, trained at 160 pixels: a grid of 10 x 10."""
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    torch.manual_seed(0)
-    save_file(timm.create_model("test_vit", num_classes=7).state_dict(), path)
-    return path
+KINDS = ["test_efficientnet", "test_resnet", "test_convnext", "test_vit"]
 
 
 @pytest.fixture
-def no_caches(tmp_path, monkeypatch):
+def no_caches(monkeypatch):
     monkeypatch.setattr(weights, "_cached_file", lambda config: None)
+
+
+@pytest.fixture
+def tiny(random_weights):
+    """The smallest network that timm has, trained at 160 pixels: a grid of 10 x 10."""
+    return random_weights("test_vit")
 
 
 def build(image_size=64, model="test_vit", **options) -> TimmEncoder:
     return TimmEncoder(TimmEncoder.Options(model=model, **options), DataContext(image_size, "train"))
 
 
-def test_features_fill_the_grid_without_prefix_tokens(tiny):
-    encoder = build(checkpoint=str(tiny))
-    features = encoder.encode(torch.rand(2, 3, 64, 64) * 2 - 1)
+@pytest.mark.parametrize("model", KINDS)
+@pytest.mark.parametrize("stage", [None, 0, 2])
+def test_features_of_every_kind_fill_a_square_grid(random_weights, model, stage):
+    encoder = build(model=model, checkpoint=random_weights(model), stage=stage)
     rows, columns = encoder.grid_size(64)
+    features = encoder.encode(torch.rand(2, 3, 64, 64) * 2 - 1)
+    assert rows == columns
     assert features.shape == (2, rows * columns, encoder.feature_dim)
-    assert (rows, columns) == (4, 4)
+
+
+@pytest.mark.parametrize("model", KINDS[:3])
+def test_features_are_those_of_timm_in_raster_order(random_weights, model):
+    encoder = build(model=model, checkpoint=random_weights(model), stage=1)
+    network = timm.create_model(model, num_classes=7, checkpoint_path=str(random_weights(model))).eval()
+    images = torch.rand(1, 3, 64, 64) * 2 - 1
+    maps = network.forward_intermediates(encoder.preprocess(images), indices=[1], intermediates_only=True)[0]
+    tokens = encoder.encode(images)
+    columns = maps.shape[-1]
+    for row, column in ((0, 1), (1, 0), (columns - 1, columns - 1)):
+        torch.testing.assert_close(
+            tokens[:, row * columns + column], maps[:, :, row, column], atol=1e-4, rtol=1e-4
+        )
+
+
+def test_frozen_convolutional_encoder_does_not_move_its_statistics(random_weights):
+    encoder = build(model=KINDS[0], checkpoint=random_weights(KINDS[0])).train()
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    encoder.encode(torch.rand(4, 3, 64, 64) * 2 - 1)
+    assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
+
+
+def test_features_are_resampled_to_the_grid_of_the_latents(random_weights):
+    encoder = build(model=KINDS[0], checkpoint=random_weights(KINDS[0]), stage=3)
+    head = AlignmentHead(8, AlignmentContext(encoder.feature_dim, 1, 16))
+    hidden = torch.randn(2, 9, 8, requires_grad=True)
+    loss = head(hidden, (3, 3), encoder.encode(torch.rand(2, 3, 64, 64)))
+    loss.backward()
+    assert hidden.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("model", "stage", "message"),
+    [
+        ("test_efficientnet", 5, "stage 5: `test_efficientnet` has 5 stages, 0 to 4"),
+        ("test_vit", 9, "stage 9: `test_vit` has 6 blocks, 0 to 5"),
+    ],
+)
+def test_layer_that_is_not_there_says_how_many_there_are(random_weights, model, stage, message):
+    with pytest.raises(ConfigError, match=message):
+        build(model=model, checkpoint=random_weights(model), stage=stage)
+
+
+def test_network_without_intermediate_features_is_refused(monkeypatch):
+    monkeypatch.delattr(timm.models.resnet.ResNet, "forward_intermediates")
+    with pytest.raises(ConfigError, match="`test_resnet` gives no intermediate features"):
+        plan_encoder("test_resnet", 64, None, None)
 
 
 def test_position_embeddings_at_the_native_size_are_loaded_unchanged(tiny):
-    encoder = build(160, checkpoint=str(tiny))
+    encoder = build(160, checkpoint=tiny)
     assert torch.equal(encoder.network.pos_embed, load_file(tiny)["pos_embed"])
 
 
 def test_normalisation_is_that_of_timm(tiny):
-    encoder = build(160, checkpoint=str(tiny))
+    encoder = build(160, checkpoint=tiny)
     config = timm.data.resolve_model_data_config(encoder.network)
     images = torch.rand(1, 3, 160, 160)
     mean, std = (torch.tensor(config[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
@@ -52,15 +104,15 @@ def test_normalisation_is_that_of_timm(tiny):
 
 
 def test_features_are_those_of_timm(tiny):
-    encoder = build(160, checkpoint=str(tiny))
-    network = timm.create_model("test_vit", num_classes=7, checkpoint_path=str(tiny)).eval()
+    encoder = build(160, checkpoint=tiny)
+    network = timm.create_model("test_vit", num_classes=7, checkpoint_path=tiny).eval()
     images = torch.rand(1, 3, 160, 160) * 2 - 1
     expected = network.forward_features(encoder.preprocess(images))[:, network.num_prefix_tokens :]
     assert torch.allclose(encoder.encode(images), expected, atol=1e-5)
 
 
 def test_encoder_is_frozen_and_stays_in_evaluation_mode(tiny):
-    encoder = build(checkpoint=str(tiny))
+    encoder = build(checkpoint=tiny)
     encoder.train()
     assert not any(module.training for module in encoder.modules())
     assert not any(p.requires_grad for p in encoder.parameters())
@@ -68,69 +120,60 @@ def test_encoder_is_frozen_and_stays_in_evaluation_mode(tiny):
 
 def test_features_have_no_gradient(tiny):
     images = torch.zeros(1, 3, 64, 64, requires_grad=True)
-    assert not build(checkpoint=str(tiny)).encode(images).requires_grad
+    assert not build(checkpoint=tiny).encode(images).requires_grad
 
 
-def test_input_size_makes_a_finer_grid(tiny):
-    encoder = build(checkpoint=str(tiny), input_size=128)
-    assert encoder.grid_size(64) == (8, 8)
-    assert encoder.encode(torch.zeros(1, 3, 64, 64)).shape[1] == 64
+@pytest.mark.parametrize(
+    ("model", "stage", "grid"), [("test_vit", None, (8, 8)), ("test_efficientnet", 4, (4, 4))]
+)
+def test_input_size_makes_a_finer_grid(random_weights, model, stage, grid):
+    coarse, fine = (
+        build(model=model, checkpoint=random_weights(model), stage=stage, input_size=size)
+        for size in (None, 128)
+    )
+    assert coarse.grid_size(64) == (grid[0] // 2, grid[1] // 2)
+    assert fine.grid_size(64) == grid
+    assert fine.encode(torch.zeros(1, 3, 64, 64)).shape[1] == grid[0] * grid[1]
 
 
-def test_patch_14_sees_256_pixels_as_224(no_caches, monkeypatch):
-    seen = {}
-
-    def stop(model, checkpoint):
-        raise WeightsError("far enough")
-
-    from simflow_plugin.alignment import timm_encoders
-
-    def remember(*args):
-        seen["size"] = choose(*args)
-        return seen["size"]
-
-    choose = timm_encoders.choose_input_size
-    monkeypatch.setattr(timm_encoders, "choose_input_size", remember)
-    monkeypatch.setattr(timm_encoders, "find_weights", stop)
-    with pytest.raises(WeightsError):
-        build(256, "vit_small_patch14_dinov2.lvd142m")
-    assert seen["size"] == 224
+def test_patch_14_sees_256_pixels_as_224():
+    assert plan_encoder("vit_small_patch14_dinov2.lvd142m", 256, None, None).input_size == 224
 
 
 def test_image_of_another_size_is_refused(tiny):
     with pytest.raises(ShapeError, match="expected"):
-        build(checkpoint=str(tiny)).encode(torch.zeros(1, 3, 32, 32))
+        build(checkpoint=tiny).encode(torch.zeros(1, 3, 32, 32))
 
 
-def test_image_size_that_the_patch_does_not_divide_is_refused(tiny):
-    with pytest.raises(ConfigError, match="40 is not divisible by 16"):
-        build(40, checkpoint=str(tiny))
+@pytest.mark.parametrize(
+    ("image_size", "input_size", "message"),
+    [
+        (40, None, "40 is not divisible by 16"),
+        (64, 100, "input_size 100 is not divisible by the encoder's patch of 16"),
+    ],
+)
+def test_size_that_the_patch_does_not_divide_is_refused(image_size, input_size, message):
+    with pytest.raises(ConfigError, match=message):
+        plan_encoder("test_vit", image_size, input_size, None)
 
 
-def test_input_size_that_the_patch_does_not_divide_is_refused(tiny):
-    with pytest.raises(ConfigError, match="input_size 100 is not divisible by the encoder's patch of 16"):
-        build(checkpoint=str(tiny), input_size=100)
-
-
-def test_checkpoint_with_other_keys_is_named(tmp_path):
-    save_file({"encoder.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
-    with pytest.raises(
-        WeightsError, match=r"other\.safetensors: .*\d+ missing: .*1 unexpected: encoder\.weight"
-    ):
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"encoder.weight": torch.zeros(3)}, r"\d+ missing: .*1 unexpected: encoder\.weight"),
+        (timm.create_model("test_vit", embed_dim=32).state_dict(), "of another shape: "),
+        (timm.create_model("test_resnet").state_dict(), "missing: "),
+        (
+            timm.create_model("test_vit").state_dict() | {"reg_token": torch.zeros(4)},
+            "1 unexpected: reg_token",
+        ),
+    ],
+    ids=["keys", "width", "network", "foreign key"],
+)
+def test_checkpoint_of_another_network_is_named(tmp_path, state, message):
+    save_file(state, tmp_path / "other.safetensors")
+    with pytest.raises(WeightsError, match=rf"other\.safetensors: .*{message}"):
         build(checkpoint=str(tmp_path / "other.safetensors"))
-
-
-def test_checkpoint_of_another_width_is_named(tmp_path):
-    save_file(timm.create_model("test_vit", embed_dim=32).state_dict(), tmp_path / "narrow.safetensors")
-    with pytest.raises(WeightsError, match="of another shape: "):
-        build(checkpoint=str(tmp_path / "narrow.safetensors"))
-
-
-def test_checkpoint_with_foreign_keys_is_named(tmp_path):
-    state = timm.create_model("test_vit").state_dict() | {"reg_token": torch.zeros(1, 4, 64)}
-    save_file(state, tmp_path / "registers.safetensors")
-    with pytest.raises(WeightsError, match="1 unexpected: reg_token"):
-        build(checkpoint=str(tmp_path / "registers.safetensors"))
 
 
 def test_checkpoint_that_is_no_checkpoint_is_named(tmp_path):
@@ -158,7 +201,7 @@ def test_code_in_a_checkpoint_never_runs(tmp_path):
 
 def test_files_are_not_read_by_timm(tiny, monkeypatch):
     monkeypatch.setattr("timm.models.load_state_dict", lambda *args, **kwargs: pytest.fail("may unpickle"))
-    assert build(checkpoint=str(tiny)).state_dict()
+    assert build(checkpoint=tiny).state_dict()
 
 
 @pytest.mark.parametrize("key", [None, "model", "state_dict"])

@@ -30,6 +30,10 @@ def image(answers):
     return held_out_image(answers.run, 0)
 
 
+def as_tensor(image):
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+
+
 def tiles(picture, count, side):
     """Return the first `count` tiles of a one-row picture, at the model's own size."""
     pixels = np.asarray(picture.convert("RGB"))
@@ -50,9 +54,8 @@ def test_grid_holds_the_samples_of_that_class_and_seed(answers):
 def test_likelihood_is_that_of_the_run(answers, image):
     reference, problem = answers.reference
     assert problem == ""
-    images = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
-    wanted = float(answers.run.bits_per_dim(images)[0])
-    (found,) = reference.bits_of(answers.run.loaded, images.float() / 127.5 - 1)
+    wanted = float(answers.run.bits_per_dim(as_tensor(image))[0])
+    (found,) = reference.bits_of(answers.run.loaded, as_tensor(image).float() / 127.5 - 1)
     assert found == pytest.approx(wanted, rel=1e-6)
     assert f"{wanted:.3f} bits per dimension" in answers.examine(image).likelihood
 
@@ -79,14 +82,15 @@ def test_a_model_without_label_dropout_is_guided_by_a_weaker_one_which_is_loaded
 
 def test_classes_are_those_of_the_likelihood_and_sum_to_one(answers, image):
     classes = answers.examine(image).classes
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
-    best = int(answers.run.log_prob_by_class(pixels).argmax())
+    best = int(answers.run.log_prob_by_class(as_tensor(image)).argmax())
     assert max(classes, key=classes.get) == str(best)
     assert sum(classes.values()) == pytest.approx(1)
 
 
 def test_share_of_less_likely_images_counts_ties_half():
-    reference = LikelihoodReference(0.1, ControlVariate(1.0, 0.0), (1.0, 2.0, 2.0, 4.0), "four")
+    reference = LikelihoodReference(
+        scale=0.1, control=ControlVariate(1, 0), bits_per_dim=(1, 2, 2, 4), held_out="", weights=""
+    )
     shares = [reference.share_less_likely(bits) for bits in (0.5, 1.0, 2.0, 3.0, 5.0)]
     assert shares == [1.0, 0.875, 0.5, 0.25, 0.0]
 

@@ -9,24 +9,23 @@ import socket
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 import simflow_plugin
 from simflow_plugin.app.answers import Answers
-from simflow_plugin.cli.app import app
 from simflow_plugin.errors import ConfigError
 from tests.app.images import held_out_image
+from tests.commands import simflow
 from tests.evaluation.report.conftest import BINARIES
 from tests.evaluation.runs import make_run
 
-SECONDS = 60
+SECONDS, CSS = 60, "css selector"
 
 
 def test_without_gradio_the_extra_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr("simflow_plugin.app.page.find_spec", lambda name: None)
-    result = CliRunner().invoke(app, ["app", str(tmp_path)])
-    assert result.exit_code == ConfigError.exit_status
-    assert "pip install 'simflow-plugin[app]'" in result.output
+    status, output = simflow("app", tmp_path)
+    assert status == ConfigError.exit_status
+    assert "pip install 'simflow-plugin[app]'" in output
 
 
 @pytest.fixture(scope="module")
@@ -87,28 +86,21 @@ def page(driver, address):
 
 
 def found(driver, selector):
-    from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
 
     def visible(_):
-        return next(
-            (one for one in driver.find_elements(By.CSS_SELECTOR, selector) if one.is_displayed()), None
-        )
+        return next((one for one in driver.find_elements(CSS, selector) if one.is_displayed()), None)
 
     return WebDriverWait(driver, SECONDS, 0.1).until(visible)
 
 
 def open_tab(driver, name):
-    from selenium.webdriver.common.by import By
-
     found(driver, "button[role=tab]")
-    next(tab for tab in driver.find_elements(By.CSS_SELECTOR, "button[role=tab]") if tab.text == name).click()
+    next(tab for tab in driver.find_elements(CSS, "button[role=tab]") if tab.text == name).click()
 
 
 def upload(driver, selector, path):
-    from selenium.webdriver.common.by import By
-
-    driver.find_element(By.CSS_SELECTOR, f"{selector} input[type=file]").send_keys(str(path))
+    driver.find_element(CSS, f"{selector} input[type=file]").send_keys(str(path))
     found(driver, f"{selector} img")
 
 

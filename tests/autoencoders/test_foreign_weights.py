@@ -104,7 +104,7 @@ def test_unknown_scale_is_one_warning_that_names_the_option(config, tmp_path, ca
 def test_scale_that_is_no_scale_is_refused(value, tmp_path):
     content = {**random_weights(F8), "scale_factor": value}
     with pytest.raises(
-        WeightsError, match=r"vae\.pt: scale of its latents is .* above 0\. Set the option `scale`"
+        WeightsError, match=r"vae\.pt: scale of the latents is .* above 0\. Set the option `scale`"
     ):
         load(ldm(tmp_path / "vae.pt", content))
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from simflow_plugin.autoencoders.architecture import Architecture
 from simflow_plugin.autoencoders.kl import KLAutoencoder, KLOptions
-from simflow_plugin.autoencoders.network import Architecture
 from simflow_plugin.errors import WeightsError
 
 ARCHITECTURE = Architecture(
@@ -39,32 +39,33 @@ def images() -> torch.Tensor:
     return torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
-def test_folder_gives_what_diffusers_gives(tmp_path):
-    path, network = folder(tmp_path, scaling_factor=1.0)
-    posterior = load(path, posterior="learnable").encode(images())
-    expected = network.encode(images()).latent_dist
-    torch.testing.assert_close(posterior.mean, expected.mean, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(posterior.std, expected.std, atol=1e-5, rtol=1e-4)
-
-
-def test_folder_decodes_as_diffusers_does(tmp_path):
+def test_folder_encodes_and_decodes_as_diffusers_does(tmp_path):
     path, network = folder(tmp_path, scaling_factor=0.5, shift_factor=0.1)
+    autoencoder = load(path, posterior="learnable")
+    posterior, expected = autoencoder.encode(images()), network.encode(images()).latent_dist
+    torch.testing.assert_close(posterior.mean, (expected.mean - 0.1) * 0.5, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(posterior.std, expected.std * 0.5, atol=1e-5, rtol=1e-4)
     latents = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
-    expected = network.decode(latents / 0.5 + 0.1).sample
-    torch.testing.assert_close(load(path).decode(latents), expected, atol=1e-5, rtol=1e-4)
+    decoded = network.decode(latents / 0.5 + 0.1).sample
+    torch.testing.assert_close(autoencoder.decode(latents), decoded, atol=1e-5, rtol=1e-4)
 
 
-def test_scale_and_shift_come_from_the_config(tmp_path):
-    path, _ = folder(tmp_path, scaling_factor=0.25, shift_factor=0.5)
-    autoencoder = load(path)
-    assert (autoencoder.latent_scale.unique().item(), autoencoder.latent_shift.unique().item()) == (0.25, 0.5)
-
-
-def test_statistics_by_channel_come_from_the_config(tmp_path):
-    path, _ = folder(tmp_path, scaling_factor=1.0, latents_mean=[1.0, 2.0, 3.0, 4.0], latents_std=[2.0] * 4)
-    autoencoder = load(path)
-    assert autoencoder.latent_shift.flatten().tolist() == [1.0, 2.0, 3.0, 4.0]
-    assert autoencoder.latent_scale.flatten().tolist() == [0.5] * 4
+@pytest.mark.parametrize(
+    ("config", "shift", "scale"),
+    [
+        ({"scaling_factor": 0.25, "shift_factor": 0.5}, [0.5] * 4, [0.25] * 4),
+        (
+            {"scaling_factor": 1.0, "latents_mean": [1.0, 2.0, 3.0, 4.0], "latents_std": [2.0] * 4},
+            [1.0, 2.0, 3.0, 4.0],
+            [0.5] * 4,
+        ),
+    ],
+    ids=["numbers", "by channel"],
+)
+def test_shift_and_scale_come_from_the_config(tmp_path, config, shift, scale):
+    autoencoder = load(folder(tmp_path, **config)[0])
+    assert autoencoder.latent_shift.flatten().tolist() == shift
+    assert autoencoder.latent_scale.flatten().tolist() == scale
 
 
 def test_single_diffusers_file_gives_what_its_folder_gives(tmp_path):
@@ -93,19 +94,18 @@ def test_folder_that_lacks_a_tensor_is_refused(tmp_path):
         load(path)
 
 
-def test_folder_with_other_shapes_than_its_config_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"block_out_channels": [8, 32]}, r"vae: .*of another shape: .* instead of \(32,"),
+        ({"_class_name": "AutoencoderDC"}, "of a AutoencoderDC"),
+    ],
+)
+def test_folder_whose_config_is_of_another_network_is_refused(tmp_path, change, message):
     path, _ = folder(tmp_path)
     config = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps({**config, "block_out_channels": [8, 32]}))
-    with pytest.raises(WeightsError, match=r"vae: .*of another shape: .* instead of \(32,"):
-        load(path)
-
-
-def test_folder_of_another_class_is_refused(tmp_path):
-    path, _ = folder(tmp_path)
-    config = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps({**config, "_class_name": "AutoencoderDC"}))
-    with pytest.raises(WeightsError, match="of a AutoencoderDC"):
+    (path / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(WeightsError, match=message):
         load(path)
 
 

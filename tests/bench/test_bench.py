@@ -6,22 +6,22 @@ from typing import Any
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from simflow_plugin.bench import BenchSetting, run_bench
-from simflow_plugin.bench.benchmark import PEER_CACHED, PEER_JACOBI, PEER_STEP, STEP, STUDENT
-from simflow_plugin.bench.choose import Choice, make_setting
+from simflow_plugin.bench.benchmark import PEER_CACHED, PEER_JACOBI, PEER_STEP, STEP, STUDENT, run_bench
+from simflow_plugin.bench.choose import make_setting
 from simflow_plugin.bench.flow_flops import forward_flops, training_flops
+from simflow_plugin.bench.options import FlowOptions, MeasuringOptions
 from simflow_plugin.bench.peer import constructor_arguments
+from simflow_plugin.bench.setting import BenchSetting
 from simflow_plugin.bench.timing import peak_memory
 from simflow_plugin.bench.workload import Workload
-from simflow_plugin.cli.app import app
-from simflow_plugin.convert.from_ml_starflow import CONSTRUCTOR, flow_config
+from simflow_plugin.convert.from_ml_starflow import StarflowArguments, flow_config
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.evaluation.flops import count_flops, without_data
 from simflow_plugin.flow import FlowConfig, TransformerFlow
 from simflow_plugin.flow.affine import affine_parameters
-from tests.convert.peers import load_peer
+from tests.commands import succeed
+from tests.convert.peers import import_from
 
 SMALL: dict[str, Any] = {
     "width": 32,
@@ -37,14 +37,9 @@ def small_setting(**changes: Any) -> BenchSetting:
     return BenchSetting(config, **{"batch_size": 2, "rounds": 2, "gemm_size": 64, **changes})
 
 
-@pytest.fixture(scope="module")
-def report_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("bench") / "bench.json"
-
-
-def test_command_measures_everything_and_writes_json(report_file: Path) -> None:
-    result = CliRunner().invoke(app, ["bench", "--quick", "--batch", "2", "--json", str(report_file)])
-    assert result.exit_code == 0, result.output
+def test_command_measures_everything_and_writes_json(tmp_path: Path) -> None:
+    report_file = tmp_path / "bench.json"
+    succeed("bench", "--quick", "--batch", 2, "--json", report_file)
     report = json.loads(report_file.read_text())
     rows = {(row["name"], row["guidance"]) for row in report["rows"]}
     samplers = {(name, w) for name in ("naive", "cached", "jacobi", "auto", STUDENT) for w in (0.0, 1.5)}
@@ -125,12 +120,12 @@ def test_peak_memory_counts_what_is_held_at_once() -> None:
 
 def test_peers_arguments_describe_the_same_flow() -> None:
     config = FlowConfig.model_validate({**SMALL, "condition_dim": 5})
-    theirs = flow_config(CONSTRUCTOR.parse(constructor_arguments(config)))
+    theirs = flow_config(StarflowArguments.parse(constructor_arguments(config)))
     assert theirs == config.model_copy(update={"rope_side": 3.0})
 
 
 def test_peers_code_agrees_on_the_same_weights() -> None:
-    load_peer("ML_STARFLOW_DIR")
+    import_from("ML_STARFLOW_DIR", "transformer_flow")
     import os
 
     peer = Path(os.environ["ML_STARFLOW_DIR"])
@@ -143,48 +138,32 @@ def test_peers_code_agrees_on_the_same_weights() -> None:
         assert difference < 1e-4
 
 
-def choice(**changes: Any) -> Choice:
-    values: dict[str, Any] = {
-        "architecture": {"family": "starflow", "size": "S", "width": None, "layers": None, "head_dim": None},
-        "num_tokens": 256,
-        "token_dim": 16,
-        "batch_size": 8,
-        "guidance": 1.5,
-        "rounds": 1,
-        "methods": [],
-        "runs_naive": None,
-        "device": "cpu",
-        "dtype": "float32",
-        "seed": 0,
-    }
-    return Choice(**{**values, **changes})
-
-
 def test_default_is_size_s() -> None:
-    config = make_setting(choice(), None, is_quick=False).config
+    config = make_setting(FlowOptions(), MeasuringOptions(device="cpu"), None, is_quick=False).config
     assert (config.width, config.layers_per_block, config.num_tokens) == (384, (2, 2, 2, 8), 256)
 
 
 def test_cpu_clock_is_refused_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(ConfigError, match="--cpu-time"):
-        make_setting(choice(device="cuda", clock="cpu"), None, is_quick=False)
+        make_setting(FlowOptions(), MeasuringOptions(device="cuda", cpu_time=True), None, is_quick=False)
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("flow", "measuring", "message"),
     [
-        ({"num_tokens": 250}, "225 or 256"),
-        ({"device": "abacus"}, "--device"),
-        ({"architecture": {"size": "M", "layers": None}}, "Known: B, L, S"),
-        ({"architecture": {"size": "S", "layers": "2,two"}}, "--layers"),
-        ({"architecture": {"size": "S", "layers": None, "width": 100}}, "head_dim"),
-        ({"methods": ["{name: ["]}, "--method"),
+        ({"tokens": 250}, {}, "225 or 256"),
+        ({}, {"device": "abacus"}, "--device"),
+        ({"size": "M"}, {}, "Known: B, L, S"),
+        ({"layers": "2,two"}, {}, "--layers"),
+        ({"width": 100}, {}, "head_dim"),
+        ({}, {"method": ["{name: ["]}, "--method"),
     ],
 )
-def test_bad_options_are_named(changes: dict[str, Any], message: str) -> None:
+def test_bad_options_are_named(flow: dict[str, Any], measuring: dict[str, Any], message: str) -> None:
+    options = FlowOptions(**flow), MeasuringOptions(**{"device": "cpu", **measuring})
     with pytest.raises(ConfigError, match=message):
-        make_setting(choice(**{**changes}), None, is_quick=False)
+        make_setting(*options, None, is_quick=False)
 
 
 def test_unknown_method_lists_the_known_ones() -> None:

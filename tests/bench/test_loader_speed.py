@@ -1,9 +1,8 @@
 """The loader's speed is reported with the training step that would wait for it."""
 
-from typer.testing import CliRunner
-
 from simflow_plugin.bench.loader_speed import LoaderSpeed, measure_loader
-from simflow_plugin.cli.app import app
+from simflow_plugin.errors import ConfigError
+from tests.commands import simflow, succeed
 
 
 def test_report_names_the_time_of_a_batch():
@@ -16,13 +15,6 @@ def test_loader_of_a_configuration_is_measured():
     assert (found.batch_size, found.data) == (16, "digits")
 
 
-def test_bench_prints_the_loaders_speed():
-    result = CliRunner().invoke(app, ["bench", "--loader", "quickstart"])
-    assert result.exit_code == 0, result.output
-    assert "images/s (digits" in result.output
-
-
-def test_unknown_configuration_is_refused():
-    result = CliRunner().invoke(app, ["bench", "--loader", "no-such-configuration"])
-    assert result.exit_code != 0
-    assert "no-such-configuration" in result.output
+def test_command_prints_the_loaders_speed_and_refuses_an_unknown_configuration():
+    assert "images/s (digits" in succeed("bench", "--loader", "quickstart")
+    assert simflow("bench", "--loader", "none")[0] == ConfigError.exit_status

@@ -49,3 +49,8 @@ def test_an_option_of_a_section_is_explained_without_the_parts():
 @pytest.mark.parametrize("arguments", [("config", "show", "quickstart"), ("fetch", "--list")])
 def test_a_configuration_is_checked_without_torch(arguments):
     assert not modules_after(*arguments) & {*HEAVY, "torch", "numpy"}
+
+
+def test_a_name_like_its_module_is_not_the_module_after_its_neighbour():
+    code = "from simflow_plugin.flow import unpatchify; from simflow_plugin.flow import patchify; patchify.__code__"
+    subprocess.run([sys.executable, "-c", code], check=True)

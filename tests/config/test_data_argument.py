@@ -2,7 +2,7 @@
 
 import pytest
 
-from simflow_plugin.config.data_argument import resolve_data
+from simflow_plugin.config.loading import resolve_data
 from simflow_plugin.errors import ConfigError
 
 

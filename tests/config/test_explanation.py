@@ -18,7 +18,7 @@ def builtin():
 
 
 @pytest.mark.parametrize(
-    ("key", "said"),
+    ("key", "expected"),
     [
         ("training.steps", ["integer", "> 0, <= 10000000000", REQUIRED, "optimizer steps"]),
         ("training.ema.decay", ["number", ">= 0, < 1", "0.9999", "training.ema: exponential"]),
@@ -41,43 +41,31 @@ def builtin():
         ("training.init_from", ["RUN, or mapping, or null"]),
         ("tracker.name", ["wandb", "tensorboard"]),
         ("optimizer", ["optimizer.lr", "optimizer.betas"]),
-    ],
-)
-def test_option_is_explained(key, said):
-    text = explain(key).text
-    for words in said:
-        assert words in text
-
-
-def test_option_of_several_parts_is_explained_for_each():
-    text = explain("data.root").text
-    assert text.count("data.root\n") == 3
-    assert "data: fashion-mnist" in text
-    assert "data: image_folder" in text
-
-
-def test_part_named_in_the_key_narrows_it():
-    assert "model: sit" in explain("model.sampling.method").text
-    assert explain("model.sit.sampling.method").text.count("model.sampling.method\n") == 1
-
-
-@pytest.mark.parametrize(
-    ("key", "said"),
-    [
         ("model.simflow", ["model: simflow", "model.flow"]),
         ("training.ema.power", ["training.ema.snapshot_every"]),
         ("autoencoder.posterior.learnable", ["no options"]),
         ("model.name", ["learned_inverse", "model.flow"]),
     ],
 )
-def test_part_is_explained_by_its_name(key, said):
-    text = explain(key).text
-    for words in said:
-        assert words in text
+def test_option_section_or_part_is_explained(key, expected):
+    text = explain(key)
+    assert [words for words in expected if words not in text] == []
+
+
+def test_option_of_several_parts_is_explained_for_each():
+    text = explain("data.root")
+    assert text.count("data.root\n") == 3
+    assert "data: fashion-mnist" in text
+    assert "data: image_folder" in text
+
+
+def test_part_named_in_the_key_narrows_it():
+    assert "model: sit" in explain("model.sampling.method")
+    assert explain("model.sit.sampling.method").count("model.sampling.method\n") == 1
 
 
 def test_without_a_key_every_section_is_listed():
-    lines = explain().text.splitlines()
+    lines = explain().splitlines()
     listed = [line.split()[0] for line in lines[2:] if line.startswith("  ") and line[2] != " "]
     assert listed == list(section_summaries())
 
@@ -140,16 +128,15 @@ def test_every_key_of_a_shipped_configuration_is_in_the_reference(name, builtin)
 
 def test_options_of_a_third_party_part_are_explained(install):
     install("gaussian-part", "gaussian_part", MODEL_SOURCE, "gaussian", "Gaussian")
-    text = explain("model.std").text
+    text = explain("model.std")
     assert "1.0" in text
     assert "model: gaussian" in text
 
 
-def test_part_that_does_not_load_is_reported_and_hides_no_other(install):
+def test_part_that_does_not_load_is_named_and_hides_no_other(install, caplog):
     install("broken-part", "broken_part", "import no_such_package\n", "broken", "Broken")
-    found = explain("model.flow.width")
-    assert "768" in found.text
-    assert len(found.failures) == 1
-    assert "broken-part" in found.failures[0]
-    with pytest.raises(ConfigError, match="broken-part"):
+    assert "768" in explain("model.flow.width")
+    assert len(caplog.messages) == 1
+    assert "broken-part" in caplog.messages[0]
+    with pytest.raises(ConfigError, match="no such key"):
         explain("model.no_such_option")

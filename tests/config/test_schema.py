@@ -8,7 +8,7 @@ import torch
 from simflow_plugin import registry
 from simflow_plugin.config.checks import check_before_training
 from simflow_plugin.config.loading import load_config
-from simflow_plugin.config.yaml_source import shipped_configs
+from simflow_plugin.config.yaml_source import find_config, shipped_configs
 from simflow_plugin.contracts import GenerativeModel
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.options import Options
@@ -55,36 +55,9 @@ def test_sampling_method_takes_options(write, method):
     assert load_config(write(config.to_yaml(), "b.yaml")) == config
 
 
-def test_sampling_method_of_unknown_option_is_refused(write):
-    with pytest.raises(ConfigError, match="segments"):
-        load_config(write(MINIMAL), ["model.sampling.method={name: jacobi, segments: 16}"])
-
-
 def test_resolved_config_reads_back_equal(write):
     config = load_config(write(MINIMAL))
     assert load_config(write(config.to_yaml(), "b.yaml")) == config
-
-
-def test_unknown_key_names_file_line_and_nearest_match(write):
-    text = MINIMAL.replace("width: 32", "widht: 32")
-    with pytest.raises(
-        ConfigError, match=r"a\.yaml:6: model\.flow\.widht: unknown key\. Did you mean `width`\?"
-    ):
-        load_config(write(text))
-
-
-def test_unknown_top_level_key_lists_known_keys(write):
-    with pytest.raises(
-        ConfigError, match=r"a\.yaml:8: trainig: unknown key\. Did you mean `training`\? Known: .*autoencoder"
-    ):
-        load_config(write(MINIMAL + "trainig: 3\n"))
-
-
-def test_unknown_model_lists_choices(write):
-    with pytest.raises(
-        ConfigError, match=r"a\.yaml:5: model: .*unknown name `simfloww`.*Did you mean `simflow`"
-    ):
-        load_config(write(MINIMAL.replace("simflow", "simfloww")))
 
 
 def test_override_wins_over_the_file(write):
@@ -96,27 +69,13 @@ def test_override_wins_over_the_file(write):
     )
 
 
-def test_bad_override_names_itself(write):
-    with pytest.raises(
-        ConfigError, match=r"--set training\.steps: training\.steps: .*greater than 0.*found -1"
-    ):
-        load_config(write(MINIMAL), ["training.steps=-1"])
-
-
-def test_override_without_value_is_refused(write):
-    with pytest.raises(ConfigError, match=r"--set training\.steps: expected key\.sub=value"):
-        load_config(write(MINIMAL), ["training.steps"])
-
-
-@pytest.mark.parametrize("text", ["a: [1\n", "a:\n- b\n c: d\n", "\tx: 1\n"])
-def test_not_yaml_names_file_and_line(write, text):
-    with pytest.raises(ConfigError, match=r"a\.yaml:\d+: not YAML"):
-        load_config(write(text))
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("a: [1\n", r"a\.yaml:\d+: not YAML"),
+        ("a:\n- b\n c: d\n", r"a\.yaml:\d+: not YAML"),
+        ("\tx: 1\n", r"a\.yaml:\d+: not YAML"),
+        ("- a\n- b\n", "expected a mapping"),
         ("name: x\ndata: !include foo\n", r"a\.yaml:2: data: .*tag '!include'.*extends: FILE"),
         ("name: x\ndata: !include [foo]\n", r"a\.yaml:2: data: the tag !include is not known"),
         ("name: 2021-13-45\n", r"a\.yaml:1: name: 2021-13-45 looks like a date .*Put it in quotes"),
@@ -127,9 +86,27 @@ def test_not_yaml_names_file_and_line(write, text):
         ("data: &d [*d]\n", r"a\.yaml:1: data\.0: an alias"),
         ("? [a, b]\n: c\n", r"a\.yaml:1: the file: a key is no name"),
         ("data: " + "[" * 3000, r"a\.yaml:1: nested too deep"),
+        (MINIMAL + "image_size: 32\n", r"a\.yaml:8: image_size: stands twice"),
+        (MINIMAL.replace("image_size: 16\n", ""), "image_size: required"),
+        (
+            MINIMAL.replace("width: 32", "widht: 32"),
+            r"a\.yaml:6: model\.flow\.widht: unknown key\. Did you mean `width`\?",
+        ),
+        (
+            MINIMAL + "trainig: 3\n",
+            r"a\.yaml:8: trainig: unknown key\. Did you mean `training`\? Known: .*autoencoder",
+        ),
+        (
+            MINIMAL.replace("simflow", "simfloww"),
+            r"a\.yaml:5: model: .*unknown name `simfloww`.*Did you mean `simflow`",
+        ),
+        (
+            MINIMAL + "objective: {reconstruction: {}}\n",
+            r"a\.yaml:8: objective\.reconstruction is empty",
+        ),
     ],
 )
-def test_yaml_that_is_no_plain_data_names_file_line_and_key(write, text, message):
+def test_mistake_in_a_file_names_file_line_and_key(write, text, message):
     with pytest.raises(ConfigError, match=message):
         load_config(write(text))
 
@@ -150,11 +127,6 @@ def test_numbers_of_an_override_read_as_those_of_a_file(write):
     assert config.optimizer.lr == 2e-3
 
 
-def test_override_of_a_section_forgets_the_lines_it_replaces(write):
-    with pytest.raises(ConfigError, match=r"^--set model: model\.flow\.width: "):
-        load_config(write(MINIMAL), ["model={name: simflow, flow: {width: -1}}"])
-
-
 @pytest.mark.parametrize("refused", ["read_text", "is_file"])
 def test_file_that_may_not_be_read_is_named(write, monkeypatch, refused):
     path = write(MINIMAL)
@@ -165,26 +137,6 @@ def test_file_that_may_not_be_read_is_named(write, monkeypatch, refused):
     monkeypatch.setattr(Path, refused, deny)
     with pytest.raises(ConfigError, match=r"a\.yaml: cannot be read \(Permission denied\)"):
         load_config(path)
-
-
-def test_list_at_top_level_is_refused(write):
-    with pytest.raises(ConfigError, match="expected a mapping"):
-        load_config(write("- a\n- b\n"))
-
-
-def test_key_that_stands_twice_is_refused(write):
-    with pytest.raises(ConfigError, match=r"a\.yaml:8: image_size: stands twice"):
-        load_config(write(MINIMAL + "image_size: 32\n"))
-
-
-def test_missing_file_lists_shipped_configs():
-    with pytest.raises(ConfigError, match="quickstar: no such configuration.*Did you mean `quickstart`"):
-        load_config("quickstar")
-
-
-def test_required_key_is_named(write):
-    with pytest.raises(ConfigError, match="image_size: required"):
-        load_config(write(MINIMAL.replace("image_size: 16\n", "")))
 
 
 def test_extended_file_is_merged_key_by_key(write):
@@ -218,33 +170,6 @@ def test_same_part_by_name_keeps_the_options_of_the_one_it_extends(write):
 def test_model_set_to_null_leaves_the_autoencoder_alone(write):
     write(MINIMAL, "base.yaml")
     assert load_config(write("extends: base.yaml\nmodel: null\n", "child.yaml")).model is None
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            "image_size=30",
-            r"--set image_size: image_size 30 is not divisible by the autoencoder's factor 4.*28 or 32",
-        ),
-        ("model.flow.patch_size=3", r"patch_size: 3 does not divide the latent grid 4 x 4"),
-        ("autoencoder.posterior.std=-1", r"autoencoder\.posterior\.std"),
-        ("autoencoder.posterior.std=0", r"autoencoder\.posterior\.std"),
-        ("training.accumulation=3", r"batch_size 64 is not divisible by training\.accumulation 3"),
-        ("autoencoder.factor=3", r"factor"),
-    ],
-)
-def test_clashing_values_are_refused_before_anything_is_built(write, change, message):
-    text = MINIMAL.replace("factor: 2, widths: [8, 16]", "factor: 4, widths: [8, 16, 16]")
-    with pytest.raises(ConfigError, match=message):
-        load_config(write(text), [change])
-
-
-def test_guidance_without_label_dropout_is_refused(write):
-    with pytest.raises(
-        ConfigError, match=r"guidance 1\.0 needs an unconditional model, but model\.flow\.class_dropout is 0"
-    ):
-        load_config(write(MINIMAL), ["sampling.guidance=1.0", "model.flow.class_dropout=0"])
 
 
 @pytest.mark.parametrize(
@@ -321,6 +246,23 @@ FROZEN = ["model=starflow", "autoencoder.trainable=none"]
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (["training.steps"], r"--set training\.steps: expected key\.sub=value"),
+        (["training.steps=-1"], r"--set training\.steps: training\.steps: .*greater than 0.*found -1"),
+        (["model={name: simflow, flow: {width: -1}}"], r"^--set model: model\.flow\.width: "),
+        (["model.sampling.method={name: jacobi, segments: 16}"], "segments"),
+        (
+            ["image_size=31"],
+            r"--set image_size: image_size 31 is not divisible by the autoencoder's factor 2.*30 or 32",
+        ),
+        (["model.flow.patch_size=3"], r"patch_size: 3 does not divide the latent grid 8 x 8"),
+        (["autoencoder.posterior.std=0"], r"autoencoder\.posterior\.std"),
+        (["training.accumulation=3"], r"batch_size 64 is not divisible by training\.accumulation 3"),
+        (["autoencoder.factor=3"], r"factor"),
+        (
+            ["sampling.guidance=1.0", "model.flow.class_dropout=0"],
+            r"guidance 1\.0 needs an unconditional model, but model\.flow\.class_dropout is 0",
+        ),
+        (["model=null", "autoencoder.trainable=none"], "nothing to train"),
         (
             [*FROZEN, ADVERSARIAL],
             r"--set objective\.adversarial: .*no effect with autoencoder\.trainable: none",
@@ -357,7 +299,7 @@ FROZEN = ["model=starflow", "autoencoder.trainable=none"]
         ),
     ],
 )
-def test_option_that_would_have_no_effect_or_crash_late_is_refused(write, changes, message):
+def test_values_that_clash_or_have_no_effect_are_refused_before_anything_is_built(write, changes, message):
     with pytest.raises(ConfigError, match=message):
         load_config(write(MINIMAL), changes)
 
@@ -370,7 +312,9 @@ def test_least_that_makes_sense_is_accepted(write, changes):
 
 
 def judged_by_encoder(write, checkpoint, num_samples=20):
-    evaluation = f"evaluation={{judge: encoder, judge_checkpoint: {checkpoint}, num_samples: {num_samples}}}"
+    evaluation = (
+        f"evaluation={{judge: {{name: encoder, checkpoint: {checkpoint}}}, num_samples: {num_samples}}}"
+    )
     return load_config(write(MINIMAL), [evaluation])
 
 
@@ -423,17 +367,6 @@ def test_what_pretrained_weights_decide_stays_open(write):
     assert config.autoencoder.options["widths"] is None
 
 
-def test_nothing_to_train_is_refused(write):
-    with pytest.raises(ConfigError, match="nothing to train"):
-        load_config(write(MINIMAL), ["model=null", "autoencoder.trainable=none"])
-
-
-def test_trained_decoder_without_a_reconstruction_loss_is_refused(write):
-    text = MINIMAL + "objective: {reconstruction: {}}\n"
-    with pytest.raises(ConfigError, match=r"a\.yaml:8: objective\.reconstruction is empty"):
-        load_config(write(text))
-
-
 class Mute(GenerativeModel):
     """A model without hidden tokens."""
 
@@ -472,10 +405,24 @@ def test_model_on_pretrained_latents_is_checked_before_they_are_read():
         load_config("studies/headline/sit_repa_e", ["alignment.layer=9"])
 
 
-def test_decay_of_the_average_under_its_earlier_name_is_read(write):
-    """Run directories of earlier versions hold it."""
-    config = load_config(write(MINIMAL), ["training.ema_decay=0.5"])
-    assert config.training.ema == load_config(write(MINIMAL), ["training.ema.decay=0.5"]).training.ema
-    assert "ema_decay" not in config.to_yaml()
-    with pytest.raises(ConfigError, match=r"ema_decay is the earlier name of ema\.decay: give one of them"):
-        load_config(write(MINIMAL), ["training.ema_decay=0.5", "training.ema.decay=0.5"])
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [("quikstart", "quickstart"), ("image-folder", "image-folder-small"), ("repa_e", "repa_e")],
+)
+def test_wrong_name_of_a_configuration_shows_three_at_most(wrong, right):
+    with pytest.raises(ConfigError) as caught:
+        find_config(wrong)
+    message = str(caught.value)
+    assert right in message
+    assert message.count("`") <= 6
+    assert "simflow config list" in message
+    assert len(message) < 300
+
+
+def test_mistake_between_keys_shows_their_values_only():
+    ema = "training.ema={kind: power, lengths: [0.12, 0.12], snapshot_every: 1000}"
+    with pytest.raises(ConfigError) as caught:
+        load_config("quickstart", [ema])
+    message = str(caught.value)
+    assert "found lengths: [0.12, 0.12]." in message
+    assert "snapshot_every" not in message

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import Field, PositiveInt
 
-from simflow_plugin.config.type_words import bounds, literals, type_in_words
+from simflow_plugin.config.option_facts import bounds, literals, type_in_words
 from simflow_plugin.options import MomentDecay
 from simflow_plugin.registry import Part
 

@@ -6,14 +6,10 @@ names; see tests/fixtures/README.md.
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from simflow_plugin.contracts import Autoencoder
@@ -22,8 +18,8 @@ from simflow_plugin.losses.reconstruction import ReconstructionLoss
 from simflow_plugin.models.sit import SiT
 from simflow_plugin.objective import JointInputs, JointObjective, ObjectiveWeights
 from simflow_plugin.posteriors.gaussian import FixedVariancePosterior
+from tests.convert.peers import FIXTURES, import_from, read_parts
 
-FIXTURES = Path(__file__).parents[1] / "fixtures"
 VAE_WEIGHT, MODEL_WEIGHT = 1.5, 0.5
 """The host's defaults of --vae-align-proj-coeff and --proj-coeff."""
 KEPT = (
@@ -102,30 +98,14 @@ def our_step(
     return latents.grad, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def host_module(name: str) -> Any:
-    """Import a module of the checkout that REPA_E_DIR names."""
-    sys.path.insert(0, os.environ["REPA_E_DIR"])
-    try:
-        for loaded in [key for key in sys.modules if key.split(".")[0] == "models"]:
-            del sys.modules[loaded]
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(os.environ["REPA_E_DIR"])
-
-
 def main() -> None:
     """Write the fixture."""
     torch.set_num_threads(1)
-    numbers = load_file(FIXTURES / "repa_e_sit.safetensors")
-    parts: dict[str, dict[str, Tensor]] = {"host": {}, "inputs": {}}
-    for key, tensor in numbers.items():
-        part, _, name = key.partition(".")
-        if part in parts:
-            parts[part][name] = tensor
+    _, parts = read_parts("repa_e_sit")
     found: dict[str, Tensor] = {}
     for path_type in ("linear", "cosine"):
         sizes = {"input_size": 8, "hidden_size": 32, "decoder_hidden_size": 32, "depth": 2, "num_heads": 4}
-        host = host_module("models.sit").SiT(
+        host = import_from("REPA_E_DIR", "models.sit").SiT(
             **sizes, encoder_depth=1, num_classes=5, z_dims=[12], projector_dim=16, qk_norm=False
         )
         host.load_state_dict(parts["host"])

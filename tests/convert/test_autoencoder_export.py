@@ -4,10 +4,8 @@ import pytest
 import torch
 import yaml
 from diffusers import AutoencoderKL
-from typer.testing import CliRunner
 
 from simflow_plugin.autoencoders.kl import KLAutoencoder
-from simflow_plugin.cli.app import app
 from simflow_plugin.convert.autoencoder_export import (
     export_autoencoder,
     latent_mean_and_std,
@@ -15,6 +13,7 @@ from simflow_plugin.convert.autoencoder_export import (
 )
 from simflow_plugin.errors import ConfigError, RunDirectoryError, WeightsError
 from simflow_plugin.runs.loaded_run import load_run
+from tests.commands import simflow, succeed
 from tests.training.tiny_runs import make_trainer, tiny_config, tiny_values
 
 
@@ -23,6 +22,10 @@ def run(tmp_path_factory):
     path = tmp_path_factory.mktemp("run") / "autoencoder"
     make_trainer(tiny_config(None, steps=2, checkpoint_every=2), path).train()
     return path
+
+
+def some_images():
+    return torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
 def exported(run, tmp_path):
@@ -44,9 +47,8 @@ def test_latents_have_zero_mean_and_unit_variance_by_channel(run, tmp_path):
 def test_reconstruction_is_that_of_the_averaged_weights(run, tmp_path):
     original = load_run(run, "cpu").autoencoder
     _, ours = exported(run, tmp_path)
-    images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    expected = original.decode(original.encode(images).mode())
-    torch.testing.assert_close(ours.decode(ours.encode(images).mode()), expected, atol=1e-5, rtol=1e-4)
+    expected = original.decode(original.encode(some_images()).mode())
+    torch.testing.assert_close(ours.decode(ours.encode(some_images()).mode()), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_std_before_scaling_is_the_std_that_was_asked_for_after_it(run, tmp_path):
@@ -55,27 +57,19 @@ def test_std_before_scaling_is_the_std_that_was_asked_for_after_it(run, tmp_path
     torch.testing.assert_close(stds * ours.latent_scale.flatten(), torch.full((4,), 0.5), atol=1e-4, rtol=0)
 
 
-def in_diffusers_layout(run, tmp_path, num_images=None):
-    loaded, folder = load_run(run, "cpu"), tmp_path / "vae"
-    options = export_autoencoder(loaded, folder, num_images)
-    return loaded.autoencoder, AutoencoderKL.from_pretrained(folder), options
-
-
 def train_briefly(path, changes):
     values = tiny_values(None, steps=2, checkpoint_every=2)
     values["autoencoder"] |= changes
     make_trainer(tiny_config(values=values), path).train()
 
 
-def some_images():
-    return torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
-
-
 @pytest.mark.parametrize("posterior", [{"name": "fixed", "std": [0.3, 0.5, 0.7, 0.9]}, "learnable"])
 def test_diffusers_has_the_same_posterior_and_decoder(posterior, tmp_path):
     """The posterior before normalisation, in mean and std; and the decoder, once latents are scaled as it says."""
     train_briefly(tmp_path / "run", {"posterior": posterior})
-    ours, theirs, _ = in_diffusers_layout(tmp_path / "run", tmp_path, 100)
+    loaded = load_run(tmp_path / "run", "cpu")
+    export_autoencoder(loaded, tmp_path / "vae", 100)
+    ours, theirs = loaded.autoencoder, AutoencoderKL.from_pretrained(tmp_path / "vae")
     expected, found = ours.head(ours.moments(some_images())), theirs.encode(some_images()).latent_dist
     torch.testing.assert_close(found.mean, expected.mean, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(found.std, expected.std.expand_as(found.std), atol=1e-5, rtol=1e-4)
@@ -113,7 +107,7 @@ def test_groups_of_norms_are_in_the_options_where_weights_do_not_tell(tmp_path):
 def test_what_diffusers_cannot_express_is_refused_and_nothing_is_written(posterior, tmp_path):
     train_briefly(tmp_path / "run", {"posterior": posterior})
     with pytest.raises(WeightsError, match=r"diffusers.*\.safetensors"):
-        in_diffusers_layout(tmp_path / "run", tmp_path)
+        export_autoencoder(load_run(tmp_path / "run", "cpu"), tmp_path / "vae", None)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
@@ -129,11 +123,7 @@ def test_a_place_that_is_taken_is_refused(run, tmp_path):
 
 def test_command_prints_the_options(run, tmp_path):
     out = tmp_path / "vae.safetensors"
-    result = CliRunner().invoke(app, ["export", str(run), "--out", str(out), "--keep-scale"])
-    assert result.exit_code == 0, result.output
-    options = yaml.safe_load(result.output.split("\n\n")[1])["autoencoder"]
+    words = ("export", run, "--out", out, "--keep-scale")
+    options = yaml.safe_load(succeed(*words).split("\n\n")[1])["autoencoder"]
     assert options["pretrained"] == str(out)
-    result = CliRunner().invoke(
-        app, ["export", str(run), "--out", str(out), "--keep-scale", "--num-images", "9"]
-    )
-    assert result.exit_code == 2
+    assert simflow(*words, "--num-images", "9")[0] == 2

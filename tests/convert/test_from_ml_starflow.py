@@ -9,78 +9,69 @@ from torch import Tensor
 from simflow_plugin.contracts import NO_LABEL
 from simflow_plugin.convert import from_ml_starflow, label_features
 from simflow_plugin.errors import ConfigError, ShapeError, WeightsError
-from simflow_plugin.flow import FlowConfig, TransformerFlow, patchify
-from tests.convert.fixtures import read_numbers
-from tests.convert.peers import TOLERANCE, largest
+from simflow_plugin.flow import FlowConfig, TransformerFlow
+from tests.convert.peers import TOLERANCE, Case, largest, read_parts
 
-NAMES = ["ml_starflow_text", "ml_starflow_options", "ml_starflow_adaln"]
-Case = tuple[dict[str, Any], dict[str, Tensor], TransformerFlow]
-
-
-@pytest.fixture(scope="module", params=NAMES)
-def case(request: pytest.FixtureRequest) -> Case:
-    config, weights, numbers = read_numbers(request.param)
-    return config, numbers, from_ml_starflow(weights, config)
+CONFIG, TEXT = read_parts("ml_starflow_text")
+WEIGHTS = TEXT["peer"]
 
 
-def cut(config: dict[str, Any], images: Tensor) -> Tensor:
-    return patchify(images, config["patch_size"])
+class StarflowCase(Case):
+    def __init__(self, name: str) -> None:
+        super().__init__(name, from_ml_starflow)
+
+    def inverse(self, guidance: float, method: str) -> Tensor:
+        noise, text = self.cut(self.inputs["noise"]), self.inputs["text"]
+        return self.flow.inverse(
+            noise, condition=text[:2], null_condition=text[2:], guidance=guidance, method=method
+        )
 
 
-def test_forward_agrees(case: Case) -> None:
-    config, numbers, flow = case
+@pytest.fixture(scope="module", params=["ml_starflow_text", "ml_starflow_options", "ml_starflow_adaln"])
+def case(request: pytest.FixtureRequest) -> StarflowCase:
+    return StarflowCase(request.param)
+
+
+def test_forward_agrees(case: StarflowCase) -> None:
     with torch.no_grad():
-        output = flow(cut(config, numbers["inputs.images"]), condition=numbers["inputs.text"][:2])
-    assert largest(output.noise, cut(config, numbers["outputs.noise"])) < TOLERANCE
-    assert largest(output.logdet, numbers["outputs.logdet"]) < 1e-3  # a sum over all dimensions
+        output = case.flow(case.cut(case.inputs["images"]), condition=case.inputs["text"][:2])
+    assert largest(output.noise, case.cut(case.outputs["noise"])) < TOLERANCE
+    assert largest(output.logdet, case.outputs["logdet"]) < 1e-3  # a sum over all dimensions
 
 
 @pytest.mark.parametrize("method", ["naive", "cached", "jacobi", "auto"])
-@pytest.mark.parametrize(("guidance", "key"), [(0.0, "outputs.images"), (1.5, "outputs.images_guided")])
-def test_reverse_agrees(case: Case, method: str, guidance: float, key: str) -> None:
-    config, numbers, flow = case
-    tokens = flow.inverse(
-        cut(config, numbers["inputs.noise"]),
-        condition=numbers["inputs.text"][:2],
-        null_condition=numbers["inputs.text"][2:],
-        guidance=guidance,
-        method=method,
-    )
-    assert largest(tokens, cut(config, numbers[key])) < TOLERANCE
+@pytest.mark.parametrize(("guidance", "key"), [(0.0, "images"), (1.5, "images_guided")])
+def test_reverse_agrees(case: StarflowCase, method: str, guidance: float, key: str) -> None:
+    assert largest(case.inverse(guidance, method), case.cut(case.outputs[key])) < TOLERANCE
 
 
 def test_jacobi_agrees_with_the_peers_jacobi() -> None:
-    config, weights, numbers = read_numbers("ml_starflow_text")
-    text = numbers["inputs.text"]
-    tokens = from_ml_starflow(weights, config).inverse(
-        cut(config, numbers["inputs.noise"]),
-        condition=text[:2],
-        null_condition=text[2:],
-        guidance=1.5,
-        method="jacobi",
-    )
-    assert largest(tokens, cut(config, numbers["outputs.images_jacobi"])) < TOLERANCE
+    case = StarflowCase("ml_starflow_text")
+    assert largest(case.inverse(1.5, "jacobi"), case.cut(case.outputs["images_jacobi"])) < TOLERANCE
 
 
-@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "model.", "module._orig_mod.", "ema.module."])
-def test_wrapped_names_are_found(wrapper: str) -> None:
-    config, weights, _ = read_numbers("ml_starflow_text")
-    plain = from_ml_starflow(weights, config)
-    wrapped = from_ml_starflow({wrapper + name: tensor for name, tensor in weights.items()}, config)
-    assert all(map(torch.equal, plain.parameters(), wrapped.parameters()))
+def under(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in weights.items()}
 
 
-def test_averaged_weights_are_preferred() -> None:
-    config, weights, _ = read_numbers("ml_starflow_text")
-    both = {f"model.{name}": tensor + 1 for name, tensor in weights.items()}
-    both |= {f"ema.{name}": tensor for name, tensor in weights.items()}
-    averaged = from_ml_starflow(both, config)
-    assert all(map(torch.equal, averaged.parameters(), from_ml_starflow(weights, config).parameters()))
+@pytest.mark.parametrize(
+    "weights",
+    [
+        *(
+            under(prefix, WEIGHTS)
+            for prefix in ("module.", "_orig_mod.", "model.", "module._orig_mod.", "ema.module.")
+        ),
+        under("model.", {name: tensor + 1 for name, tensor in WEIGHTS.items()}) | under("ema.", WEIGHTS),
+    ],
+    ids=["ddp", "compiled", "nested", "ddp compiled", "ema ddp", "averaged beside raw"],
+)
+def test_weights_are_found_in_wrappers_and_averaged_ones_are_preferred(weights: dict[str, Tensor]) -> None:
+    plain, found = (from_ml_starflow(tensors, CONFIG) for tensors in (WEIGHTS, weights))
+    assert all(map(torch.equal, plain.parameters(), found.parameters()))
 
 
 def test_half_precision_becomes_float32_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    config, weights, _ = read_numbers("ml_starflow_text")
-    flow = from_ml_starflow(weights, config)
+    flow = from_ml_starflow(WEIGHTS, CONFIG)
     assert {parameter.dtype for parameter in flow.parameters()} == {torch.float32}
     assert "float16" in caplog.text
 
@@ -106,13 +97,13 @@ def test_half_precision_becomes_float32_and_says_so(caplog: pytest.LogCaptureFix
     ],
 )
 def test_unsupported_arguments_are_refused_by_name(name: str, value: Any) -> None:
-    config, weights, _ = read_numbers("ml_starflow_text")
     with pytest.raises(ConfigError, match="head_dim" if name == "channels" else name):
-        from_ml_starflow(weights, {**config, name: value})
+        from_ml_starflow(WEIGHTS, {**CONFIG, name: value})
 
 
 def test_adaln_has_two_names_and_needs_its_weights() -> None:
-    config, weights, _ = read_numbers("ml_starflow_adaln")
+    config, parts = read_parts("ml_starflow_adaln")
+    weights = parts["peer"]
     renamed = {"use_adaln" if name == "adaln" else name: value for name, value in config.items()}
     assert from_ml_starflow(weights, renamed).config == from_ml_starflow(weights, config).config
     plain = {name: tensor for name, tensor in weights.items() if "adaLN" not in name}
@@ -123,26 +114,20 @@ def test_adaln_has_two_names_and_needs_its_weights() -> None:
 
 
 def test_regularization_is_the_peers() -> None:
-    config, weights, numbers = read_numbers("ml_starflow_adaln")
-    ours = from_ml_starflow(weights, config)
-    flow = TransformerFlow(FlowConfig(**{**ours.config.model_dump(), "intermediate_weight": 1e-4}))
-    flow.load_state_dict(ours.state_dict())
-    tokens = cut(config, numbers["inputs.images"])
+    case = StarflowCase("ml_starflow_adaln")
+    flow = TransformerFlow(FlowConfig(**{**case.flow.config.model_dump(), "intermediate_weight": 1e-4}))
+    flow.load_state_dict(case.flow.state_dict())
+    tokens, text = case.cut(case.inputs["images"]), case.inputs["text"][:2]
     with torch.no_grad():
-        output = flow(tokens, condition=numbers["inputs.text"][:2])
-    torch.testing.assert_close(output.regularization, 1e-4 * numbers["outputs.regularization"][0])
-    assert ours(tokens, condition=numbers["inputs.text"][:2]).regularization is None
+        output = flow(tokens, condition=text)
+    torch.testing.assert_close(output.regularization, 1e-4 * case.outputs["regularization"][0])
+    assert case.flow(tokens, condition=text).regularization is None
 
 
 def test_arguments_without_effect_are_ignored() -> None:
-    config, weights, _ = read_numbers("ml_starflow_text")
-    idle = {
-        "use_checkpoint": 1,
-        "use_checkpoint_mlp": 2,
-        "top_block_channels": config["channels"],
-        "temporal_causal": 0,
-    }
-    assert from_ml_starflow(weights, {**config, **idle}).config == from_ml_starflow(weights, config).config
+    idle = {"use_checkpoint": 1, "use_checkpoint_mlp": 2, "temporal_causal": 0}
+    idle["top_block_channels"] = CONFIG["channels"]
+    assert from_ml_starflow(WEIGHTS, {**CONFIG, **idle}).config == from_ml_starflow(WEIGHTS, CONFIG).config
 
 
 def test_training_configuration_is_told_from_arguments() -> None:
@@ -163,17 +148,23 @@ def test_training_configuration_is_told_from_arguments() -> None:
     ],
 )
 def test_weights_of_another_architecture_are_refused(change: dict[str, Any], message: str) -> None:
-    config, weights, _ = read_numbers("ml_starflow_text")
     with pytest.raises(WeightsError, match=message):
-        from_ml_starflow(weights, {**config, **change})
+        from_ml_starflow(WEIGHTS, {**CONFIG, **change})
 
 
-def test_weights_of_another_network_are_refused() -> None:
-    config, weights, _ = read_numbers("ml_starflow_text")
-    with pytest.raises(WeightsError, match=r"blocks\.0\.proj_in\.weight"):
-        from_ml_starflow({"encoder.conv_in.weight": torch.zeros(3)}, config)
-    with pytest.raises(WeightsError, match="adaLN"):
-        from_ml_starflow({**weights, "blocks.0.adaLN.weight": torch.zeros(3)}, config)
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"encoder.conv_in.weight": torch.zeros(3)}, r"blocks\.0\.proj_in\.weight"),
+        ({**WEIGHTS, "blocks.0.adaLN.weight": torch.zeros(3)}, r"blocks\.0\.adaLN\.weight"),
+        ({**WEIGHTS, "blocks.0.proj_in.bias": torch.full((48,), torch.inf)}, "not finite"),
+        ({**WEIGHTS, "blocks.0.proj_in.bias": torch.zeros(48, dtype=torch.int8)}, "int8 instead of float32"),
+    ],
+    ids=["another network", "unknown tensor", "diverged", "quantised"],
+)
+def test_weights_of_another_network_are_refused(weights: dict[str, Tensor], message: str) -> None:
+    with pytest.raises(WeightsError, match=message):
+        from_ml_starflow(weights, CONFIG)
 
 
 def test_labels_become_features_of_one_token() -> None:

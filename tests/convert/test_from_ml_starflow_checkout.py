@@ -10,12 +10,15 @@ from hypothesis import strategies as st
 
 from simflow_plugin.convert import from_ml_starflow
 from simflow_plugin.flow import patchify
-from tests.convert.peers import TOLERANCE, condition_by_adaln, largest, load_peer, randomize
+from tests.convert.peers import TOLERANCE, condition_by_adaln, import_from, largest, randomize
+
+SWITCHES = ("sos", "use_softplus", "use_swiglu", "use_bias", "use_qk_norm", "use_post_norm", "use_final_norm")
+SWITCHES += ("hf_style_rope",)
 
 
 @pytest.fixture(scope="module")
 def peer() -> ModuleType:
-    return load_peer("ML_STARFLOW_DIR")
+    return import_from("ML_STARFLOW_DIR", "transformer_flow")
 
 
 @st.composite
@@ -38,22 +41,15 @@ def arguments(draw: st.DrawFn) -> dict[str, Any]:
         "layers_per_block": draw(st.lists(st.integers(1, 2), min_size=num_blocks, max_size=num_blocks)),
         "rope": 1,
         "pt_seq_len": draw(st.sampled_from([None, 3, 6])),
-        "sos": draw(st.booleans()),
         "adaln": txt_size == 1 and draw(st.booleans()),
         "txt_size": txt_size,
         "txt_dim": 7 if txt_size else 0,
         "cond_top_only": bool(txt_size) and draw(st.booleans()),
-        "use_softplus": draw(st.booleans()),
-        "use_swiglu": draw(st.booleans()),
-        "use_bias": draw(st.booleans()),
-        "use_qk_norm": draw(st.booleans()),
-        "use_post_norm": draw(st.booleans()),
-        "use_final_norm": draw(st.booleans()),
-        "hf_style_rope": draw(st.booleans()),
         "norm_type": draw(st.sampled_from(["layer_norm", "rms_norm"])),
         "soft_clip": draw(st.sampled_from([0, 0.5, 4])),
         "seq_order": draw(st.sampled_from(["R2L", "L2R"])),
         "use_checkpoint": 1,
+        **{name: draw(st.booleans()) for name in SWITCHES},
     }
 
 

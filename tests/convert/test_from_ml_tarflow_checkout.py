@@ -12,12 +12,12 @@ from simflow_plugin.contracts import NO_LABEL
 from simflow_plugin.convert import from_ml_tarflow
 from simflow_plugin.convert.from_ml_tarflow import channel_order
 from simflow_plugin.flow import patchify, unpatchify
-from tests.convert.peers import TOLERANCE, largest, load_peer, randomize
+from tests.convert.peers import TOLERANCE, import_from, largest, randomize
 
 
 @pytest.fixture(scope="module")
 def peer() -> ModuleType:
-    return load_peer("ML_TARFLOW_DIR")
+    return import_from("ML_TARFLOW_DIR", "transformer_flow")
 
 
 @st.composite

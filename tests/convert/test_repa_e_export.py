@@ -1,7 +1,5 @@
 """An exported f16d64 in the REPA-E host's layout: read back here, and loaded by the host's own class."""
 
-import importlib
-import os
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -12,6 +10,7 @@ from simflow_plugin.autoencoders.kl import KLAutoencoder
 from simflow_plugin.autoencoders.ldm import diffusers_to_ldm, ldm_to_diffusers
 from simflow_plugin.convert.repa_e_export import write_repa_e
 from simflow_plugin.errors import WeightsError
+from tests.convert.peers import import_from
 
 F16D64 = {
     "architecture": "f16d64",
@@ -101,14 +100,10 @@ def test_what_the_host_cannot_express_is_refused(options, message, tmp_path):
 
 @torch.no_grad()
 def test_the_hosts_own_class_encodes_and_decodes_alike(tmp_path, monkeypatch):
-    folder = os.environ.get("REPA_E_DIR")
-    if not folder:
-        pytest.skip("REPA_E_DIR names no checkout of REPA-E")
     dictdot = ModuleType("dictdot")
     dictdot.dictdot = lambda values: SimpleNamespace(**values)
     monkeypatch.setitem(sys.modules, "dictdot", dictdot)
-    monkeypatch.syspath_prepend(folder)
-    host = importlib.import_module("models.autoencoder")
+    host = import_from("REPA_E_DIR", "models.autoencoder")
     for part in (host.Encoder, host.Decoder):
         monkeypatch.setitem(part.__init__.__kwdefaults__, "ch", 32)
     theirs = host.AutoencoderKL(embed_dim=64, ch_mult=[1, 1, 2, 2, 4], use_variational=False).eval()

@@ -5,8 +5,7 @@ import torch
 from torch import Tensor
 
 from simflow_plugin.diffusion.interpolants import INTERPOLANTS, Interpolant
-from simflow_plugin.diffusion.samplers import SAMPLERS, Sampler, Velocity
-from simflow_plugin.errors import ConfigError
+from simflow_plugin.diffusion.samplers import Velocity, integrate
 from simflow_plugin.randomness import IndexedRandom
 
 MEAN, STD = 1.5, 0.5
@@ -27,7 +26,7 @@ def gaussian_velocity(interpolant: Interpolant) -> Velocity:
 def draw(name: str, num_steps: int, noise: Tensor, interpolant: str = "linear") -> Tensor:
     path = Interpolant(interpolant)
     random = IndexedRandom(seed=0, indices=tuple(range(len(noise))))
-    return Sampler(name, num_steps)(gaussian_velocity(path), noise, path, random)
+    return integrate(name, gaussian_velocity(path), noise, num_steps, path, random)
 
 
 @pytest.mark.parametrize("interpolant", INTERPOLANTS)
@@ -55,11 +54,6 @@ def test_sde_sampler_forgets_the_initial_noise_in_part() -> None:
     assert correlation < 0.9
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_one_step_is_enough_to_return_a_sample(name: str) -> None:
-    assert draw(name, 1, torch.ones(2, 3)).shape == (2, 3)
-
-
 @pytest.mark.parametrize(("name", "evaluations"), [("euler", 7), ("heun", 13), ("euler_maruyama", 7)])
 def test_number_of_network_evaluations(name: str, evaluations: int) -> None:
     times = []
@@ -68,16 +62,6 @@ def test_number_of_network_evaluations(name: str, evaluations: int) -> None:
         times.append(t)
         return -x
 
-    Sampler(name, 7)(velocity, torch.ones(1, 1), Interpolant("linear"), IndexedRandom(0, (0,)))
+    integrate(name, velocity, torch.ones(1, 1), 7, Interpolant("linear"), IndexedRandom(0, (0,)))
     assert len(times) == evaluations
-
-
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_zero_steps_are_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match="num_steps is 0"):
-        Sampler(name, 0)
-
-
-def test_unknown_sampler_lists_choices() -> None:
-    with pytest.raises(ConfigError, match=r"Did you mean `heun`.*Known: euler, euler_maruyama, heun"):
-        Sampler("huen", 5)
+    assert draw(name, 1, torch.ones(2, 3)).shape == (2, 3)

@@ -127,14 +127,10 @@ def test_samples_are_of_the_same_index_in_every_run(flow_run, tmp_path):
     assert runs[0].metrics["sampling_seconds"].value > 0
 
 
-def test_one_run_is_refused(flow_run):
-    with pytest.raises(EvaluationError, match="two are the least"):
-        read_runs([flow_run])
-
-
-def test_one_run_twice_is_refused(flow_run):
-    with pytest.raises(EvaluationError, match="given twice"):
-        read_runs([flow_run, flow_run])
+@pytest.mark.parametrize(("count", "message"), [(1, "two are the least"), (2, "given twice")])
+def test_one_run_is_refused(flow_run, count, message):
+    with pytest.raises(EvaluationError, match=message):
+        read_runs([flow_run] * count)
 
 
 def test_folder_that_is_no_run_is_refused(flow_run, tmp_path):

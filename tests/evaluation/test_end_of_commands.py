@@ -26,7 +26,6 @@ COMMANDS = {
     "sample": ["sample", "{run}", "--num", "2", "--out", "{out}/s.npz"],
     "sample png": ["sample", "{run}", "--num", "2", "--out", "{out}/folder"],
     "export": ["export", "{run}", "--keep-scale", "--out", "{out}/a.safetensors"],
-    "export host": ["export", "{run}", "--keep-scale", "--out", "{out}/a.pt"],
     "evaluate": [
         "evaluate",
         "{run}",
@@ -45,7 +44,7 @@ def invoke(command: str, run: Path, out: Path) -> Any:
     return CliRunner().invoke(app, [part.format(run=run, out=out) for part in COMMANDS[command]])
 
 
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "export host"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_full_disk_is_status_3_and_leaves_nothing(
     flow_run: Path,
     tmp_path: Path,

@@ -11,6 +11,7 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from simflow_plugin.errors import EvaluationError
 from simflow_plugin.evaluation.extractors import Extractor, ImageFeatures
 from simflow_plugin.evaluation.fidelity import (
+    Moments,
     extract,
     few_samples_warning,
     fidelity,
@@ -50,7 +51,7 @@ def random_covariance(generator, dims=6):
 
 def test_frechet_of_axis_aligned_gaussians_is_closed_form():
     mean_1, mean_2 = np.array([0.0, 1.0]), np.array([2.0, -1.0])
-    found = frechet_distance(mean_1, np.diag([1.0, 4.0]), mean_2, np.diag([9.0, 0.25]))
+    found = frechet_distance(Moments(mean_1, np.diag([1.0, 4.0])), Moments(mean_2, np.diag([9.0, 0.25])))
     assert found == pytest.approx(4 + 4 + (1 - 3) ** 2 + (2 - 0.5) ** 2, rel=1e-10)
 
 
@@ -60,7 +61,9 @@ def test_frechet_matches_matrix_square_root():
     mean = generator.normal(size=6)
     root = np.real(linalg.sqrtm(first @ second))
     expected = mean @ mean + np.trace(first + second - 2 * root)
-    assert frechet_distance(mean, first, np.zeros(6), second) == pytest.approx(expected, rel=1e-8)
+    assert frechet_distance(Moments(mean, first), Moments(np.zeros(6), second)) == pytest.approx(
+        expected, rel=1e-8
+    )
 
 
 def test_frechet_of_samples_tends_to_that_of_their_gaussians():

@@ -76,6 +76,10 @@ class MatrixModel(GenerativeModel):
         return self.linear(random.normal("latent", shape, self.linear.weight.device).flatten(1)).view(shape)
 
 
+SETTING = ComputeSetting(IMAGE_SIZE)
+FLOW = {"width": 16, "head_dim": 8, "layers_per_block": [1, 1]}
+BACKBONE = {"width": 16, "depth": 1, "num_heads": 2}
+ALIGNMENT = AlignmentContext(feature_dim=6, layer=1, projector_dim=8)
 MATRIX_FLOPS = 2 * (CHANNELS * GRID * GRID) ** 2
 
 
@@ -87,8 +91,7 @@ def build(name: str, options: dict[str, Any], alignment: AlignmentContext | None
 
 
 def build_sit(**sampling: Any) -> GenerativeModel:
-    backbone = {"width": 16, "depth": 1, "num_heads": 2}
-    return build("sit", {"backbone": backbone, "normalizes_latents": True, "sampling": sampling})
+    return build("sit", {"backbone": BACKBONE, "normalizes_latents": True, "sampling": sampling})
 
 
 @pytest.mark.parametrize(
@@ -104,18 +107,17 @@ def test_training_flops_of_a_toy_are_those_of_its_matrix_products(
     trainable: str, coupled: bool, expected: int
 ) -> None:
     model = MatrixModel(frozenset({"nll"}) if coupled else frozenset())
-    assert training_flops(ToyAutoencoder(trainable), model, ComputeSetting(IMAGE_SIZE)) == expected
+    assert training_flops(ToyAutoencoder(trainable), model, SETTING) == expected
 
 
 def test_training_flops_of_an_autoencoder_alone_are_three_passes_each_way() -> None:
-    counted = training_flops(ToyAutoencoder("full"), None, ComputeSetting(IMAGE_SIZE))
+    counted = training_flops(ToyAutoencoder("full"), None, SETTING)
     assert counted == 2 * CODEC_FLOPS + 3 * CODEC_FLOPS  # images need no gradient
 
 
 def test_terms_that_move_the_encoder_otherwise_than_the_model_cost_a_second_pass_back() -> None:
     """As in the joint objective: with equal weights one backward pass, else the gradient at the latents beforehand."""
-    flow = {"width": 16, "head_dim": 8, "layers_per_block": [1, 1]}
-    model = build("simflow", {"flow": flow}, AlignmentContext(feature_dim=6, layer=1, projector_dim=8))
+    model = build("simflow", {"flow": FLOW}, ALIGNMENT)
     equal, unequal, model_only = (
         training_flops(
             ToyAutoencoder("full"),
@@ -130,7 +132,7 @@ def test_terms_that_move_the_encoder_otherwise_than_the_model_cost_a_second_pass
 
 
 def test_sampling_flops_of_a_toy_are_model_and_decoder() -> None:
-    counted = sampling_flops(ToyAutoencoder("none"), MatrixModel(), ComputeSetting(IMAGE_SIZE))
+    counted = sampling_flops(ToyAutoencoder("none"), MatrixModel(), SETTING)
     assert counted == MATRIX_FLOPS + CODEC_FLOPS
 
 
@@ -182,18 +184,17 @@ def test_guidance_doubles_the_samplers_flops_where_it_acts() -> None:
 
 
 def test_heun_costs_twice_euler_but_for_the_last_step() -> None:
-    setting, autoencoder = ComputeSetting(IMAGE_SIZE), ToyAutoencoder("none")
+    autoencoder = ToyAutoencoder("none")
     euler, heun = (
-        sampling_flops(autoencoder, build_sit(method=method, num_steps=4), setting) - CODEC_FLOPS
+        sampling_flops(autoencoder, build_sit(method=method, num_steps=4), SETTING) - CODEC_FLOPS
         for method in ("euler", "heun")
     )
     assert 4 * heun == 7 * euler
 
 
 def test_alignment_costs_more() -> None:
-    options = {"backbone": {"width": 16, "depth": 1, "num_heads": 2}, "sampling": {"num_steps": 2}}
-    plain = build("sit", options)
-    aligned = build("sit", options, AlignmentContext(feature_dim=6, layer=1, projector_dim=8))
+    options = {"backbone": BACKBONE, "sampling": {"num_steps": 2}}
+    plain, aligned = build("sit", options), build("sit", options, ALIGNMENT)
     costs = [
         measure_compute(ToyAutoencoder("full"), model, ComputeSetting(IMAGE_SIZE, feature_shape=shape))
         for model, shape in ((plain, None), (aligned, (4, 6)))
@@ -205,11 +206,8 @@ def test_alignment_costs_more() -> None:
 
 @pytest.mark.parametrize("name", ["simflow", "starflow", "sit", "dit"])
 def test_every_model_of_the_harness_can_be_counted(name: str) -> None:
-    flow = {"width": 16, "head_dim": 8, "layers_per_block": [1, 1]}
-    backbone = {"width": 16, "depth": 1, "num_heads": 2}
-    options = (
-        {"flow": flow} if name.endswith("flow") else {"backbone": backbone, "sampling": {"num_steps": 3}}
-    )
+    diffusion = {"backbone": BACKBONE, "sampling": {"num_steps": 3}}
+    options = {"flow": FLOW} if name.endswith("flow") else diffusion
     setting = ComputeSetting(IMAGE_SIZE, has_labels=True, guidance=1.0)
     cost = measure_compute(ToyAutoencoder("none"), build(name, options), setting)
     assert cost.training_flops > cost.sampling_flops / 100 > 0
@@ -219,7 +217,7 @@ def test_every_model_of_the_harness_can_be_counted(name: str) -> None:
 def test_counting_changes_nothing() -> None:
     model = build_sit(num_steps=2).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    measure_compute(ToyAutoencoder("full"), model, ComputeSetting(IMAGE_SIZE))
+    measure_compute(ToyAutoencoder("full"), model, SETTING)
     assert model.training
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
@@ -238,7 +236,6 @@ def test_forward_flops_of_any_network() -> None:
 
 
 def test_sampler_whose_work_depends_on_values_is_refused() -> None:
-    flow = {"width": 16, "head_dim": 8, "layers_per_block": [1, 1]}
-    model = build("simflow", {"flow": flow, "sampling": {"method": "jacobi"}})
+    model = build("simflow", {"flow": FLOW, "sampling": {"method": "jacobi"}})
     with pytest.raises(EvaluationError, match="SimFlow: the work of its sampler depends on values"):
-        sampling_flops(ToyAutoencoder("none"), model, ComputeSetting(IMAGE_SIZE))
+        sampling_flops(ToyAutoencoder("none"), model, SETTING)

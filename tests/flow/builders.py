@@ -5,10 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
 
 from simflow_plugin.contracts import NO_LABEL
 from simflow_plugin.flow import FlowConfig, TransformerFlow
+
+CHOICES = {
+    "family": st.sampled_from(["starflow", "tarflow"]),
+    "positions": st.sampled_from(["rope", "learned"]),
+    "scale": st.sampled_from(["softplus", "exp", "unit"]),
+    "norm": st.sampled_from(["layer", "rms"]),
+    "mlp": st.sampled_from(["gelu", "swiglu", "geglu"]),
+    "first_order": st.sampled_from(["identity", "flip"]),
+    **{name: st.booleans() for name in ("start_token", "post_norm", "final_norm", "qk_norm")},
+    **{name: st.booleans() for name in ("gated_attention", "bias")},
+}
+"""Options of an architecture that are free of each other."""
 
 
 def build_flow(dtype: torch.dtype = torch.float64, seed: int = 0, **options: Any) -> TransformerFlow:

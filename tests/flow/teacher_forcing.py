@@ -43,17 +43,18 @@ def largest_step_error(flow: TransformerFlow, noise: Tensor, **inversion_options
         flow.inverse(noise, **inversion_options)
     exact_flow = copy.deepcopy(flow).double()
     errors = []
-    for (_, index, block_noise, rotation, request, statistics), state in begun:
+    for (conditioned, index, block_noise, request, statistics), state in begun:
+        rotation = conditioned.rotation
         exact = begin(
-            exact_flow.blocks[index],
+            replace(
+                conditioned,
+                blocks=exact_flow.blocks,
+                condition=_double(conditioned.condition),
+                rotation=None if rotation is None else rotation.to(torch.complex128),
+            ),
             index,
             block_noise.double(),
-            None if rotation is None else rotation.to(torch.complex128),
-            replace(
-                request,
-                condition=_double(request.condition),
-                null_condition=_double(request.null_condition),
-            ),
+            replace(request, null_condition=_double(request.null_condition)),
             statistics,
         )
         emitted = state.tokens.double()

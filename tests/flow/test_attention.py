@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from simflow_plugin.errors import ConfigError, RegistryError
-from simflow_plugin.flow.attention import AttentionContext, build_attention, xformers
+from simflow_plugin.flow.attention import AttentionContext, xformers
 from simflow_plugin.flow.attention import backend_choice as auto
 from simflow_plugin.flow.attention.xformers import XformersAttention
+from simflow_plugin.registry import ATTENTION
 from tests.flow.builders import build_flow, inputs_for
 
 CONTEXT = AttentionContext(head_dim=4)
@@ -47,7 +48,7 @@ def reference(
 
 @pytest.fixture
 def fake_xformers(monkeypatch: pytest.MonkeyPatch) -> None:
-    ops = xformers._Ops(reference, TopLeft, BottomRight)
+    ops = xformers.Operators(reference, TopLeft, BottomRight)
     monkeypatch.setattr(xformers, "load_xformers", lambda: ops)
 
 
@@ -66,7 +67,7 @@ def test_backend_equals_the_definition(name: str, num_queries: int, length: int,
     scores = queries @ shared_keys.transpose(-1, -2) / 2
     visible = torch.ones(num_queries, length).tril(length - num_queries).bool()
     expected = scores.masked_fill(~visible, float("-inf")).softmax(-1) @ shared_values
-    result = build_attention(name, CONTEXT)(queries, keys, values)
+    result = ATTENTION.build(name, CONTEXT)(queries, keys, values)
     assert result.shape == queries.shape
     torch.testing.assert_close(result, expected)
 
@@ -83,29 +84,17 @@ def test_flow_on_xformers_equals_flow_on_sdpa(num_kv_heads: int | None) -> None:
         torch.testing.assert_close(*sampled)
 
 
-def test_missing_xformers_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "xformers", None)
-    with pytest.raises(ConfigError, match=r"xformers does not load .*use `attention: sdpa`"):
-        build_attention("xformers", CONTEXT)
-
-
 def test_auto_without_cuda_says_that_it_uses_sdpa(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     auto._say.cache_clear()
     with caplog.at_level(logging.INFO):
-        backend = build_attention("auto", CONTEXT)
-        build_attention("auto", CONTEXT)
+        backend = ATTENTION.build("auto", CONTEXT)
+        ATTENTION.build("auto", CONTEXT)
     assert isinstance(backend, auto.AutoAttention)
     assert backend.xformers is None
     assert caplog.messages == ["attention: auto picked sdpa: there is no CUDA device"]
-
-
-def test_auto_falls_back_when_the_build_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setitem(sys.modules, "xformers", None)
-    assert "does not load" in str(auto.why_not_xformers(CONTEXT))
 
 
 def test_auto_sends_cpu_tensors_to_sdpa(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,8 +103,8 @@ def test_auto_sends_cpu_tensors_to_sdpa(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(auto, "why_not_xformers", lambda context: None)
     monkeypatch.setattr(auto, "refused_cases", lambda context: {})
-    monkeypatch.setattr(xformers, "load_xformers", lambda: xformers._Ops(refuse, TopLeft, BottomRight))
-    backend = build_attention("auto", CONTEXT)
+    monkeypatch.setattr(xformers, "load_xformers", lambda: xformers.Operators(refuse, TopLeft, BottomRight))
+    backend = ATTENTION.build("auto", CONTEXT)
     assert isinstance(backend, auto.AutoAttention)
     assert isinstance(backend.xformers, XformersAttention)
     assert backend(*heads(2, 2, 4)).shape == (2, 4, 2, 4)
@@ -125,7 +114,7 @@ def test_auto_sends_cpu_tensors_to_sdpa(monkeypatch: pytest.MonkeyPatch) -> None
 def test_deterministic_training_does_not_go_through_xformers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its gradients are sums in no fixed order; without gradients it may be used."""
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
-    backend = build_attention("xformers", CONTEXT)
+    backend = ATTENTION.build("xformers", CONTEXT)
     tensors = heads(2, 2, 4)
     assert backend(*tensors).shape == (2, 4, 2, 4)
     tensors[0].requires_grad_()
@@ -135,9 +124,12 @@ def test_deterministic_training_does_not_go_through_xformers(monkeypatch: pytest
         backend(*tensors)
 
 
-@pytest.fixture
-def wheel_for_another_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """xformers as it imports where its library does not fit torch: all names are there, and a warning was logged."""
+@pytest.fixture(params=["missing", "for another torch"])
+def xformers_that_does_not_load(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Put no xformers in place, or one whose library does not fit torch: all names are there, it logged a warning."""
+    if request.param == "missing":
+        monkeypatch.setitem(sys.modules, "xformers", None)
+        return "does not load "
     library, ops, fmha = (types.ModuleType(f"xformers.{name}") for name in ("_cpp_lib", "ops", "ops.fmha"))
     library._cpp_library_load_exception = RuntimeError("built for:\n  PyTorch 2.10")
     ops.fmha, fmha.attn_bias = fmha, types.SimpleNamespace()
@@ -145,22 +137,16 @@ def wheel_for_another_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     package._cpp_lib, package.ops = library, ops
     for module in (package, library, ops, fmha):
         monkeypatch.setitem(sys.modules, module.__name__, module)
+    return r"does not load \(built for: PyTorch 2.10\)"
 
 
-@pytest.mark.usefixtures("wheel_for_another_torch")
-def test_wheel_for_another_torch_is_refused_when_the_backend_is_built() -> None:
-    with pytest.raises(
-        ConfigError, match=r"does not load \(built for: PyTorch 2.10\).*use `attention: sdpa`"
-    ):
-        build_attention("xformers", CONTEXT)
-
-
-@pytest.mark.usefixtures("wheel_for_another_torch")
-def test_auto_falls_back_from_a_wheel_for_another_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_xformers_that_does_not_load_is_refused_and_left_by_auto(
+    xformers_that_does_not_load: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match=f"{xformers_that_does_not_load}.*use `attention: sdpa`"):
+        ATTENTION.build("xformers", CONTEXT)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    backend = build_attention("auto", CONTEXT)
-    assert isinstance(backend, auto.AutoAttention)
-    assert backend.xformers is None
+    assert ATTENTION.build("auto", CONTEXT).xformers is None
 
 
 @pytest.mark.usefixtures("fake_xformers")
@@ -174,9 +160,9 @@ def test_grouped_heads_with_gradients_use_the_layout_that_has_a_backward_operato
         seen.append(query.dim())
         return reference(query, *others, **options)
 
-    monkeypatch.setattr(xformers, "load_xformers", lambda: xformers._Ops(recorded, TopLeft, BottomRight))
+    monkeypatch.setattr(xformers, "load_xformers", lambda: xformers.Operators(recorded, TopLeft, BottomRight))
     queries, keys, values = (part.requires_grad_() for part in heads(5, 5, groups))
-    results = [build_attention(name, CONTEXT)(queries, keys, values) for name in ("xformers", "sdpa")]
+    results = [ATTENTION.build(name, CONTEXT)(queries, keys, values) for name in ("xformers", "sdpa")]
     assert seen == [4]
     for ours, theirs in zip(
         *(torch.autograd.grad(r.square().sum(), (queries, keys, values)) for r in results), strict=True
@@ -190,21 +176,21 @@ def test_missing_operator_is_a_configuration_error(monkeypatch: pytest.MonkeyPat
             "No operator found:\n  query : shape=(1,)\n  `fa2F` is not supported because: float64"
         )
 
-    monkeypatch.setattr(xformers, "load_xformers", lambda: xformers._Ops(refuse, TopLeft, BottomRight))
+    monkeypatch.setattr(xformers, "load_xformers", lambda: xformers.Operators(refuse, TopLeft, BottomRight))
     with pytest.raises(
         ConfigError, match=r"no operator for torch.float64 on cpu .*`fa2F`.*Use `attention: auto`"
     ):
-        build_attention("xformers", CONTEXT)(*heads(2, 2, 4))
+        ATTENTION.build("xformers", CONTEXT)(*heads(2, 2, 4))
 
 
 def test_unknown_backend_lists_the_known_ones() -> None:
     with pytest.raises(RegistryError, match=r"Did you mean `sdpa`\? Known: auto, sdpa, xformers"):
-        build_attention("sdp", CONTEXT)
+        ATTENTION.build("sdp", CONTEXT)
 
 
 def test_half_types_on_a_cpu_are_attended_in_float32():
     torch.manual_seed(0)
-    backend = build_attention("sdpa", CONTEXT)
+    backend = ATTENTION.build("sdpa", CONTEXT)
     queries, keys, values = (torch.randn(2, 3, 5, 4).bfloat16() for _ in range(3))
     attended = backend(queries, keys, values)
     assert attended.dtype == torch.bfloat16

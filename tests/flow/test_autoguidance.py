@@ -10,8 +10,7 @@ from torch import Tensor
 
 from simflow_plugin.contracts import NO_LABEL
 from simflow_plugin.errors import ConfigError
-from simflow_plugin.flow import TransformerFlow
-from simflow_plugin.flow.sampling import Jacobi
+from simflow_plugin.flow import Jacobi, TransformerFlow
 from tests.flow.builders import build_flow, inputs_for
 
 METHODS: dict[str, Any] = {
@@ -126,7 +125,7 @@ def test_a_rule_that_guides_nothing_is_refused(rule: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"token_dim": 4}, "token_dim is 4, the flow's 3"),
+        ({"token_dim": 4}, "token_dim is 4, the model's 3"),
         ({"layers_per_block": (1, 1)}, "num_blocks is 2"),
         ({"first_order": "flip"}, "first_order is flip"),
         ({"num_classes": 4}, "num_classes is 4"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 from torch import Tensor
 
@@ -33,10 +36,11 @@ def test_checkpointing_keeps_at_most_half_of_the_activations() -> None:
     assert saved_bytes(checkpointed, tokens) <= saved_bytes(plain, tokens) / 2
 
 
-def test_checkpointing_leaves_values_and_gradients() -> None:
-    plain, checkpointed = (build_flow(activation_checkpointing=is_on) for is_on in (False, True))
-    tokens, _ = inputs_for(plain)
-    log_probs = [flow.log_prob(tokens) for flow in (plain, checkpointed)]
+@pytest.mark.parametrize("options", [{}, {"num_classes": 3, "class_conditioning": "adaln"}], ids=str)
+def test_checkpointing_leaves_values_and_gradients(options: dict[str, Any]) -> None:
+    plain, checkpointed = (build_flow(activation_checkpointing=is_on, **options) for is_on in (False, True))
+    tokens, condition = inputs_for(plain)
+    log_probs = [flow.log_prob(tokens, **condition) for flow in (plain, checkpointed)]
     assert torch.equal(*log_probs)
     for log_prob in log_probs:
         log_prob.sum().backward()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simflow_plugin.flow import Jacobi
-from tests.flow.builders import build_flow, inputs_for
+from tests.flow.builders import CHOICES, build_flow, inputs_for
 from tests.flow.teacher_forcing import largest_step_error
 
 EXAMPLES = settings(max_examples=25, deadline=None, derandomize=True)
@@ -18,22 +18,10 @@ EXAMPLES = settings(max_examples=25, deadline=None, derandomize=True)
 @st.composite
 def option_sets(draw: st.DrawFn) -> dict[str, Any]:
     """Any combination of the options of an architecture, with labels, features or neither."""
-    options: dict[str, Any] = {
-        "family": draw(st.sampled_from(["starflow", "tarflow"])),
-        "positions": draw(st.sampled_from(["rope", "learned"])),
-        "start_token": draw(st.booleans()),
-        "scale": draw(st.sampled_from(["softplus", "exp", "unit"])),
+    options: dict[str, Any] = draw(st.fixed_dictionaries(CHOICES)) | {
         "conditional_blocks": draw(st.sampled_from(["deep", "all"])),
-        "norm": draw(st.sampled_from(["layer", "rms"])),
-        "post_norm": draw(st.booleans()),
-        "final_norm": draw(st.booleans()),
-        "qk_norm": draw(st.booleans()),
-        "gated_attention": draw(st.booleans()),
-        "mlp": draw(st.sampled_from(["gelu", "swiglu", "geglu"])),
         "mlp_ratio": draw(st.sampled_from([4.0, 1.3])),
         "activation_checkpointing": draw(st.booleans()),
-        "bias": draw(st.booleans()),
-        "first_order": draw(st.sampled_from(["identity", "flip"])),
         "num_kv_heads": draw(st.sampled_from([None, 1])),
         "layers_per_block": draw(st.sampled_from([(1,), (1, 2), (1, 1, 1)])),
         "grid_size": draw(st.sampled_from([(1, 1), (2, 2), (1, 5), (3, 2)])),

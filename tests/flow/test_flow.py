@@ -66,11 +66,15 @@ def test_trained_flow_recovers_the_entropy_of_a_gaussian(family: str) -> None:
 
 @BOTH_FAMILIES
 @pytest.mark.parametrize("first_order", ["identity", "flip"])
-def test_noise_of_a_block_depends_on_earlier_tokens_only(family: str, first_order: str) -> None:
-    flow = build_flow(family=family, layers_per_block=(2,), first_order=first_order)
-    tokens, _ = inputs_for(flow, rows=1)
+@pytest.mark.parametrize("adaln", [{}, *({"adaln_gates": gates} for gates in (True, False))], ids=str)
+def test_noise_of_a_block_depends_on_earlier_tokens_only(
+    family: str, first_order: str, adaln: dict[str, Any]
+) -> None:
+    options = {"num_classes": 3, "class_conditioning": "adaln", **adaln} if adaln else {}
+    flow = build_flow(family=family, layers_per_block=(2,), first_order=first_order, **options)
+    tokens, condition = inputs_for(flow, rows=1)
     size, dim = flow.config.num_tokens, flow.config.token_dim
-    jacobian = torch.autograd.functional.jacobian(lambda row: flow(row).noise, tokens)
+    jacobian = torch.autograd.functional.jacobian(lambda row: flow(row, **condition).noise, tokens)
     reach = jacobian.reshape(size, dim, size, dim).abs().amax(dim=(1, 3))  # of noise t from token s
     later = torch.ones(size, size).triu(1) if first_order == "identity" else torch.ones(size, size).tril(-1)
     assert torch.count_nonzero(reach[later.bool()]) == 0
@@ -216,13 +220,10 @@ def test_bad_input_is_named(case: str) -> None:
         build_flow(num_classes=3)(**arguments)
 
 
-def test_unlabelled_flow_refuses_labels() -> None:
-    flow = build_flow()
+def test_flow_takes_the_condition_that_it_was_built_for() -> None:
+    plain = build_flow()
     with pytest.raises(ShapeError, match="this flow has no labels"):
-        flow(inputs_for(flow)[0], torch.zeros(3, dtype=torch.int64))
-
-
-def test_flow_with_features_asks_for_them() -> None:
+        plain(inputs_for(plain)[0], torch.zeros(3, dtype=torch.int64))
     flow = build_flow(condition_dim=3, condition_length=2, condition_frequencies=0)
     tokens, condition = inputs_for(flow)
     with pytest.raises(ShapeError, match="condition: missing"):
@@ -266,29 +267,3 @@ def test_condition_with_nan_is_named() -> None:
     noise, condition = inputs_for(flow)
     with pytest.raises(ShapeError, match="condition: NaN"):
         flow.log_prob(noise, condition=condition["condition"] * torch.nan)
-
-
-def test_number_of_samples_that_contradicts_the_noise_is_refused() -> None:
-    flow = build_flow()
-    with pytest.raises(ShapeError, match=r"num_samples: found \[2, 3\]"):
-        flow.sample(noise=inputs_for(flow)[0], num_samples=2)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"positions": "learned", "rope_side": 4.0},
-        {"condition_frequencies": 2},
-        {"patch_size": 2, "token_dim": 3},
-        {"mlp_ratio": 0.01},
-    ],
-)
-def test_option_without_effect_is_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=next(iter(options)) if "positions" not in options else "rope_side"):
-        build_flow(**options)
-
-
-def test_unknown_family_is_all_that_is_said() -> None:
-    with pytest.raises(ValueError, match="family: unknown `foo`") as error:
-        build_flow(family="foo")
-    assert "Field required" not in str(error.value)

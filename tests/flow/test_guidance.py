@@ -13,7 +13,7 @@ from simflow_plugin.flow.guidance import GuidanceContext, GuidanceRule, build_gu
 from simflow_plugin.registry import GUIDANCE
 from tests.flow.builders import build_flow, inputs_for
 
-ALL_RULES = pytest.mark.parametrize("name", ["starflow", "linear", "linear_sigma"])
+ALL_RULES = pytest.mark.parametrize("name", GUIDANCE.names())
 
 
 def rule_of(name: str, **options: object) -> GuidanceRule:
@@ -23,10 +23,6 @@ def rule_of(name: str, **options: object) -> GuidanceRule:
 def random_affine(seed: int) -> Affine:
     generator = torch.Generator().manual_seed(seed)
     return Affine(*torch.randn(2, 2, 4, 3, generator=generator, dtype=torch.float64))
-
-
-def test_all_rules_are_tested() -> None:
-    assert {"starflow", "linear", "linear_sigma"} == set(GUIDANCE.names())
 
 
 @ALL_RULES
@@ -101,32 +97,25 @@ def test_sigma_stays_positive_and_finite(weight: float) -> None:
         ({"name": "starflow", "first_block_only": True}, [False, False, True]),
         ({"name": "linear_sigma"}, [False, False, True]),  # iTARFlow's default
         ({"name": "linear_sigma", "first_block_only": False}, [True, True, True]),
+        ({"name": "starflow", "block_interval": (2, 3)}, [False, True, True]),  # from 1, in training order
     ],
 )
-def test_first_generated_block_is_the_deep_one(options: dict, guided: list[bool]) -> None:
+def test_blocks_that_a_rule_guides(options: dict, guided: list[bool]) -> None:
     rule = build_guidance(options, GuidanceContext(3))
     assert [rule.weights(1.0, block, 4, torch.zeros(())) is not None for block in range(3)] == guided
 
 
-def test_annealed_weight_grows_from_zero_to_all() -> None:
-    weights = rule_of("linear", annealed=True).weights(2.0, 0, 5, torch.zeros(()))
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"annealed": True}, [0.0, 0.5, 1.0, 1.5, 2.0]),
+        ({"token_interval": (0.2, 0.75)}, [0.0, 2.0, 2.0, 2.0, 0.0]),
+    ],
+)
+def test_weights_count_in_generation_order(options: dict, expected: list[float]) -> None:
+    weights = rule_of("linear", **options).weights(2.0, 0, 5, torch.zeros(()))
     assert weights is not None
-    assert weights.flatten().tolist() == [0.0, 0.5, 1.0, 1.5, 2.0]
-
-
-def test_token_interval_counts_in_generation_order() -> None:
-    weights = rule_of("starflow", token_interval=(0.25, 0.75)).weights(2.0, 0, 4, torch.zeros(()))
-    assert weights is not None
-    assert weights.flatten().tolist() == [0.0, 2.0, 2.0, 0.0]
-
-
-def test_block_interval_counts_from_one_in_training_order() -> None:
-    rule = rule_of("starflow", block_interval=(2, 3))
-    assert [rule.weights(1.0, block, 4, torch.zeros(())) is not None for block in range(3)] == [
-        False,
-        True,
-        True,
-    ]
+    assert weights.flatten().tolist() == expected
 
 
 def test_tokens_outside_the_interval_are_sampled_without_guidance() -> None:
@@ -182,7 +171,7 @@ def test_bad_option_is_refused(options: dict, message: str) -> None:
 
 
 def test_rule_without_a_name_is_refused() -> None:
-    with pytest.raises(ConfigError, match="`name` is missing"):
+    with pytest.raises(ConfigError, match=r"guidance_rule: .*\n.*a name or a mapping with a name"):
         build_guidance({"annealed": True}, GuidanceContext(3))
 
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from simflow_plugin.errors import ShapeError
-from simflow_plugin.flow.guidance import GuidanceContext
-from simflow_plugin.flow.guidance.rule import build_guidance
+from simflow_plugin.flow.guidance import GuidanceContext, build_guidance
 from simflow_plugin.flow.guided_forward import guided_trajectory
 from tests.flow.builders import build_flow, inputs_for
 

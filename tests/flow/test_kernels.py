@@ -14,7 +14,7 @@ from simflow_plugin.errors import ConfigError
 from simflow_plugin.flow.kernels import compiler as compilers
 from simflow_plugin.flow.kernels import decoder, library
 from simflow_plugin.flow.sampling import decode_steps
-from tests.flow.builders import build_flow, inputs_for
+from tests.flow.builders import CHOICES, build_flow, inputs_for
 from tests.flow.teacher_forcing import largest_step_error
 
 NATIVE = {"name": "cached", "step": "native"}
@@ -53,50 +53,22 @@ def step_error(method: Any, guidance: float = 0.0, rows: int = 5, **options: Any
 @needs_compiler
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
-    family=st.sampled_from(["starflow", "tarflow"]),
-    positions=st.sampled_from(["rope", "learned"]),
-    condition=st.sampled_from([{}, {"num_classes": 3}, {"condition_dim": 6, "condition_frequencies": 2}]),
+    options=st.fixed_dictionaries(CHOICES),
     class_conditioning=st.sampled_from(["token", "add"]),
-    norms=st.fixed_dictionaries(
-        {
-            "norm": st.sampled_from(["layer", "rms"]),
-            "post_norm": st.booleans(),
-            "final_norm": st.booleans(),
-            "qk_norm": st.booleans(),
-        }
-    ),
-    inner=st.fixed_dictionaries(
-        {
-            "gated_attention": st.booleans(),
-            "mlp": st.sampled_from(["gelu", "swiglu", "geglu"]),
-            "bias": st.booleans(),
-            "scale": st.sampled_from(["softplus", "exp", "unit"]),
-        }
-    ),
+    condition=st.sampled_from([{}, {"num_classes": 3}, {"condition_dim": 6, "condition_frequencies": 2}]),
     heads=st.sampled_from([{}, {"num_heads": 4, "num_kv_heads": 2}, {"num_heads": 3, "num_kv_heads": 1}]),
     rows=st.sampled_from([1, 3, 8, 9]),
     is_guided=st.booleans(),
 )
 def test_every_option_gives_the_numbers_of_torch(
-    family: str,
-    positions: str,
-    condition: dict[str, Any],
+    options: dict[str, Any],
     class_conditioning: str,
-    norms: dict[str, Any],
-    inner: dict[str, Any],
+    condition: dict[str, Any],
     heads: dict[str, Any],
     rows: int,
     is_guided: bool,
 ) -> None:
-    options = {
-        "family": family,
-        "positions": positions,
-        "class_conditioning": class_conditioning,
-        **condition,
-        **norms,
-        **inner,
-        **heads,
-    }
+    options |= {"class_conditioning": class_conditioning, **condition, **heads}
     guidance = 1.3 if is_guided and condition else 0.0
     assert step_error(NATIVE, guidance, rows, **options) < ROUNDING
 
@@ -181,7 +153,9 @@ def test_auto_step_is_the_kernel_where_it_can_run(monkeypatch: pytest.MonkeyPatc
 
 
 @needs_compiler
-@pytest.mark.parametrize("change", ["float64", "hook", "replaced module", "attention", "rows", "autocast"])
+@pytest.mark.parametrize(
+    "change", ["float64", "hook", "replaced module", "attention", "gelu", "rows", "autocast"]
+)
 def test_native_that_cannot_run_says_why(change: str) -> None:
     flow = build_flow(torch.float64 if change == "float64" else torch.float32, **SIZE)
     layer = flow.deep_block.layers[0]
@@ -191,6 +165,7 @@ def test_native_that_cannot_run_says_why(change: str) -> None:
         "hook": r"layers\.0\.mlp",
         "replaced module": r"layers\.0\.mlp\.down .*Doubled",
         "attention": "found builtin_function",
+        "gelu": "approximate=tanh",
         "rows": f"up to {decoder.MAX_ROWS} rows, found {decoder.MAX_ROWS + 1}",
         "autocast": "autocast",
     }[change]
@@ -203,6 +178,8 @@ def test_native_that_cannot_run_says_why(change: str) -> None:
         layer.mlp.register_forward_hook(lambda module, inputs, output: 2 * output)
     if change == "replaced module":
         layer.mlp.down = Doubled(layer.mlp.down.in_features, layer.mlp.down.out_features)
+    if change == "gelu":
+        layer.mlp.activation = torch.nn.GELU(approximate="tanh")
     if change == "attention":
         layer.attention.backend = torch.nn.functional.scaled_dot_product_attention
     with torch.autocast("cpu", enabled=change == "autocast"), pytest.raises(ConfigError, match=said):
@@ -237,11 +214,3 @@ def test_default_type_of_the_process_changes_nothing(default: torch.dtype) -> No
         assert torch.equal(flow.inverse(noise, method=NATIVE), expected)
     finally:
         torch.set_default_dtype(torch.float32)
-
-
-@needs_compiler
-def test_gelu_of_another_kind_is_left_to_torch() -> None:
-    flow = build_flow(torch.float32, **SIZE)
-    flow.deep_block.layers[0].mlp.activation = torch.nn.GELU(approximate="tanh")
-    with pytest.raises(ConfigError, match="approximate=tanh"):
-        flow.inverse(inputs_for(flow)[0], method=NATIVE)

@@ -228,6 +228,8 @@ def test_number_of_samples_comes_from_what_is_given() -> None:
         flow.sample()
     with pytest.raises(ShapeError, match=r"num_samples: found \[1, 2\]"):
         flow.sample(torch.tensor([0, 1]), num_samples=1)
+    with pytest.raises(ShapeError, match=r"num_samples: found \[2, 4\]"):
+        flow.sample(noise=torch.zeros(4, 6, 3), num_samples=2)
 
 
 def test_nan_noise_is_named() -> None:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import torch
 
 from simflow_plugin.hosts.hosted_flow import FlowKind
-from simflow_plugin.hosts.repa_e_adapters import build
+from simflow_plugin.hosts.repa_e_adapters import RepaEFlow
 
 ROUNDS = 5
 BATCH_SIZE = 2
@@ -36,7 +36,7 @@ def one_pass(model, latents, labels, features):
 def main():
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    model = build(
+    model = RepaEFlow(
         FlowKind("SimFlow", "S", 2),
         input_size=32,
         in_channels=4,

@@ -1,15 +1,15 @@
-"""Make a git checkout of the stand-in host, its patch with a manifest, and packages that declare entry points."""
+"""Make a git checkout of the stand-in host, its patch with a manifest, and packages with entry points."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from simflow_plugin.hosts.manifest import MANIFEST_NAME, HostPatch, blob_id, read_manifest
-
-SOURCE = Path(__file__).parent / "standin_host"
+from simflow_plugin.hosts.manifest import MANIFEST_NAME, Manifest, blob_id, read_manifest
+from tests.third_party import declare
 
 LOOK_UP = """
 import warnings as _warnings
@@ -61,7 +61,7 @@ class StandIn:
     patches: Path
 
     @property
-    def patch(self) -> HostPatch:
+    def patch(self) -> Manifest:
         return read_manifest(self.patches / "standin" / MANIFEST_NAME)
 
     def contents(self) -> dict[str, bytes]:
@@ -86,18 +86,30 @@ def make_standin(folder: Path) -> StandIn:
     """Write checkout and patch below `folder`."""
     root = folder / "checkout"
     package = root / "standin_host"
-    package.mkdir(parents=True)
-    for file in SOURCE.glob("*.py"):
-        (package / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(
+        Path(__file__).parent / "standin_host", package, ignore=shutil.ignore_patterns("__pycache__")
+    )
     git(root, "init", "-q")
     git(root, "add", ".")
     git(root, "commit", "-q", "-m", "host")
     target = folder / "patches" / "standin"
     target.mkdir(parents=True)
-    files = {
-        f"standin_host/{name}": _write_patch(package / name, target, places)
-        for name, places in INSERTIONS.items()
-    }
+    files = {}
+    for name, places in INSERTIONS.items():
+        file, text = package / name, (package / name).read_text()
+        before = blob_id(text.encode())
+        for anchor, inserted in places:
+            text = (
+                text + inserted if anchor is None else text.replace(f"{anchor}\n", f"{anchor}\n{inserted}", 1)
+            )
+        file.write_text(text)
+        (target / f"{file.stem}.patch").write_text(git(root, "diff", "-U0", "--no-color") + "\n")
+        files[f"standin_host/{name}"] = {
+            "patch": f"{file.stem}.patch",
+            "before": before,
+            "after": blob_id(text.encode()),
+        }
+        git(root, "checkout", "-q", ".")
     manifest = {
         "host": "standin",
         "repository": "tests/standin",
@@ -109,32 +121,10 @@ def make_standin(folder: Path) -> StandIn:
     return StandIn(root, folder / "patches")
 
 
-def _write_patch(file: Path, target: Path, places: list[tuple[str | None, str]]) -> dict[str, str]:
-    text = file.read_text()
-    hunks, patched, added = [], text, 0
-    for anchor, inserted in places:
-        after = (
-            text.count("\n")
-            if anchor is None
-            else text[: text.index(anchor + "\n") + len(anchor)].count("\n") + 1
-        )
-        rows = inserted.splitlines(keepends=True)
-        hunks.append(
-            f"@@ -{after},0 +{after + added + 1},{len(rows)} @@\n" + "".join("+" + row for row in rows)
-        )
-        lines = patched.splitlines(keepends=True)
-        patched = "".join([*lines[: after + added], *rows, *lines[after + added :]])
-        added += len(rows)
-    name = f"{file.stem}.patch"
-    path = f"standin_host/{file.name}"
-    (target / name).write_text(f"--- a/{path}\n+++ b/{path}\n" + "".join(hunks))
-    return {"patch": name, "before": blob_id(text.encode()), "after": blob_id(patched.encode())}
-
-
-def declare(site: Path, distribution: str, entries: dict[str, str]) -> None:
-    """Write what an installed package leaves behind: entry points, as {group: "module:function"}."""
-    info = site / f"{distribution}-1.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
-    text = "".join(f"[{group}]\n{distribution} = {value}\n" for group, value in entries.items())
-    (info / "entry_points.txt").write_text(text)
+def install(site: Path, distribution: str, entries: dict[str, str]) -> None:
+    """Declare entry points, as {group: "module:function"}."""
+    declare(
+        site,
+        distribution,
+        "".join(f"[{group}]\n{distribution} = {value}\n" for group, value in entries.items()),
+    )

@@ -8,37 +8,25 @@ from simflow_plugin.hosts import manifest
 from tests.commands import simflow, succeed
 
 
-@pytest.fixture
-def only_host(standin, monkeypatch):
+@pytest.fixture(autouse=True)
+def _only_host(standin, monkeypatch):
     """Let the command know the stand-in as the one host."""
     monkeypatch.setattr(manifest, "resource_dir", lambda name: standin.patches)
 
 
-@pytest.mark.usefixtures("only_host")
-def test_applying_twice_says_that_nothing_is_to_do(standin):
-    assert "wrote standin_host/train.py" in succeed("patch", "standin", standin.root)
-    assert "already patched" in succeed("patch", "standin", standin.root)
-
-
-@pytest.mark.usefixtures("only_host")
-def test_check_tells_the_state_before_and_after(standin):
-    assert "not patched; the patch would apply" in succeed("patch", "standin", standin.root, "--check")
-    succeed("patch", "standin", standin.root)
-    assert succeed("patch", "standin", standin.root, "--check").splitlines()[-1] == "patched"
-
-
-@pytest.mark.usefixtures("only_host")
-def test_revert_takes_it_out(standin):
-    before = standin.contents()
-    succeed("patch", "standin", standin.root)
-    assert "wrote" in succeed("patch", "standin", standin.root, "--revert")
+def test_state_and_written_files_are_printed_on_the_way_there_and_back(standin):
+    before, words = standin.contents(), ("patch", "standin", standin.root)
+    assert "not patched; the patch would apply" in succeed(*words, "--check")
+    assert "wrote standin_host/train.py" in succeed(*words)
+    assert "already patched" in succeed(*words)
+    assert succeed(*words, "--check").splitlines()[-1] == "patched"
+    assert "wrote" in succeed(*words, "--revert")
     assert standin.contents() == before
-    assert "nothing to take out" in succeed("patch", "standin", standin.root, "--revert")
+    assert "nothing to take out" in succeed(*words, "--revert")
 
 
-@pytest.mark.usefixtures("only_host")
 def test_list_names_hosts_and_commits(standin):
-    assert standin.patch.manifest.commit in succeed("patch", "--list")
+    assert standin.patch.commit in succeed("patch", "--list")
 
 
 @pytest.mark.parametrize(
@@ -49,12 +37,7 @@ def test_list_names_hosts_and_commits(standin):
         (["standin", ".", "--check", "--revert"], "choose one"),
     ],
 )
-@pytest.mark.usefixtures("only_host")
 def test_mistakes_end_in_one_line(words, message):
     status, output = simflow("patch", *words)
     assert status == 2
     assert message in output
-
-
-def test_the_shipped_hosts_are_found():
-    assert "repa-e" in manifest.known_hosts()

@@ -3,110 +3,117 @@
 from __future__ import annotations
 
 import os
-import shlex
 import subprocess
 
 import pytest
 
 from simflow_plugin.errors import HostError
 from simflow_plugin.hosts import patching
-from simflow_plugin.hosts.manifest import HostPatch, known_hosts
-from simflow_plugin.hosts.patching import FileState
+from simflow_plugin.hosts.manifest import known_hosts
 from tests.hosts.standin import git
+
+TRAIN = "standin_host/train.py"
+
+
+def apply(standin):
+    return patching.apply(standin.patch, standin.root)
+
+
+def edit(standin):
+    with (standin.root / TRAIN).open("a") as file:
+        file.write("# mine\n")
 
 
 def test_reverting_restores_every_byte_and_git_sees_no_change(standin):
     before = standin.contents()
-    patching.apply(standin.patch, standin.root)
+    apply(standin)
     assert standin.contents() != before
     patching.revert(standin.patch, standin.root)
     assert standin.contents() == before
     assert git(standin.root, "status", "--porcelain") == ""
 
 
-def test_applying_twice_changes_nothing_more(standin):
-    patching.apply(standin.patch, standin.root)
+def test_applying_twice_changes_nothing_more_and_finishes_a_partial_patch(standin):
+    apply(standin)
     once = standin.contents()
-    report = patching.apply(standin.patch, standin.root)
-    assert report.written == ()
-    assert report.is_patched
+    assert apply(standin) == []
+    git(standin.root, "checkout", TRAIN)
+    assert apply(standin) == [TRAIN]
     assert standin.contents() == once
 
 
 def test_check_changes_nothing(standin):
     before = standin.contents()
-    report = patching.check(standin.patch, standin.root)
-    assert set(report.states.values()) == {FileState.ORIGINAL}
+    assert set(patching.check(standin.patch, standin.root).values()) == {"original"}
     assert standin.contents() == before
-
-
-def test_applying_finishes_a_partial_patch(standin):
-    patching.apply(standin.patch, standin.root)
-    git(standin.root, "checkout", "standin_host/train.py")
-    report = patching.apply(standin.patch, standin.root)
-    assert report.written == ("standin_host/train.py",)
-    assert report.is_patched
 
 
 @pytest.mark.parametrize("action", [patching.apply, patching.check, patching.revert])
 def test_a_file_that_differs_is_refused_by_name_and_nothing_is_written(standin, action):
     if action is patching.revert:
-        patching.apply(standin.patch, standin.root)
-    with (standin.root / "standin_host/train.py").open("a") as file:
-        file.write("# mine\n")
+        apply(standin)
+    edit(standin)
     before = standin.contents()
     with pytest.raises(HostError, match=r"standin_host/train\.py \(different\)"):
         action(standin.patch, standin.root)
     assert standin.contents() == before
 
 
-def test_a_missing_file_is_refused_by_name(standin):
-    (standin.root / "standin_host/models.py").unlink()
-    with pytest.raises(HostError, match=r"standin_host/models\.py \(missing\)"):
-        patching.apply(standin.patch, standin.root)
+def damage_patch(standin):
+    broken = standin.patch.folder / "models.patch"
+    broken.write_text(broken.read_text().replace("skipped", "skapped"))
 
 
-def test_other_work_in_the_checkout_is_left_alone(standin):
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda standin: (standin.root / TRAIN).unlink(), r"train\.py \(missing\)"),
+        (lambda standin: (standin.root / TRAIN).chmod(0o444), r"train\.py: is read-only"),
+        (damage_patch, "install simflow-plugin again"),
+    ],
+    ids=["missing", "read-only", "damaged patch"],
+)
+def test_what_cannot_be_patched_is_refused_by_name_and_nothing_is_written(standin, damage, message):
+    damage(standin)
+    before = standin.contents()
+    with pytest.raises(HostError, match=message):
+        apply(standin)
+    assert standin.contents() == before
+
+
+@pytest.mark.parametrize("is_committed", [False, True])
+def test_own_files_and_commits_on_top_of_the_pinned_one_are_left_alone(standin, is_committed):
     notes = standin.root / "notes.txt"
     notes.write_text("mine")
-    patching.apply(standin.patch, standin.root)
+    if is_committed:
+        git(standin.root, "add", ".")
+        git(standin.root, "commit", "-q", "-m", "mine")
+    assert apply(standin)
     patching.revert(standin.patch, standin.root)
     assert notes.read_text() == "mine"
-
-
-def test_own_commits_on_top_of_the_pinned_one_are_welcome(standin):
-    (standin.root / "notes.txt").write_text("mine")
-    git(standin.root, "add", ".")
-    git(standin.root, "commit", "-q", "-m", "mine")
-    assert patching.apply(standin.patch, standin.root).is_patched
 
 
 def test_another_commit_is_refused_with_both_commits(standin):
     git(standin.root, "checkout", "-q", "--orphan", "other")
     git(standin.root, "commit", "-q", "-m", "another history")
     head = git(standin.root, "rev-parse", "HEAD")
-    with pytest.raises(HostError, match=rf"{head}.*{standin.patch.manifest.commit}"):
-        patching.apply(standin.patch, standin.root)
+    with pytest.raises(HostError, match=rf"{head}.*{standin.patch.commit}"):
+        apply(standin)
 
 
-def test_a_path_that_is_no_checkout_is_refused_with_a_remedy(standin, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("empty", "no git checkout.*git clone"),
+        ("nowhere", "no such folder"),
+        ("checkout/standin_host", "give the top"),
+    ],
+)
+def test_a_path_that_is_no_checkout_is_refused_with_a_remedy(standin, tmp_path, monkeypatch, path, message):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(HostError, match="no git checkout.*git clone"):
-        patching.apply(standin.patch, tmp_path / "empty")
-    with pytest.raises(HostError, match="no such folder"):
-        patching.apply(standin.patch, tmp_path / "nowhere")
-    with pytest.raises(HostError, match="give the top"):
-        patching.apply(standin.patch, standin.root / "standin_host")
-
-
-def test_a_read_only_file_is_refused_by_name_and_nothing_is_written(standin):
-    file = standin.root / "standin_host/train.py"
-    file.chmod(0o444)
-    before = standin.contents()
-    with pytest.raises(HostError, match=r"train\.py: is read-only"):
-        patching.apply(standin.patch, standin.root)
-    assert standin.contents() == before
+    with pytest.raises(HostError, match=message):
+        patching.apply(standin.patch, tmp_path / path)
 
 
 def test_a_failure_half_way_leaves_the_checkout_as_it_was(standin, monkeypatch):
@@ -121,24 +128,15 @@ def test_a_failure_half_way_leaves_the_checkout_as_it_was(standin, monkeypatch):
 
     monkeypatch.setattr(os, "replace", failing)
     with pytest.raises(HostError, match="No space left"):
-        patching.apply(standin.patch, standin.root)
+        apply(standin)
     assert standin.contents() == before
 
 
 def test_permissions_survive(standin):
-    script = standin.root / "standin_host/train.py"
+    script = standin.root / TRAIN
     script.chmod(0o755)
-    patching.apply(standin.patch, standin.root)
+    apply(standin)
     assert script.stat().st_mode & 0o777 == 0o755
-
-
-def test_a_damaged_patch_is_refused_before_anything_is_written(standin):
-    broken = standin.patch.folder / "models.patch"
-    broken.write_text(broken.read_text().replace("skipped", "skapped"))
-    before = standin.contents()
-    with pytest.raises(HostError, match="install simflow-plugin again"):
-        patching.apply(standin.patch, standin.root)
-    assert standin.contents() == before
 
 
 def test_git_settings_of_the_user_change_no_byte(standin, tmp_path, monkeypatch):
@@ -147,7 +145,7 @@ def test_git_settings_of_the_user_change_no_byte(standin, tmp_path, monkeypatch)
         "[core]\n\tautocrlf = true\n[apply]\n\twhitespace = fix\n\tignoreWhitespace = change\n"
     )
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(settings))
-    assert patching.apply(standin.patch, standin.root).is_patched
+    assert apply(standin)
 
 
 def test_without_git_the_error_names_it(standin, monkeypatch):
@@ -156,64 +154,53 @@ def test_without_git_the_error_names_it(standin, monkeypatch):
         patching.check(standin.patch, standin.root)
 
 
+def run_remedy(patch, root):
+    """Run the command that the refusal of `root` prints between backticks, as it stands there."""
+    with pytest.raises(HostError, match="`git ") as caught:
+        patching.check(patch, root)
+    subprocess.run(str(caught.value).split("`")[1], shell=True, check=True, capture_output=True)
+
+
 def test_remedy_for_a_file_that_differs_works_as_printed(standin):
-    with (standin.root / "standin_host/train.py").open("a") as file:
-        file.write("# mine\n")
-    with pytest.raises(HostError, match="run `git ") as caught:
-        patching.check(standin.patch, standin.root)
-    command = str(caught.value).split("`")[1]
-    subprocess.run(shlex.split(command), check=True, capture_output=True)
-    assert patching.apply(standin.patch, standin.root).is_patched
-
-
-def at(standin, url):
-    """Return the stand-in's patch for a host that is cloned from `url`."""
-    patch = standin.patch
-    return HostPatch(patch.manifest.model_copy(update={"url": str(url)}), patch.folder)
-
-
-def run_remedy(error):
-    """Run the command that a message prints between backticks, as it stands there."""
-    subprocess.run(str(error).split("`")[1], shell=True, check=True, capture_output=True)
+    edit(standin)
+    run_remedy(standin.patch, standin.root)
+    assert apply(standin)
 
 
 @pytest.mark.parametrize("depth", [[], ["--depth", "1"]], ids=["full", "shallow"])
 def test_remedy_for_another_commit_works_as_printed_in_a_full_and_in_a_shallow_clone(
     standin, tmp_path, depth
 ):
-    origin, patch = tmp_path / "the origin", at(standin, tmp_path / "the origin")
+    origin, clone = tmp_path / "the origin", tmp_path / "a clone"
     git(standin.root, "clone", "-q", str(standin.root), str(origin))
     git(origin, "tag", "pinned")
     git(origin, "config", "uploadpack.allowAnySHA1InWant", "true")
     git(origin, "checkout", "-q", "--orphan", "other")
     git(origin, "rm", "-q", "-r", "--cached", ".")
     git(origin, "commit", "-q", "--allow-empty", "-m", "another history")
-    clone = tmp_path / "a clone"
     git(tmp_path, "clone", "-q", *depth, f"file://{origin}", str(clone))
-    with pytest.raises(HostError, match="is at commit") as caught:
-        patching.check(patch, clone)
-    run_remedy(caught.value)
-    assert patching.apply(patch, clone).is_patched
+    patch = standin.patch.model_copy(update={"url": str(origin)})
+    run_remedy(patch, clone)
+    assert patching.apply(patch, clone)
 
 
 @pytest.mark.parametrize("holds", [None, "notes.txt"], ids=["nothing there", "other files there"])
 def test_remedy_without_a_checkout_works_as_printed(standin, tmp_path, monkeypatch, holds):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
-    folder, patch = tmp_path / "some folder", at(standin, standin.root)
+    folder, patch = tmp_path / "some folder", standin.patch.model_copy(update={"url": str(standin.root)})
     if holds:
         folder.mkdir()
         (folder / holds).write_text("mine")
-    with pytest.raises(HostError, match="git clone") as caught:
-        patching.check(patch, folder)
-    run_remedy(caught.value)
-    assert patching.apply(patch, tmp_path / "some folder-standin" if holds else folder).is_patched
+    run_remedy(patch, folder)
+    assert patching.apply(patch, tmp_path / "some folder-standin" if holds else folder)
 
 
 def test_shipped_patches_only_insert_and_are_all_in_their_manifest():
-    for host in known_hosts().values():
-        assert {file.name for file in host.folder.glob("*.patch")} == {
-            file.patch for file in host.manifest.files.values()
-        }
-        for file in host.manifest.files.values():
-            rows = (host.folder / file.patch).read_text().splitlines()
-            assert all(row.startswith(("+", "--- ", "@@ ")) for row in rows), file.patch
+    hosts = known_hosts()
+    assert "repa-e" in hosts
+    for host in hosts.values():
+        named = [file.patch for file in host.files.values()]
+        assert {file.name for file in host.folder.glob("*.patch")} == set(named)
+        for name in named:
+            rows = (host.folder / name).read_text().splitlines()
+            assert all(row.startswith(("+", "--- ", "@@ ")) for row in rows), name

@@ -17,7 +17,7 @@ import pytest
 
 from simflow_plugin.hosts import patching
 from simflow_plugin.hosts.manifest import find_host
-from tests.hosts.standin import declare, git
+from tests.hosts.standin import git, install
 
 CHECKOUT = os.environ.get("REPA_E_DIR")
 pytestmark = [
@@ -46,7 +46,7 @@ def site(tmp_path_factory) -> Path:
     site = tmp_path_factory.mktemp("site")
     tomllib = pytest.importorskip("tomllib")  # Python 3.11
     groups = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["entry-points"]
-    declare(
+    install(
         site, "simflow", {group: entries["simflow"] for group, entries in groups.items() if "repa_e" in group}
     )
     return site
@@ -83,33 +83,26 @@ def joint_run(host, site, tmp_path_factory) -> Path:
     return folder
 
 
-def test_three_steps_train_flow_and_encoder(joint_run):
-    steps = losses(joint_run)
+def assert_three_steps_train_both(folder: Path) -> None:
+    steps = losses(folder)
     assert [step["step"] for step in steps] == [1, 2, 3]
     assert all(np.isfinite(step["denoising_loss"]) and step["grad_norm_vae"] > 0 for step in steps)
+
+
+def test_three_steps_train_flow_and_encoder(joint_run):
+    assert_three_steps_train_both(joint_run)
 
 
 def test_three_steps_train_simflows_own_flow_and_autoencoder(host, site, tmp_path):
     """adaLN in every layer, and the encoder without a log-variance."""
     own = ("--model", "SimFlow-simflow-xxl/1", "--vae", "f16d64-fixedvar")
     train(host, [PROJECT, site], tmp_path / "own", 3, *own, "--weights", "f16d64-fixedvar")
-    steps = losses(tmp_path / "own")
-    assert [step["step"] for step in steps] == [1, 2, 3]
-    assert all(np.isfinite(step["denoising_loss"]) and step["grad_norm_vae"] > 0 for step in steps)
+    assert_three_steps_train_both(tmp_path / "own")
 
 
 def test_the_run_resumes(joint_run, host, site):
-    train(
-        host,
-        [PROJECT, site],
-        joint_run,
-        4,
-        *JOINT,
-        "--resume-step",
-        "3",
-        "--resume-from",
-        str(joint_run / "a"),
-    )
+    resume = ("--resume-step", "3", "--resume-from", str(joint_run / "a"))
+    train(host, [PROJECT, site], joint_run, 4, *JOINT, *resume)
     assert losses(joint_run)[-1]["step"] == 4
 
 
@@ -153,6 +146,6 @@ def test_reverting_leaves_no_difference(host, tmp_path):
     root = tmp_path / "REPA-E"
     shutil.copytree(host, root)
     patch = find_host("repa-e")
-    assert patching.check(patch, root).is_patched
+    assert set(patching.check(patch, root).values()) == {"patched"}
     patching.revert(patch, root)
-    assert git(root, "diff", "--", *patch.manifest.files) == ""
+    assert git(root, "diff", "--", *patch.files) == ""

@@ -47,10 +47,8 @@ def test_a_guess_changes_the_passes_and_not_the_answer():
             states[-1], **condition, method=exact, guess=guess, return_statistics=True
         )
         torch.testing.assert_close(found, tokens, atol=1e-7, rtol=1e-7)
-        if guess is not None and torch.equal(guess[0], tokens):
-            assert [block.passes for block in statistics.blocks] == [1, 1, 1]
-        else:
-            assert min(block.passes for block in statistics.blocks) > 1
+        passes = [block.passes for block in statistics.blocks]
+        assert passes == [1, 1, 1] if torch.equal(guess[0], tokens) else min(passes) > 1
 
 
 def test_a_guess_keeps_the_first_token_of_an_output_shift():

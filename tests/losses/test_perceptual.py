@@ -50,6 +50,10 @@ def timm_loss(checkpoint, image_size: int = 16, **options) -> TimmLoss:
     return TimmLoss(TimmLoss.Options.model_validate(options), DataContext(image_size, "train"))
 
 
+def alexnet_loss(checkpoint, context: DataContext | None = None) -> LPIPSLoss:
+    return LPIPSLoss(LPIPSLoss.Options(net="alex", backbone_path=str(checkpoint)), context)
+
+
 def test_timm_loss_is_the_mean_squared_distance_of_unit_features(vit_checkpoint):
     loss = timm_loss(vit_checkpoint, layers=[0, 1], mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     network = timm.create_model(VIT["backbone"], num_classes=10, **VIT["arguments"]).eval()
@@ -75,13 +79,13 @@ def test_timm_loss_runs_no_layer_beyond_the_last_that_it_compares(vit_checkpoint
     assert set(ran) == {0}
 
 
-def test_timm_loss_has_neither_parameters_nor_state(vit_checkpoint):
-    loss = timm_loss(vit_checkpoint)
+@pytest.mark.parametrize("name", ["timm", "lpips"])
+def test_frozen_backbone_is_no_part_of_a_checkpoint_and_stays_in_evaluation_mode(
+    name, vit_checkpoint, alexnet_checkpoint
+):
+    loss = timm_loss(vit_checkpoint) if name == "timm" else alexnet_loss(alexnet_checkpoint)
     assert (list(loss.parameters()), dict(loss.state_dict())) == ([], {})
-
-
-def test_timm_loss_stays_in_evaluation_mode(vit_checkpoint):
-    assert not any(module.training for module in timm_loss(vit_checkpoint).train().modules())
+    assert not any(module.training for module in loss.train().modules())
 
 
 def test_timm_loss_sends_gradients_to_the_reconstruction(vit_checkpoint):
@@ -144,17 +148,12 @@ def test_timm_loss_refuses_weights_of_another_architecture(vit_checkpoint):
 def test_lpips_equals_that_of_its_package(alexnet_checkpoint):
     import lpips
 
-    loss = LPIPSLoss(LPIPSLoss.Options(net="alex", backbone_path=str(alexnet_checkpoint)))
+    loss = alexnet_loss(alexnet_checkpoint)
     # lpips' own modules, with our constants put back as weights.
     reference = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
     reference.net.load_state_dict(dict(loss.network.net.named_buffers()))
     a, b = images(32), images(32, seed=1)
     torch.testing.assert_close(loss(a, b), reference(a, b).mean())
-
-
-def test_lpips_is_no_part_of_a_checkpoint(alexnet_checkpoint):
-    loss = LPIPSLoss(LPIPSLoss.Options(net="alex", backbone_path=str(alexnet_checkpoint)))
-    assert (list(loss.parameters()), dict(loss.state_dict())) == ([], {})
 
 
 def test_lpips_without_its_backbone_fails_at_once_with_the_way_out(tmp_path):
@@ -174,10 +173,9 @@ def test_lpips_looks_into_the_cache_of_torch_hub(tmp_path, monkeypatch):
 
 def test_lpips_refuses_weights_of_another_network(vit_checkpoint):
     with pytest.raises(WeightsError, match=r"vit\.safetensors.*missing"):
-        LPIPSLoss(LPIPSLoss.Options(net="alex", backbone_path=str(vit_checkpoint)))
+        alexnet_loss(vit_checkpoint)
 
 
 def test_lpips_refuses_small_images_before_loading(alexnet_checkpoint):
-    options = LPIPSLoss.Options(net="alex", backbone_path=str(alexnet_checkpoint))
     with pytest.raises(ShapeError, match="16 pixels are too small"):
-        LPIPSLoss(options, DataContext(16, "train"))
+        alexnet_loss(alexnet_checkpoint, DataContext(16, "train"))

@@ -14,14 +14,12 @@ def test_terms_are_weighted_by_name():
     assert {name: term.item() for name, term in terms.items()} == {"l1": 4.0, "l2": 2.0}
 
 
-def test_term_that_comes_twice_is_refused():
-    with pytest.raises(ConfigError, match="`l1` is given twice"):
-        ReconstructionLoss([("l1", 1.0, nn.L1Loss()), ("l1", 2.0, nn.L1Loss())])
-
-
-def test_negative_weight_is_refused():
-    with pytest.raises(ConfigError, match=r"l1: weight -1\.0"):
-        ReconstructionLoss([("l1", -1.0, nn.L1Loss())])
+@pytest.mark.parametrize(
+    ("weights", "message"), [((1.0, 2.0), "`l1` is given twice"), ((-1.0,), r"l1: weight -1\.0")]
+)
+def test_term_that_comes_twice_or_with_a_negative_weight_is_refused(weights, message):
+    with pytest.raises(ConfigError, match=message):
+        ReconstructionLoss([("l1", weight, nn.L1Loss()) for weight in weights])
 
 
 def test_shapes_that_would_broadcast_are_refused():

@@ -12,9 +12,9 @@ from simflow_plugin.losses.reconstruction import ReconstructionLoss
 from simflow_plugin.objective import JointInputs, JointObjective, ObjectiveWeights
 from simflow_plugin.randomness import BatchRandom
 from simflow_plugin.registry import MODELS
+from tests.models.diffusion_settings import BACKBONE
 from tests.training.toys import LinearAutoencoder
 
-BACKBONE = {"width": 16, "depth": 2, "num_heads": 2, "patch_size": 2}
 FLOW = {"width": 16, "head_dim": 8, "layers_per_block": [1, 2], "patch_size": 2}
 OPTIONS = {
     "sit": {"backbone": BACKBONE},

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from simflow_plugin.contracts import ModelContext
+from simflow_plugin.diffusion.interpolants import INTERPOLANTS
 from simflow_plugin.models.sit import SiT
 from simflow_plugin.randomness import BatchRandom, IndexedRandom
 
@@ -18,7 +19,7 @@ def build(**options: object) -> SiT:
     return SiT(SiT.Options.model_validate(mapping), ModelContext(SHAPE, num_classes=3))
 
 
-@pytest.mark.parametrize("interpolant", ["linear", "cosine"])
+@pytest.mark.parametrize("interpolant", INTERPOLANTS)
 def test_loss_of_a_new_model_is_the_mean_square_of_the_velocity(interpolant: str) -> None:
     latents, noise = torch.randn(2, 3, *SHAPE)
     t = torch.tensor([0.1, 0.6, 0.9]).view(-1, 1, 1, 1)
@@ -40,10 +41,26 @@ def test_network_sees_the_interpolated_latents_and_the_time() -> None:
     assert torch.equal(seen[0][1], t)
 
 
-@pytest.mark.parametrize(("time_sampling", "std"), [("uniform", 12**-0.5), ("log_normal", 0.208)])
-def test_time_sampling_option_decides_the_spread_of_times(time_sampling: str, std: float) -> None:
-    t = build(time_sampling=time_sampling).sample_times(4000, BatchRandom(0, 0, 0, 4000), torch.device("cpu"))
-    assert abs(t.std() - std) < 0.01
+def times_of(model: SiT, count: int = 4000) -> Tensor:
+    return model.sample_times(count, BatchRandom(1, 0, 0, count), torch.device("cpu")).double()
+
+
+def test_uniform_times_have_uniform_mean_and_variance() -> None:
+    t = times_of(build(time_sampling="uniform"))
+    assert 0 <= t.min() <= t.max() < 1
+    assert abs(t.mean() - 0.5) < 0.02
+    assert abs(t.var() - 1 / 12) < 0.005
+
+
+@pytest.mark.parametrize("interpolant", INTERPOLANTS)
+def test_log_normal_times_have_standard_normal_log_noise_ratio(interpolant: str) -> None:
+    model = build(time_sampling="log_normal", interpolant=interpolant)
+    t = times_of(model)
+    assert 0 <= t.min() <= t.max() < 1
+    c = model.interpolant.at(t)
+    log_ratio = (c.sigma / c.alpha).log()
+    assert abs(log_ratio.mean()) < 4 / math.sqrt(len(t))
+    assert abs(log_ratio.std() - 1) < 4 / math.sqrt(len(t))
 
 
 def test_batch_norm_makes_the_loss_blind_to_the_latents_scale() -> None:

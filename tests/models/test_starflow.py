@@ -36,10 +36,6 @@ def test_loss_is_simflows_on_noisy_latents() -> None:
     torch.testing.assert_close(model.training_losses(latents, labels, None, RANDOM)["nll"], expected)
 
 
-def test_no_term_reaches_the_autoencoder() -> None:
-    assert StarFlow.coupled_terms == frozenset()
-
-
 def test_score_denoising_is_the_posterior_mean_of_gaussian_data() -> None:
     # A new flow is the identity, so its density is N(0, 1): data of variance 1 - sigma^2 plus noise. Then the
     # posterior mean is E[z given z~] = (1 - sigma^2) z~.

@@ -5,16 +5,15 @@ import re
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from simflow_plugin.cli.app import app
 from simflow_plugin.cli.plan import readable_seconds
 from simflow_plugin.config.loading import load_config
 from simflow_plugin.config.yaml_source import shipped_configs
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.planning.estimate import GPUS, Setting, make_plan
-from simflow_plugin.planning.precision import MixedPrecision
+from simflow_plugin.planning.on_cuda import MixedPrecision
 from simflow_plugin.starter.trial_steps import Timing
+from tests.commands import succeed
 from tests.training.tiny_runs import make_trainer, tiny_config, tiny_values
 
 
@@ -32,14 +31,19 @@ def test_every_shipped_configuration_can_be_planned(name):
     assert plan.state_bytes > 4 * plan.trained
 
 
-def test_published_sizes_are_met():
-    """SimFlow's (as inferred) and STARFlow's flows have 1.4 B parameters, MIMFlow's SimFlow-L 475 M, SiT-XL/2 675 M."""
-    assert plan_of("imagenet256/simflow", devices=1).parameters["model"] == pytest.approx(1.4e9, rel=0.04)
-    assert plan_of("imagenet256/starflow_xxl", devices=1).parameters["model"] == pytest.approx(
-        1.4e9, rel=0.02
-    )
-    assert plan_of("imagenet256/simflow_l", devices=1).parameters["model"] == pytest.approx(475e6, rel=0.005)
-    assert plan_of("imagenet256/sit_xl2", devices=1).parameters["model"] == pytest.approx(675e6, rel=0.01)
+@pytest.mark.parametrize(
+    ("name", "published", "tolerance"),
+    [
+        ("simflow", 1.4e9, 0.04),
+        ("starflow_xxl", 1.4e9, 0.02),
+        ("simflow_l", 475e6, 0.005),
+        ("sit_xl2", 675e6, 0.01),
+    ],
+)
+def test_published_sizes_are_met(name, published, tolerance):
+    """That of SimFlow is inferred; that of SimFlow-L is MIMFlow's."""
+    found = plan_of(f"imagenet256/{name}", devices=1).parameters["model"]
+    assert found == pytest.approx(published, rel=tolerance)
 
 
 def test_planned_memory_is_near_the_published_one():
@@ -118,28 +122,17 @@ def test_average_without_the_autoencoder_is_planned_without_it():
 
 def test_measured_steps_are_extrapolated_beside_the_plan(monkeypatch):
     asked = []
-
-    def three_seconds(config):
-        asked.append(config.training.batch_size)
-        return Timing(
-            step=0.03,
-            grid=2.0,
-            grid_images=80,
-            peak_bytes=3 * 10**9,
-            device="CPU-like H100",
-            device_type="cuda",
-        )
-
-    monkeypatch.setattr("simflow_plugin.starter.trial_steps.time_here", three_seconds)
-    options = ["--devices", "4", "--measure", "--set", "training.steps=100000"]
-    result = CliRunner().invoke(app, ["plan", "quickstart", *options, "--set", "training.sample_every=10000"])
-    assert result.exit_code == 0, result.output
-    training = load_config("quickstart").training
-    assert asked == [training.batch_size // 4]
-    assert "peak memory of the allocator" in result.output
-    assert "measured on CPU-like H100: one of 4 devices" in result.output
-    assert "3.00 GB" in result.output
-    assert readable_seconds(100_000 * 0.03 + 10 * 2.0) in result.output
+    timing = Timing(0.03, 2.0, 80, peak_bytes=3 * 10**9, device="CPU-like H100", device_type="cuda")
+    monkeypatch.setattr(
+        "simflow_plugin.starter.trial_steps.time_here", lambda config: asked.append(config) or timing
+    )
+    changes = ["--set", "training.steps=100000", "--set", "training.sample_every=10000"]
+    output = succeed("plan", "quickstart", "--devices", 4, "--measure", *changes)
+    assert asked[0].training.batch_size == load_config("quickstart").training.batch_size // 4
+    assert "peak memory of the allocator" in output
+    assert "measured on CPU-like H100: one of 4 devices" in output
+    assert "3.00 GB" in output
+    assert readable_seconds(100_000 * 0.03 + 10 * 2.0) in output
 
 
 def test_checkpointing_keeps_fewer_activations():
@@ -160,12 +153,11 @@ def test_parameters_are_those_of_the_run_itself(tmp_path):
 
 
 def test_command_prints_the_formula_and_what_it_assumed():
-    result = CliRunner().invoke(app, ["plan", "imagenet256/sit_xl2", "--gpu", "h200", "--devices", "16"])
-    assert result.exit_code == 0, result.output
-    assert re.search(r"[\d.]+ [GT]FLOPs x 256 images / \(16 x 989 TFLOP/s x 0\.4\) =", result.output)
-    assert "the longer of both x 7000000 steps =" in result.output
-    assert "of 141 GB" in result.output
-    assert "1000 classes are assumed" in result.output
+    output = succeed("plan", "imagenet256/sit_xl2", "--gpu", "h200", "--devices", 16)
+    assert re.search(r"[\d.]+ [GT]FLOPs x 256 images / \(16 x 989 TFLOP/s x 0\.4\) =", output)
+    assert "the longer of both x 7000000 steps =" in output
+    assert "of 141 GB" in output
+    assert "1000 classes are assumed" in output
 
 
 @pytest.mark.parametrize(

@@ -51,18 +51,10 @@ def test_kl_matches_torch_distributions(kind):
 
 
 @pytest.mark.parametrize("kind", POSTERIORS)
-def test_kl_is_cross_entropy_minus_entropy(kind):
-    posterior = make(kind)
-    moments = (
-        posterior.mean.square() + posterior.std.square() + torch.log(torch.tensor(2 * torch.pi)).double()
-    )
-    torch.testing.assert_close(posterior.kl(), 0.5 * moments.flatten(1).sum(1) - posterior.entropy())
-
-
-@pytest.mark.parametrize("kind", POSTERIORS)
 def test_sample_is_mean_plus_std_times_noise(kind):
     posterior, noise = make(kind), draw(3)
     torch.testing.assert_close(posterior.sample(noise=noise), posterior.mean + posterior.std * noise)
+    assert torch.equal(posterior.mode(), posterior.mean)
 
 
 @pytest.mark.parametrize("kind", POSTERIORS)
@@ -83,27 +75,15 @@ def test_latents_of_another_shape_are_refused():
 
 
 @pytest.mark.parametrize("kind", POSTERIORS)
-def test_mode_has_the_highest_density(kind):
-    posterior = make(kind)
-    assert (posterior.log_prob(posterior.mode()) > posterior.log_prob(posterior.mode() + 0.01)).all()
-
-
-@pytest.mark.parametrize("kind", POSTERIORS)
-def test_normalized_log_prob_changes_by_the_log_determinant(kind):
-    posterior, latents = make(kind), draw(4)
-    shift, scale = draw(5, (4, 1, 1)), draw(6, (4, 1, 1)).exp()
-    changed = posterior.normalized(shift, scale)
-    logdet = scale.log().sum() * SHAPE[2] * SHAPE[3]
-    expected = posterior.log_prob(latents) - logdet
-    torch.testing.assert_close(changed.log_prob((latents - shift) * scale), expected)
-
-
-@pytest.mark.parametrize("kind", POSTERIORS)
-def test_normalized_sample_is_the_normalised_sample(kind):
+def test_normalized_is_a_change_of_variables(kind):
     posterior, noise = make(kind), draw(4)
     shift, scale = draw(5, (4, 1, 1)), draw(6, (4, 1, 1)).exp()
-    expected = (posterior.sample(noise=noise) - shift) * scale
-    torch.testing.assert_close(posterior.normalized(shift, scale).sample(noise=noise), expected)
+    changed, latents = posterior.normalized(shift, scale), posterior.sample(noise=noise)
+    logdet = scale.log().sum() * SHAPE[2] * SHAPE[3]
+    torch.testing.assert_close(changed.sample(noise=noise), (latents - shift) * scale)
+    torch.testing.assert_close(
+        changed.log_prob((latents - shift) * scale), posterior.log_prob(latents) - logdet
+    )
 
 
 def test_fixed_entropy_has_no_gradient():

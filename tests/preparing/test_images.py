@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from simflow_plugin import registry
 from simflow_plugin.cli.app import app
-from simflow_plugin.config.data_argument import resolve_data
+from simflow_plugin.config.loading import resolve_data
 from simflow_plugin.contracts import DataContext
 from simflow_plugin.data import image_folder
 from simflow_plugin.data.decoding import CorruptImage

@@ -1,22 +1,25 @@
-"""`simflow init`: what is seen in a folder, and a configuration that loads, fits it and says why."""
+"""`simflow init`: what is seen in a folder, and a configuration that loads, fits it and gives reasons."""
+
+from dataclasses import replace
 
 import pytest
 import torch
 import yaml
 from PIL import Image
-from typer.testing import CliRunner
 
-from simflow_plugin.cli.app import app
 from simflow_plugin.config.loading import load_config
 from simflow_plugin.errors import ConfigError, DataError
 from simflow_plugin.runs.parts import build_dataset
 from simflow_plugin.starter import first_configuration as first
 from simflow_plugin.starter import trial_steps
-from simflow_plugin.starter.configuration import configuration_text, fit_steps, rounded_down
+from simflow_plugin.starter.first_configuration import configuration_text, fit_steps, rounded_down
 from simflow_plugin.starter.folder_facts import look_at
 from simflow_plugin.starter.network_sizes import IMAGE_SIZES, choose_image_size, choose_sizes
 from simflow_plugin.starter.trial_steps import Timing, share_between, time_here
+from tests.commands import simflow
 from tests.data.makers import CORRUPT
+
+TIMING = Timing(step=0.1, grid=2.0, grid_images=16)
 
 
 def make_images(root, classes=("cat", "dog"), count=24, side=40, grey=False):
@@ -32,14 +35,13 @@ def make_images(root, classes=("cat", "dog"), count=24, side=40, grey=False):
 
 @pytest.fixture(autouse=True)
 def _no_trial(monkeypatch):
-    monkeypatch.setattr(first, "time_here", lambda config: Timing(step=0.1, grid=2.0, grid_images=16))
+    monkeypatch.setattr(first, "time_here", lambda config: TIMING)
 
 
 def test_a_busy_machine_is_said(tmp_path, monkeypatch):
     make_images(tmp_path / "images")
     assert "keep this machine busy" not in initialise(tmp_path / "images", tmp_path)[1]
-    busy = Timing(step=0.1, grid=2.0, grid_images=16, share=0.2)
-    monkeypatch.setattr(first, "time_here", lambda config: busy)
+    monkeypatch.setattr(first, "time_here", lambda config: replace(TIMING, share=0.2))
     status, output, _ = initialise(tmp_path / "images", tmp_path, "--overwrite")
     assert status == 0
     assert "busy: with it to yourself, about 2 min" in output.replace("\n", " ")
@@ -55,8 +57,7 @@ def test_work_of_one_thread_is_no_sign_of_other_programs():
 
 def initialise(folder, tmp_path, *options):
     out = tmp_path / "first.yaml"
-    result = CliRunner().invoke(app, ["init", str(folder), "--out", str(out), *options])
-    return result.exit_code, result.output, out
+    return *simflow("init", folder, "--out", out, *options), out
 
 
 @pytest.mark.parametrize(
@@ -85,9 +86,8 @@ def test_steps_fill_the_minutes_that_are_given(tmp_path):
     for minutes in (2, 20):
         out = initialise(root, tmp_path, "--minutes", str(minutes), "--overwrite")[2]
         steps.append(load_config(str(out)).training.steps)
-    timing = Timing(step=0.1, grid=2.0, grid_images=16)
     for minutes, count in zip((2, 20), steps, strict=True):
-        schedule = fit_steps(timing, minutes)
+        schedule = fit_steps(TIMING, minutes)
         assert schedule.steps == count
         assert 0.85 * 60 * minutes <= schedule.seconds <= 60 * minutes
 
@@ -120,6 +120,11 @@ def test_folder_without_images_is_refused(tmp_path):
         look_at(tmp_path)
 
 
+def test_unknown_image_size_names_the_choices():
+    with pytest.raises(ConfigError, match="16, 32, 64, 128, 256"):
+        choose_sizes(48, 100, "cpu")
+
+
 @pytest.mark.parametrize(
     ("side", "device", "expected"), [(10, "cpu", 16), (40, "cpu", 32), (500, "cpu", 32), (500, "cuda", 128)]
 )
@@ -136,11 +141,6 @@ def test_every_size_gives_a_configuration_that_loads(tmp_path, image_size, devic
     timing = fit_steps(Timing(1.0, 10.0, 16), 10)
     (tmp_path / "c.yaml").write_text(configuration_text("c", facts, sizes, timing, "here"))
     assert load_config(str(tmp_path / "c.yaml")).image_size == image_size
-
-
-def test_unknown_image_size_names_the_choices():
-    with pytest.raises(ConfigError, match="16, 32, 64, 128, 256"):
-        choose_sizes(48, 100, "cpu")
 
 
 def test_trial_times_real_steps_and_leaves_nothing_behind(tmp_path, monkeypatch):

@@ -25,7 +25,7 @@ def document(tmp_path_factory):
     return {
         "settings": settings.what_decides(),
         "autoencoders": {},
-        "variants": {"one": measure_variant(run, settings, STUDY.guidance) | {"batch_size": 8}},
+        "variants": {"one": measure_variant(run, settings, STUDY.guidance)},
         "real": measure_real(config, settings),
     }
 

@@ -1,7 +1,14 @@
-"""The table states what was measured, beside what was published, and what is missing."""
+"""The tables state what was measured, of one seed or of several, beside what was published, and what is missing."""
 
-from simflow_plugin.studies.definitions import FIXED_VARIANCE
-from simflow_plugin.studies.table import same_order_pairs, to_markdown
+from dataclasses import replace
+
+from simflow_plugin.studies.definitions import CIFAR_FIXED_VARIANCE, FIXED_VARIANCE
+from simflow_plugin.studies.table import same_order_pairs, seeds_table, to_markdown
+
+
+def cells_of(text, label):
+    row = next(line for line in text.splitlines() if line.startswith(f"| {label} |"))
+    return [cell.strip() for cell in row.strip("|").split("|")]
 
 
 def measured(distance):
@@ -28,14 +35,10 @@ def document(distances):
     }
 
 
-def test_published_order_agrees_with_itself():
-    content = document([6, 5, 4, 3, 2, 1])
-    assert same_order_pairs(FIXED_VARIANCE, content["variants"]) == (15, 15)
-
-
-def test_reversed_order_agrees_in_no_pair():
-    content = document([1, 2, 3, 4, 5, 6])
-    assert same_order_pairs(FIXED_VARIANCE, content["variants"]) == (0, 15)
+def test_published_order_agrees_with_itself_and_its_reverse_in_no_pair():
+    ordered, reverse = document([6, 5, 4, 3, 2, 1])["variants"], document([1, 2, 3, 4, 5, 6])["variants"]
+    assert same_order_pairs(FIXED_VARIANCE, ordered) == (15, 15)
+    assert same_order_pairs(FIXED_VARIANCE, reverse) == (0, 15)
 
 
 def test_order_is_counted_by_every_metric_that_was_measured():
@@ -59,8 +62,7 @@ def test_latent_bits_stand_with_the_error_of_their_draws():
 
 def test_table_shows_measured_and_published_side_by_side():
     text = to_markdown(FIXED_VARIANCE, document([6, 5, 4, 3, 2, 1]))
-    row = next(line for line in text.splitlines() if line.startswith("| end to end, fixed variance"))
-    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    cells = cells_of(text, "end to end, fixed variance (SimFlow)")
     assert cells[2:4] == ["1.000", "75.0% (70.0% to 80.0%)"]
     assert cells[-3:] == ["1", "16.97", "1"]
     assert "FID" not in text.splitlines()[2].replace("no FID", "")
@@ -73,12 +75,40 @@ def test_cost_of_training_includes_the_autoencoder_that_was_trained_before():
         variant["cost"]["0"]["training_flops"] = 2_000_000_000
     for autoencoder in content["autoencoders"].values():
         autoencoder["training_flops"] = 1_000_000_000
-    rows = [line.split(" | ") for line in to_markdown(FIXED_VARIANCE, content).splitlines()]
-    cells = {row[0].strip("| "): row[13:16] for row in rows if len(row) > 15}
-    assert cells["frozen VAE, fixed variance"] == ["10 + 20", "1.3", "7 + 3"]
-    assert cells["end to end with noise"] == ["10", "0.6", "7"]
+    text = to_markdown(FIXED_VARIANCE, content)
+    assert cells_of(text, "frozen VAE, fixed variance")[13:16] == ["10 + 20", "1.3", "7 + 3"]
+    assert cells_of(text, "end to end with noise")[13:16] == ["10", "0.6", "7"]
 
 
 def test_missing_variants_are_named():
     text = to_markdown(FIXED_VARIANCE, document([6, 5]))
     assert "Not measured yet: frozen VAE, fixed variance, layer norm, frozen encoder with noise" in text
+
+
+def test_means_and_ranges_over_seeds():
+    documents = {0: document([6, 5, 4, 3, 2, 1]), 7: document([6, 5, 4, 3, 2, 3])}
+    text = seeds_table(FIXED_VARIANCE, documents)
+    cells = cells_of(text, "end to end, fixed variance (SimFlow)")
+    assert cells[2] == "2.00 [1.00, 3.00]"
+    assert cells[5] == "75.0 [75.0, 75.0]"
+    assert "Mean over the seeds 0, 7" in text
+
+
+def test_order_is_counted_seed_by_seed():
+    documents = {0: document([6, 5, 4, 3, 2, 1]), 1: document([1, 2, 3, 4, 5, 6])}
+    assert "seed by seed: 15 of 15, 0 of 15" in seeds_table(FIXED_VARIANCE, documents)
+
+
+def test_variant_that_a_seed_has_not_measured_is_left_out():
+    text = seeds_table(FIXED_VARIANCE, {0: document([6, 5, 4, 3, 2, 1]), 1: document([6, 5])})
+    assert "frozen VAE, fixed variance |" in text
+    assert "(SimFlow) |" not in text
+
+
+def test_distances_are_those_of_the_studys_extractor():
+    content = document([6, 5, 4, 3, 2, 1])
+    for variant in content["variants"].values():
+        variant["metrics"]["0"]["fd_tf_efficientnet_lite0_96"] = 50.0
+    study = replace(CIFAR_FIXED_VARIANCE, published_as="")
+    cells = cells_of(seeds_table(study, {0: content, 1: content}), "frozen VAE, fixed variance")
+    assert cells[2] == "50.00 [50.00, 50.00]"

@@ -71,7 +71,7 @@ def judge_digits(
         )
     if labels.shape != (len(samples),):
         raise ShapeError(f"digits judge: {len(samples)} samples but labels of shape {labels.shape}")
-    train, test = _raw_rows(train_images, "train_images"), _raw_rows(test_images, "test_images")
+    train, test = (images.reshape(len(images), -1) for images in (train_images, test_images))
     rows = to_judge_space(samples).reshape(len(samples), -1)
     judge = SVC(gamma=0.001).fit(train, train_labels)
     is_right = judge.predict(rows) == labels
@@ -120,10 +120,3 @@ def _area_weights(size: int) -> NDArray[np.float64]:
     pixels = np.arange(size)
     overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
     return overlap.clip(min=0) * (JUDGE_SIZE / size)
-
-
-def _raw_rows(images: NDArray[np.floating], name: str) -> NDArray[np.float64]:
-    raw: NDArray[np.float64] = np.asarray(images, dtype=np.float64)
-    if raw.ndim != 3 or raw.shape[1:] != (JUDGE_SIZE, JUDGE_SIZE):
-        raise ShapeError(f"digits judge: {name} must be (N, {JUDGE_SIZE}, {JUDGE_SIZE}); got {raw.shape}")
-    return raw.reshape(len(raw), -1)

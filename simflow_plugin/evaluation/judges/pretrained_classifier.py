@@ -45,8 +45,7 @@ class EncoderJudge(EncoderJudgeFacts):
         if not Path(options.checkpoint).expanduser().is_file():
             raise ConfigError(
                 f"evaluation.judge.checkpoint: {options.checkpoint}: no such file. Make it with `simflow "
-                f"pretrain-encoder --data {data} --out {options.checkpoint}`, or set evaluation.judge: none (and "
-                "judge_checkpoint: null)."
+                f"pretrain-encoder --data {data} --out {options.checkpoint}`, or set evaluation.judge: none."
             )
 
     def __call__(self, samples: Tensor, labels: Tensor, train: ImageDataset, test: ImageDataset) -> Judgement:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from simflow_plugin.evaluation.analysis import Analysis
@@ -13,7 +14,6 @@ from simflow_plugin.evaluation.report.html import (
     Plots,
     Section,
     Table,
-    Text,
     write_report,
 )
 from simflow_plugin.evaluation.report.interpolations import strips_figure
@@ -37,7 +37,8 @@ def write_analysis(loaded: LoadedRun, analysis: Analysis) -> Path:
     write_text_atomically(folder / "analysis.json", json.dumps(analysis.to_json(), indent=1) + "\n")
     sections = analysis_sections(analysis)
     for section in sections:
-        figures = [figure for part in section.parts for figure in _figures_of(part)]
+        figures = [part for part in section.parts if isinstance(part, Figure)]
+        figures += [f for part in section.parts if isinstance(part, Plots) for f in part.figures]
         for number, figure in enumerate(figures):
             with replacing(folder / f"{section.anchor}{f'_{number + 1}' if number else ''}.png") as picture:
                 picture.write_bytes(figure.png)
@@ -51,25 +52,18 @@ def write_analysis(loaded: LoadedRun, analysis: Analysis) -> Path:
     return path
 
 
-def _figures_of(part: Part) -> list[Figure]:
-    if isinstance(part, Plots):
-        return part.figures
-    return [part] if isinstance(part, Figure) else []
-
-
 def analysis_sections(analysis: Analysis) -> list[Section]:
     """Return the sections of an analysis, for its own page or for another report."""
-    sections = [
-        Section("Latent statistics", (_statistics_table(analysis), _spectrum(analysis))),
-        Section("Decoder robustness", (_robustness(analysis),)),
-        Section("Interpolation", (_strips(analysis),)),
+    return [
+        Section("Latent statistics", [_statistics_table(analysis), _spectrum(analysis)]),
+        Section("Decoder robustness", [_robustness(analysis)]),
+        Section("Interpolation", [strips_figure(analysis.strips, analysis.strip_names)]),
+        Section("Flow", _flow_parts(analysis)),
     ]
-    flow = _flow_parts(analysis)
-    return [*sections, Section("Flow", tuple(flow))] if flow else sections
 
 
 def _statistics_table(analysis: Analysis) -> Table:
-    rows: list[tuple[str | Cell, ...]] = []
+    rows: list[Sequence[str | Cell]] = []
     for name, title in STATISTICS.items():
         cells = []
         for suffix in ("", "_of_samples"):
@@ -82,7 +76,7 @@ def _statistics_table(analysis: Analysis) -> Table:
         "Published for SimFlow's end-to-end training (arXiv:2512.04084), with definitions that may differ, so compare "
         "directions: high-frequency ratio 0.24 to 0.09, total variation 0.71 to 0.47, autocorrelation 0.06 to 0.54.",
     )
-    return Table(("statistic", "posterior mean", "posterior sample", "white noise"), tuple(rows), "", notes)
+    return Table(("statistic", "posterior mean", "posterior sample", "white noise"), rows, notes=notes)
 
 
 def _spectrum(analysis: Analysis) -> Plots:
@@ -105,45 +99,33 @@ def _robustness(analysis: Analysis) -> Plots:
     return plot_panels(panels, "std of noise on the latents", caption, marker="o")
 
 
-def _strips(analysis: Analysis) -> Part:
-    if analysis.strips.shape[0] == 0:
-        return Text("Too few images for a pair.")
-    return strips_figure(analysis.strips, analysis.strip_names)
-
-
 def _flow_parts(analysis: Analysis) -> list[Part]:
     flow = analysis.flow
     if flow is None:
         return []
-    num_blocks = len(flow.logdet_per_dim)
-    blocks = list(range(1, num_blocks + 1))
-    tokens = list(range(len(flow.mean_by_token)))
-    panels = {
-        "log-det by block, nats / dim": {"log-det": (blocks, flow.logdet_per_dim.tolist())},
-        "variance of the noise by token": {"variance": (tokens, flow.variance_by_token.tolist())},
-    }
     rows = (
         ("mean", f"{flow.noise_mean:.4f}", "0"),
         ("variance", f"{flow.noise_variance:.4f}", "1"),
         ("correlation of neighbouring tokens", f"{flow.token_correlation:.4f}", "0"),
         ("mean absolute correlation of channels", f"{flow.channel_correlation:.4f}", "0"),
     )
-    parts: list[Part] = [Table(("noise of held-out latents", "found", "N(0, I)"), rows)]
-    for title, curves in panels.items():
-        x_label = (
-            "block, training order; the last is the deep one" if "block" in title else "token, raster order"
-        )
-        marker = "o" if "block" in title else ""
-        parts.append(plot_panels({title: curves}, x_label, f"{title}.", marker))
+    by_block, by_token = "log-det by block, nats / dim", "variance of the noise by token"
+    blocks = (range(1, len(flow.logdet_per_dim) + 1), flow.logdet_per_dim.tolist())
+    tokens = (range(len(flow.mean_by_token)), flow.variance_by_token.tolist())
+    block_label = "block, training order; the last is the deep one"
+    parts: list[Part] = [
+        Table(("noise of held-out latents", "found", "N(0, I)"), rows),
+        plot_panels({by_block: {"log-det": blocks}}, block_label, f"{by_block}.", marker="o"),
+        plot_panels({by_token: {"variance": tokens}}, "token, raster order", f"{by_token}."),
+    ]
     if analysis.jacobi is not None:
-        parts.append(_jacobi(analysis))
+        parts.append(_jacobi(analysis.jacobi, analysis.num_tokens))
     return parts
 
 
-def _jacobi(analysis: Analysis) -> Table:
-    assert analysis.jacobi is not None
-    num_blocks = len(next(iter(analysis.jacobi.values())))
+def _jacobi(iterations: dict[float, list[int]], num_tokens: int) -> Table:
+    num_blocks = len(next(iter(iterations.values())))
     names = [f"block {n}{' (deep)' if n == num_blocks else ''}" for n in range(1, num_blocks + 1)]
-    rows = tuple((f"{tolerance:g}", *map(str, counts)) for tolerance, counts in analysis.jacobi.items())
-    note = f"One token after the other takes {analysis.num_tokens}. Tolerance: largest relative change of a token."
+    rows = [(f"{tolerance:g}", *map(str, counts)) for tolerance, counts in iterations.items()]
+    note = f"One token after the other takes {num_tokens}. Tolerance: largest relative change of a token."
     return Table(("tolerance", *names), rows, "Jacobi iterations until a block converges", (note,))

@@ -30,6 +30,16 @@ from simflow_plugin.evaluation.result import Measured
 from simflow_plugin.files import write_text_atomically
 from simflow_plugin.units import duration, with_prefix
 
+COSTS = (
+    "parameters, generative model",
+    "parameters, autoencoder",
+    "training, FLOPs / image",
+    "training, FLOPs in all",
+    "training, time",
+    "sampling, FLOPs / image",
+    "sampler",
+    "sampling, sequential passes of a batch",
+)
 SHARED_TERMS = ("nll", "denoising", "alignment", "l1", "l2", "lpips")
 
 
@@ -41,7 +51,6 @@ def write_comparison(
     Args:
         runs: with costs and samples.
         problems: what differs between them, if the comparison was forced.
-        folder: made if it is not there.
         per_class: noise indices shown for every class.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -49,32 +58,26 @@ def write_comparison(
     loaded = [run.loaded for run in runs]
     on_imagenet = all(is_imagenet(run.config, run.num_classes, run.class_names) for run in loaded)
     published = published_tables() if on_imagenet else []
-    warnings: list[Part] = [
-        Text(f"Forced although they differ: {problem}.", is_warning=True) for problem in problems
-    ]
-    notes: list[Part] = [Text(f"{run.name}: {note}.") for run in runs for note in run.notes]
+    warnings = [f"Forced although they differ: {problem}." for problem in problems]
+    warned = [Text(warning, is_warning=True) for warning in warnings]
+    notes = [Text(f"{run.name}: {note}.") for run in runs for note in run.notes]
+    configurations = [Collapsible(run.name, run.loaded.config.to_yaml(shortens_paths=True)) for run in runs]
     sections = [
-        Section("Quality", (*warnings, Text(provenance(runs)), metrics, *notes)),
-        Section("Cost", (costs,)),
-        Section("Curves", tuple(_curves(runs))),
-        Section("Samples", tuple(_grids(runs, per_class))),
-        Section("Published elsewhere", tuple(published)),
-        Section(
-            "Configurations",
-            tuple(Collapsible(run.name, run.loaded.config.to_yaml(shortens_paths=True)) for run in runs),
-        ),
+        Section("Quality", [*warned, Text(provenance(runs)), metrics, *notes]),
+        Section("Cost", [costs]),
+        Section("Curves", _curves(runs)),
+        Section("Samples", _grids(runs, per_class)),
+        Section("Published elsewhere", published),
+        Section("Configurations", configurations),
     ]
-    config = runs[0].loaded.config
+    config, title = loaded[0].config, f"Comparison: {', '.join(run.name for run in runs)}"
     page = folder / "comparison.html"
     subtitle = (
         f"{config.data.name}, {config.image_size} x {config.image_size} pixels, held-out images, EMA weights"
     )
-    names = ", ".join(run.name for run in runs)
-    shown = [section for section in sections if section.parts]
-    write_report(page, f"Comparison: {names}", shown, subtitle)
-    parts = [provenance(runs), *(f"Forced although they differ: {problem}." for problem in problems)]
-    tables = (metrics, costs, *published)
-    text = "\n\n".join([f"# Comparison: {names}", *parts, *map(to_markdown, tables)])
+    write_report(page, title, sections, subtitle)
+    tables = map(to_markdown, (metrics, costs, *published))
+    text = "\n\n".join([f"# {title}", provenance(runs), *warnings, *tables])
     write_text_atomically(folder / "comparison.md", text + "\n")
     document = {"runs": {run.name: _to_json(run) for run in runs}, "problems": list(problems)}
     write_text_atomically(folder / "comparison.json", json.dumps(document, indent=1) + "\n")
@@ -102,47 +105,35 @@ def provenance(runs: Sequence[ComparedRun]) -> str:
 
 def metrics_table(runs: Sequence[ComparedRun], problems: Sequence[str]) -> Table:
     """Return one row a metric, one column a run, the best marked where all were measured alike and undoubted."""
-    keys = in_order(dict.fromkeys(key for run in runs for key in run.metrics))
-    rows: list[tuple[str | Cell, ...]] = []
-    for key in keys:
+    rows: list[Sequence[str | Cell]] = []
+    for key in in_order({key for run in runs for key in run.metrics}):
+        name = metric_name(key)
         numbers = [run.metrics.get(key) for run in runs]
-        differs = len({number.on for number in numbers if number is not None}) > 1
+        conditions = list(dict.fromkeys(number.on for number in numbers if number is not None))
+        differs = len(conditions) > 1
+        if differs:
+            numbers = [None if n is None else n.with_notes(warning=f"on {n.on}") for n in numbers]
         best = None if differs or problems else _best(key, numbers)
-        cells: list[str | Cell] = []
-        for index, number in enumerate(numbers):
-            shown = number.with_notes(warning=f"on {number.on}") if number is not None and differs else number
-            cells.append(metric_cell(key, shown, index == best))
-        on = next((number.on for number in numbers if number is not None), "")
-        caveat = metric_name(key).caveat
-        said = "; ".join(filter(None, (caveat, "" if differs or caveat else on)))
-        rows.append((metric_name(key).heading, *cells, Cell("", said)))
+        cells = [metric_cell(key, number, index == best) for index, number in enumerate(numbers)]
+        remark = name.caveat or ("" if differs else conditions[0])
+        rows.append((name.heading, *cells, Cell("", remark)))
     note = (
         "Small print: 95 % intervals by bootstrap, over blocks or over seeds; a Monte-Carlo error is one standard "
         "error of other posterior draws for the same images. Bold: best, beyond the intervals; what has none, as FID "
         "from one seed, has no bold number."
     )
-    return Table(("metric", *(run.name for run in runs), "measured on"), tuple(rows), "", (note,))
+    return Table(("metric", *(run.name for run in runs), "measured on"), rows, notes=(note,))
 
 
 def costs_table(runs: Sequence[ComparedRun]) -> Table:
     """Return parameters, FLOPs and seconds of every run."""
-    titles = (
-        "parameters, generative model",
-        "parameters, autoencoder",
-        "training, FLOPs / image",
-        "training, FLOPs in all",
-        "training, time",
-        "sampling, FLOPs / image",
-        "sampler",
-        "sampling, sequential passes of a batch",
-    )
-    columns = [_cost_column(run) for run in runs]
-    rows = tuple((title, *(column[index] for column in columns)) for index, title in enumerate(titles))
+    columns = [_costs(run) for run in runs]
+    rows = [(title, *(column.get(title, "—") for column in columns)) for title in COSTS]
     note = (
         "FLOPs of matrix products, convolutions and attention, a multiply-add being two; without reconstruction "
         "losses, alignment encoder and optimiser. Times are those of each run's own machine."
     )
-    return Table(("cost", *(run.name for run in runs)), rows, "", (note,))
+    return Table(("cost", *(run.name for run in runs)), rows, notes=(note,))
 
 
 def to_markdown(table: Table) -> str:
@@ -151,11 +142,7 @@ def to_markdown(table: Table) -> str:
     def text(cell: Cell) -> str:
         body = f"**{cell.text}**" if cell.emphasis == "best" else cell.text
         note = f"⚠ {cell.note}" if cell.emphasis == "warning" else cell.note
-        return (
-            f"{body} ({note})".strip().replace("|", "\\|")
-            if note and body
-            else (body or note).replace("|", "\\|")
-        )
+        return (f"{body} ({note})" if note and body else body or note).replace("|", "\\|")
 
     lines = [f"| {' | '.join(table.columns)} |", f"|{' --- |' * len(table.columns)}"]
     lines += [f"| {' | '.join(map(text, row))} |" for row in table.cells()]
@@ -164,42 +151,39 @@ def to_markdown(table: Table) -> str:
 
 
 def _best(key: str, numbers: Sequence[Measured | None]) -> int | None:
+    """Return the place of the best number, if all are known and it is apart from the others."""
     better = metric_name(key).better
-    known = [number.value for number in numbers if number is not None and not number.warning]
+    known = [number for number in numbers if number is not None and not number.warning]
     if not better or len(known) < len(numbers):
         return None
-    measured = [number for number in numbers if number is not None]
-    best = min(measured, key=lambda number: number.value if better == "lower" else -number.value)
-    others = [number for number in measured if number is not best]
-    return measured.index(best) if all(_is_apart(best, other) for other in others) else None
+    best = min(known, key=lambda number: number.value if better == "lower" else -number.value)
+    others = [number for number in known if number is not best]
+    return known.index(best) if all(_is_apart(best, other) for other in others) else None
 
 
 def _is_apart(one: Measured, other: Measured) -> bool:
-    """Return whether two numbers differ by more than their intervals; without intervals nobody knows."""
+    """Return whether two numbers differ by more than their intervals; not known, and so no, without intervals."""
     if one.low is None or one.high is None or other.low is None or other.high is None:
         return False
     return one.high < other.low or other.high < one.low
 
 
-def _cost_column(run: ComparedRun) -> tuple[str, ...]:
-    training, cost = run.loaded.config.training, run.cost
-    spent = duration(float(run.loaded.checkpoint.state["seconds"]))
-    facts = None if run.loaded.model is None else run.loaded.model.sampler_facts()
-    sampler = "—" if facts is None else facts.name
-    passes = "—" if facts is None or facts.passes is None else f"{facts.passes:,}"
-    if cost is None:
-        return "—", "—", "—", "—", spent, "—", sampler, passes
-    images = run.loaded.checkpoint.step * training.batch_size
-    return (
-        with_prefix(cost.model_parameters),
-        with_prefix(cost.autoencoder_parameters),
-        with_prefix(cost.training_flops, "FLOP"),
-        with_prefix(cost.training_flops * images, "FLOP"),
-        spent,
-        with_prefix(cost.sampling_flops, "FLOP"),
-        sampler,
-        passes,
-    )
+def _costs(run: ComparedRun) -> dict[str, str]:
+    """Return what is known of a run's costs, by the names in `COSTS`."""
+    known = {"training, time": duration(float(run.loaded.checkpoint.state["seconds"]))}
+    if run.loaded.model is not None:
+        facts = run.loaded.model.sampler_facts()
+        known["sampler"] = facts.name
+        if facts.passes is not None:
+            known["sampling, sequential passes of a batch"] = f"{facts.passes:,}"
+    if run.cost is not None:
+        images = run.loaded.checkpoint.step * run.loaded.config.training.batch_size
+        known["parameters, generative model"] = with_prefix(run.cost.model_parameters)
+        known["parameters, autoencoder"] = with_prefix(run.cost.autoencoder_parameters)
+        known["training, FLOPs / image"] = with_prefix(run.cost.training_flops, "FLOP")
+        known["training, FLOPs in all"] = with_prefix(run.cost.training_flops * images, "FLOP")
+        known["sampling, FLOPs / image"] = with_prefix(run.cost.sampling_flops, "FLOP")
+    return known
 
 
 def _curves(runs: Sequence[ComparedRun]) -> list[Part]:
@@ -222,15 +206,12 @@ def _curves(runs: Sequence[ComparedRun]) -> list[Part]:
 def _evaluated(runs: Sequence[ComparedRun], x: str) -> dict[str, dict[str, Curve]]:
     """Return metric -> run -> (x, value) over the evaluated checkpoints, for metrics with two of them somewhere."""
     panels: dict[str, dict[str, Curve]] = {}
-    for key in in_order(dict.fromkeys(key for run in runs for key in run.metrics)):
-        if key == "sampling_seconds":
-            continue
+    for key in in_order({key for run in runs for key in run.metrics} - {"sampling_seconds"}):
         curves: dict[str, Curve] = {}
         for run in runs:
-            points = sorted(_points(run, key, x).items())
+            points = _points(run, key, x)
             if points:
-                xs, ys = zip(*points, strict=True)
-                curves[run.name] = (xs, ys)
+                curves[run.name] = (sorted(points), [points[at] for at in sorted(points)])
         if any(len(xs) > 1 for xs, _ in curves.values()):
             name = metric_name(key)
             panels["\n".join(filter(None, (name.heading, name.caveat)))] = curves

@@ -40,9 +40,6 @@ def image_grid(
 
     Args:
         images: (N, H, W, 3) uint8, [0, 255]; a tensor is accepted too. The last row may be short.
-        num_columns: images a row.
-        row_labels: to the left of the rows.
-        column_labels: above the columns.
         groups: titles of neighbouring columns and how many each spans, in place of labels; a gap lies between them.
     Returns:
         An RGBA image.
@@ -60,25 +57,21 @@ def image_grid(
     top = font_size + 8 if column_labels or groups else 0
     shifts = [GROUP_GAP * number for number, span in enumerate((groups or {}).values()) for _ in range(span)]
     shifts = shifts or [0] * num_columns
-    size = (left + num_columns * (width + GAP) - GAP + shifts[-1], top + num_rows * (height + GAP) - GAP)
-    canvas = Image.new("RGBA", size, (0, 0, 0, 0))
+    lefts = [left + column * (width + GAP) + shift for column, shift in enumerate(shifts)]
+    tops = [top + row * (height + GAP) for row in range(num_rows)]
+    canvas = Image.new("RGBA", (lefts[-1] + width, tops[-1] + height), (0, 0, 0, 0))
     draw = ImageDraw.Draw(canvas)
     for index, pixels in enumerate(images):
         row, column = divmod(index, num_columns)
         tile = Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
-        canvas.paste(tile, (left + column * (width + GAP) + shifts[column], top + row * (height + GAP)))
-    for row, label in enumerate(row_labels or ()):
-        middle = top + row * (height + GAP) + height // 2
-        draw.text((left - 8, middle), label, LABEL_COLOUR, font, anchor="rm")
-    for column, label in enumerate(column_labels or ()):
-        draw.text(
-            (left + column * (width + GAP) + width // 2, top // 2), label, LABEL_COLOUR, font, anchor="mm"
-        )
+        canvas.paste(tile, (lefts[column], tops[row]))
+    for y, label in zip(tops, row_labels or (), strict=False):
+        draw.text((left - 8, y + height // 2), label, LABEL_COLOUR, font, anchor="rm")
+    for x, label in zip(lefts, column_labels or (), strict=False):
+        draw.text((x + width // 2, top // 2), label, LABEL_COLOUR, font, anchor="mm")
     first = 0
     for title, span in (groups or {}).items():
-        draw.text(
-            (left + first * (width + GAP) + shifts[first], top // 2), title, LABEL_COLOUR, font, anchor="lm"
-        )
+        draw.text((lefts[first], top // 2), title, LABEL_COLOUR, font, anchor="lm")
         first += span
     return canvas
 
@@ -98,13 +91,8 @@ def _checked(
     column_labels: Sequence[str] | None,
 ) -> NDArray[np.uint8]:
     images = np.asarray(images)
-    if (
-        images.ndim != 4
-        or images.shape[3] != 3
-        or images.dtype != np.uint8
-        or len(images) == 0
-        or num_columns < 1
-    ):
+    is_batch = images.ndim == 4 and images.shape[3] == 3 and images.dtype == np.uint8
+    if not is_batch or len(images) == 0 or num_columns < 1:
         raise ShapeError(
             f"image grid: expected uint8 (N, H, W, 3), N and num_columns > 0; got {images.dtype} "
             f"{images.shape}, {num_columns} columns"
@@ -135,7 +123,7 @@ def reconstruction_grid(
     """Lay out pairs of rows: originals above, their reconstructions below.
 
     Args:
-        originals: (N, H, W, 3) uint8; only whole rows are shown, or one short row.
+        originals: (N, H, W, 3) uint8; only full rows are shown, or one short row.
         reconstructions: likewise, in the same order.
     """
     originals, reconstructions = np.asarray(originals), np.asarray(reconstructions)

@@ -8,23 +8,22 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 import jinja2
 
 from simflow_plugin import __version__
 from simflow_plugin.files import write_text_atomically
 
-TEMPLATE_FOLDER = Path(__file__).resolve().parent
+Emphasis = Literal["none", "best", "warning"]
 
 
 @dataclass(frozen=True)
 class NumberTile:
-    """One key number: `label` what, `value` already formatted, `note` how it was measured or what to hold it
-    against."""
+    """A key number, formatted; `note`: the conditions it was measured under, or a number to hold it against."""
 
     label: str
     value: str
@@ -35,8 +34,8 @@ class NumberTile:
 class Tiles:
     """A row of key numbers."""
 
-    tiles: tuple[NumberTile, ...]
-    kind: str = field(default="tiles", init=False)
+    tiles: Sequence[NumberTile]
+    kind: ClassVar = "tiles"
 
 
 @dataclass(frozen=True)
@@ -44,14 +43,13 @@ class Cell:
     """A table cell with more than text.
 
     Args:
-        text: formatted.
         note: small print below it, an interval or a warning.
         emphasis: `best` in its row or column, or a `warning` that the number is not to be trusted.
     """
 
     text: str
     note: str = ""
-    emphasis: Literal["none", "best", "warning"] = "none"
+    emphasis: Emphasis = "none"
 
 
 @dataclass(frozen=True)
@@ -59,17 +57,15 @@ class Table:
     """A table whose first column names the rows; the others are numbers, aligned to the right, or prose, to the left.
 
     Args:
-        columns: headings.
         rows: each as long as `columns`; strings or `Cell`s.
-        caption: above the table.
         notes: below the table, one paragraph each.
     """
 
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str | Cell, ...], ...]
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str | Cell]]
     caption: str = ""
-    notes: tuple[str, ...] = ()
-    kind: str = field(default="table", init=False)
+    notes: Sequence[str] = ()
+    kind: ClassVar = "table"
 
     def cells(self) -> list[list[Cell]]:
         """Return the rows with every cell a `Cell`."""
@@ -86,7 +82,6 @@ class Figure:
     """An image with its caption.
 
     Args:
-        png: the file's bytes.
         caption: what is shown and how to read it.
         style: `plot` is recoloured in the dark and drawn at two pixels a point; `pixels` keeps hard pixel
             edges.
@@ -95,7 +90,7 @@ class Figure:
     png: bytes
     caption: str
     style: Literal["plot", "pixels"] = "plot"
-    kind: str = field(default="figure", init=False)
+    kind: ClassVar = "figure"
 
     @property
     def data_uri(self) -> str:
@@ -115,13 +110,12 @@ class Plots:
     Args:
         plots: (title, PNG at two pixels a point) of each.
         legend: (name, colour as #rrggbb) of each line; empty where there is one.
-        caption: what is shown and how to read it.
     """
 
-    plots: tuple[tuple[str, bytes], ...]
-    legend: tuple[tuple[str, str], ...] = ()
+    plots: Sequence[tuple[str, bytes]]
+    legend: Sequence[tuple[str, str]] = ()
     caption: str = ""
-    kind: str = field(default="plots", init=False)
+    kind: ClassVar = "plots"
 
     @property
     def figures(self) -> list[Figure]:
@@ -135,7 +129,7 @@ class Text:
 
     text: str
     is_warning: bool = False
-    kind: str = field(default="text", init=False)
+    kind: ClassVar = "text"
 
 
 @dataclass(frozen=True)
@@ -144,7 +138,7 @@ class Collapsible:
 
     heading: str
     text: str
-    kind: str = field(default="collapsible", init=False)
+    kind: ClassVar = "collapsible"
 
 
 Part = Tiles | Table | Figure | Plots | Text | Collapsible
@@ -155,7 +149,7 @@ class Section:
     """Parts under one heading; an empty title has none."""
 
     title: str
-    parts: tuple[Part, ...]
+    parts: Sequence[Part]
 
     @property
     def anchor(self) -> str:
@@ -163,26 +157,20 @@ class Section:
 
 
 def write_report(path: Path, title: str, sections: Sequence[Section], subtitle: str = "") -> None:
-    """Write the report, in place of an older one, all at once.
-
-    Args:
-        path: of the HTML file.
-        title: plain text.
-        sections: in order.
-        subtitle: one line below the title: what was run on what.
-    """
+    """Write the report, in place of an older one, all at once; `subtitle`: one line, what was run on what."""
     write_text_atomically(path, render_report(title, sections, subtitle))
 
 
 def render_report(title: str, sections: Sequence[Section], subtitle: str = "") -> str:
-    """Return the HTML text of a report; see `write_report`."""
-    return _template().render(title=title, subtitle=subtitle, sections=sections, version=__version__)
+    """Return the HTML text of a report, sections without parts left out; see `write_report`."""
+    shown = [section for section in sections if section.parts]
+    return _template().render(title=title, subtitle=subtitle, sections=shown, version=__version__)
 
 
 @lru_cache(maxsize=1)
-def _template() -> Any:
+def _template() -> jinja2.Template:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATE_FOLDER),
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,

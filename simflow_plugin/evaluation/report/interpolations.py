@@ -12,7 +12,7 @@ from simflow_plugin.data.loader import evaluation_batches
 from simflow_plugin.evaluation.drawing import to_uint8
 from simflow_plugin.evaluation.latent_statistics import interpolate
 from simflow_plugin.evaluation.report.grids import image_grid, png_bytes, shortened_name
-from simflow_plugin.evaluation.report.html import Figure
+from simflow_plugin.evaluation.report.html import Figure, Part, Text
 from simflow_plugin.evaluation.report.real_images import rows_in_turn
 from simflow_plugin.runs.loaded_run import LoadedRun
 
@@ -26,8 +26,6 @@ def interpolation_strips(
     """Interpolate between held-out images: strip i goes from a class to the next one.
 
     Args:
-        loaded: the run.
-        test: its test split.
         num_strips: at most; as many as there are pairs of images.
         num_steps: images of a strip, both ends included.
     Returns:
@@ -48,7 +46,9 @@ def interpolation_strips(
     return strips.float().cpu(), [f"{a} to {b}" for a, b in pairwise(names)]
 
 
-def strips_figure(strips: Tensor, names: list[str]) -> Figure:
+def strips_figure(strips: Tensor, names: list[str]) -> Part:
     """Lay out strips (N, steps, 3, H, W) in [-1, 1], one a row, with their names if there are any."""
+    if len(strips) == 0:
+        return Text("Too few held-out images for a pair.")
     picture = image_grid(to_uint8(strips.flatten(0, 1)).numpy(), strips.shape[1], names or None)
     return Figure(png_bytes(picture), CAPTION, "pixels")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,19 +28,10 @@ SIZE = (4.4, 2.5)
 FAR = 3.0
 """Times the usual value or range beyond which the largest one would flatten the rest of a curve."""
 
-NOT_LOSSES = frozenset(
-    {
-        "step",
-        "seconds",
-        "images_per_second",
-        "latent_mean",
-        "latent_std",
-        "latent_dead",
-        "signal_to_noise",
-        "nll_floor",
-    }
+NOT_LOSSES = re.compile(
+    "step|seconds|images_per_second|latent_mean|latent_std|latent_dead|signal_to_noise|nll_floor|"
+    "(lr|grad_norm|zero_gradient_steps|skipped)_.*"
 )
-NOT_LOSS_PREFIXES = ("lr_", "grad_norm_", "zero_gradient_steps_", "skipped_")
 TERM_LABELS = {
     "loss": "loss (weighted sum)",
     "nll": "NLL (nats / latent dim)",
@@ -69,24 +61,19 @@ def plot_terms(
         rows_by_run: name of the run -> rows of its metrics.jsonl.
         x: `step` or `seconds`.
         terms: keys to draw; None draws every loss that any run logged.
-        caption: below the plots.
     Returns:
         None if there is nothing to draw.
     """
     if terms is None:
         terms = list(dict.fromkeys(key for rows in rows_by_run.values() for row in rows for key in row))
-        terms = [t for t in terms if t not in NOT_LOSSES and not t.startswith(NOT_LOSS_PREFIXES)]
+        terms = [term for term in terms if not NOT_LOSSES.fullmatch(term)]
     panels = {TERM_LABELS.get(t, t.replace("_", " ")): _curves(rows_by_run, x, t) for t in terms}
-    panels = {title: curves for title, curves in panels.items() if curves}
-    return plot_panels(panels, X_LABELS.get(x, x), caption) if panels else None
+    return _plot_logged(panels, X_LABELS.get(x, x), caption)
 
 
 def plot_latents(rows: Sequence[Mapping[str, Any]], caption: str = "") -> Plots | None:
     """Draw how the latents of one run developed: their spread, the spread over sigma, and the NLL above its floor.
 
-    Args:
-        rows: of metrics.jsonl.
-        caption: below the plots.
     Returns:
         None if the run logged none of it.
     """
@@ -101,8 +88,12 @@ def plot_latents(rows: Sequence[Mapping[str, Any]], caption: str = "") -> Plots 
         }
         for title, lines in panels.items()
     }
-    drawn = {title: curves for title, curves in drawn.items() if curves}
-    return plot_panels(drawn, X_LABELS["step"], caption) if drawn else None
+    return _plot_logged(drawn, X_LABELS["step"], caption)
+
+
+def _plot_logged(panels: Mapping[str, Mapping[str, Curve]], x_label: str, caption: str) -> Plots | None:
+    logged = {title: curves for title, curves in panels.items() if curves}
+    return plot_panels(logged, x_label, caption) if logged else None
 
 
 def plot_panels(
@@ -114,8 +105,6 @@ def plot_panels(
         panels: title -> name of the line -> (x, y); a name has one colour in all of them. Values that are not
             finite leave a gap.
         x_label: below each; seconds become minutes or hours where they are many.
-        caption: below the plots.
-        marker: matplotlib marker of the points.
     """
     names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
     colours = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(names)}
@@ -150,10 +139,10 @@ def _time_unit(panels: Mapping[str, Mapping[str, Curve]], x_label: str) -> tuple
 
 
 def fit_scale(axis: Axes, values: Sequence[float]) -> None:
-    """Choose a vertical scale on which the whole of a curve can be read, not its first steps alone.
+    """Choose a vertical scale on which all of a curve can be read, not its first steps alone.
 
     Positive values of which the largest is far above the usual are drawn on a log axis. With values of both signs a few
-    outliers are left outside, and the plot says how far they reach.
+    outliers are left outside, and the plot states how far they reach.
     """
     if not values:
         return
@@ -163,19 +152,15 @@ def fit_scale(axis: Axes, values: Sequence[float]) -> None:
         return
     low, high = np.quantile(values, (0.05, 0.95)).tolist()
     span = high - low
-    for value, edge, sign, side, words in (
-        (max(values), high, 1, "top", "up to"),
-        (min(values), low, -1, "bottom", "down to"),
-    ):
-        if span > 0 and sign * (value - edge) > FAR * span:
-            axis.set_ylim(**{side: edge + sign * 0.3 * span})
-            height = 0.97 if sign > 0 else 0.03
-            place: dict[str, Any] = {
-                "transform": axis.transAxes,
-                "va": "top" if sign > 0 else "bottom",
-                "ha": "right",
-            }
-            axis.text(0.99, height, f"outside: {words} {value:.3g}", fontsize=8, color=INK, **place)
+    place: dict[str, Any] = {"transform": axis.transAxes, "ha": "right", "fontsize": 8, "color": INK}
+    is_above, is_below = max(values) - high > FAR * span > 0, low - min(values) > FAR * span > 0
+    if is_above:
+        axis.text(0.99, 0.97, f"outside: up to {max(values):.3g}", va="top", **place)
+    if is_below:
+        axis.text(0.99, 0.03, f"outside: down to {min(values):.3g}", va="bottom", **place)
+    if is_above or is_below:  # both ends: the other one's margin would be a share of the outlier
+        bottom = low - 0.3 * span if is_below else min(values) - 0.1 * span
+        axis.set_ylim(bottom, high + 0.3 * span if is_above else max(values) + 0.1 * span)
 
 
 def _use_log_axis(axis: Axes, ratio: float) -> None:

@@ -7,107 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.evaluation.report.html import Cell, Table
 
-
-@dataclass(frozen=True)
-class Scores:
-    """Scores of 50,000 samples.
-
-    Args:
-        gfid: against the training set.
-        inception, precision, recall: None where they are not stated.
-    """
-
-    gfid: float
-    inception: float | None = None
-    precision: float | None = None
-    recall: float | None = None
-
-
-@dataclass(frozen=True)
-class Published:
-    """One published result.
-
-    Args:
-        method: as the paper calls it; what is special about it in brackets.
-        arxiv: identifier of the method's paper.
-        guided: scores with guidance.
-        unguided: scores without, or None.
-        epochs: of training the generative model, or None.
-        parameters: of the generative model, or empty.
-        rfid, psnr: of the autoencoder; psnr in dB.
-        reported_in: arXiv identifier of the paper that measured it, where that is not the method's own.
-    """
-
-    method: str
-    arxiv: str
-    guided: Scores
-    unguided: Scores | None = None
-    epochs: int | None = None
-    parameters: str = ""
-    rfid: float | None = None
-    psnr: float | None = None
-    reported_in: str | None = None
-
-
-SIMFLOW = "2512.04084"
-MIMFLOW = "2606.26016"
-IMAGENET_256 = (
-    Published("FlowBack", "2511.22345", Scores(4.18)),
-    Published("SimFlow-L", SIMFLOW, Scores(3.72), Scores(33.53), None, "475M", reported_in=MIMFLOW),
-    Published("FARMER", "2510.23588", Scores(3.60), None, None, "1.9B"),
-    Published("MIMFlow-L", MIMFLOW, Scores(2.50), Scores(3.64), 90, "482M"),
-    Published("STARFlow", "2506.06276", Scores(2.40), None, 320, "1.4B", 2.73, reported_in=SIMFLOW),
-    Published("BiFlow (one pass)", "2512.10953", Scores(2.39), None, None, "133M"),
-    Published("DiT-XL/2", "2212.09748", Scores(2.27), Scores(9.62), None, "675M"),
-    Published(
-        "SimFlow",
-        SIMFLOW,
-        Scores(2.15, 276.8, 0.83, 0.57),
-        Scores(13.72, 105.2, 0.67, 0.62),
-        160,
-        "1.4B",
-        1.21,
-        23.07,
-    ),
-    Published("SiT-XL/2", "2401.08740", Scores(2.06), Scores(8.61), None, "675M"),
-    Published(
-        "SimFlow + REPA-E",
-        SIMFLOW,
-        Scores(1.91, 284.4, 0.82, 0.60),
-        Scores(10.13, 124.7, 0.71, 0.61),
-        160,
-        "1.4B",
-        1.08,
-        23.17,
-    ),
-    Published("SRC-Flow", "2605.18267", Scores(1.65), Scores(8.40), 320, "1.4B"),
-    Published("RAE (DiT-DH-XL)", "2510.11690", Scores(1.13), Scores(1.51), None, "839M"),
-    Published("REPA-E (SiT-XL/2)", "2504.10483", Scores(1.12), Scores(1.69), None, "675M"),
-)
-IMAGENET_512 = (
-    Published("STARFlow", "2506.06276", Scores(3.00), None, None, "1.4B"),
-    Published("SimFlow + REPA-E", SIMFLOW, Scores(2.74), None, None, "1.4B"),
-)
-NUM_CLASSES = 1000
-WORDNET_ID = re.compile(r"n\d{8}")
-FIRST_WORDS = frozenset({"imagenet", "imagenet1k", "imagenet2012", "ilsvrc", "ilsvrc12", "ilsvrc2012"})
-SIZES = frozenset(str(size) for size in (64, 128, 256, 512)) | {
-    f"{size}x{size}" for size in (64, 128, 256, 512)
-}
-FORMATS = frozenset(
-    {"h5", "hdf5", "jpeg", "lmdb", "npy", "parquet", "png", "tar", "wds", "webdataset", "zip"}
-)
-CONTENTS = frozenset({"img", "image", "images", "latents", "resized", "train", "training", "val"})
-OTHER_WORDS = FIRST_WORDS | SIZES | FORMATS | CONTENTS | {"1k", "12", "2012", "cls", "clsloc", "loc"}
-"""Words of a name of ImageNet-1k beside a first one: `imagenet-1k`, `ILSVRC2012_img_train.tar`. Any other word makes a
-relative of it, with other images: `imagenet-a`, `imagenet_sketch`, `not_imagenet`, `imagenet-22k`."""
-SHARD_NUMBER = re.compile(r"\d{4,}")
+SIMFLOW, MIMFLOW = "arXiv:2512.04084", "arXiv:2606.26016"
 COLUMNS = (
     "method",
     "gFID ↓",
@@ -118,22 +23,60 @@ COLUMNS = (
     "parameters",
     "paper",
 )
+IMAGENET_256: tuple[tuple[str | Cell, ...], ...] = (
+    ("FlowBack", "4.18", "—", "—", "—", "—", "—", "arXiv:2511.22345"),
+    ("SimFlow-L", "3.72", "33.53", "—", "—", "—", "475M", Cell(SIMFLOW, f"measured in {MIMFLOW}")),
+    ("FARMER", "3.60", "—", "—", "—", "—", "1.9B", "arXiv:2510.23588"),
+    ("MIMFlow-L", "2.50", "3.64", "—", "—", "90", "482M", MIMFLOW),
+    ("STARFlow", "2.40", "—", "2.73", "—", "320", "1.4B", Cell("arXiv:2506.06276", f"measured in {SIMFLOW}")),
+    ("BiFlow (one pass)", "2.39", "—", "—", "—", "—", "133M", "arXiv:2512.10953"),
+    ("DiT-XL/2", "2.27", "9.62", "—", "—", "—", "675M", "arXiv:2212.09748"),
+    (
+        "SimFlow",
+        Cell("2.15", "IS 276.8, P 0.83, R 0.57"),
+        Cell("13.72", "IS 105.2, P 0.67, R 0.62"),
+        *("1.21", "23.07", "160", "1.4B", SIMFLOW),
+    ),
+    ("SiT-XL/2", "2.06", "8.61", "—", "—", "—", "675M", "arXiv:2401.08740"),
+    (
+        "SimFlow + REPA-E",
+        Cell("1.91", "IS 284.4, P 0.82, R 0.60"),
+        Cell("10.13", "IS 124.7, P 0.71, R 0.61"),
+        *("1.08", "23.17", "160", "1.4B", SIMFLOW),
+    ),
+    ("SRC-Flow", "1.65", "8.40", "—", "—", "320", "1.4B", "arXiv:2605.18267"),
+    ("RAE (DiT-DH-XL)", "1.13", "1.51", "—", "—", "—", "839M", "arXiv:2510.11690"),
+    ("REPA-E (SiT-XL/2)", "1.12", "1.69", "—", "—", "—", "675M", "arXiv:2504.10483"),
+)
+"""Scores of 50,000 samples against the training set; below a paper another one that measured it, where there is one."""
+IMAGENET_512: tuple[tuple[str | Cell, ...], ...] = (
+    ("STARFlow", "3.00", "—", "—", "—", "—", "1.4B", "arXiv:2506.06276"),
+    ("SimFlow + REPA-E", "2.74", "—", "—", "—", "—", "1.4B", SIMFLOW),
+)
 NOTE = (
     "Published by others on ImageNet; nothing in this block was measured here. A dash: not stated, or not found. "
     "IS, P, R: Inception score, precision, recall."
 )
+NUM_CLASSES = 1000
+WORDNET_ID = re.compile(r"n\d{8}")
+FIRST_WORDS = frozenset({"imagenet", "imagenet1k", "imagenet2012", "ilsvrc", "ilsvrc12", "ilsvrc2012"})
+OTHER_WORDS = FIRST_WORDS | {
+    *("1k", "12", "2012", "cls", "clsloc", "loc"),
+    *(f"{size}{rest}" for size in (64, 128, 256, 512) for rest in ("", f"x{size}")),
+    *("h5", "hdf5", "jpeg", "lmdb", "npy", "parquet", "png", "tar", "wds", "webdataset", "zip"),
+    *("img", "image", "images", "latents", "resized", "train", "training", "val"),
+}
+"""Words of a name of ImageNet-1k beside a first one: `imagenet-1k`, `ILSVRC2012_img_train.tar`. Any other word makes a
+relative of it, with other images: `imagenet-a`, `imagenet_sketch`, `not_imagenet`, `imagenet-22k`."""
+SHARD_NUMBER = re.compile(r"\d{4,}")
 
 
 def is_imagenet(config: RunConfig, num_classes: int | None, class_names: Sequence[str] | None) -> bool:
     """Return whether a run seems to be trained on ImageNet-1k: 1000 classes, and the names of classes or data.
 
     Names of classes that are all different and shaped like WordNet's numbers pass, without a look at which they are: of
-    1000 other classes of ImageNet-21k it would say so too. Of the data, one whole component of a path or name has to
-    be one of ImageNet-1k's usual names.
-
-    Args:
-        config: of the run.
-        num_classes, class_names: of its data.
+    1000 other classes of ImageNet-21k it would be true too. Of the data, one component of a path or name has to be
+    one of ImageNet-1k's usual names.
     """
     if num_classes != NUM_CLASSES:
         return False
@@ -163,38 +106,6 @@ def _texts(value: Any) -> Iterator[str]:
 def published_tables() -> list[Table]:
     """Return the published block, to stand beside runs on ImageNet: one table a resolution, the lowest gFID last."""
     return [
-        Table(
-            COLUMNS,
-            tuple(_row(result) for result in results),
-            f"ImageNet {size} x {size}, published",
-            (NOTE,),
-        )
-        for size, results in ((256, IMAGENET_256), (512, IMAGENET_512))
+        Table(COLUMNS, rows, f"ImageNet {size} x {size}, published", (NOTE,))
+        for size, rows in ((256, IMAGENET_256), (512, IMAGENET_512))
     ]
-
-
-def _row(result: Published) -> tuple[str | Cell, ...]:
-    measured_by = f"measured in arXiv:{result.reported_in}" if result.reported_in else ""
-    return (
-        result.method,
-        _scores(result.guided),
-        _scores(result.unguided),
-        _optional(result.rfid, ".2f"),
-        _optional(result.psnr, ".2f"),
-        _optional(result.epochs, "d"),
-        result.parameters or "—",
-        Cell(f"arXiv:{result.arxiv}", measured_by),
-    )
-
-
-def _scores(scores: Scores | None) -> Cell:
-    """Return gFID, with what else is known in small print."""
-    if scores is None:
-        return Cell("—")
-    others = (("IS", scores.inception, ".1f"), ("P", scores.precision, ".2f"), ("R", scores.recall, ".2f"))
-    note = ", ".join(f"{name} {value:{form}}" for name, value, form in others if value is not None)
-    return Cell(f"{scores.gfid:.2f}", note)
-
-
-def _optional(value: float | None, form: str) -> str:
-    return "—" if value is None else format(value, form)

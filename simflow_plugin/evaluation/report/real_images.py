@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import zip_longest
 
@@ -23,42 +23,21 @@ Pixels = NDArray[np.uint8]
 """Images (N, H, W, 3)."""
 
 
-def rows_by_class(
-    dataset: ImageDataset, num_classes: int, per_class: int, classes: Sequence[int] | None = None
-) -> list[list[int]]:
-    """Return up to `per_class` readable images of each of the classes 0 .. `num_classes` - 1, as row numbers.
-
-    Args:
-        dataset: a split; one without labels gives empty lists.
-        num_classes: to show.
-        per_class: images of each.
-        classes: these instead, by number.
-    """
-    wanted = range(num_classes) if classes is None else classes
+def rows_by_class(dataset: ImageDataset, classes: Iterable[int], per_class: int) -> list[list[int]]:
+    """Return up to `per_class` readable images of each class as row numbers; none of a split without labels."""
     if not isinstance(dataset, HasLabels):
-        return [[] for _ in wanted]
-    labels = dataset.labels
-    found = []
-    for label in wanted:
-        rows = (labels == label).nonzero().flatten().tolist()
-        found.append(_readable(dataset, rows, per_class))
-    return found
+        return [[] for _ in classes]
+    rows = [(dataset.labels == label).nonzero().flatten().tolist() for label in classes]
+    return [_readable(dataset, of_class, per_class) for of_class in rows]
 
 
 def rows_in_turn(dataset: ImageDataset, num_classes: int | None, count: int) -> list[int]:
-    """Return up to `count` readable images, the classes in turn; without labels drawn at random once.
-
-    Args:
-        dataset: a split.
-        num_classes: of it, or None.
-        count: rows wanted.
-    """
+    """Return up to `count` readable images, the classes in turn; without labels drawn at random once."""
     if num_classes:
         # Evenly over all of the classes, where there are more than images.
-        shown = (
-            sorted({round(i * num_classes / count) for i in range(count)}) if num_classes > count else None
-        )
-        by_class = rows_by_class(dataset, num_classes, -(-count // min(num_classes, count)), shown)
+        num_shown = min(num_classes, count)
+        classes = [round(i * num_classes / num_shown) for i in range(num_shown)]
+        by_class = rows_by_class(dataset, classes, -(-count // num_shown))
         rows = [row for turn in zip_longest(*by_class) for row in turn if row is not None][:count]
         if len(rows) == min(count, len(dataset)):
             return rows
@@ -104,12 +83,7 @@ class NearestImages:
 
 
 def nearest_training_images(images: Pixels, train: ImageDataset) -> NearestImages | None:
-    """Find the nearest of up to `MAX_COMPARED` training images, drawn at random if not all; None if none is readable.
-
-    Args:
-        images: (N, H, W, 3) uint8.
-        train: the training split.
-    """
+    """Find the nearest of up to `MAX_COMPARED` training images, drawn at random; None if none is readable."""
     queries = _flat(torch.as_tensor(images))
     best = torch.full((len(queries),), torch.inf)
     nearest = torch.zeros(len(queries), queries.shape[1], dtype=torch.uint8)

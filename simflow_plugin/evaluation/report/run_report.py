@@ -93,12 +93,12 @@ def write_run_report(evaluator: RunEvaluator, evaluation: Evaluation) -> dict[st
     """Write summary.json and report.html from the run's own evaluation; return the content of summary.json."""
     loaded, config = evaluator.loaded, evaluator.config
     sections = [
-        Section("", (Tiles(tuple(_tiles(loaded, evaluation))),)),
+        Section("", [Tiles(_tiles(loaded, evaluation))]),
         *_measured(evaluator, evaluation),
-        Section("Reconstructions", (_reconstructions(evaluator),)),
-        Section("Interpolations", (_interpolations(evaluator),)),
-        Section("Training", tuple(_curves(loaded))),
-        *_data(loaded.directory),
+        Section("Reconstructions", [_reconstructions(evaluator)]),
+        Section("Interpolations", [_interpolations(evaluator)]),
+        Section("Training", _curves(loaded)),
+        Section("Data", _data(loaded.directory)),
         _configuration(loaded),
     ]
     _write(loaded.directory.report_file, f"Run: {config.name}", sections, loaded)
@@ -135,33 +135,33 @@ def _write(path: Path, title: str, sections: list[Section], loaded: LoadedRun) -
     write_report(path, title, sections, subtitle)
 
 
-def _data(directory: RunDirectory) -> list[Section]:
-    """Return what the run was trained on, as it was read when training was last started."""
+def _data(directory: RunDirectory) -> list[Table]:
+    """Return a table of the data, as it was read when training was last started; none if that is not known."""
     if not directory.data_file.exists():
         return []
     summary = DataSummary.from_json(read_json_object(directory.data_file, EvaluationError))
-    rows = tuple(
+    rows = [
         (name, f"{split.num_images:,}", split.fingerprint or "—", Cell("", summary.describe_labels(split)))
         for name, split in summary.splits.items()
-    )
+    ]
     caption = f"{summary.name}, {describe_classes(summary.class_names)}"
     note = (
         f"Fingerprint: of content and labels of up to {NUM_HASHED} images of the split, the same rows each time. Equal "
         "fingerprints and counts: the same data, wherever it lies."
     )
-    return [Section("Data", (Table(("split", "images", "fingerprint", "classes"), rows, caption, (note,)),))]
+    return [Table(("split", "images", "fingerprint", "classes"), rows, caption, (note,))]
 
 
 def _configuration(loaded: LoadedRun) -> Section:
     text = loaded.config.to_yaml(shortens_paths=True)
-    return Section("Configuration", (Collapsible("Resolved configuration", text),))
+    return Section("Configuration", [Collapsible("Resolved configuration", text)])
 
 
 def _measured(evaluator: RunEvaluator, evaluation: Evaluation) -> list[Section]:
-    sections = [Section("Metrics", tuple(_metrics(evaluation)))]
+    sections = [Section("Metrics", _metrics(evaluation))]
     if "num_samples" in evaluation.details:
-        sections.append(Section("Samples", (_samples(evaluator, evaluation),)))
-        sections.append(Section("Nearest training images", (_nearest(evaluator, evaluation),)))
+        sections.append(Section("Samples", [_samples(evaluator, evaluation)]))
+        sections.append(Section("Nearest training images", [_nearest(evaluator, evaluation)]))
     return sections
 
 
@@ -186,12 +186,9 @@ def _metrics(evaluation: Evaluation) -> list[Part]:
     if evaluation.metrics:
         parts.append(metrics_table(evaluation.metrics))
     parts += [Text(note, is_warning=note.startswith("not judged")) for note in evaluation.notes]
-    judgement = evaluation.details.get("judgement")
-    return (
-        parts
-        if judgement is None
-        else [*parts, _judge_table(judgement, evaluation.details.get("class_names"))]
-    )
+    if "judgement" in evaluation.details:
+        parts.append(_judge_table(evaluation.details["judgement"], evaluation.details.get("class_names")))
+    return parts
 
 
 def _judge_table(judgement: dict[str, Any], class_names: list[str] | None) -> Table:
@@ -242,7 +239,7 @@ def _beside_real_images(
 ) -> Image.Image:
     num_rows = len(samples) // columns
     if names is not None:
-        rows = rows_by_class(test, num_rows, NUM_REAL)
+        rows = rows_by_class(test, range(num_rows), NUM_REAL)
     else:
         drawn = readable_rows(test, num_rows * NUM_REAL)
         rows = [drawn[row::num_rows] for row in range(num_rows)]
@@ -297,8 +294,7 @@ def _reconstructions(evaluator: RunEvaluator) -> Figure:
 
 
 def _interpolations(evaluator: RunEvaluator) -> Part:
-    strips, names = interpolation_strips(evaluator.loaded, evaluator.test, NUM_STRIPS, STRIP_LENGTH)
-    return strips_figure(strips, names) if len(strips) else Text("Too few held-out images for a pair.")
+    return strips_figure(*interpolation_strips(evaluator.loaded, evaluator.test, NUM_STRIPS, STRIP_LENGTH))
 
 
 def _curves(loaded: LoadedRun) -> list[Part]:
@@ -313,5 +309,5 @@ def _curves(loaded: LoadedRun) -> list[Part]:
     )
     skipped = loaded.checkpoint.state["skipped_steps"]
     text = f"{skipped} steps were skipped because a loss or gradient was not finite."
-    figures = [part for part in (plots, plot_latents(rows, healthy)) if part is not None]
-    return [*figures, *([Text(text, is_warning=True)] if skipped else [])]
+    skips = Text(text, is_warning=True) if skipped else None
+    return [part for part in (plots, plot_latents(rows, healthy), skips) if part is not None]

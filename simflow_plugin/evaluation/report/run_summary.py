@@ -42,7 +42,7 @@ def summary_numbers(loaded: LoadedRun, evaluation: Evaluation) -> dict[str, Any]
 
 
 def training_numbers(loaded: LoadedRun) -> dict[str, Any]:
-    """Return what training cost, by the run's own log; the rate is over the whole run, sample grids included."""
+    """Return what training cost, by the run's own log; the rate is over all of the run, sample grids included."""
     seconds = float(loaded.checkpoint.state["seconds"])
     images = loaded.checkpoint.step * loaded.config.training.batch_size
     parts = {"autoencoder": loaded.autoencoder, "model": loaded.model}

@@ -7,18 +7,10 @@ from typing import Protocol
 
 from torch import Tensor
 
-from simflow_plugin.registry import ATTENTION
-
 
 @dataclass(frozen=True)
 class AttentionContext:
-    """Context of an attention backend.
-
-    Args:
-        head_dim: channels of a head.
-        query_heads: H.
-        key_heads: G, divides H.
-    """
+    """Context of an attention backend; `key_heads` divides `query_heads`."""
 
     head_dim: int
     query_heads: int = 1
@@ -39,12 +31,3 @@ class AttentionBackend(Protocol):
             (B, H, n, d).
         """
         ...
-
-
-def build_attention(name: str, context: AttentionContext) -> AttentionBackend:
-    """Return the backend registered as `name`.
-
-    Raises:
-        RegistryError: for an unknown name, listing the known ones.
-    """
-    return ATTENTION.build(name, context)

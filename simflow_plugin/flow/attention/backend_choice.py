@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 COMPUTE_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 PROBED_LENGTHS = ((8, 8), (1, 9), (4, 9), (1, 257), (4, 257))
-"""(queries, keys): a whole sequence, decode steps and Jacobi passes; past 256 keys xformers prefers other operators."""
+"""(queries, keys): a sequence at once, decode steps and Jacobi passes; past 256 keys xformers prefers others."""
 
 
 class Case(NamedTuple):

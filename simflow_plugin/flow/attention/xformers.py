@@ -7,7 +7,7 @@ without copying them but has no backward operator (xformers 0.0.35): with gradie
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,14 @@ from torch import Tensor
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.flow.attention.backend import AttentionContext
 from simflow_plugin.registry import ATTENTION
+
+
+class Operators(NamedTuple):
+    """The three names of xformers that are used."""
+
+    memory_efficient_attention: Any
+    LowerTriangularMask: Any
+    LowerTriangularFromBottomRightMask: Any
 
 
 @ATTENTION.register("xformers")
@@ -77,8 +85,8 @@ def reasons_of(error: Exception) -> str:
     return "; ".join(reasons)[:400]
 
 
-def load_xformers() -> Any:
-    """Return a namespace with xformers' attention function and its two causal biases.
+def load_xformers() -> Operators:
+    """Return xformers' attention function and its two causal biases.
 
     Raises:
         ConfigError: if xformers is not installed, or its build does not match torch's.
@@ -92,7 +100,7 @@ def load_xformers() -> Any:
     failure = getattr(_cpp_lib, "_cpp_library_load_exception", None)
     if failure is not None:
         raise ConfigError(_does_not_load(" ".join(str(failure).split()))) from failure
-    return _Ops(
+    return Operators(
         ops.memory_efficient_attention,
         fmha.attn_bias.LowerTriangularMask,
         fmha.attn_bias.LowerTriangularFromBottomRightMask,
@@ -104,12 +112,3 @@ def _does_not_load(reason: str) -> str:
         f"flow.attention: xformers does not load ({reason}). Its wheels fit one version of torch each (0.0.35: torch "
         "2.10 for CUDA 12.8): install the pair, build it from source for this torch, or use `attention: sdpa`."
     )
-
-
-class _Ops:
-    """The three names of xformers that are used, so that a test can put a reference in their place."""
-
-    def __init__(self, attention: Any, lower_triangular: Any, from_bottom_right: Any) -> None:
-        self.memory_efficient_attention = attention
-        self.LowerTriangularMask = lower_triangular
-        self.LowerTriangularFromBottomRightMask = from_bottom_right

@@ -99,8 +99,6 @@ class Decoder:
             self._layer(layer, modulation, part)  # type: ignore[arg-type]
             for (layer, modulation), part in zip(block.modulated_layers(embedding), cache, strict=True)
         ]
-        added = embedding.added
-        positions = block.position_rows(0, config.num_tokens)
         self._parts = BlockParts(
             rows=rows,
             width=config.width,
@@ -118,8 +116,8 @@ class Decoder:
             out=self._linear(block.proj_out.weight, block.proj_out.bias),
             final_norm=self._norm(block.final_norm),
             rotation=None if rotation is None else self._keep(torch.view_as_real(rotation)),
-            positions=None if positions is None else self._keep(positions),
-            added=None if added is None else self._keep(added),
+            positions=self._keep(block.position_rows(0, config.num_tokens)),
+            added=self._keep(embedding.added),
         )
         self._reference = ctypes.byref(self._parts)
         self._parts.scratch = self._keep(_zeros(library.scratch_size(self._reference)))
@@ -162,8 +160,8 @@ class Decoder:
             mlp_post_norm=self._norm(layer.mlp_post_norm),
             attention_modulation=self._modulation(None if vectors is None else vectors.attention),
             mlp_modulation=self._modulation(None if vectors is None else vectors.mlp),
-            query_scale=None if attention.query_scale is None else self._keep(attention.query_scale),
-            key_scale=None if attention.key_scale is None else self._keep(attention.key_scale),
+            query_scale=self._keep(attention.query_scale),
+            key_scale=self._keep(attention.key_scale),
             keys=self._keep(cache.keys),
             values=self._keep(cache.values),
         )
@@ -175,26 +173,29 @@ class Decoder:
         missing = _padded(outputs, panel) - outputs
         padded = nn.functional.pad(weight.detach(), (0, 0, 0, missing)) if missing else weight.detach()
         packed = padded.view(-1, panel, inputs).transpose(1, 2)
-        address = None if bias is None else self._keep(nn.functional.pad(bias.detach(), (0, missing)))
-        return LinearMap(weight=self._keep(packed), bias=address, inputs=inputs, outputs=outputs)
+        padded_bias = None if bias is None else nn.functional.pad(bias.detach(), (0, missing))
+        return LinearMap(
+            weight=self._keep(packed), bias=self._keep(padded_bias), inputs=inputs, outputs=outputs
+        )
 
     def _norm(self, norm: nn.Module) -> Norm:
         if isinstance(norm, nn.Identity):
             return Norm()
         assert isinstance(norm, nn.LayerNorm | nn.RMSNorm)
-        is_layer = isinstance(norm, nn.LayerNorm)
-        bias = self._keep(norm.bias) if isinstance(norm, nn.LayerNorm) and norm.bias is not None else None
-        weight = None if norm.weight is None else self._keep(norm.weight)
-        return Norm(weight=weight, bias=bias, kind=1 if is_layer else 2, eps=norm.eps)
+        bias = norm.bias if isinstance(norm, nn.LayerNorm) else None
+        kind = 1 if isinstance(norm, nn.LayerNorm) else 2
+        return Norm(weight=self._keep(norm.weight), bias=self._keep(bias), kind=kind, eps=norm.eps)
 
     def _modulation(self, vectors: adaln.Modulation | None) -> Modulation:
         if vectors is None:
             return Modulation()
-        gate = None if vectors.gate is None else self._keep(vectors.gate)
-        return Modulation(shift=self._keep(vectors.shift), scale=self._keep(vectors.scale), gate=gate)
+        shift, scale, gate = map(self._keep, vectors)
+        return Modulation(shift=shift, scale=scale, gate=gate)
 
-    def _keep(self, tensor: Tensor) -> int:
-        """Keep a contiguous tensor alive; return its address, at which the library reads float32."""
+    def _keep(self, tensor: Tensor | None) -> int | None:
+        """Keep a contiguous tensor alive; return its address, at which the library reads float32; None of None."""
+        if tensor is None:
+            return None
         kept = tensor.detach().contiguous()
         assert (kept.dtype, kept.device.type) == (torch.float32, "cpu"), (kept.dtype, kept.device)
         self._kept.append(kept)

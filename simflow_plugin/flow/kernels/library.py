@@ -89,8 +89,6 @@ class BlockParts(ctypes.Structure):
 class DecodeLibrary:
     """The functions of the compiled library.
 
-    Args:
-        path: of the shared object.
     Raises:
         OSError: if it cannot be loaded, lacks a function, or has other structures.
     """
@@ -118,7 +116,7 @@ class KernelNotAvailable(Exception):
 
 @functools.cache
 def find_library() -> DecodeLibrary | None:
-    """Return the library, built now if it has to be; None where it cannot be used, with one line that says why."""
+    """Return the library, built now if it has to be; None, with the reason in the log, where it cannot be used."""
     try:
         return load_library()
     except KernelNotAvailable as reason:
@@ -149,8 +147,8 @@ def load_library() -> DecodeLibrary:
         ValueError,
         subprocess.SubprocessError,
     ) as error:  # a read-only home, a malformed CXX, ...
-        said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-        raise KernelNotAvailable((said or [type(error).__name__])[0][:300]) from error
+        lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+        raise KernelNotAvailable((lines or [type(error).__name__])[0][:300]) from error
 
 
 def _build_unless_verified(compiler: list[str], path: Path) -> None:

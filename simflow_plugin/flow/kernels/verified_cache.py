@@ -28,7 +28,7 @@ DIGEST_BYTES = 65
 def user_cache_folder(name: str) -> Path:
     """Return $XDG_CACHE_HOME/`name`, or ~/.cache/`name`.
 
-    A relative $XDG_CACHE_HOME is ignored, as its specification says: code would come from the current folder.
+    A relative $XDG_CACHE_HOME is ignored, by its specification: code would come from the current folder.
 
     Raises:
         OSError: if the home folder is not known, or no absolute path.
@@ -95,7 +95,7 @@ def digest_file(path: Path) -> Path:
 
 @contextmanager
 def storing(path: Path) -> Iterator[Path]:
-    """Give a path to write the new content of a file to; at the end of the block it appears whole, with its digest."""
+    """Give a path to write new content of a file to; at the end of the block it is in place, with its digest."""
     for entry in (path, digest_file(path)):
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
@@ -108,13 +108,10 @@ def storing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def writing_alone(folder: Path, seconds: float) -> Iterator[None]:
-    """Hold a folder's lock; the kernel drops it when the process ends. Without locks in the file system, do without.
+    """Hold a private folder's lock, where its file system has any; the kernel drops it when the process ends.
 
-    Args:
-        folder: private.
-        seconds: to wait for another process.
     Raises:
-        OSError: if another process holds it longer.
+        OSError: if another process holds it longer than `seconds`.
     """
     descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | SAFELY, 0o600)
     deadline = time.monotonic() + seconds

@@ -26,7 +26,7 @@ from simflow_plugin.flow.guidance import GuidanceWeights
 from simflow_plugin.flow.kv_cache import product_dtype
 from simflow_plugin.flow.packing import cast_copy, casts_of, refresh
 from simflow_plugin.flow.sampling.decode_state import BlockState
-from simflow_plugin.flow.sampling.sampling_statistics import BlockStatistics
+from simflow_plugin.flow.sampling.methods import BlockStatistics
 from simflow_plugin.flow.sampling.static_step import StaticStep
 
 WARM_UP_RUNS = 3
@@ -40,7 +40,7 @@ _KEPT: WeakKeyDictionary[FlowBlock, OrderedDict[Hashable, DecodeGraph]] = WeakKe
 def can_capture(state: BlockState) -> bool:
     """Return whether the steps of this block can be captured: plain tensors on CUDA, and no capture around them."""
     is_plain = all(
-        type(parameter) is nn.Parameter for one in _networks(state) for parameter in one.block.parameters()
+        type(parameter) is nn.Parameter for one in state.networks for parameter in one.block.parameters()
     )
     return state.noise.is_cuda and is_plain and not torch.cuda.is_current_stream_capturing()
 
@@ -79,7 +79,7 @@ class DecodeGraph:
     def __init__(self, state: BlockState) -> None:
         self._state = _on_own_buffers(state).with_cache()
         self._step = StaticStep(self._state)
-        self._casts = [cast for one in _networks(self._state) for cast in casts_of(one.block)]
+        self._casts = [cast for one in self._state.networks for cast in casts_of(one.block)]
         with torch.cuda.device(state.noise.device):
             self._graph = self._capture(*_place(state.noise.device))
 
@@ -113,11 +113,6 @@ class DecodeGraph:
         return graph
 
 
-def _networks(state: BlockState) -> list[BlockState]:
-    """Return the state, and its guide's where it has one."""
-    return [state] if state.guide is None else [state, state.guide]
-
-
 def _on_own_buffers(state: BlockState) -> BlockState:
     """Return a state with copies of all that a step reads or writes, on weights in the type of their products."""
     weight, guidance = state.block.proj_in.weight, state.guidance
@@ -138,9 +133,7 @@ def _on_own_buffers(state: BlockState) -> BlockState:
 
 def _contents(state: BlockState) -> list[Tensor]:
     """Return what differs from run to run."""
-    parts = [
-        part for one in _networks(state) for part in (one.noise, one.tokens, *tree_leaves(one.embedding))
-    ]
+    parts = [part for one in state.networks for part in (one.noise, one.tokens, *tree_leaves(one.embedding))]
     weights = None if state.guidance is None else state.guidance.weights
     return [part for part in (*parts, weights) if part is not None]
 
@@ -150,7 +143,7 @@ def _key(state: BlockState) -> Hashable:
     rule = None if state.guidance is None else state.guidance.rule
     return (
         tuple((tensor.shape, tensor.dtype) for tensor in _contents(state)),
-        tuple(p.data_ptr() for one in _networks(state) for p in one.block.parameters()),
+        tuple(p.data_ptr() for one in state.networks for p in one.block.parameters()),
         product_dtype(state.block.proj_in.weight),
         torch.backends.cuda.matmul.allow_tf32,
         None if rule is None else (type(rule), rule.options.model_dump_json()),

@@ -13,7 +13,7 @@ from simflow_plugin.flow.conditioning import Embedding
 from simflow_plugin.flow.guidance import GuidanceWeights
 from simflow_plugin.flow.kv_cache import LayerCache, allocate_cache, product_dtype
 from simflow_plugin.flow.packing import can_pack, cast_copy, packed_copy
-from simflow_plugin.flow.sampling.sampling_statistics import BlockStatistics
+from simflow_plugin.flow.sampling.methods import BlockStatistics
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class BlockState:
             token, so that the input of step i is tokens[:, i + lag] for both kinds of block.
         embedding: of the rows' condition.
         rotation: of prefix and steps, or None.
-        guidance: None without.
         statistics: filled in by the method.
+        guidance: None without.
         cache: of the layers, for methods that need one; see `prefilled`.
         guide: with autoguidance, the same block of a weaker flow, in place of the unconditional rows. It follows the
             same tokens, in a buffer of its own.
@@ -42,8 +42,8 @@ class BlockState:
     tokens: Tensor
     embedding: Embedding
     rotation: Tensor | None
-    guidance: GuidanceWeights | None
     statistics: BlockStatistics
+    guidance: GuidanceWeights | None = None
     cache: tuple[LayerCache, ...] = ()
     guide: BlockState | None = None
 
@@ -54,17 +54,21 @@ class BlockState:
         noise: Tensor,
         condition: Tensor | None,
         rotation: Tensor | None,
-        guidance: GuidanceWeights | None,
         statistics: BlockStatistics,
     ) -> BlockState:
-        """Set up the inversion of `block` from noise (B, T, D) in raster order."""
+        """Set up the inversion of `block` from noise (B, T, D) in raster order, without guidance."""
         ordered = block.reorder(noise)
         start = ordered.new_zeros(1, 1, 1) if block.start is None else block.start.to(ordered.dtype)
         tokens = torch.cat([start.expand(len(ordered), 1, ordered.shape[2]), ordered], dim=1)
         embedding = block.embed_condition(condition)
-        num_prefix = 0 if embedding.prefix is None else embedding.prefix.shape[1]
-        turn = block.rotation_of(rotation, 0, num_prefix + ordered.shape[1], num_prefix)
-        return cls(block, ordered, tokens, embedding, turn, guidance, statistics)
+        stop = embedding.num_prefix + ordered.shape[1]
+        turn = block.rotation_of(rotation, 0, stop, embedding.num_prefix)
+        return cls(block, ordered, tokens, embedding, turn, statistics)
+
+    @property
+    def networks(self) -> list[BlockState]:
+        """This state, and its guide's where it has one."""
+        return [self] if self.guide is None else [self, self.guide]
 
     @property
     def num_steps(self) -> int:
@@ -73,7 +77,7 @@ class BlockState:
 
     @property
     def num_prefix(self) -> int:
-        return 0 if self.embedding.prefix is None else self.embedding.prefix.shape[1]
+        return self.embedding.num_prefix
 
     @property
     def num_rows(self) -> int:
@@ -173,6 +177,8 @@ class BlockState:
         return self.block.reorder(self.tokens[:, 1:])
 
 
-def join_rows(first: Affine, second: Affine) -> Affine:
-    """Return the parameters of both, the rows of the first in front."""
-    return Affine(*(torch.cat(parts) for parts in zip(first, second, strict=True)))
+def join_rows(*affines: Affine) -> Affine:
+    """Return the parameters of a network and of its guide, if any, the rows of the first in front."""
+    if len(affines) == 1:
+        return affines[0]
+    return Affine(*(torch.cat(parts) for parts in zip(*affines, strict=True)))

@@ -1,4 +1,4 @@
-"""Decode steps of a block: eager torch, fixed shapes, or the compiled kernel for the CPU.
+"""`cached`: decode steps of a block, by eager torch, with fixed shapes, or by the compiled kernel for the CPU.
 
 All fill in the target of a step and write the cache; which one runs changes no more than the last digits.
 """
@@ -42,12 +42,7 @@ def step_kind(state: BlockState, method: Cached) -> StepKind:
 
 
 def begin_cached(state: BlockState, method: Cached) -> tuple[BlockState, DecodeStep]:
-    """Return a state with a cache, through which the prefix has run, and its decode step.
-
-    Args:
-        state: without a cache; its weights are not packed.
-        method: how steps run.
-    """
+    """Return a state without a cache with one, through which the prefix has run, and its decode step."""
     kind = step_kind(state, method)
     if kind == "cuda_graph":
         return begin_captured(state)
@@ -65,31 +60,31 @@ def begin_cached(state: BlockState, method: Cached) -> tuple[BlockState, DecodeS
     return state, decode
 
 
+def solve_cached(decode: DecodeStep, first: int, stop: int) -> None:
+    """Fill in the targets of steps first : stop, one after the other; the cache holds all earlier steps."""
+    for step in range(first, stop):
+        decode(step)
+
+
 def _evaluation(state: BlockState, kind: StepKind, method: Cached) -> Callable[[int], Affine]:
-    """Return step -> parameters (rows, 1, D) of a state with a cache; a guide's block runs its own way."""
+    """Return step -> parameters (rows, 1, D) of a state with a cache; a guide's block has a kind of step itself."""
     if state.guide is not None:
         own = _evaluation(replace(state, guide=None, guidance=None), kind, method)
         weaker = _evaluation(state.guide, step_kind(state.guide, method), method)
         return lambda step: join_rows(own(step), weaker(step))
-    if kind == "native":  # packs weights its own way
-        return NativeStep(state)
+    if kind == "native":
+        return _native_evaluation(state)
     packed = state.packed()
     return lambda step: packed.evaluate(step, step + 1)
 
 
-class NativeStep:
-    """One step by the compiled kernel.
+def _native_evaluation(state: BlockState) -> Callable[[int], Affine]:
+    """Return the same by the compiled kernel, which packs weights itself."""
+    decoder = Decoder(state.block, state.cache, state.rotation, state.embedding)
 
-    Args:
-        state: of the block, with weights that are not packed.
-    """
-
-    def __init__(self, state: BlockState) -> None:
-        self._state = state
-        self._decoder = Decoder(state.block, state.cache, state.rotation, state.embedding)
-
-    def __call__(self, step: int) -> Affine:
-        state = self._state
-        raw: Tensor = self._decoder(state.inputs(step, step + 1), step, state.num_prefix + step)
+    def evaluate(step: int) -> Affine:
+        raw: Tensor = decoder(state.inputs(step, step + 1), step, state.num_prefix + step)
         state.count(1)
         return affine_parameters(raw, state.block.config)
+
+    return evaluate

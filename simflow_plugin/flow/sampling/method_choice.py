@@ -14,9 +14,8 @@ import time
 
 import torch
 
-from simflow_plugin.flow.sampling.cached import solve_cached
 from simflow_plugin.flow.sampling.decode_state import BlockState
-from simflow_plugin.flow.sampling.decode_steps import begin_cached
+from simflow_plugin.flow.sampling.decode_steps import begin_cached, solve_cached
 from simflow_plugin.flow.sampling.jacobi import iterate, solve_jacobi
 from simflow_plugin.flow.sampling.methods import Auto, Cached, Jacobi
 
@@ -28,11 +27,11 @@ TRIAL_STEPS = 16
 
 
 def solve_auto(state: BlockState, method: Auto) -> BlockState:
-    """Fill in the tokens, say in `statistics` what was picked and why; return the state that holds them."""
-    jacobi = Jacobi(segment=method.segment, tolerance=method.tolerance, max_iterations=None)
+    """Fill in the tokens, note in `statistics` what was picked and why; return the state that holds them."""
+    jacobi = Jacobi(segment=method.segment, tolerance=method.tolerance)
     total = state.num_steps
     state.statistics.method = "cached"
-    state, decode = begin_cached(state, Cached(step="auto", compile_backend="inductor"))
+    state, decode = begin_cached(state, Cached())
     if total < PRICED_STEPS + method.segment:
         solve_cached(decode, 0, total)
         state.statistics.reason = "the sequence is too short to try jacobi"

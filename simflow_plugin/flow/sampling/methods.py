@@ -1,8 +1,9 @@
-"""The sampling methods, their options and their names."""
+"""The sampling methods: their names and options, and the statistics of a run of them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
@@ -12,7 +13,7 @@ from simflow_plugin.options import Options, did_you_mean
 
 
 class Naive(Options):
-    """Run the block on the whole sequence for every token: the oracle that the others are tested against."""
+    """Run the block on the entire sequence for every token: the oracle that the others are tested against."""
 
     name: Literal["naive"] = "naive"
 
@@ -24,7 +25,7 @@ class Cached(Options):
     step: Literal["auto", "native", "eager", "static", "compiled", "cuda_graph"] = Field(
         "auto",
         description="How a step runs. `native` is a compiled kernel for a few rows in float32 on the CPU, `eager` is "
-        "torch; `static` keeps all shapes fixed and reads the whole cache behind a mask; `compiled` is torch.compile "
+        "torch; `static` keeps all shapes fixed and reads all of the cache behind a mask; `compiled` is torch.compile "
         "of that, `cuda_graph` its capture (CUDA only), kept over calls. `auto` takes `cuda_graph` on CUDA, else "
         "`native` where it can run, else `eager`.",
     )
@@ -102,3 +103,42 @@ def _parse(method: Any) -> Method:
         return METHODS[name](**values)
     except ValidationError as error:
         raise ConfigError(f"method: {error}") from error
+
+
+@dataclass
+class BlockStatistics:
+    """One block of a sampling run.
+
+    Args:
+        block: counted from 1 in training order.
+        method: the method that ran; for `auto`, the one it picked.
+        passes: network evaluations, whatever their length in tokens.
+        steps: positions evaluated over all passes; T for `cached`.
+        iterations: of each Jacobi segment, in generation order.
+        residual: largest accepted change of a token in its last iteration; 0 for an exact method.
+        reason: why `auto` picked it.
+    """
+
+    block: int
+    method: str
+    passes: int = 0
+    steps: int = 0
+    iterations: list[int] = field(default_factory=list)
+    residual: float = 0.0
+    reason: str = ""
+
+    def __str__(self) -> str:
+        text = f"block {self.block}: {self.method}, {self.passes} passes, {self.steps} positions"
+        if self.iterations:
+            text += f", iterations {self.iterations}, residual {self.residual:.1e}"
+        return f"{text} ({self.reason})" if self.reason else text
+
+
+@dataclass
+class SamplingStatistics:
+    """All blocks of a sampling run, in the order they ran: the deep block first."""
+
+    blocks: list[BlockStatistics] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return "\n".join(str(block) for block in self.blocks)

@@ -1,7 +1,7 @@
 """A decode step whose shapes and addresses never change: for torch.compile, and for capture as a CUDA graph.
 
 A step of a few rows is bound by launching its kernels, not by running them. A graph launches all of them at once;
-a compiled step has fewer. The price is that attention reads the whole cache, hidden behind a mask.
+a compiled step has fewer. The price is that attention reads all of the cache, hidden behind a mask.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class StaticStep:
         device = state.noise.device
         self._number = torch.zeros(1, dtype=torch.int64, device=device)
         self._next = 0
-        self._networks = [_Network(one) for one in (state, state.guide) if one is not None]
+        self._networks = [_Network(one) for one in state.networks]
         self.run: Callable[[], None] = self.advance
         if compile_backend is not None:
             # Not `fullgraph`: past torch's limit of graphs a process, steps run without instead of failing.
@@ -49,11 +49,10 @@ class StaticStep:
         self._next = 0
 
     def advance(self) -> None:
-        """Fill in the target of the step that the device's number says, and add one to it."""
+        """Fill in the target of the step whose number is on the device, and add one to it."""
         state, number = self._state, self._number
         target = number + state.block.lag
-        affines = [network.evaluate(number) for network in self._networks]
-        affine = affines[0] if state.guide is None else join_rows(*affines)
+        affine = join_rows(*(network.evaluate(number) for network in self._networks))
         if state.guidance is not None:
             affine = state.guidance.combine_at(affine, target)
         tokens = affine_inverse(state.noise.index_select(1, target), affine).to(state.tokens.dtype)

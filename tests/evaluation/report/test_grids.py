@@ -48,17 +48,18 @@ def test_labels_make_room():
     assert labelled.size[1] > plain.size[1]
 
 
-def test_wrong_number_of_labels_is_refused():
-    with pytest.raises(ShapeError, match="1 row labels for 2 rows"):
-        image_grid(images(), 3, ["zero"])
-
-
 @pytest.mark.parametrize(
-    "bad", [np.zeros((0, 8, 8, 3), np.uint8), np.zeros((2, 8, 8, 3)), np.zeros((2, 3, 8, 8), np.uint8)]
+    ("bad", "row_labels", "message"),
+    [
+        (np.zeros((0, 8, 8, 3), np.uint8), None, "uint8"),
+        (np.zeros((2, 8, 8, 3)), None, "uint8"),
+        (np.zeros((2, 3, 8, 8), np.uint8), None, "uint8"),
+        (images(), ["zero"], "1 row labels for 2 rows"),
+    ],
 )
-def test_other_arrays_are_refused(bad):
-    with pytest.raises(ShapeError, match="uint8"):
-        image_grid(bad, 2)
+def test_other_arrays_and_numbers_of_labels_are_refused(bad, row_labels, message):
+    with pytest.raises(ShapeError, match=message):
+        image_grid(bad, 3, row_labels)
 
 
 def test_originals_stand_above_their_reconstructions():

@@ -34,7 +34,7 @@ class Images:
 
 
 def test_every_class_has_its_row_of_readable_images():
-    rows = rows_by_class(Images(corrupt=[0, 11]), 3, 2)
+    rows = rows_by_class(Images(corrupt=[0, 11]), range(3), 2)
     assert rows == [[1, 2], [10, 12], [20, 21]]
     assert pixels_of(Images(), rows[0])[1, 0, 0, 0] == 16
 

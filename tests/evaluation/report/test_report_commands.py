@@ -64,14 +64,15 @@ def test_earlier_checkpoints_draw_curves_of_quality(runs, tmp_path):
     assert "Evaluated quality against steps of training" in (tmp_path / "out" / "comparison.html").read_text()
 
 
-def test_missing_checkpoint_lists_those_that_are_there(runs):
-    assert re.search(
-        r"no checkpoint of step 3\. There are: 2, 4", call("evaluate", runs[0], "--step", 3, status=2)
-    )
-
-
-def test_unknown_choice_is_refused(runs):
-    assert "expected test or train" in call("evaluate", runs[0], "--reference", "validation", status=2)
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--step", 3, "no checkpoint of step 3. There are: 2, 4"),
+        ("--reference", "validation", "expected test or train"),
+    ],
+)
+def test_unknown_choice_names_those_that_are_there(runs, option, value, message):
+    assert message in call("evaluate", runs[0], option, value, status=2)
 
 
 def test_analyze_writes_page_numbers_and_pictures(runs, tmp_path):
@@ -106,15 +107,11 @@ def test_a_place_for_the_page_that_cannot_be_is_refused_before_anything_is_read(
     assert "--overwrite has no effect without --html" in output.replace("\n", " ")
 
 
-def test_costs_have_units_and_latent_bits_their_caveat(comparison):
-    text = (comparison / "comparison.md").read_text()
-    assert re.search(r"\| training, FLOPs / image \| [\d.]+ [kMG]FLOP \|", text)
-    assert re.search(r"latent bits / dim .*not comparable between autoencoders", text)
-
-
-def test_markdown_has_a_column_a_run(comparison):
+def test_markdown_has_a_column_a_run_units_and_the_caveat_of_latent_bits(comparison):
     text = (comparison / "comparison.md").read_text()
     assert "| metric | first | second | measured on |" in text
+    assert re.search(r"\| training, FLOPs / image \| [\d.]+ [kMG]FLOP \|", text)
+    assert re.search(r"latent bits / dim .*not comparable between autoencoders", text)
 
 
 def test_published_numbers_of_imagenet_do_not_stand_beside_digits(comparison):

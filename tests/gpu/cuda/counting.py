@@ -5,15 +5,11 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import pytest
 import torch
 
-NAMES = (
-    *("launches", "blas", "copies", "memsets", "graph_launches"),
-    *("waits", "to_device", "unpinned", "to_host", "outside_capture", "allocations"),
-)
 _PROCESS = ctypes.CDLL(None)
 IS_NULL = hasattr(_PROCESS, "null_launches")
 """True on the null device: numbers mean nothing, and everything is counted."""
@@ -54,10 +50,10 @@ def counted() -> Iterator[Counts]:
     """Fill in the counts when the block ends; on a real GPU those of launches, copies and graphs only."""
     counts = Counts()
     if IS_NULL:
-        before = {name: _read(name) for name in NAMES}
+        before = {name: _read(name) for name in asdict(counts)}
         yield counts
-        for name in NAMES:
-            setattr(counts, name, _read(name) - before[name])
+        for name, value in before.items():
+            setattr(counts, name, _read(name) - value)
         return
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profile:

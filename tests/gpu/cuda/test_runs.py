@@ -33,12 +33,15 @@ def values_of(model, precision, **training):
 
 
 def trainer_on_cuda(values, path):
-    """Return the trainer that `simflow train` builds."""
+    """Return the trainer that `simflow train` builds, in each of its processes."""
     config, run = tiny_config(values=values), RunDirectory(path)
+    accelerator = make_accelerator(config)
+    if accelerator.is_main_process:
+        run.prepare(config, ["training.steps"])
+    accelerator.wait_for_everyone()
     dataset = build_dataset(config, "train")
     parts = build_parts(config, dataset.num_classes)
-    run.prepare(config, ["training.steps"])
-    return Trainer(config, run, parts, dataset, make_accelerator(config), StopRequest())
+    return Trainer(config, run, parts, dataset, accelerator, StopRequest())
 
 
 @pytest.mark.parametrize(("model", "precision"), RUNS)

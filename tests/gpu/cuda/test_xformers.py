@@ -6,9 +6,10 @@ On the null device the wheel's library is taken to have loaded: the dispatch is 
 import pytest
 import torch
 
-from simflow_plugin.flow.attention import AttentionContext, build_attention
+from simflow_plugin.flow.attention import AttentionContext
 from simflow_plugin.flow.attention.backend_choice import ALL_CASES, COMPUTE_TYPES, AutoAttention
 from simflow_plugin.flow.attention.sdpa import SdpaAttention
+from simflow_plugin.registry import ATTENTION
 from tests.flow.builders import build_flow
 from tests.gpu.cuda.counting import IS_NULL
 
@@ -32,7 +33,7 @@ def heads(groups, num_queries, length, dtype, requires_grad):
 @pytest.mark.parametrize("case", ALL_CASES, ids=str)
 def test_what_auto_gives_to_xformers_it_can_run(case, groups):
     """At the lengths of a real flow: every operator is found, forward and backward."""
-    backend = build_attention("auto", AttentionContext(64, 6, groups))
+    backend = ATTENTION.build("auto", AttentionContext(64, 6, groups))
     for num_queries, length in (
         [(257, 257)] if case.needs_gradient else [(257, 257), (1, 57), (32, 57), (1, 257)]
     ):
@@ -50,7 +51,7 @@ def test_what_auto_gives_to_xformers_it_can_run(case, groups):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("requires_grad", [True, False])
 def test_half_precision_goes_to_xformers(dtype, groups, requires_grad):
-    backend = build_attention("auto", AttentionContext(64, 6, groups))
+    backend = ATTENTION.build("auto", AttentionContext(64, 6, groups))
     assert isinstance(backend, AutoAttention)
     assert backend.backend_of(*heads(groups, 8, 8, dtype, requires_grad)) is backend.xformers
 

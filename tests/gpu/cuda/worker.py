@@ -10,14 +10,9 @@ from pathlib import Path
 import pytest
 from accelerate.utils import InitProcessGroupKwargs
 
-from simflow_plugin.runs.parts import build_dataset, build_parts
-from simflow_plugin.runs.run_directory import RunDirectory
-from simflow_plugin.train import make_accelerator
 from simflow_plugin.training.distributed import processes
-from simflow_plugin.training.interrupts import StopRequest
-from simflow_plugin.training.loop import Trainer
 from tests.gpu.cuda.counting import IS_NULL, read_no_values
-from tests.training.tiny_runs import tiny_config
+from tests.gpu.cuda.test_runs import trainer_on_cuda
 
 
 def talk_over_gloo(monkeypatch):
@@ -32,17 +27,9 @@ def talk_over_gloo(monkeypatch):
 
 
 def train(out, values):
-    config = tiny_config(values=values)
-    accelerator = make_accelerator(config)
-    run = RunDirectory(out)
-    if accelerator.is_main_process:
-        run.prepare(config, ["training.steps"])
-    accelerator.wait_for_everyone()
-    dataset = build_dataset(config, "train")
-    parts = build_parts(config, dataset.num_classes)
-    trainer = Trainer(config, run, parts, dataset, accelerator, StopRequest())
+    trainer = trainer_on_cuda(values, out)
     trainer.train()
-    kind = accelerator.distributed_type.value
+    kind = trainer.engine.accelerator.distributed_type.value
     print(f"{kind} {trainer.device} step {trainer.step} {type(trainer.wrapped).__name__}", flush=True)
 
 

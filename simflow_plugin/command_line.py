@@ -1,27 +1,48 @@
-"""Types in `--help` in words: INTEGER >= 2, PATH, KEY=VALUE repeatable; none where a flag takes no value."""
+"""Functions as commands, of `simflow` or programs of their own, whose help and messages are for users.
+
+Types in `--help` are words: INTEGER >= 2, PATH, KEY=VALUE repeatable; none where a flag takes no value.
+"""
 
 from __future__ import annotations
 
-import inspect
 import types
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 from typer.core import TyperCommand
 from typer.models import ArgumentInfo, OptionInfo
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+from simflow_plugin.exits import exit_on_user_error
+from simflow_plugin.option_groups import grouped
+from simflow_plugin.streams import surviving_readers
+
 NAMES: dict[Any, str] = {str: "TEXT", int: "INTEGER", float: "NUMBER", Path: "PATH", bool: ""}
 
 
 class ReadableCommand(TyperCommand):
-    """A command whose help names types in words; see `readable`."""
+    """A command with types in words, whose user's mistakes are one message and an exit status each."""
 
     def get_params(self, ctx: Any) -> Any:
         return without_technical_types(super().get_params(ctx))
+
+    def invoke(self, ctx: Any) -> Any:
+        with surviving_readers(), exit_on_user_error():
+            return super().invoke(ctx)
+
+
+def add_command(app: typer.Typer, function: Callable[..., None], name: str | None = None) -> None:
+    """Add a function to a group as a command, `readable`; None is its own name, with dashes."""
+    app.command(name or function.__name__.replace("_", "-"), cls=ReadableCommand)(readable(function))
+
+
+def run_command(function: Callable[..., None]) -> None:
+    """Run a function as a program, `python -m MODULE`, with the arguments of this process, and end the process."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    add_command(app, function)
+    app()
 
 
 def without_technical_types(parameters: Any) -> Any:
@@ -34,12 +55,10 @@ def without_technical_types(parameters: Any) -> Any:
     return parameters
 
 
-def readable(function: Function) -> Function:
-    """Name the type of every parameter of a command in words, and check its limits with a message in the same words."""
-    # Not get_type_hints: Python 3.10 wraps what has a default of None in an Optional of its own.
-    signature = inspect.signature(function, eval_str=True)
-    hints = {name: parameter.annotation for name, parameter in signature.parameters.items()}
-    for name, hint in hints.items():
+def readable(function: Callable[..., None]) -> Callable[..., None]:
+    """Return a command for typer: groups of options laid out, types and limits named in words, in messages too."""
+    command = grouped(function)
+    for name, hint in command.__annotations__.items():
         if get_origin(hint) is not Annotated:
             continue
         kind, *found = get_args(hint)
@@ -48,8 +67,7 @@ def readable(function: Function) -> Function:
                 _describe_option(info, kind)
             elif isinstance(info, ArgumentInfo) and info.metavar is None:
                 info.metavar = name.upper()
-    function.__annotations__ = hints
-    return function
+    return command
 
 
 def _describe_option(info: OptionInfo, kind: Any) -> None:
@@ -66,7 +84,9 @@ def _describe_option(info: OptionInfo, kind: Any) -> None:
 
 
 def type_name(kind: Any) -> str:
-    """Return the word for a type: TEXT, INTEGER, NUMBER, PATH, the choices of an enumeration, or nothing for a flag."""
+    """Return the word for a type: TEXT, INTEGER, NUMBER, PATH, the choices themselves, or nothing for a flag."""
+    if get_origin(kind) is Literal:
+        return "|".join(map(str, get_args(kind)))
     if isinstance(kind, type) and issubclass(kind, Enum):
         return "|".join(str(choice.value) for choice in kind)
     return NAMES.get(kind, "VALUE")

@@ -1,4 +1,8 @@
-"""Base of guidance rules, and their weight at every token of every block: annealing and intervals."""
+"""Guidance rules by name: guided affine parameters from conditional and unconditional ones, and where they apply.
+
+`starflow` is STARFlow's, `linear` TarFlow's (in log sigma), `linear_sigma` iTARFlow's. SimFlow reports a "revised" rule
+of its own that is in no public text, so none here has that name.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +16,13 @@ from torch import Tensor
 
 from simflow_plugin.errors import ConfigError, ShapeError
 from simflow_plugin.flow.affine import Affine
-from simflow_plugin.flow.guidance.options import GuidanceContext, GuidanceOptions
-from simflow_plugin.registry import GUIDANCE
+from simflow_plugin.flow.guidance_options import GuidanceContext, GuidanceOptions, SigmaGuidanceOptions
+from simflow_plugin.registry import GUIDANCE, Part
+
+FLOOR = 1e-3
+"""Of sigma / sigma_c in `linear_sigma`."""
+LARGEST_LOG_RATIO = 60.0
+"""Of sigma_u / sigma_c: its exponential is finite, so that a weight of 0 gives back the conditional scale."""
 
 
 class GuidanceRule(ABC):
@@ -39,6 +48,12 @@ class GuidanceRule(ABC):
             unconditional: (B, n, D).
             weight: (n, 1), w >= 0 of each token; where w = 0 the conditional parameters come back.
         """
+
+    def combine_halves(self, both: Affine, weight: Tensor) -> Affine:
+        """Return guided parameters (B, n, D) from 2 B rows, the conditional ones first; weight (n, 1) or (B, n, 1)."""
+        halves = zip(*(part.chunk(2, dim=0) for part in both), strict=True)
+        conditional, unconditional = (Affine(*half) for half in halves)
+        return self.combine(conditional, unconditional, weight)
 
     def weights(self, guidance: float, block: int, num_tokens: int, like: Tensor) -> Tensor | None:
         """Return w of every target of a block, (T, 1) in generation order, or None where all are zero.
@@ -69,6 +84,57 @@ class GuidanceRule(ABC):
         return first <= block + 1 <= last
 
 
+@GUIDANCE.register("starflow")
+class StarflowGuidance(GuidanceRule):
+    """STARFlow's: the Gaussian p_c^(1 + w) / p_u^w, with its variance ratio clipped to stay a Gaussian.
+
+    With r = min(s_c / s_u, 1)^2: s^2 = s_c^2 / (1 + w - w r) and mu = ((1 + w) mu_c - w r mu_u) / (1 + w - w r).
+    The denominator is at least 1, so s is positive and finite for every w >= 0.
+    Reference: STARFlow, arXiv:2506.06276.
+    """
+
+    def combine(self, conditional: Affine, unconditional: Affine, weight: Tensor) -> Affine:
+        ratio = (2 * (conditional.log_scale - unconditional.log_scale).clamp(max=0.0)).exp()  # r
+        excess = weight * (1 - ratio)
+        log_scale = conditional.log_scale - 0.5 * torch.log1p(excess)
+        # Equal to the formula above, but without the difference of two large products.
+        step = weight * ratio / (1 + excess)
+        return Affine(conditional.shift + step * (conditional.shift - unconditional.shift), log_scale)
+
+
+@GUIDANCE.register("linear")
+class LinearGuidance(GuidanceRule):
+    """TarFlow's: extrapolate shift and log-scale, mu = mu_c + w (mu_c - mu_u), log s likewise.
+
+    MIMFlow uses it in the first generated block only: `first_block_only: true`.
+    Reference: TarFlow, arXiv:2412.06329.
+    """
+
+    def combine(self, conditional: Affine, unconditional: Affine, weight: Tensor) -> Affine:
+        halves = zip(conditional, unconditional, strict=True)
+        return Affine(*(with_label + weight * (with_label - without) for with_label, without in halves))
+
+
+@GUIDANCE.register("linear_sigma")
+class SigmaGuidance(GuidanceRule):
+    """iTARFlow's, linear in the scale: sigma = sigma_c + w (sigma_c - sigma_u), mu = mu_c + w (mu_c - mu_u).
+
+    TarFlow's `linear` does so in log sigma, where the result is always positive; here it is not where sigma_u is more
+    than (1 + 1 / w) sigma_c, so sigma stays above `FLOOR` sigma_c. Guidance of the first generated block only is the
+    paper's. Reference: iTARFlow, arXiv:2604.20041.
+    """
+
+    Options = SigmaGuidanceOptions
+
+    def combine(self, conditional: Affine, unconditional: Affine, weight: Tensor) -> Affine:
+        log_ratio = (unconditional.log_scale - conditional.log_scale).clamp(max=LARGEST_LOG_RATIO)
+        growth = 1 - weight * torch.expm1(log_ratio)  # sigma / sigma_c
+        return Affine(
+            conditional.shift + weight * (conditional.shift - unconditional.shift),
+            conditional.log_scale + growth.clamp(min=FLOOR).log(),
+        )
+
+
 @dataclass(frozen=True)
 class GuidanceWeights:
     """Guidance of one block: `rule`, and `weights` (T, 1) of its targets in generation order."""
@@ -78,19 +144,11 @@ class GuidanceWeights:
 
     def combine(self, both: Affine, first: int, stop: int) -> Affine:
         """Return guided parameters (B, n, D) of targets first : stop, from 2 B rows, conditional first."""
-        return self.combine_with(both, self.weights[first:stop])
+        return self.rule.combine_halves(both, self.weights[first:stop])
 
     def combine_at(self, both: Affine, target: Tensor) -> Affine:
         """Return guided parameters (B, 1, D) of the target whose number `target` (1,) int64 holds."""
-        return self.combine_with(both, self.weights.index_select(0, target))
-
-    def combine_with(self, both: Affine, weights: Tensor) -> Affine:
-        """Return guided parameters (B, n, D) with the weights (n, 1) of these targets."""
-        halves = [part.chunk(2, dim=0) for part in both]
-        conditional, unconditional = (
-            Affine(shift, log_scale) for shift, log_scale in zip(*halves, strict=True)
-        )
-        return self.rule.combine(conditional, unconditional, weights)
+        return self.rule.combine_halves(both, self.weights.index_select(0, target))
 
 
 def build_guidance(rule: str | Mapping | GuidanceRule, context: GuidanceContext) -> GuidanceRule:
@@ -102,18 +160,11 @@ def build_guidance(rule: str | Mapping | GuidanceRule, context: GuidanceContext)
     """
     if isinstance(rule, GuidanceRule):
         return rule
-    values = {"name": rule} if isinstance(rule, str) else dict(rule)
-    if "name" not in values:
-        raise ConfigError(
-            f"guidance_rule: `name` is missing in {values}. Known: {', '.join(GUIDANCE.names())}."
-        )
-    name = str(values.pop("name"))
-    factory = GUIDANCE.get(name)
     try:
-        options = factory.Options(**values)
+        part = Part.model_validate(rule if isinstance(rule, str) else dict(rule))
     except ValidationError as error:
         raise ConfigError(f"guidance_rule: {error}") from error
-    return GUIDANCE.build(name, options, context)
+    return part.build(GUIDANCE, context)
 
 
 def check_guidance(guidance: float) -> None:

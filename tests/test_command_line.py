@@ -4,9 +4,9 @@ import re
 
 import pytest
 from typer.main import get_command
-from typer.testing import CliRunner
 
 from simflow_plugin.cli.app import app
+from tests.commands import simflow, succeed
 
 GROUP = get_command(app)
 COMMANDS = [
@@ -16,12 +16,15 @@ COMMANDS = [
 TECHNICAL = re.compile(r"<\w+>|list\[|range\]|\[x[<>]|<=x|\bBOOLEAN\b|\bOptional\b")
 
 
+@pytest.fixture(autouse=True)
+def _wide_and_plain(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("TERM", "dumb")
+
+
 @pytest.mark.parametrize("words", [[], *COMMANDS], ids=" ".join)
 def test_no_command_shows_types_of_the_parser(words):
-    result = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
-    assert result.exit_code == 0
-
-    assert not [line for line in result.output.splitlines() if TECHNICAL.search(line)]
+    assert not [line for line in succeed(*words, "--help").splitlines() if TECHNICAL.search(line)]
 
 
 @pytest.mark.parametrize(
@@ -34,8 +37,7 @@ def test_no_command_shows_types_of_the_parser(words):
     ],
 )
 def test_types_are_words(command, words):
-    output = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200", "TERM": "dumb"}).output
-    assert re.search(words, output)
+    assert re.search(words, succeed(command, "--help"))
 
 
 @pytest.mark.parametrize(
@@ -46,6 +48,6 @@ def test_types_are_words(command, words):
     ],
 )
 def test_a_number_out_of_its_limits_is_refused_in_the_same_words(words, expected):
-    result = CliRunner().invoke(app, words, env={"COLUMNS": "200", "TERM": "dumb"})
-    assert result.exit_code == 2
-    assert expected in result.output
+    status, output = simflow(*words)
+    assert status == 2
+    assert expected in output

@@ -8,8 +8,11 @@ from pydantic import Field, field_validator, model_validator
 
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.options import Options
+from simflow_plugin.registry import GUIDANCE
 
 
+@GUIDANCE.declare("linear", "simflow_plugin.flow.guidance")
+@GUIDANCE.declare("starflow", "simflow_plugin.flow.guidance")
 class GuidanceOptions(Options):
     """Tokens and blocks to which guidance applies; shared by all rules."""
 
@@ -65,6 +68,7 @@ class GuidanceContext:
     num_blocks: int
 
 
+@GUIDANCE.declare("linear_sigma", "simflow_plugin.flow.guidance")
 class SigmaGuidanceOptions(GuidanceOptions):
     """Options of `linear_sigma`."""
 

@@ -15,20 +15,16 @@ import torch
 from torch import Tensor
 
 from simflow_plugin.contracts import NO_LABEL
-from simflow_plugin.diffusion.guidance.options import GuidanceOptions
+from simflow_plugin.diffusion.options import GuidanceOptions
 from simflow_plugin.errors import ConfigError
+from simflow_plugin.registry import DIFFUSION_GUIDANCE
 
 Prediction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """f(x_t (B, ...), t (B,), labels (B,) or None) -> (B, ...)."""
 
 
 class GuidanceRule(ABC):
-    """A combination of a conditional and an unconditional prediction; registered in `diffusion_guidance`.
-
-    Args:
-        options: times in which the rule acts, and its own.
-        context: unused.
-    """
+    """A combination of a conditional and an unconditional prediction; registered in `diffusion_guidance`."""
 
     Options: ClassVar[type[GuidanceOptions]] = GuidanceOptions
 
@@ -45,6 +41,17 @@ class GuidanceRule(ABC):
             weight: w > 0.
             time: where the step began, in [0, 1].
         """
+
+
+@DIFFUSION_GUIDANCE.register("classifier_free")
+class ClassifierFreeGuidance(GuidanceRule):
+    """Classifier-free guidance: f = f_c + w (f_c - f_u); w = 0 is the conditional model.
+
+    Reference: arXiv:2207.12598.
+    """
+
+    def combine(self, conditional: Tensor, unconditional: Tensor, weight: float, time: float) -> Tensor:
+        return conditional + weight * (conditional - unconditional)
 
 
 @dataclass(frozen=True)

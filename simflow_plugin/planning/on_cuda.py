@@ -1,8 +1,9 @@
-"""Mixed precision on tensors without data: the casts of CUDA's autocast, which does not act on the meta device.
+"""Tensors without data as CUDA would keep them: the casts of autocast, which does not act on the meta device.
 
 Products run in the lower type, norms and what overflows in it in float32, all else in the type of what it is given
 (https://pytorch.org/docs/stable/amp.html#cuda-op-specific-behavior). What a cast makes is kept for the backward pass
-like any other tensor.
+like any other tensor. Attention keeps what a fused kernel does: queries, keys, values, output, a number for each query;
+on the meta device it would take the plain path, which keeps the matrix of all pairs.
 """
 
 from __future__ import annotations
@@ -69,3 +70,28 @@ class MixedPrecision(TorchFunctionMode):
         if value not in self._cast_leaves:
             self._cast_leaves[value] = value.to(dtype)
         return self._cast_leaves[value]
+
+
+class FusedAttention(TorchFunctionMode):
+    """Within the block scaled_dot_product_attention has the shapes and the memory of a fused kernel, and no values."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is functional.scaled_dot_product_attention:
+            return _FusedShapes.apply(*args[:3])
+        return func(*args, **(kwargs or {}))
+
+
+class _FusedShapes(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        # Memory as the kernels give it: the heads of a token lie together.
+        batch, heads, length, _ = queries.shape
+        output = queries.new_empty(batch, length, heads, values.shape[-1]).transpose(1, 2)
+        log_sum = queries.new_empty(queries.shape[:-1], dtype=torch.float32)
+        ctx.save_for_backward(queries, keys, values, output, log_sum)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        queries, keys, values, _, _ = ctx.saved_tensors
+        return torch.zeros_like(queries), torch.zeros_like(keys), torch.zeros_like(values)
