@@ -67,7 +67,7 @@ class SampleGrids:
         indices = grid_indices(classes, columns, MAX_ROWS if classes else ROWS_WITHOUT_CLASSES)
         # Compiled layers run eagerly: sampling calls them with other shapes.
         eager = torch.compiler.set_stance("force_eager") if config.training.compile else nullcontext()
-        with self._averaged(joint, ema) as averaged, eager:
+        with eager, self._averaged(joint, ema) as averaged:
             if averaged is None or averaged.model is None:
                 return None
             try:
