@@ -106,11 +106,6 @@ class Tracker(Pages):
         super().close()
 
 
-def _finite_numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    numbers = {key: value for key, value in values.items() if isinstance(value, (int, float))}
-    return {key: value for key, value in numbers.items() if key != "step" and math.isfinite(value)}
-
-
 def log_final_metrics(run: RunDirectory, config: RunConfig) -> None:
     """Send what was measured at the end of training (summary.json) and the reconstructions to the trackers."""
     if not config.tracker:
