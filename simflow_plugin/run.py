@@ -19,15 +19,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
 from huggingface_hub import ModelHubMixin
 from torch import Tensor
 
 from simflow_plugin.contracts import Autoencoder, GenerativeModel
-from simflow_plugin.errors import DataError, EvaluationError, ShapeError
+from simflow_plugin.errors import EvaluationError, ShapeError
 from simflow_plugin.evaluation.classification import check_classifies, mean_class_log_probs
-from simflow_plugin.evaluation.drawing import SEED, ImageSampler, class_labels
+from simflow_plugin.evaluation.drawing import SEED, ImageSampler, wanted_labels
 from simflow_plugin.evaluation.held_out import fit_control_variate, fit_likelihood
 from simflow_plugin.evaluation.likelihood import (
     Scorer,
@@ -61,7 +60,8 @@ class Run(ModelHubMixin):
     `push_to_hub("owner/name")`; the folder is that of `simflow export`, which diffusers loads too.
 
     Images are floats (B, 3, H, W) in [-1, 1], uint8 in [0, 255], or PIL images; see `simflow_plugin.inputs.as_images`.
-    Labels are classes by number or name.
+    Labels are classes by number or name, one for all images or one an image; likelihoods without them are those of the
+    unconditional density, and means over `draws` posterior samples an image, drawn by `seed`.
 
     Args:
         loaded: the run's parts; `simflow_plugin.load` makes it.
@@ -89,8 +89,7 @@ class Run(ModelHubMixin):
     @property
     def classes(self) -> list[str] | None:
         """Names of the K classes; None for a run without classes."""
-        count = self.loaded.num_classes
-        return None if count is None else self.loaded.class_names or [str(number) for number in range(count)]
+        return self.loaded.known_class_names
 
     @property
     def autoencoder(self) -> Autoencoder:
@@ -152,12 +151,7 @@ class Run(ModelHubMixin):
         if weight > 0:
             loaded = self._guided(method)
         sampler = ImageSampler.of_run(loaded, guidance, seed, autoguidance=NONE)
-        if isinstance(labels, (int, np.integer)):
-            if labels < 1:
-                raise DataError(f"{labels} samples: expected a number >= 1, or a list of classes")
-            wanted = class_labels(range(int(labels)), loaded.num_classes)
-        else:
-            wanted = as_labels(labels, self.classes)
+        wanted = wanted_labels(labels, self.classes)
         size = batch_size or loaded.config.sampling.batch_size
         if not progress:
             return self._joined(list(sampler.batches(wanted, size)))
@@ -196,8 +190,6 @@ class Run(ModelHubMixin):
         otherwise a line between their latents.
 
         Args:
-            start: B images.
-            end: B images.
             num: of images on the way, both ends included.
             labels: a class, or one a pair, for both ways through the flow; None is the unconditional flow.
             seed: of the posterior samples that the images are encoded as.
@@ -227,11 +219,6 @@ class Run(ModelHubMixin):
         It depends on the scale of the latent space. Of a model that adds noise to latents (STARFlow) it is the density
         of noisy ones.
 
-        Args:
-            images: B images.
-            labels: a class, or one an image; None is the unconditional density.
-            seed: of the posterior samples.
-            draws: K, posterior samples an image, over which the mean is taken.
         Raises:
             EvaluationError: if the model has no exact density.
         """
@@ -252,10 +239,6 @@ class Run(ModelHubMixin):
 
         Its argmax is the classification of `simflow evaluate --classify`.
 
-        Args:
-            images: B images.
-            seed: of the posterior samples.
-            draws: posterior samples an image.
         Raises:
             EvaluationError: if the model has no exact density, or was trained without labels.
         """
@@ -282,11 +265,8 @@ class Run(ModelHubMixin):
 
         Args:
             images: B images with 8-bit levels.
-            labels: a class, or one an image; None is the unconditional density.
             of: `image`, an upper bound of -log2 P(image) / (3 H W), as in `simflow evaluate`; it is fitted once on
                 training images, which must be at hand. `latent`, -log2 p(z) / (C h w), for runs with one autoencoder.
-            seed: of the posterior samples.
-            draws: posterior samples an image.
         Raises:
             EvaluationError: if the model has no exact density.
             DataError: if the training images are not at hand.
@@ -403,8 +383,9 @@ def load(
         averaged: the EMA weights, or the last training weights.
         step: of the checkpoint; default: the newest intact one.
         precision: `auto`, `float32`, `bfloat16` or `float16`; default: that of the run's training.
-        ema_length: relative length of the average, of a run that keeps power-function averages.
+        ema_length: relative length of the average, of a run that keeps power-function averages; default: its first.
     Raises:
+        EvaluationError: if `ema_length` is given and there is no such average.
         ConfigError: if there is no such run, or the device does not compute in that precision.
         CheckpointError: if it has no intact checkpoint, or not that of `step`.
     """

@@ -62,10 +62,8 @@ def train(
     """Train `config` in `run`, resuming if it was begun.
 
     Args:
-        config: resolved.
-        run: its directory.
         allow_changed: dotted keys that may differ from the run that is resumed.
-        report: measure it afterwards, and write its report.
+        report: measure the run afterwards, and write its report.
         profile_steps: record this many.
         allows_pipes: run the commands that `data` names; no configuration may allow it.
     Raises:
@@ -95,13 +93,8 @@ def train(
                 check_before_training(config, dataset.num_classes)
             summary = describe_data(config, dataset, report, allows_pipes)
             parts = build_parts(config, dataset.num_classes)
-            started = (
-                []
-                if checkpoint_folders(run.checkpoints)
-                else start_from(
-                    config.training.init_from, parts, config.model, config.image_size, Classes.of(dataset)
-                )
-            )
+            goes_on = bool(checkpoint_folders(run.checkpoints))
+            started = [] if goes_on else start_from(config, parts, Classes.of(dataset))
             check_guide_before_training(config, run.path, parts)
             if accelerator.is_main_process:
                 stack.enter_context(run.locked())
@@ -114,10 +107,9 @@ def train(
             accelerator.wait_for_everyone()
             trainer = Trainer(config, run, parts, dataset, accelerator, stop, profile_steps)
             trainer.train()
-        is_main = accelerator.is_main_process
         if report:
-            trainer.processes.run_on_main((lambda: measure(config, run, trainer.device)) if is_main else None)
-        if is_main:
+            trainer.processes.run_on_main(lambda: measure(config, run, trainer.device))
+        if accelerator.is_main_process:
             for grid in sorted(run.samples.glob("step_*.png"))[-1:]:
                 show_thumbnail(grid)
             print("\n".join(closing_lines(config, run)), flush=True)
@@ -163,10 +155,7 @@ def describe_data(
     """Return what was understood of the data set of `config`, both splits.
 
     Args:
-        config: resolved.
-        train: the training split.
         needs_test: refuse a data set that leaves no test image; else that is a note.
-        allows_pipes: run the commands that `data` names.
     Raises:
         DataError: if the splits do not fit together, or their images cannot be read.
     """

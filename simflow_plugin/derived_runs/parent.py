@@ -52,8 +52,6 @@ class DerivedRun:
     """Arguments of a command that derives a run.
 
     Args:
-        parent: run directory.
-        out: the new run's.
         step: checkpoint of the parent; None takes the newest.
         config: a YAML file whose keys replace derived ones, or None.
         overrides: `key.sub=value` assignments, applied last.
@@ -69,9 +67,6 @@ class DerivedRun:
 def derived_config(run: DerivedRun, derive: Callable[[ParentFiles], dict[str, Any]]) -> RunConfig:
     """Return the configuration of the new run, resolved and checked; copy the parent's weights the first time.
 
-    Args:
-        run: parent, place and options.
-        derive: from the parent's files to the values of the configuration.
     Raises:
         ConfigError: naming the file and the key; or if `out` belongs to another parent, or the parent has changed.
         CheckpointError: if the parent has no checkpoint.

@@ -9,17 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from simflow_plugin.contracts import NO_LABEL, Autoencoder, GenerativeModel
-from simflow_plugin.errors import ConfigError, EvaluationError
+from simflow_plugin.errors import ConfigError, DataError, EvaluationError
+from simflow_plugin.inputs import as_labels
 from simflow_plugin.randomness import IndexedRandom
 from simflow_plugin.runs.autoguidance import NONE, with_autoguidance
 from simflow_plugin.runs.loaded_run import LoadedRun
 from simflow_plugin.runs.run_precision import Precision
+
+if TYPE_CHECKING:
+    from simflow_plugin.inputs import Labels
 
 SEED = 0
 """Seed of the noise where none is named."""
@@ -117,6 +123,22 @@ class ImageSampler:
 def class_labels(indices: Sequence[int], num_classes: int | None) -> Tensor:
     """Return the labels (len(indices),) of samples: classes in turn, i modulo K; `NO_LABEL` without classes."""
     return torch.tensor([i % num_classes if num_classes else NO_LABEL for i in indices], dtype=torch.int64)
+
+
+def wanted_labels(wanted: Labels, names: Sequence[str] | None) -> Tensor:
+    """Return the labels (N,) of samples.
+
+    Args:
+        wanted: a number N of samples, classes in turn; or a list with the class of each, by number or name.
+        names: of the K classes; None for a run without classes.
+    Raises:
+        DataError: if there is no such class.
+    """
+    if not isinstance(wanted, (int, np.integer)):
+        return as_labels(wanted, names)
+    if wanted < 1:
+        raise DataError(f"{wanted} samples: expected a number >= 1, or a list of classes")
+    return class_labels(range(int(wanted)), None if names is None else len(names))
 
 
 def labels_in_turn(num: int, classes: Sequence[int]) -> Tensor:

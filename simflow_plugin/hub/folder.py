@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import shutil
 from pathlib import Path
-from typing import Any
 
 from simflow_plugin.errors import EvaluationError
 from simflow_plugin.files import read_json_object
@@ -38,12 +37,8 @@ log = logging.getLogger(__name__)
 
 
 def export_run(loaded: LoadedRun, folder: Path, licence: str | None = None) -> None:
-    """Write a run into an existing, empty folder.
+    """Write a run into an existing, empty folder; `licence` is an identifier of the Hub, None leaves it open.
 
-    Args:
-        loaded: the run.
-        folder: to fill.
-        licence: identifier of the Hub for the model card; None leaves it open.
     Raises:
         ConfigError: if a part needs a file of this machine to be built.
     """
@@ -76,9 +71,7 @@ def _write_for_diffusers(loaded: LoadedRun, folder: Path) -> None:
     for part, loader in ((AUTOENCODER, AutoencoderFolder), (MODEL, ModelFolder)):
         (folder / part / f"{FILE}.py").write_text(SOURCE.format(name=loader.__name__), encoding="utf-8")
     (folder / f"{PIPELINE}.py").write_text(PIPELINE_SOURCE, encoding="utf-8")
-    names: Any = loaded.class_names
-    if names is None and loaded.num_classes is not None:
-        names = [str(number) for number in range(loaded.num_classes)]
+    names = loaded.known_class_names
     index = {
         "_class_name": [PIPELINE, "SimFlowPipeline"],
         "_diffusers_version": diffusers.__version__,

@@ -14,8 +14,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineO
 
 from simflow_plugin.contracts import Autoencoder, GenerativeModel
 from simflow_plugin.errors import ConfigError
-from simflow_plugin.evaluation.drawing import SEED, ImageSampler, class_labels, to_pil, to_uint8
-from simflow_plugin.inputs import as_labels
+from simflow_plugin.evaluation.drawing import SEED, ImageSampler, to_pil, to_uint8, wanted_labels
 from simflow_plugin.runs.parts import check_guidance
 from simflow_plugin.runs.run_precision import Precision
 
@@ -91,9 +90,7 @@ class SimFlowPipeline(DiffusionPipeline):
         if generator is not None:
             seed = int(torch.randint(0, 2**62, (1,), generator=generator, device=generator.device))
         sampler = ImageSampler(self.autoencoder, self.model, size, self._precision(), weight, seed)
-        labels = (
-            _in_turn(class_labels, names) if isinstance(class_labels, int) else as_labels(class_labels, names)
-        )
+        labels = wanted_labels(class_labels, names)
         with self.progress_bar(total=len(labels)) as bar:
             drawn = torch.cat(list(sampler.batches(labels, self.config["batch_size"], bar.update)))
         images: Any = drawn / 2 + 0.5
@@ -123,9 +120,3 @@ class SimFlowPipeline(DiffusionPipeline):
         if name == "float16" and kind != "cuda":
             name = "float32"
         return Precision(name, self.config["tf32"] and kind == "cuda", kind)
-
-
-def _in_turn(count: int, names: Sequence[str] | None) -> torch.Tensor:
-    if count < 1:
-        raise ConfigError(f"{count} images: expected a number >= 1, or a list of classes")
-    return class_labels(range(count), None if names is None else len(names))

@@ -84,7 +84,7 @@ def chosen_guide(config: RunConfig, own: Path, text: str | None = None) -> Guide
     Args:
         config: of the run.
         own: its directory, which `run: null` stands for.
-        text: `RUN[@step]`, or `none`, in place of what the configuration says; None leaves that.
+        text: `RUN[@step]`, or `none`, in place of the configuration's; None leaves that.
     Raises:
         ConfigError: if the text names no guide, or there is no such run.
     """
@@ -103,10 +103,8 @@ def chosen_guide(config: RunConfig, own: Path, text: str | None = None) -> Guide
 
 
 def guide_of_option(text: str) -> Autoguidance:
-    """Return the guide that `--autoguidance` names.
+    """Return the guide that `--autoguidance RUN[@step]` names.
 
-    Args:
-        text: `RUN[@step]`.
     Raises:
         ConfigError: if it is neither a run nor a step of one.
     """
@@ -145,13 +143,8 @@ def with_autoguidance(loaded: LoadedRun, text: str | None = None) -> LoadedRun:
 def guided(
     model: GenerativeModel, latent_shape: tuple[int, int, int], guide: LoadedRun, choice: GuideChoice
 ) -> GenerativeModel:
-    """Return a model guided by that of another run.
+    """Return a model of latents (C, h, w) guided by that of another run.
 
-    Args:
-        model: to guide.
-        latent_shape: (C, h, w) of its latents.
-        guide: the loaded guide.
-        choice: where it is from.
     Raises:
         EvaluationError: if the model cannot be guided so, or its latents are of another shape.
         ConfigError: if the two do not fit.
@@ -185,14 +178,10 @@ def check_same_latents(
 ) -> None:
     """Refuse a guide whose encoder gives an image other latents, be it of the same architecture.
 
-    What an encoder says of an image is compared, not its tensors: the decoder may have been trained further.
+    Latents of an image are compared, not tensors: the decoder may have been trained further.
 
     Args:
-        autoencoder: of the run to guide.
-        image_size: pixels of its images.
-        guide: the loaded guide.
-        choice: where it is from.
-        name: of the run's latents, for the message.
+        name: of the latents of the run to guide, for the message.
     Raises:
         EvaluationError: naming both.
     """
@@ -220,12 +209,8 @@ def _latents_of(image: Tensor, autoencoder: Autoencoder) -> tuple[Tensor, Tensor
 
 
 def check_guide_before_training(config: RunConfig, own: Path, parts: Parts) -> None:
-    """Refuse a guide that the trained run could not be guided by.
+    """Refuse a guide that the run to train, in the directory `own`, could not be guided by.
 
-    Args:
-        config: of the run to train, resolved.
-        own: its directory.
-        parts: built from it, with the weights that a new run starts from.
     Raises:
         EvaluationError, ConfigError, CheckpointError: naming the key, and what does not fit or is missing.
     """

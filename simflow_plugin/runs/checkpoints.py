@@ -63,13 +63,7 @@ class CheckpointState(BaseModel):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint on disk.
-
-    Args:
-        path: its folder.
-        step: optimizer steps done.
-        state: the content of `state.json`.
-    """
+    """A verified checkpoint on disk: its folder, the optimizer steps done, and the content of `state.json`."""
 
     path: Path
     step: int
@@ -96,10 +90,6 @@ class Checkpoint:
             raise CheckpointError(
                 f"{self.path / STATE}: lacks {', '.join(missing)}. It is no checkpoint of a training run."
             )
-
-    def has(self, name: str) -> bool:
-        """Return whether the checkpoint holds `<name>.safetensors`."""
-        return (self.path / f"{name}.safetensors").is_file()
 
 
 def save_checkpoint(
@@ -265,13 +255,8 @@ def prune_checkpoints(
 ) -> None:
     """Delete all but the newest `keep` checkpoints, those of multiples of `keep_every` and that of `keep_step`.
 
-    Args:
-        folder: of the checkpoints.
-        step: of the checkpoint just saved. Later ones were passed over when the run resumed: they are torn, must not
-            count among the newest, and are deleted.
-        keep: number of the newest to keep.
-        keep_every: None keeps no others.
-        keep_step: of a checkpoint that is needed for good, or None.
+    Checkpoints of later steps than `step`, just saved, were passed over when the run resumed: they are torn, must not
+    count among the newest, and are deleted.
     """
     steps = {path: int(path.name.removeprefix("step_")) for path in checkpoint_folders(folder)}
     newest = [path for path in steps if steps[path] <= step][-keep:]

@@ -49,13 +49,7 @@ GIT_SECONDS = 10.0
 def describe_environment(
     device: torch.device, num_processes: int = 1, arguments: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    """Return what this process computes with, as JSON has it.
-
-    Args:
-        device: of the run.
-        num_processes: of the run.
-        arguments: the command's; default: those of this process.
-    """
+    """Return what this process computes with, as JSON has it; `arguments` are those of its command by default."""
     import torch
 
     return {

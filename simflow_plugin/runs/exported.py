@@ -52,12 +52,7 @@ def exported_digests(folder: Path) -> dict[str, str]:
 
 
 def write_exported(loaded: LoadedRun, folder: Path) -> None:
-    """Write the parts of a run into an existing folder.
-
-    Args:
-        loaded: the run; the alignment head, which only training needs, is left out.
-        folder: to fill.
-    """
+    """Write the parts of a run into an existing folder, without the alignment head, which only training needs."""
     config, state = loaded.config, loaded.checkpoint.state
     options = state.get("autoencoder_options") or config.autoencoder.options
     shape = loaded.autoencoder.latent_shape(config.image_size)
@@ -98,7 +93,7 @@ def load_exported(
     precision: str | None = None,
     ema_length: float | None = None,
 ) -> LoadedRun:
-    """Load an exported run; the arguments are those of `load_run`.
+    """Load an exported run; the arguments are those of `simflow_plugin.load`.
 
     Raises:
         CheckpointError: for another step or other weights than the folder holds, or a folder of a later version.

@@ -13,7 +13,7 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 
-from simflow_plugin.config.schema import InitialWeights
+from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.contracts import ImageDataset, ModelContext
 from simflow_plugin.errors import WeightsError
 from simflow_plugin.registry import Part
@@ -34,8 +34,8 @@ class Classes:
     names: Sequence[str] | None
 
     @classmethod
-    def of(cls, dataset: ImageDataset) -> Classes:
-        return cls(dataset.num_classes, dataset.class_names)
+    def of(cls, source: ImageDataset | LoadedRun) -> Classes:
+        return cls(source.num_classes, source.class_names)
 
     def equals(self, other: Classes) -> bool:
         """Return whether a class number means the same in both, as far as names are known."""
@@ -46,23 +46,16 @@ class Classes:
         return "no classes" if self.count is None else f"{self.count} classes"
 
 
-def start_from(
-    wanted: InitialWeights | None, parts: Parts, model_part: Part | None, image_size: int, classes: Classes
-) -> list[str]:
-    """Copy the weights that `training.init_from` names into freshly built parts.
+def start_from(config: RunConfig, parts: Parts, classes: Classes) -> list[str]:
+    """Copy the weights that `training.init_from` names into freshly built parts of a run on data of `classes`.
 
-    Args:
-        wanted: `training.init_from` of the new run.
-        parts: of the new run, on the CPU.
-        model_part: its section `model`.
-        image_size: pixels of its images.
-        classes: of its data set.
     Returns:
         what was copied and what starts anew, in sentences for the log; none without `init_from`.
     Raises:
         ConfigError, CheckpointError: if there is no such run.
         WeightsError: if its tensors do not fit; the message names them.
     """
+    wanted = config.training.init_from
     if wanted is None:
         return []
     loaded = open_run(
@@ -76,15 +69,15 @@ def start_from(
     notes = [f"{origin}: step {loaded.checkpoint.step}, {loaded.weights_name} weights"]
     _copy(parts.joint.autoencoder, loaded.autoencoder.state_dict(), f"{origin}: autoencoder")
     model, source = parts.joint.model, loaded.model
-    if model is None or source is None or model_part is None:
+    if model is None or source is None or config.model is None:
         missing = (
             "this run trains no model" if model is None else "the source has no model, which starts anew"
         )
         return [*notes, f"{origin}: the autoencoder only; {missing}"]
-    shape = loaded.autoencoder.latent_shape(image_size)
-    new = _of_classes(model_part, shape, loaded, classes)
+    shape = loaded.autoencoder.latent_shape(config.image_size)
+    new = _of_classes(config.model, shape, loaded, classes)
     if new:
-        before = Classes(loaded.num_classes, loaded.class_names)
+        before = Classes.of(loaded)
         other = (
             f"{classes} instead of {before}" if classes.count != before.count else "classes of other names"
         )
@@ -108,7 +101,7 @@ def _of_classes(
 
     Those whose shape changes with the number of classes; a model without classes may lack them.
     """
-    before = Classes(loaded.num_classes, loaded.class_names)
+    before = Classes.of(loaded)
     if before.equals(classes):
         return set()
     found: set[str] = set()

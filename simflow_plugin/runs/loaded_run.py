@@ -43,8 +43,6 @@ class LoadedRun:
     """A run with its weights in eval mode, frozen.
 
     Args:
-        directory: of the run.
-        config: resolved.
         checkpoint: the weights' origin.
         autoencoder: with averaged weights, unless loaded with `averaged=False`.
         model: likewise; None where the run trained an autoencoder alone.
@@ -89,6 +87,12 @@ class LoadedRun:
         return self.checkpoint.state.get("class_names")
 
     @property
+    def known_class_names(self) -> list[str] | None:
+        """Names of the K classes, or their numbers where there are no names; None for a run without classes."""
+        count = self.num_classes
+        return None if count is None else self.class_names or [str(number) for number in range(count)]
+
+    @property
     def weights_name(self) -> str:
         return "averaged (EMA)" if self.averaged else "last training"
 
@@ -121,14 +125,13 @@ class LoadedRun:
 
         Args:
             wanted: separated by commas; a class whose own name has one is named by its number.
-            option: as the user knows it.
         Raises:
             ConfigError: if there is no such class.
         """
         count = self.num_classes or 0
         if wanted is None:
             return list(range(count))
-        names = self.class_names or [str(number) for number in range(count)]
+        names = self.known_class_names or []
         if not count:
             raise ConfigError(f"{option} {wanted}: the run was trained without classes. Remove the option.")
         found = []
@@ -146,7 +149,6 @@ class LoadedRun:
 
         Args:
             guidance: weight w >= 0; None is the run's own.
-            option: as the user knows it.
         Raises:
             EvaluationError: if the run trained an autoencoder alone.
             ConfigError: if the model has no unconditional half to guide with.
@@ -195,15 +197,8 @@ def load_run(
     precision: str | None = None,
     ema_length: float | None = None,
 ) -> LoadedRun:
-    """Load a checkpoint of a run.
+    """Load a checkpoint of a run directory; the other arguments are those of `simflow_plugin.load`.
 
-    Args:
-        path: run directory.
-        device: default: CUDA if there is one, else CPU.
-        averaged: the EMA weights (default) or the last training weights.
-        step: of the checkpoint; default: the newest intact one.
-        precision: `auto`, `float32`, `bfloat16` or `float16`; default: `training.precision` of the run.
-        ema_length: relative length of the average, of a run that keeps power-function averages; default: its first.
     Raises:
         EvaluationError: if `ema_length` is given and there is no such average.
         ConfigError: if it is no run directory, or the device does not compute in that precision.
@@ -226,7 +221,7 @@ def load_run(
         weights |= (
             checkpoint.tensors("ema")
             if ema_length is None
-            else average_of_length(directory.path, config.training.ema, checkpoint, ema_length)
+            else average_of_length(directory, config.training.ema, checkpoint, ema_length)
         )
     for prefix, module in (("autoencoder.", autoencoder), ("model.", model)):
         if module is not None:

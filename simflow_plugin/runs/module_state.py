@@ -89,9 +89,7 @@ def check_optimizer(
     for owner in sorted(owners - parameters.keys()):
         raise CheckpointError(f"{source}: optimizer state of an unknown parameter `{owner}`.")
     like = {
-        f"{owner}/{key}": torch.empty((), device="meta")
-        if key == "step"
-        else torch.empty(parameters[owner].shape, device="meta")
+        f"{owner}/{key}": torch.empty(() if key == "step" else parameters[owner].shape, device="meta")
         for owner in sorted(owners)
         for key in ADAM_STATE
     }
@@ -112,14 +110,9 @@ def restore_module(module: nn.Module, tensors: dict[str, Tensor], source: Path) 
 
 
 def restore_optimizer(
-    module: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], source: Path
+    module: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
 ) -> None:
-    """Restore what `optimizer_state` returned, unsharded.
-
-    Raises:
-        CheckpointError: see `check_optimizer`.
-    """
-    check_optimizer(module, optimizer, tensors, f"{source}/optimizer")
+    """Restore what `optimizer_state` returned, unsharded, and `check_optimizer` has compared."""
     parameters = dict(module.named_parameters())
     for name, tensor in tensors.items():
         parameter_name, _, key = name.rpartition("/")

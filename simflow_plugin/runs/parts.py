@@ -33,13 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Parts:
-    """The modules of a run.
-
-    Args:
-        joint: autoencoder, model and reconstruction losses.
-        encoder: the frozen alignment encoder, or None.
-        adversary: the adversarial loss with its discriminator, or None.
-    """
+    """The modules of a run: `encoder` is the frozen one of the alignment, `adversary` has the discriminator."""
 
     joint: JointObjective
     encoder: nn.Module | None
@@ -49,10 +43,7 @@ class Parts:
 def build_dataset(config: RunConfig, split: str, allows_pipes: bool = False) -> ImageDataset:
     """Build the data set of `config` for 'train' or 'test'.
 
-    Args:
-        config: resolved.
-        split: of it.
-        allows_pipes: whether commands that `data` names (`pipe:`) may run; only the command line allows it.
+    Only the command line allows commands that `data` names (`pipe:`).
     """
     context = DataContext(config.image_size, split, config.seed, allows_pipes)
     return config.data.build(registry.DATASETS, context)
@@ -91,12 +82,8 @@ def build_model(
 ) -> GenerativeModel | None:
     """Build a generative model, or None for a run that trains an autoencoder alone.
 
-    Args:
-        part: the section `model`.
-        context: latents, classes and alignment.
-        sampling: that section; None where nothing will be sampled.
     Raises:
-        ConfigError: if the model cannot be sampled with that weight.
+        ConfigError: if the model cannot be sampled with the guidance weight of `sampling`.
     """
     if part is None:
         return None
@@ -109,14 +96,9 @@ def build_model(
 def check_guidance(weight: float, model: GenerativeModel, num_classes: int | None, option: str) -> None:
     """Refuse a guidance weight that a model cannot be sampled with.
 
-    Args:
-        weight: w >= 0.
-        model: of the run.
-        num_classes: of the data set, or None.
-        option: name of the option or key, for the message.
     Raises:
-        ConfigError: for a weight above 0 without classes, or without an unconditional half, unless a guide stands for
-            it.
+        ConfigError: naming `option`, for a weight above 0 without classes, or without an unconditional half, unless a
+            guide stands for it.
     """
     if model.guide is not None:
         model.check_guidance(weight)

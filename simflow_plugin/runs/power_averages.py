@@ -16,7 +16,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,6 +25,7 @@ from torch import Tensor
 from simflow_plugin.config.average_options import LONGEST, Average, PowerAverage
 from simflow_plugin.errors import EvaluationError
 from simflow_plugin.runs.checkpoints import Checkpoint, checkpoint_folders, read_checkpoint, verify_checkpoint
+from simflow_plugin.runs.run_directory import RunDirectory
 
 log = logging.getLogger(__name__)
 
@@ -37,12 +37,7 @@ SINGULAR = 1e-12
 
 @dataclass(frozen=True)
 class Profile:
-    """A power function of the step.
-
-    Args:
-        exponent: g > 0.
-        step: t, steps done.
-    """
+    """A power function of the step: its exponent g > 0, after t steps."""
 
     exponent: float
     step: int
@@ -56,11 +51,6 @@ def exponent_of_length(length: float) -> float:
     inverse = length**-2
     roots = np.roots([1.0, 7.0, 16.0 - inverse, 12.0 - inverse])
     return float(roots.real.max())
-
-
-def length_of_exponent(exponent: float) -> float:
-    """Return the relative length of an exponent."""
-    return float(((exponent + 1) / ((exponent + 2) ** 2 * (exponent + 3))) ** 0.5)
 
 
 def power_decay(exponent: float, step: int) -> float:
@@ -104,13 +94,8 @@ def average_files(options: PowerAverage) -> dict[str, float]:
     return {"ema" if i == 0 else f"ema_{i}": length for i, length in enumerate(options.lengths)}
 
 
-def snapshot_folder(run: Path) -> Path:
-    """Return where a run keeps its snapshots of averages; they are checkpoints with averages only."""
-    return run / "averages"
-
-
 def average_of_length(
-    run: Path, options: Average, checkpoint: Checkpoint, length: float
+    run: RunDirectory, options: Average, checkpoint: Checkpoint, length: float
 ) -> dict[str, Tensor]:
     """Return the averaged tensors of `checkpoint` for a relative length, from it and the snapshots before it.
 
@@ -119,7 +104,7 @@ def average_of_length(
     """
     if not isinstance(options, PowerAverage):
         raise EvaluationError(
-            f"{run}: keeps one exponential average, whose length cannot be chosen. Train with "
+            f"{run.path}: keeps one exponential average, whose length cannot be chosen. Train with "
             "training.ema: {kind: power}, or leave --ema-length out."
         )
     if not 0 < length < LONGEST:
@@ -139,7 +124,7 @@ def average_of_length(
         log.warning(
             "%s: an average of length %g is made of the %d stored with an error of %.0f %% of its profile. Choose a "
             "length nearer to %s, or train with a smaller training.ema.snapshot_every.",
-            run,
+            run.path,
             length,
             len(sources),
             100 * error,
@@ -152,10 +137,10 @@ def average_of_length(
     return {key: tensor.to(torch.float32) for key, tensor in total.items()}
 
 
-def _snapshots_before(run: Path, step: int) -> list[Checkpoint]:
+def _snapshots_before(run: RunDirectory, step: int) -> list[Checkpoint]:
     """Return the intact snapshots of fewer than `step` steps; torn ones are named and passed over."""
     found = []
-    for path in checkpoint_folders(snapshot_folder(run)):
+    for path in checkpoint_folders(run.averages):
         if int(path.name.removeprefix("step_")) >= step:
             continue
         problem = verify_checkpoint(path)

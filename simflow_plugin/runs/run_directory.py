@@ -62,15 +62,15 @@ class RunDirectory:
         self.reconstructions_file = self.path / "reconstructions.png"
         self.samples = self.path / "samples"
         self.checkpoints = self.path / "checkpoints"
+        self.averages = self.path / "averages"  # checkpoints with averages only
         self.id_file = self.path / "run.json"
         self._lock: RunLock | None = None
 
     def prepare(self, config: RunConfig, allow_changed: list[str]) -> None:
         """Create the directory, or check that the one that is there belongs to `config`.
 
-        Args:
-            config: resolved.
-            allow_changed: dotted keys that may differ from the run's own configuration.
+        `allow_changed` are dotted keys that may differ from the run's own configuration.
+
         Raises:
             RunDirectoryError: if it holds another configuration, other files, or cannot be written.
         """

@@ -24,10 +24,8 @@ ORPHANS_LIVE = 15.0
 
 
 class RunLock:
-    """The lock of a run directory; the kernel drops it when the process ends, however it ends.
+    """The lock of a run directory that is there; the kernel drops it when the process ends, however it ends.
 
-    Args:
-        folder: of the run; it is there.
     Raises:
         RunDirectoryError: if another process holds it.
         OSError: if the file cannot be written.

@@ -54,8 +54,6 @@ class Precision:
         A run that trained in float16 is read in float32 where there is no GPU.
 
         Args:
-            training: the run's section.
-            device_type: `cpu` or `cuda`.
             override: `auto` or a `Name`; None is the run's own.
         Raises:
             ConfigError: for an unknown name, or float16 without a GPU.

@@ -26,10 +26,8 @@ def open_run(
     precision: str | None = None,
     ema_length: float | None = None,
 ) -> LoadedRun:
-    """Load a trained run; see `load_run` for the other arguments.
+    """Load a trained run, wherever it is; the arguments are those of `simflow_plugin.load`.
 
-    Args:
-        name: a run directory, an exported folder, or `owner/name[@revision]` on the Hub.
     Raises:
         ConfigError: if there is no such run, or the Hub cannot be reached.
         CheckpointError: if it has no intact checkpoint, or not that of `step`.
@@ -66,7 +64,7 @@ def checkpoint_digest(folder: Path) -> str:
 
 
 def fetch_from_hub(repository: str, **options: Any) -> Path:
-    """Fetch an exported run from the Hub, or find it in the cache; options are those of `snapshot_download`.
+    """Fetch an exported run from the Hub, or find it in the cache; the options are those of `snapshot_download`.
 
     Raises:
         ConfigError: if there is none, or the Hub cannot be reached.

@@ -14,10 +14,7 @@ from simflow_plugin.training.stability import poison_if_not_finite
 class AdversaryTraining:
     """The adversarial loss with the discriminator's optimizer; small, and never sharded.
 
-    Args:
-        loss: with its discriminator.
-        engine: of the joint objective, for precision and processes.
-        max_grad_norm: bound on the norm of its gradients, or None.
+    Precision and processes are those of the joint objective's engine.
     """
 
     def __init__(self, loss: AdversarialLoss, engine: TorchEngine, max_grad_norm: float | None) -> None:

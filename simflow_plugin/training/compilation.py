@@ -6,9 +6,6 @@ every step, and would compile anew each time) nor gradients taken within the for
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import nn
 
@@ -20,18 +17,15 @@ from simflow_plugin.objective import layer_class_names
 def compile_layers(model: nn.Module | None, options: bool | Compilation) -> None:
     """Compile the innermost repeated layers of `model` in place; parameter names stay as they are.
 
-    Args:
-        model: that trains.
-        options: `training.compile`; False compiles nothing.
     Raises:
         ConfigError: if there is nothing to compile.
     """
     if not options:
         return
-    names = layer_class_names(model) if model is not None else []
-    layers = (
-        [module for module in model.modules() if type(module).__name__ in names] if model is not None else []
-    )
+    layers: list[nn.Module] = []
+    if model is not None:
+        names = layer_class_names(model)
+        layers = [module for module in model.modules() if type(module).__name__ in names]
     if not layers:
         raise ConfigError(
             "training.compile compiles the repeated layers of a model, and this run has none. Set it to false."
@@ -45,13 +39,3 @@ def begin_pass(options: bool | Compilation) -> None:
     """Say that a forward pass begins, so that what CUDA graphs of the pass before hold may be overwritten."""
     if options:
         torch.compiler.cudagraph_mark_step_begin()
-
-
-@contextmanager
-def eager() -> Iterator[None]:
-    """Run compiled layers eagerly within the block: sampling calls them with other shapes."""
-    if not hasattr(torch.compiler, "set_stance"):  # before torch 2.6
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
-        yield

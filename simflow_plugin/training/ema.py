@@ -70,12 +70,8 @@ class MovingAverage:
             for name, submodule in module.named_modules():
                 submodule.training = was_training[name]
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the averages by name."""
-        return dict(self.average)
-
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Replace the averages; names and shapes are those of `state_dict`."""
+        """Replace the averages; names and shapes are those of `average`."""
         for name, average in self.average.items():
             average.copy_(state[name])
 

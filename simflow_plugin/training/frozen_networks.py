@@ -26,7 +26,6 @@ class FrozenNetworks:
 
     Args:
         parts: of the run, the autoencoder on the training device.
-        config: resolved.
         dataset: the training split.
         processes: of the run, which share the building of a cache.
     """
@@ -38,12 +37,12 @@ class FrozenNetworks:
         dataset: ImageDataset,
         processes: Processes,
     ) -> None:
-        self.encoder: nn.Module | None = None
+        self.encoder = parts.encoder
         self._features: FeatureCache | None = None
         self._moments: FeatureCache | None = None
         autoencoder = parts.joint.autoencoder
-        if parts.encoder is not None and config.alignment is not None:
-            self.encoder = parts.encoder.to(next(autoencoder.parameters()).device)
+        if self.encoder is not None and config.alignment is not None:
+            self.encoder.to(next(autoencoder.parameters()).device)
             if config.alignment.cache:
                 self._features = build_feature_cache(self.encoder, config, dataset, processes)
         if config.training.cache_latents:
@@ -53,18 +52,17 @@ class FrozenNetworks:
     def features(self, batch: Batch, images: Tensor) -> Tensor | None:
         """Return the alignment's features (B, N, F) of `images`, the batch's on the training device, or None."""
         if self._features is not None:
-            return _moved(self._features.read(batch.indices, batch.flipped), images.device)
+            return _read(self._features, batch, images.device)
         return None if self.encoder is None else self.encoder.encode(images)  # type: ignore[operator]
 
     def moments(self, batch: Batch, device: torch.device) -> Tensor | None:
         """Return the cached moments (B, M, h, w) of a batch, or None where the encoder is asked each time."""
-        if self._moments is None:
-            return None
-        return _moved(self._moments.read(batch.indices, batch.flipped), device)
+        return None if self._moments is None else _read(self._moments, batch, device)
 
 
-def _moved(values: Tensor, device: torch.device) -> Tensor:
-    """Return values on the training device; from pinned memory the host need not wait for the copy."""
+def _read(cache: FeatureCache, batch: Batch, device: torch.device) -> Tensor:
+    """Return cached values on the training device; from pinned memory the host need not wait for the copy."""
+    values = cache.read(batch.indices, batch.flipped)
     return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
 
 

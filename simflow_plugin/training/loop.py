@@ -31,7 +31,7 @@ from simflow_plugin.runs.parts import Parts
 from simflow_plugin.runs.run_directory import RunDirectory
 from simflow_plugin.training.adversary import AdversaryTraining
 from simflow_plugin.training.averages import RunningMeans
-from simflow_plugin.training.checkpointing import Checkpointing
+from simflow_plugin.training.checkpointing import Checkpointing, Snapshot
 from simflow_plugin.training.compilation import begin_pass, compile_layers
 from simflow_plugin.training.distributed.engine import TorchEngine
 from simflow_plugin.training.distributed.processes import (
@@ -52,7 +52,6 @@ from simflow_plugin.training.optimizers import (
 from simflow_plugin.training.profiling import profiled
 from simflow_plugin.training.progress import TrainingProgress
 from simflow_plugin.training.sample_grids import SampleGrids
-from simflow_plugin.training.snapshots import Snapshot
 from simflow_plugin.training.stability import (
     BadSteps,
     FiniteStatistics,
@@ -65,11 +64,9 @@ class Trainer:
     """One run of the loop.
 
     Args:
-        config: resolved.
-        run: its directory, prepared and locked by the caller on the main process.
+        run: directory, prepared and locked by the caller on the main process.
         parts: freshly built; their initial weights depend on the seed only.
         dataset: the training split.
-        accelerator: devices, processes and mixed precision.
         stop: set by SIGTERM or SIGINT.
         profile_steps: record this many steps to `trace.json` in the run directory.
         shows_progress: on the main process.
@@ -243,8 +240,7 @@ class Trainer:
         self.statistics.mend()
         self.averages.update(self.engine.averaged(), self.step)
         if adversary is not None:
-            # Counted apart: the autoencoder and the model have learned from this step.
-            self.bad_steps.skipped_discriminator.update(adversary.step(pairs, self.means))
+            self.bad_steps.update_discriminator(adversary.step(pairs, self.means))
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.update()
         self.means.end_step()

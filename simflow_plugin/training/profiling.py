@@ -25,10 +25,9 @@ def profiled(num_steps: int, path: Path) -> Iterator[Callable[[], None]]:
         return
     activities = {ProfilerActivity.CPU, ProfilerActivity.CUDA} & supported_activities()
     plan = schedule(wait=0, warmup=WARMUP_STEPS, active=num_steps, repeat=1)
-
-    def write(profiler: profile) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        profiler.export_chrome_trace(str(path))
-
-    with profile(activities=activities, schedule=plan, on_trace_ready=write) as profiler:
+    with profile(
+        activities=activities,
+        schedule=plan,
+        on_trace_ready=lambda recorded: recorded.export_chrome_trace(str(path)),
+    ) as profiler:
         yield profiler.step

@@ -45,9 +45,7 @@ class TrainingProgress:
     """Shows steps, remaining time and losses.
 
     Args:
-        total: steps of the run.
         done: steps done before, on resume.
-        enabled: only the main process shows anything.
         synchronise: wait for the device; called twice, to time the first steps.
         console: where to; None is standard error.
         clock: seconds, monotonic.

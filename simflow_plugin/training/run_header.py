@@ -23,15 +23,7 @@ if TYPE_CHECKING:
 def header_lines(
     config: RunConfig, run: RunDirectory, summary: DataSummary, parts: Parts, accelerator: Accelerator
 ) -> list[str]:
-    """Return the header that is printed when training starts.
-
-    Args:
-        config: resolved.
-        run: its directory.
-        summary: of its data set.
-        parts: built.
-        accelerator: devices and processes.
-    """
+    """Return the header that is printed when training starts."""
     training, num_images = config.training, summary.splits["train"].num_images
     epochs = training.steps * training.batch_size / num_images
     precision = Precision.of_training(training, accelerator.device.type).name

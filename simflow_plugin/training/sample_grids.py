@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+
+import torch
 
 from simflow_plugin.config.schema import RunConfig
 from simflow_plugin.contracts import GenerativeModel, GuidedByWeaker, ImageDataset
@@ -20,7 +22,6 @@ from simflow_plugin.runs.checkpoints import checkpoint_folders
 from simflow_plugin.runs.module_state import restore_module, whole_tensors
 from simflow_plugin.runs.run_directory import RunDirectory
 from simflow_plugin.runs.run_precision import Precision
-from simflow_plugin.training.compilation import eager
 from simflow_plugin.training.distributed.engine import TorchEngine
 from simflow_plugin.training.ema import MovingAverage
 
@@ -33,11 +34,8 @@ class SampleGrids:
     """Writes the grids on the main process; the others only help to gather what is sharded.
 
     Args:
-        config: of the run.
-        run: its directory.
         joint: before it is sharded.
         dataset: training images; its classes are the rows of a grid.
-        engine: processes and precision.
     """
 
     def __init__(
@@ -50,6 +48,7 @@ class SampleGrids:
     ) -> None:
         self._config, self._run = config, run
         self._engine, self._accelerator = engine, engine.accelerator
+        self._precision = Precision.of_training(config.training, engine.accelerator.device.type)
         self._num_classes, self._class_names = dataset.num_classes, dataset.class_names or []
         self._guide: GenerativeModel | None = None
         # Sharded modules are gathered during `forward` only, and sampling calls other methods.
@@ -66,13 +65,16 @@ class SampleGrids:
         config, classes = self._config, self._num_classes
         columns = config.sampling.grid_per_class
         indices = grid_indices(classes, columns, MAX_ROWS if classes else ROWS_WITHOUT_CLASSES)
-        precision = Precision.of_training(config.training, self._accelerator.device.type)
-        with self._averaged(joint, ema) as averaged, self._maybe_eager():
+        # Compiled layers run eagerly: sampling calls them with other shapes.
+        eager = torch.compiler.set_stance("force_eager") if config.training.compile else nullcontext()
+        with eager, self._averaged(joint, ema) as averaged:
             if averaged is None or averaged.model is None:
                 return None
             try:
                 model, weight = self._guided(averaged)
-                sampler = ImageSampler(averaged.autoencoder, model, config.image_size, precision, weight)
+                sampler = ImageSampler(
+                    averaged.autoencoder, model, config.image_size, self._precision, weight
+                )
                 images = sampler.draw(indices, class_labels(indices, classes))
             except (EvaluationError, ConfigError, CheckpointError, WeightsError) as error:
                 # The run may still find its way back, and a guide that was moved be put back; a black grid would say
@@ -106,16 +108,12 @@ class SampleGrids:
             steps = {folder.name for folder in checkpoint_folders(self._run.checkpoints)}
             if choice.is_own and f"step_{choice.step:08d}" not in steps:
                 return model, 0.0
-            precision = Precision.of_training(config.training, self._accelerator.device.type)
-            loaded = choice.load(self._accelerator.device, True, precision.name)
+            loaded = choice.load(self._accelerator.device, True, self._precision.name)
             shape = joint.autoencoder.latent_shape(config.image_size)
             guided(model, shape, loaded, choice)  # refuses one that does not fit
             self._guide = loaded.require_model()  # its autoencoder need not stay on the device
         assert isinstance(model, GuidedByWeaker)
         return model.guided_by(self._guide), config.sampling.guidance
-
-    def _maybe_eager(self) -> AbstractContextManager[None]:
-        return eager() if self._config.training.compile else nullcontext()
 
     @contextmanager
     def _averaged(self, joint: JointObjective, ema: MovingAverage) -> Iterator[JointObjective | None]:
@@ -123,7 +121,7 @@ class SampleGrids:
         is_main = self._accelerator.is_main_process
         if self._twin is not None:
             state = whole_tensors(self._engine.joint.state_dict().items(), is_main)
-            state |= whole_tensors(ema.state_dict().items(), is_main)
+            state |= whole_tensors(ema.average.items(), is_main)
             if is_main:
                 restore_module(self._twin, state, self._run.path)
                 yield self._twin.to(self._accelerator.device).eval()

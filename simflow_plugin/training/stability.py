@@ -19,20 +19,15 @@ from simflow_plugin.training.optimizers import StepOutcome
 
 log = logging.getLogger(__name__)
 
+SKIPPED, SKIPPED_DISCRIMINATOR = "skipped_steps", "skipped_discriminator_steps"
 ZERO_GRADIENT = "zero_gradient_steps_"
 """Prefix, before the part, of the name in the log."""
 
 
 class BadStepCounter:
-    """Counts bad steps, in all and in a row.
+    """Counts bad steps, in all and in a row, on the device of the training step."""
 
-    Args:
-        limit: stop after this many in a row.
-        device: of the training step.
-    """
-
-    def __init__(self, limit: int, device: torch.device) -> None:
-        self.limit = limit
+    def __init__(self, device: torch.device) -> None:
         self._device = device
         self.restore(0, 0)
 
@@ -66,27 +61,30 @@ class BadSteps:
     Args:
         limit: stop after this many of one kind in a row.
         device: of the training step.
-        parts: whose gradients are expected not to vanish.
+        parts: those whose gradients are expected not to vanish.
     """
 
     def __init__(self, limit: int, device: torch.device, parts: Iterable[str]) -> None:
         self.limit = limit
-        self.skipped = BadStepCounter(limit, device)
-        self.skipped_discriminator = BadStepCounter(limit, device)
-        self.zero_gradient = {part: BadStepCounter(limit, device) for part in parts}
+        names = [SKIPPED, SKIPPED_DISCRIMINATOR, *(f"{ZERO_GRADIENT}{part}" for part in parts)]
+        self._counters = {name: BadStepCounter(device) for name in names}
         self._logged: dict[str, int] = {}
 
     def update(self, outcome: StepOutcome) -> None:
         """Count a step of the joint objective."""
-        self.skipped.update(outcome.finite)
-        for part, counter in self.zero_gradient.items():
-            if part in outcome.zero:
-                counter.update(~outcome.zero[part])
+        self._counters[SKIPPED].update(outcome.finite)
+        for part, is_zero in outcome.zero.items():
+            if f"{ZERO_GRADIENT}{part}" in self._counters:
+                self._counters[f"{ZERO_GRADIENT}{part}"].update(~is_zero)
+
+    def update_discriminator(self, finite: Tensor) -> None:
+        """Count a step of the discriminator: autoencoder and model have learned from that one."""
+        self._counters[SKIPPED_DISCRIMINATOR].update(finite)
 
     def row(self) -> dict[str, int]:
         """Return the totals for the log: `skipped_steps` always, the others once there are any."""
         row = {name: total for name, (total, _) in self.read().items() if total > 0}
-        return {"skipped_steps": 0, **row}
+        return {SKIPPED: 0, **row}
 
     def log_row(self, step: int) -> dict[str, int]:
         """Return `row`, and warn of the parts whose gradients have newly been zero; `step` is the number done."""
@@ -105,11 +103,11 @@ class BadSteps:
 
     def read(self) -> dict[str, tuple[int, int]]:
         """Return (in all, in a row now) by the name in the log; waits for the device."""
-        return {name: counter.read() for name, counter in self._counters().items()}
+        return {name: counter.read() for name, counter in self._counters.items()}
 
     def restore(self, counts: Mapping[str, Sequence[int]]) -> None:
         """Go on from what `read` returned; a counter that is not named starts at zero."""
-        for name, counter in self._counters().items():
+        for name, counter in self._counters.items():
             total, in_a_row = counts.get(name, (0, 0))
             counter.restore(total, in_a_row)
         self._logged = self.row()
@@ -123,7 +121,7 @@ class BadSteps:
         Raises:
             TrainingError: naming the terms or the part at fault, and the last good checkpoint.
         """
-        longest = {name: counter.take_longest() for name, counter in self._counters().items()}
+        longest = {name: counter.take_longest() for name, counter in self._counters.items()}
         terms = sorted(name for name in bad_terms if not name.startswith("grad_norm"))
         for name, count in longest.items():
             if count >= self.limit:
@@ -135,13 +133,10 @@ class BadSteps:
     def check_any_taken(self, steps: int, last_checkpoint: Callable[[], str]) -> None:
         """Refuse a finished run that learned nothing: one shorter than the limit, every step of which was skipped.
 
-        Args:
-            steps: of the run.
-            last_checkpoint: names the last one.
         Raises:
-            TrainingError: naming it.
+            TrainingError: naming the last checkpoint.
         """
-        skipped, _ = self.skipped.read()
+        skipped, _ = self._counters[SKIPPED].read()
         if skipped >= steps > 0:
             raise TrainingError(
                 f"all {steps} steps had a loss or gradient that is not finite: the run learned nothing. Its "
@@ -149,20 +144,12 @@ class BadSteps:
                 "float32."
             )
 
-    def _counters(self) -> dict[str, BadStepCounter]:
-        zero = {f"{ZERO_GRADIENT}{part}": counter for part, counter in self.zero_gradient.items()}
-        return {
-            "skipped_steps": self.skipped,
-            "skipped_discriminator_steps": self.skipped_discriminator,
-            **zero,
-        }
-
     @staticmethod
     def _complaint(name: str, terms: list[str]) -> str:
         if name.startswith(ZERO_GRADIENT):
             part = name.removeprefix(ZERO_GRADIENT)
             return f"left every gradient of the {part} exactly zero: nothing reaches it, or its precision underflows"
-        what = "loss or gradient" if name == "skipped_steps" else "loss or gradient of the discriminator"
+        what = "loss or gradient" if name == SKIPPED else "loss or gradient of the discriminator"
         culprit = (
             f"terms not finite: {', '.join(terms)}"
             if terms

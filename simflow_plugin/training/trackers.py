@@ -32,12 +32,8 @@ FINAL = "final"
 
 
 class Pages:
-    """The trackers of a configuration, started.
+    """The trackers of a configuration, started; `step` counts the optimizer steps done before.
 
-    Args:
-        run: directory.
-        config: resolved.
-        step: optimizer steps done before.
     Raises:
         ConfigError: if a tracker's package is missing.
     """
@@ -53,7 +49,7 @@ class Pages:
                     f"tracker: {options.name} needs the package: pip install 'simflow-plugin[{options.name}]'."
                 ) from error
 
-    def log(self, values: Mapping[str, Any], step: int) -> None:
+    def log_numbers(self, values: Mapping[str, Any], step: int) -> None:
         """Send what is a finite number in `values`."""
         for tracker in self._trackers:
             # wandb refuses steps that it has: those that are run again after a crash, with the same numbers.
@@ -73,7 +69,7 @@ class Pages:
 
     def log_final(self, numbers: Mapping[str, Any], step: int) -> None:
         """Send the metrics of the finished run: to wandb as its summary, to TensorBoard as points."""
-        final = {f"{FINAL}/{name}": value for name, value in _finite_numbers(numbers).items()}
+        final = {f"{FINAL}/{key}": value for key, value in _finite_numbers(numbers).items()}
         for tracker in self._trackers:
             if isinstance(tracker, WandBTracker):
                 tracker.tracker.summary.update(final)
@@ -86,18 +82,12 @@ class Pages:
             tracker.finish()
 
 
-class Tracker:
-    """The log of a training: metrics.jsonl, one line of JSON a row, flushed, and the pages of the configuration.
-
-    Args:
-        run: directory, locked.
-        config: resolved.
-        step: optimizer steps done before.
-    """
+class Tracker(Pages):
+    """The log of a training: metrics.jsonl, one line of JSON a row, flushed, and the pages of the configuration."""
 
     def __init__(self, run: RunDirectory, config: RunConfig, step: int = 0) -> None:
+        super().__init__(run, config, step)
         self._run = run
-        self._pages = Pages(run, config, step)
         self._file = run.metrics_file.open("a", encoding="utf-8")
 
     def log(self, row: dict[str, Any]) -> None:
@@ -109,16 +99,11 @@ class Tracker:
         self._run.check_lock()
         self._file.write(json.dumps(row, allow_nan=False) + "\n")
         self._file.flush()
-        self._pages.log(row, row["step"])
-
-    def log_picture(self, name: str, path: Path, step: int) -> None:
-        """Send a PNG file of the run directory to the pages."""
-        self._pages.log_picture(name, path, step)
+        self.log_numbers(row, row["step"])
 
     def close(self) -> None:
-        """Flush and close."""
         self._file.close()
-        self._pages.close()
+        super().close()
 
 
 def log_final_metrics(run: RunDirectory, config: RunConfig) -> None:
@@ -180,7 +165,7 @@ def _start_wandb(run: RunDirectory, config: RunConfig, options: TrackerOptions, 
         resume="allow",
         mode=wandb_mode(options),
     )
-    _start(tracker)
+    tracker.start()
     tracker.store_init_configuration(yaml.safe_load(config.to_yaml(shortens_paths=True)))
     return tracker
 
@@ -191,11 +176,6 @@ def _start_tensorboard(
     # Points after the checkpoint that a run goes on from are of steps that will be run again.
     purge = {"purge_step": step + 1} if step else {}
     tracker = TensorBoardTracker(FOLDER, logging_dir=run.path, **purge)
-    _start(tracker)
+    tracker.start()
     tracker.log({"configuration": f"```yaml\n{config.to_yaml(shortens_paths=True)}```"}, step=step)
     return tracker
-
-
-def _start(tracker: GeneralTracker) -> None:
-    if hasattr(tracker, "start"):  # earlier versions of accelerate start in the constructor
-        tracker.start()

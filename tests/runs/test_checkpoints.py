@@ -22,14 +22,11 @@ def save(folder, step):
 
 
 def test_saved_tensors_and_state_come_back(tmp_path):
+    assert latest_checkpoint(tmp_path) is None
     save(tmp_path, 7)
     checkpoint = latest_checkpoint(tmp_path)
     assert (checkpoint.step, checkpoint.state["seconds"]) == (7, 1.5)
     assert torch.equal(checkpoint.tensors("joint")["w"], torch.full((3,), 7.0))
-
-
-def test_no_checkpoint_is_none(tmp_path):
-    assert latest_checkpoint(tmp_path) is None
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "no_manifest", "no_file"])
@@ -92,19 +89,18 @@ def test_half_written_checkpoint_is_not_taken_for_one(tmp_path, monkeypatch):
     assert latest_checkpoint(tmp_path).step == 1
 
 
-def test_newest_and_every_nth_are_kept(tmp_path):
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({"keep": 2, "keep_every": 3}, [3, 6, 7]),
+        ({"keep": 1, "keep_every": None, "keep_step": 4}, [4, 7]),  # that guides the samples
+    ],
+)
+def test_newest_every_nth_and_one_that_is_needed_are_kept(tmp_path, options, kept):
     for step in range(1, 8):
         save(tmp_path, step)
-    prune_checkpoints(tmp_path, step=7, keep=2, keep_every=3)
-    assert [int(p.name[5:]) for p in checkpoint_folders(tmp_path)] == [3, 6, 7]
-
-
-def test_a_checkpoint_that_is_needed_is_kept(tmp_path):
-    """An interruption saves steps between: they must not push the guide of the samples out."""
-    for step in range(1, 8):
-        save(tmp_path, step)
-        prune_checkpoints(tmp_path, step, keep=1, keep_every=None, keep_step=4)
-    assert [int(p.name[5:]) for p in checkpoint_folders(tmp_path)] == [4, 7]
+        prune_checkpoints(tmp_path, step, **options)
+    assert [int(p.name[5:]) for p in checkpoint_folders(tmp_path)] == kept
 
 
 def test_torn_checkpoint_of_a_later_step_does_not_count_among_the_newest(tmp_path):

@@ -29,10 +29,6 @@ def config_from(source, weights="averaged", **changes):
     return tiny_config(values=values)
 
 
-def begin(parts, config, classes):
-    return start_from(config.training.init_from, parts, config.model, config.image_size, classes)
-
-
 def different_tensors(module, other):
     ours, theirs = module.state_dict(), other.state_dict()
     return {n for n in ours if n not in theirs or not torch.equal(ours[n], theirs[n])}
@@ -42,7 +38,7 @@ def different_tensors(module, other):
 def test_parts_start_from_the_weights_of_the_source(source, weights):
     config = config_from(source, weights, optimizer={"lr": 5e-5})
     parts = build_parts(config, 10)
-    notes = begin(parts, config, DIGITS)
+    notes = start_from(config, parts, DIGITS)
     loaded = load_run(source[0], averaged=weights == "averaged")
     assert not different_tensors(parts.joint.autoencoder, loaded.autoencoder)
     assert not different_tensors(parts.joint.model, loaded.model)
@@ -56,7 +52,7 @@ def test_parts_start_from_the_weights_of_the_source(source, weights):
 def test_new_set_of_classes_gets_a_new_table_and_says_so(source, classes):
     config = config_from(source)
     fresh, parts = build_parts(config, classes.count), build_parts(config, classes.count)
-    notes = begin(parts, config, classes)
+    notes = start_from(config, parts, classes)
     loaded = load_run(source[0])
     new = different_tensors(parts.joint.model, loaded.model)
     assert new
@@ -71,7 +67,7 @@ def test_new_set_of_classes_gets_a_new_table_and_says_so(source, classes):
 def test_data_without_classes_leaves_the_table_out(source):
     config = config_from(source)
     parts = build_parts(config, None)
-    notes = begin(parts, config, Classes(None, None))
+    notes = start_from(config, parts, Classes(None, None))
     assert not different_tensors(parts.joint.model, load_run(source[0]).model)
     assert "no classes instead of 10 classes" in notes[1]
 
@@ -82,7 +78,7 @@ def test_new_alignment_head_starts_anew(source):
         alignment={"encoder": "toy", "projector_dim": 8, "mode": "repa", "weight": 0.1},
     )
     parts = build_parts(config, 10)
-    notes = begin(parts, config, DIGITS)
+    notes = start_from(config, parts, DIGITS)
     new = different_tensors(parts.joint.model, load_run(source[0]).model)
     assert new == {name for name in parts.joint.model.state_dict() if name.startswith("alignment.")}
     assert "new alignment head" in notes[1]
@@ -95,14 +91,14 @@ def test_source_of_another_architecture_is_refused(source):
     )
     config = config.model_copy(update={"autoencoder": wide})
     with pytest.raises(WeightsError, match=r"init_from .*autoencoder: weights of another architecture"):
-        begin(build_parts(config, 10), config, DIGITS)
+        start_from(config, build_parts(config, 10), DIGITS)
 
 
 def test_exported_folder_is_a_source_too(source, tmp_path):
     load(source[0]).save_pretrained(tmp_path / "out")
     config = config_from((tmp_path / "out", source[1]))
     parts = build_parts(config, 10)
-    begin(parts, config, DIGITS)
+    start_from(config, parts, DIGITS)
     assert not different_tensors(parts.joint.model, load_run(source[0]).model)
 
 

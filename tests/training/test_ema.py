@@ -8,7 +8,8 @@ from simflow_plugin.runs.checkpoints import checkpoint_folders, latest_checkpoin
 from simflow_plugin.runs.loaded_run import load_run
 from simflow_plugin.runs.power_averages import exponent_of_length, power_decay
 from simflow_plugin.training.ema import MovingAverage, averaged_tensors, exponential_decay
-from tests.training.tiny_runs import make_trainer, tiny_config, tiny_values
+from simflow_plugin.training.interrupts import Interrupted
+from tests.training.tiny_runs import StopAfter, assert_runs_equal, make_trainer, tiny_config, tiny_values
 
 
 def test_average_follows_its_recurrence_and_is_applied_only_within_the_block():
@@ -93,11 +94,14 @@ def test_autoencoder_is_averaged_unless_only_the_alignment_moves_it(tmp_path, mo
 POWER = {"kind": "power", "lengths": [0.05, 0.15], "snapshot_every": 2}
 
 
+POWER_CONFIG = {"steps": 24, "ema": POWER, "checkpoint_every": 8, "log_every": 24, "sample_every": 24}
+
+
 @pytest.fixture(scope="module")
 def power_run(tmp_path_factory):
     """A run of 24 steps that keeps two lengths; with the true average of a third, made step by step."""
     path, length = tmp_path_factory.mktemp("power") / "run", 0.1
-    config = tiny_config("simflow", steps=24, ema=POWER, checkpoint_every=8, log_every=24, sample_every=24)
+    config = tiny_config("simflow", **POWER_CONFIG)
     trainer = make_trainer(config, path)
     exponent = exponent_of_length(length)
     truth = MovingAverage(trainer.engine.averaged(), lambda step: power_decay(exponent, step))
@@ -156,11 +160,8 @@ def test_another_length_is_made_of_the_snapshots(power_run):
 
 
 def test_power_function_averages_of_a_run_resumed_in_between_are_bitwise_equal(power_run, tmp_path):
-    from simflow_plugin.training.interrupts import Interrupted
-    from tests.training.tiny_runs import StopAfter, assert_runs_equal
-
     path, _, _ = power_run
-    config = tiny_config("simflow", steps=24, ema=POWER, checkpoint_every=8, log_every=24, sample_every=24)
+    config = tiny_config("simflow", **POWER_CONFIG)
     with pytest.raises(Interrupted):
         make_trainer(config, tmp_path / "run", StopAfter(11)).train()
     make_trainer(config, tmp_path / "run").train()

@@ -64,42 +64,30 @@ def resume(run: Path) -> None:
     make_trainer(tiny_config(**CONFIG), run).train()
 
 
-def first_matrix(tensors: dict[str, torch.Tensor]) -> str:
-    return next(name for name, tensor in tensors.items() if tensor.ndim > 1)
-
-
-def misshapen(tensors: dict[str, torch.Tensor]) -> None:
-    tensors[first_matrix(tensors)] = torch.zeros(2, 2)
-
-
-def broadcastable(tensors: dict[str, torch.Tensor]) -> None:
-    name = first_matrix(tensors)
-    tensors[name] = tensors[name][:1].clone()
-
-
-def mistyped(tensors: dict[str, torch.Tensor]) -> None:
-    name = first_matrix(tensors)
-    tensors[name] = tensors[name].half()
-
-
-def renamed(tensors: dict[str, torch.Tensor]) -> None:
-    name = first_matrix(tensors)
-    tensors["elsewhere/exp_avg"] = tensors.pop(name)
-
-
-def not_finite(tensors: dict[str, torch.Tensor]) -> None:
-    tensors[first_matrix(tensors)].flatten()[0] = torch.nan
+CHANGES = {
+    "misshapen": lambda matrix: torch.zeros(2, 2),
+    "broadcastable": lambda matrix: matrix[:1].clone(),
+    "mistyped": lambda matrix: matrix.half(),
+    "renamed": lambda matrix: matrix,
+    "not_finite": lambda matrix: torch.full_like(matrix, torch.nan),
+}
+"""By which the first matrix of a file is replaced."""
 
 
 @pytest.mark.parametrize("name", ["joint", "ema", "optimizer"])
-@pytest.mark.parametrize("how", [misshapen, broadcastable, mistyped, renamed, not_finite])
+@pytest.mark.parametrize("how", CHANGES)
 def test_tensor_that_the_run_does_not_hold_is_refused_before_anything_is_copied(
-    run: Path, name: str, how: Any
+    run: Path, name: str, how: str
 ) -> None:
-    change(run, name, how)
+    def replace(tensors: dict[str, torch.Tensor]) -> None:
+        key = next(key for key, tensor in tensors.items() if tensor.ndim > 1)
+        changed = CHANGES[how](tensors.pop(key))
+        tensors["elsewhere/exp_avg" if how == "renamed" else key] = changed
+
+    change(run, name, replace)
     trainer = make_trainer(tiny_config(**CONFIG), run)
     before = {key: tensor.clone() for key, tensor in trainer.joint.state_dict().items()}
-    expected = NotFiniteError if how is not_finite else CheckpointError
+    expected = NotFiniteError if how == "not_finite" else CheckpointError
     with pytest.raises(expected, match="step_00000002"):
         trainer.train()
     assert all(torch.equal(before[key], tensor) for key, tensor in trainer.joint.state_dict().items())

@@ -47,37 +47,37 @@ def aligned_config(*overrides):
     return config.model_copy(update={"alignment": alignment})
 
 
+@pytest.fixture
+def digits(tmp_path, monkeypatch):
+    monkeypatch.setenv("SIMFLOW_DATA", str(tmp_path / "cache"))
+    return Digits(Digits.Options(), DataContext(8, "test"))
+
+
 @pytest.mark.parametrize("flip", [False, True])
-def test_cached_features_equal_computed_ones(tmp_path, monkeypatch, flip):
-    monkeypatch.setenv("SIMFLOW_DATA", str(tmp_path))
+def test_cached_features_equal_computed_ones(digits, flip):
     config = aligned_config(f"training.horizontal_flip={flip}")
-    dataset = Digits(Digits.Options(), DataContext(8, "test"))
     encoder = PixelEncoder()
-    cache = build_feature_cache(encoder, config, dataset, Processes(1))
-    for batch in make_loader(dataset, GlobalBatches(16), config.seed, range(3, 7), horizontal_flip=flip):
-        found = cache.read(batch.indices, batch.flipped)
-        torch.testing.assert_close(found, encoder.encode(batch.images), atol=1e-3, rtol=1e-3)
+    cache = build_feature_cache(encoder, config, digits, Processes(1))
+    for batch in make_loader(digits, GlobalBatches(16), config.seed, range(3, 7), horizontal_flip=flip):
+        found, expected = cache.read(batch.indices, batch.flipped), encoder.encode(batch.images)
+        torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
 
 
-def test_cache_is_built_once(tmp_path, monkeypatch):
-    monkeypatch.setenv("SIMFLOW_DATA", str(tmp_path))
+def test_cache_is_built_once(digits):
     config = aligned_config()
-    dataset = Digits(Digits.Options(), DataContext(8, "test"))
     encoder = PixelEncoder()
-    build_feature_cache(encoder, config, dataset, Processes(1))
+    build_feature_cache(encoder, config, digits, Processes(1))
     calls = encoder.calls
-    build_feature_cache(encoder, config, dataset, Processes(1))
+    build_feature_cache(encoder, config, digits, Processes(1))
     assert encoder.calls == calls > 0
 
 
-def test_retrained_encoder_at_the_same_path_has_its_own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("SIMFLOW_DATA", str(tmp_path))
+def test_retrained_encoder_at_the_same_path_has_its_own_cache(digits):
     config = aligned_config()
-    dataset = Digits(Digits.Options(), DataContext(8, "test"))
     retrained = PixelEncoder()
     retrained.weight.data.fill_(2.0)
     first, second = (
-        build_feature_cache(encoder, config, dataset, Processes(1)) for encoder in (PixelEncoder(), retrained)
+        build_feature_cache(encoder, config, digits, Processes(1)) for encoder in (PixelEncoder(), retrained)
     )
     rows = torch.arange(4)
     torch.testing.assert_close(2 * first.read(rows), second.read(rows), atol=1e-3, rtol=1e-3)

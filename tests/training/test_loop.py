@@ -29,6 +29,13 @@ def train(config, path, **arguments):
     return trainer
 
 
+def with_adversary(**training):
+    """A run whose discriminator begins at step 2."""
+    return tiny_config(
+        values={**tiny_values("simflow", **training), "objective": {"adversarial": ADVERSARIAL}}
+    )
+
+
 def weights_before_and_after(config, path):
     trainer = make_trainer(config, path)
     before = {name: tensor.clone() for name, tensor in trainer.joint.named_parameters()}
@@ -71,9 +78,7 @@ def test_alignment_trains_its_projector_and_leaves_the_frozen_encoder(tmp_path):
 
 
 def test_discriminator_trains_from_its_first_step_on(tmp_path):
-    values = tiny_values("simflow", steps=4, log_every=2)
-    values["objective"] = {"adversarial": ADVERSARIAL}
-    trainer = train(tiny_config(values=values), tmp_path / "run")
+    trainer = train(with_adversary(steps=4, log_every=2), tmp_path / "run")
     rows = losses_of(tmp_path / "run")
     assert "discriminator" not in rows[0]
     assert "discriminator" in rows[1]
@@ -143,11 +148,9 @@ def test_batch_that_is_not_finite_is_skipped_and_counted_and_the_run_goes_on(tmp
 
 
 def test_term_that_begins_between_two_rows_is_a_mean_over_its_own_steps(tmp_path):
-    every_step, one_row = (tiny_values("simflow", steps=4, log_every=log_every) for log_every in (1, 4))
     logged = []
-    for name, values in (("a", every_step), ("b", one_row)):
-        values["objective"] = {"adversarial": ADVERSARIAL}  # begins at step 2
-        train(tiny_config(values=values), tmp_path / name)
+    for name, log_every in (("every_step", 1), ("one_row", 4)):
+        train(with_adversary(steps=4, log_every=log_every), tmp_path / name)
         logged.append(losses_of(tmp_path / name))
     own_steps = [row["discriminator"] for row in logged[0] if "discriminator" in row]
     assert len(own_steps) == 2
@@ -195,9 +198,7 @@ def test_bad_batches_in_a_row_stop_the_run_and_name_the_terms(tmp_path):
 
 
 def test_discriminators_skipped_step_is_not_a_skipped_step_of_the_run(tmp_path):
-    values = tiny_values("simflow", steps=6, log_every=6, max_bad_steps=6)
-    values["objective"] = {"adversarial": ADVERSARIAL}  # begins at step 2
-    trainer = make_trainer(tiny_config(values=values), tmp_path / "run")
+    trainer = make_trainer(with_adversary(log_every=6, max_bad_steps=6), tmp_path / "run")
     poison_discriminator(trainer, steps={3, 4})
     trainer.train()
     (row,) = losses_of(tmp_path / "run")
@@ -207,9 +208,7 @@ def test_discriminators_skipped_step_is_not_a_skipped_step_of_the_run(tmp_path):
 
 
 def test_discriminator_that_never_steps_stops_the_run(tmp_path):
-    values = tiny_values("simflow", steps=6, log_every=6, max_bad_steps=3)
-    values["objective"] = {"adversarial": ADVERSARIAL}
-    trainer = make_trainer(tiny_config(values=values), tmp_path / "run")
+    trainer = make_trainer(with_adversary(log_every=6, max_bad_steps=3), tmp_path / "run")
     poison_discriminator(trainer, steps={2, 3, 4, 5})
     with pytest.raises(TrainingError, match=r"4 steps in a row had a loss or gradient of the discriminator"):
         trainer.train()

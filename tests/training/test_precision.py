@@ -6,12 +6,9 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from simflow_plugin.runs.checkpoints import latest_checkpoint
-from simflow_plugin.runs.parts import build_dataset, build_parts
 from simflow_plugin.runs.run_directory import RunDirectory
 from simflow_plugin.train import make_accelerator
-from simflow_plugin.training.interrupts import StopRequest
-from simflow_plugin.training.loop import Trainer
-from tests.training.tiny_runs import losses_of, tiny_config
+from tests.training.tiny_runs import losses_of, make_trainer, tiny_config
 
 
 @pytest.fixture(autouse=True)
@@ -24,10 +21,7 @@ def _own_accelerator():
 
 def train(path, precision, model):
     config = tiny_config(model, steps=6, log_every=1, precision=precision)
-    run, dataset = RunDirectory(path), build_dataset(config, "train")
-    run.prepare(config, [])
-    parts = build_parts(config, dataset.num_classes)
-    trainer = Trainer(config, run, parts, dataset, make_accelerator(config), StopRequest())
+    trainer = make_trainer(config, path, accelerator=make_accelerator(config))
     trainer.train()
     return trainer
 

@@ -28,25 +28,25 @@ from tests.training.tiny_runs import (
 )
 
 
+def values_with(model="simflow", **sections):
+    return {**tiny_values(model, steps=6, log_every=2, sample_every=3), **sections}
+
+
 def with_adversary():
-    values = tiny_values("simflow", steps=6, log_every=2, sample_every=3)
-    return {**values, "objective": {"adversarial": ADVERSARIAL}}
-
-
-def with_alignment():
-    values = tiny_values("simflow", steps=6, log_every=2, sample_every=3)
-    return {**values, "alignment": {"encoder": "toy", "projector_dim": 8, "autoencoder_weight": 1.5}}
+    return values_with(objective={"adversarial": ADVERSARIAL})
 
 
 def with_latent_norm():
-    values = tiny_values("sit", steps=6, log_every=2, sample_every=3)
+    values = values_with("sit")
     values["model"]["normalizes_latents"] = True
     return values
 
 
 CASES = {
     "adversarial": with_adversary,
-    "alignment": with_alignment,
+    "alignment": lambda: values_with(
+        alignment={"encoder": "toy", "projector_dim": 8, "autoencoder_weight": 1.5}
+    ),
     "batch_norm": with_latent_norm,
     "autoencoder": lambda: tiny_values(None, steps=6, log_every=4, horizontal_flip=True),
     "corrupt_images": lambda: tiny_values("simflow", steps=6, log_every=1),
@@ -103,7 +103,6 @@ def test_longer_run_goes_on_when_the_key_is_named(tmp_path):
 
 def test_checkpoint_of_another_architecture_is_refused_by_name(tmp_path):
     make_trainer(tiny_config("simflow", steps=2), tmp_path / "run").train()
-    (tmp_path / "run" / "config.yaml").unlink()
     values = tiny_values("simflow", steps=2)
     values["model"]["flow"] = {**values["model"]["flow"], "width": 24}
     (tmp_path / "run" / "config.yaml").write_text(tiny_config(values=values).to_yaml())
@@ -135,6 +134,13 @@ def start(config_file, out, **variables):
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def errors_at_end(process, status):
+    """Return what a process that ends with `status` wrote to standard error."""
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == status, errors
+    return errors
 
 
 def wait_until_logged(process, out, step):
@@ -176,9 +182,7 @@ def test_process_killed_at_random_moments_ends_as_if_it_never_was(tmp_path, conf
         time.sleep(moments.random() * 0.1)  # into a step, a row of the log or a checkpoint
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    last = start(config_file, out)
-    _, errors = last.communicate(timeout=120)
-    assert last.returncode == 0, errors
+    errors_at_end(start(config_file, out), 0)
     assert_runs_equal(tmp_path / "whole", out)
 
 
@@ -188,9 +192,7 @@ def test_sigterm_finishes_the_step_saves_and_says_resume_me(tmp_path, endless_co
     with pytest.raises(RunDirectoryError, match="another process is writing it"):
         RunDirectory(tmp_path / "run").locked().__enter__()
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == RESUME_EXIT_STATUS, errors
-    assert "run the same command again" in errors
+    assert "run the same command again" in errors_at_end(process, RESUME_EXIT_STATUS)
     checkpoint = latest_checkpoint(tmp_path / "run" / "checkpoints")
     assert checkpoint.step == losses_of(tmp_path / "run")[-1]["step"]
 
@@ -203,8 +205,7 @@ def test_signal_to_the_whole_group_saves_although_readers_get_it_too(tmp_path, e
     process = start(endless_config_file, tmp_path / "run")
     wait_until_logged(process, tmp_path / "run", 3)
     os.killpg(process.pid, signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == RESUME_EXIT_STATUS, errors
+    errors_at_end(process, RESUME_EXIT_STATUS)
     step = latest_checkpoint(tmp_path / "run" / "checkpoints").step
     assert step == losses_of(tmp_path / "run")[-1]["step"]
 
@@ -239,9 +240,8 @@ def test_sigterm_to_one_of_two_processes_ends_both_with_that_status(tmp_path, en
     both = [start(endless_config_file, out, RANK=r, LOCAL_RANK=r, **group) for r in ("0", "1")]
     wait_until_logged(both[0], out, 7)
     both[1].send_signal(signal.SIGTERM)
-    errors = [process.communicate(timeout=60)[1] for process in both]
-    assert [process.returncode for process in both] == 2 * [RESUME_EXIT_STATUS], errors
-    assert all("run the same command again" in text for text in errors)
+    for process in both:
+        assert "run the same command again" in errors_at_end(process, RESUME_EXIT_STATUS)
 
 
 def test_run_directory_without_write_permission_is_named(tmp_path, monkeypatch):

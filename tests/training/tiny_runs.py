@@ -152,13 +152,14 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def make_trainer(config, path, stop=None, **arguments):
+def make_trainer(config, path, stop=None, accelerator=None, **arguments):
     """Return a trainer as `simflow_plugin.train` builds it."""
     run = RunDirectory(path)
     dataset = build_dataset(config, "train")
     parts = build_parts(config, dataset.num_classes)
     run.prepare(config, [])
-    return Trainer(config, run, parts, dataset, Accelerator(cpu=True), stop or StopRequest(), **arguments)
+    accelerator = accelerator or Accelerator(cpu=True)
+    return Trainer(config, run, parts, dataset, accelerator, stop or StopRequest(), **arguments)
 
 
 def poison_images(trainer, steps):

@@ -28,9 +28,6 @@ from simflow_plugin.training.optimizers import Clipping, StepOutcome, clip_and_s
 class TorchEngine:
     """One process, DDP or FSDP2: the backward pass averages gradients, and the loop's own optimizer steps.
 
-    Args:
-        accelerator: devices, processes and mixed precision.
-        options: of the optimizer; of these, those of clipping.
     Raises:
         ConfigError: if accelerate was configured for something that this loop does not run.
     """

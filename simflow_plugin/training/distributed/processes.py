@@ -48,22 +48,22 @@ class Processes:
         distributed.all_reduce(votes, distributed.ReduceOp.MAX, group=self._group)
         return bool(votes)
 
-    def run_on_main(self, work: Callable[[], T] | None) -> Any:
-        """Run `work` on the main process while the others, which pass None, wait; a failure is raised on all.
+    def run_on_main(self, work: Callable[[], T]) -> T | None:
+        """Run `work` on the main process while the others wait; a failure is raised on all.
 
         Returns:
             What `work` returned, on the main process; None on the others.
         """
         result: T | None = None
         failure: Exception | None = None
-        if work is not None:
+        if self.rank == 0:
             try:
                 result = work()
             except Exception as error:  # whatever it is, the other processes must not wait for ever
                 failure = error
-        announced = self.announce(failure)
-        if announced is not None:
-            raise announced
+        failure = self.announce(failure)
+        if failure is not None:
+            raise failure
         return result
 
     def run_on_all(self, work: Callable[[int, int], None]) -> None:
@@ -91,10 +91,8 @@ class Processes:
 
     def main_first(self, work: Callable[[], T]) -> T:
         """Return what `work` returns, done by the main process first: the others find the files that it made."""
-        if self.rank == 0:
-            return self.run_on_main(work)
-        self.run_on_main(None)
-        return work()
+        result: Any = self.run_on_main(work)
+        return result if self.rank == 0 else work()
 
     def announce(self, value: Any) -> Any:
         """Return the main process's `value` on all of them; every process must call it."""

@@ -114,22 +114,22 @@ def test_cache_that_two_processes_built_is_that_of_one(runs):
     np.testing.assert_allclose(np.load(two), np.load(one), rtol=1e-4, atol=1e-5)
 
 
-def test_gradient_within_the_forward_pass_may_go_through_shards(runs):
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [("one", "grown"), ("one", "grown_sharded"), ("one_with_alignment", "fsdp_alignment")],
+    ids=["goes_on_with_two", "goes_on_sharded", "gradient_within_the_forward_pass_goes_through_shards"],
+)
+def test_losses_of_one_process_are_those_of_two(runs, one, two):
     """An alignment that weighs more for the autoencoder than for the model goes back through the model twice."""
-    assert_same_losses(runs / "one_with_alignment", runs / "fsdp_alignment")
+    assert_same_losses(runs / one, runs / two)
 
 
 @pytest.mark.parametrize("name", ["ddp_repa_e", "fsdp_repa_e"])
 def test_pass_that_moves_the_autoencoder_alone_gives_the_losses_of_one_process(runs, name):
-    keys = (
-        "loss",
-        "denoising",
-        "alignment",
-        "alignment_autoencoder",
-        "grad_norm_autoencoder",
-        "grad_norm_model",
+    terms = ("loss", "denoising", "alignment", "alignment_autoencoder")
+    assert_same_losses(
+        runs / "one_with_repa_e", runs / name, (*terms, "grad_norm_autoencoder", "grad_norm_model")
     )
-    assert_same_losses(runs / "one_with_repa_e", runs / name, keys)
 
 
 @pytest.mark.parametrize("name", ["ddp_repa_e", "fsdp_repa_e"])
@@ -160,11 +160,6 @@ def test_corrupt_images_are_counted_over_both_processes(runs):
     one, two = (losses_of(runs / name) for name in ("one_corrupt", "corrupt"))
     assert [row.get("corrupt_images") for row in two] == [row.get("corrupt_images") for row in one]
     assert two[-1]["corrupt_images"] == 3
-
-
-@pytest.mark.parametrize("name", ["grown", "grown_sharded"])
-def test_run_of_one_process_goes_on_with_two(runs, name):
-    assert_same_losses(runs / "one", runs / name)
 
 
 @pytest.mark.parametrize("name", ["shrunk", "shrunk_sharded"])
