@@ -23,7 +23,8 @@ def bootstrap_mean(values: NDArray[np.floating]) -> Measured:
         EvaluationError: without values.
     """
     array = np.asarray(values, dtype=np.float64)
-    return Measured(float(array.mean()), *bootstrap(array), f"bootstrap of {len(array)} images")
+    low, high = bootstrap(array)
+    return Measured(float(array.mean()), low, high, f"bootstrap of {len(array)} images")
 
 
 def bootstrap(values: NDArray[np.floating]) -> tuple[float, float]:

@@ -108,10 +108,7 @@ def read_evaluation(folder: Path) -> Evaluation:
     try:
         document = read_json_object(folder / "result.json", EvaluationError)
         metrics = {name: Measured.from_json(values) for name, values in document["metrics"].items()}
-        notes = document["notes"]
-        # A list in earlier versions.
-        by_part = dict(notes) if isinstance(notes, dict) else {"data": list(notes)}
-        return Evaluation(folder, document["settings"], metrics, document.get("details", {}), by_part)
+        return Evaluation(folder, document["settings"], metrics, document["details"], dict(document["notes"]))
     except (EvaluationError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise EvaluationError(
             f"{folder / 'result.json'}: missing or damaged ({error}). Evaluate the run again."
