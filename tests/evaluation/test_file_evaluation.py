@@ -197,10 +197,10 @@ def test_reference_of_images_and_statistics_uses_both(tmp_path, vit):
     np.savez(
         tmp_path / "both.npz", arr_0=pixels(9, seed=2), mu=np.full(dims, 100.0), sigma=np.eye(dims), **facts
     )
-    found = evaluate_files(samples, open_reference(tmp_path / "both.npz"), extractor, 8)
-    assert set(found.metrics) == {f"{name}_test_vit" for name in ("fd", "kd", "precision", "recall")}
-    assert found.metrics["fd_test_vit"].value > 9e3 * dims  # the statistics' mean, far from that of any image
-    assert any("its 9 images" in note for note in found.notes)
+    found, notes = evaluate_files(samples, open_reference(tmp_path / "both.npz"), extractor, 8)
+    assert set(found) == {f"{name}_test_vit" for name in ("fd", "kd", "precision", "recall")}
+    assert found["fd_test_vit"].value > 9e3 * dims  # the statistics' mean, far from that of any image
+    assert any("its 9 images" in note for note in notes)
 
 
 def test_statistics_of_other_features_are_refused(tmp_path, vit):
