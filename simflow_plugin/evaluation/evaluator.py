@@ -307,7 +307,6 @@ class RunEvaluator:
         scorer = Scorer(self.loaded.autoencoder, model, likelihood, self.request.posterior_samples)
         scorer = fit_control_variate(self.loaded, self.train, scorer, self.batch_size)
         folder, held_out = self.evaluation.folder, self._held_out()
-        folder.mkdir(parents=True, exist_ok=True)
         self.evaluation.metrics |= measure_likelihood(self.loaded, held_out, scorer, folder / "scores.csv")
         self.evaluation.details["num_held_out"] = held_out.num_measured
         if model.noise_std:

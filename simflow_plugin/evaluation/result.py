@@ -95,7 +95,6 @@ class Evaluation:
             "details": self.details,
             "notes": self.notes_by_part,
         }
-        self.folder.mkdir(parents=True, exist_ok=True)
         write_text_atomically(self.folder / "result.json", json.dumps(document, indent=1) + "\n")
 
 

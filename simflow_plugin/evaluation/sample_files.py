@@ -70,7 +70,6 @@ def save_grid(
         order = np.concatenate([rows[:columns] for rows in by_class])
         names = [class_names[label] if class_names is not None else str(label) for label in classes]
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         save_image_grid(images[order], path, columns, names)
     except OSError as error:
         reason = error.strerror or error
