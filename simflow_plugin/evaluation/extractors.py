@@ -176,7 +176,7 @@ class ExtractorFacts:
         part: class that is registered under it.
         features: of an image to ask it for: pooled ones, then logits, if it has them.
         origin: sentences that say where its weights come from.
-        model: timm's name of the network, if timm knows where its weights are.
+        model: timm's name of the network; empty for those that are not timm's.
         size: pixels at which it sees the images; None: those that come with its weights.
         file_name: of its weights in torch's cache.
     """
@@ -185,7 +185,7 @@ class ExtractorFacts:
     part: type[FeatureExtractorBase]
     features: tuple[str, ...]
     origin: str
-    model: str | None = None
+    model: str = ""
     size: int | None = None
     file_name: str | None = None
 
@@ -266,7 +266,7 @@ def build_extractor(name: str, weights: Path | None, device: torch.device | str 
 def find_extractor_weights(name: str, weights: Path | None) -> Path:
     """Return the file of an extractor's weights; see `build_extractor`."""
     facts = extractor_facts(name)
-    if facts.model is not None:
+    if facts.model:
         return find_weights(facts.model, str(weights) if weights is not None else None, "--weights")
     if weights is None and facts.file_name is None:
         raise WeightsError(f"extractor `{name}`: name its file with --weights. {facts.origin}")

@@ -93,7 +93,9 @@ def test_robustness_takes_a_perceptual_distance_along():
     def distance(decoded, originals):
         return (decoded - originals).abs().flatten(1).mean(1)
 
-    found = noise_robustness(LinearAutoencoder.identity(), images, [0.0, 0.5], IndexedRandom(0, (0, 1)), distance)
+    found = noise_robustness(
+        LinearAutoencoder.identity(), images, [0.0, 0.5], IndexedRandom(0, (0, 1)), distance
+    )
     assert (found["lpips"][0.0] == 0).all()
     assert (found["lpips"][0.5] > 0.3).all()
 
