@@ -19,10 +19,8 @@ def lazy_attributes(package: str, module_of: Mapping[str, str]) -> Callable[[str
     def get(name: str) -> Any:
         if name not in module_of:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        module = importlib.import_module(module_of[name])
-        # All names of that module: from now on one that is called like the module would stand for the module.
-        for other in (other for other, place in module_of.items() if place == module_of[name]):
-            setattr(sys.modules[package], other, getattr(module, other))
-        return getattr(module, name)
+        value = getattr(importlib.import_module(module_of[name]), name)
+        setattr(sys.modules[package], name, value)
+        return value
 
     return get

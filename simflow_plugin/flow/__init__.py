@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from simflow_plugin.flow.architecture import FlowArchitecture, FlowConfig
     from simflow_plugin.flow.conditioning import drop_labels
     from simflow_plugin.flow.flow import FlowOutput, TransformerFlow, standard_normal_log_prob
-    from simflow_plugin.flow.patchify import patchify, unpatchify
+    from simflow_plugin.flow.patches import patchify, unpatchify
     from simflow_plugin.flow.sampling.methods import Auto, Cached, Jacobi, Naive, SamplingStatistics
     from simflow_plugin.flow.sizes import FAMILIES, SIZES
 
@@ -42,7 +42,7 @@ __getattr__ = lazy_attributes(
         **dict.fromkeys(
             ("Auto", "Cached", "Jacobi", "Naive", "SamplingStatistics"), _FLOW + "sampling.methods"
         ),
-        **dict.fromkeys(("patchify", "unpatchify"), _FLOW + "patchify"),
+        **dict.fromkeys(("patchify", "unpatchify"), _FLOW + "patches"),
         **dict.fromkeys(("FAMILIES", "SIZES"), _FLOW + "sizes"),
         "drop_labels": _FLOW + "conditioning",
     },

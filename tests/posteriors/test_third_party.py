@@ -167,5 +167,5 @@ def test_part_written_for_another_version_of_the_contracts_is_refused(install):
         "contract_version = CONTRACT_VERSION", "contract_version = CONTRACT_VERSION + 1"
     )
     install("future-posterior", "future_posterior", source, "future", "PerToken", "posteriors")
-    with pytest.raises(ConfigError, match=r"future-posterior was written for version 2 .* this is version 1"):
+    with pytest.raises(ConfigError, match=r"future-posterior: it was written for version 2 .* this is version 1"):
         build_parts(tiny_config(values=values_with("future")), 10)
