@@ -35,7 +35,7 @@ from simflow_plugin.evaluation.likelihood import (
     posterior_draws,
 )
 from simflow_plugin.evaluation.monte_carlo import ENTROPY_REPLACED
-from simflow_plugin.evaluation.request import EvaluationRequest, with_sampling_options
+from simflow_plugin.evaluation.request import EvaluationRequest, with_sampling
 from simflow_plugin.files import check_new_folder
 from simflow_plugin.inputs import LabelledBatch, as_images, as_labels, labelled_batches
 from simflow_plugin.interpolation import images_between
@@ -347,7 +347,7 @@ class Run(ModelHubMixin):
             return self.loaded
         if method not in self._by_method:
             option = f"method {method!r}"
-            self._by_method[method] = with_sampling_options(self.loaded, {"method": method}, option)
+            self._by_method[method] = with_sampling(self.loaded, {"method": method}, option)
         return self._by_method[method]
 
     def _guided(self, method: str | None) -> LoadedRun:

@@ -75,9 +75,9 @@ def evaluate_samples(
     found, against = open_images(samples, "--samples"), open_reference(reference)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     loaded = build_extractor(extractor, drawn.weights, device)
-    result = evaluate_files(found, against, loaded, batch_size or BATCH_SIZE, drawn.seed)
+    metrics, notes = evaluate_files(found, against, loaded, batch_size or BATCH_SIZE, drawn.seed)
     typer.echo(f"{found.count:,} images of {samples} against {reference}, features of {extractor}")
-    for line in [*metric_lines(result.metrics), *result.notes]:
+    for line in [*metric_lines(metrics), *notes]:
         typer.echo(line)
     if json_file is not None:
         document = {
@@ -89,8 +89,8 @@ def evaluate_samples(
                 "num_samples": found.count,
                 "weights": loaded.digest,
             },
-            "metrics": {name: number.to_json() for name, number in result.metrics.items()},
-            "notes": result.notes,
+            "metrics": {name: number.to_json() for name, number in metrics.items()},
+            "notes": notes,
         }
         with replacing(json_file, ConfigError) as part:
             part.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

@@ -74,14 +74,13 @@ def sample(
 def _check_places(out: Path | None, grid: Path | None, overwrite: bool) -> None:
     """Refuse places that cannot be written, before anything is drawn."""
     from simflow_plugin.errors import ConfigError
-    from simflow_plugin.evaluation.sample_files import check_grid, check_not_there, check_out
+    from simflow_plugin.evaluation.sample_files import check_not_there, check_out
 
     if out is None and grid is None:
         raise ConfigError("sample: nowhere to write: name --out FILE.npz, --out FOLDER or --grid FILE.png.")
     if out is not None:
-        check_out(out)
-        if not out.is_dir():  # that of the PNG files is new or empty
-            check_not_there(out, overwrite)
+        check_out(out, overwrite=overwrite)
     if grid is not None:
-        check_grid(grid)
+        if grid.suffix.lower() != ".png":
+            raise ConfigError(f"--grid {grid}: expected the name of a file that ends in .png.")
         check_not_there(grid, overwrite, "--grid")

@@ -164,10 +164,9 @@ def analyze_run(loaded: LoadedRun, request: AnalysisRequest) -> Analysis:
 def _statistics(means: Tensor, samples: Tensor, on: str) -> dict[str, Measured]:
     """Return the statistics of posterior means, and of samples: what the generative model sees."""
     found = {}
-    for suffix, latents in (("", means), ("_of_samples", samples)):
+    for suffix, what, latents in (("", "mean", means), ("_of_samples", "samples", samples)):
         for name, values in latent_statistics(latents).items():
-            what = "posterior mean" if not suffix else "posterior samples"
-            found[name + suffix] = bootstrap_mean(values.numpy()).with_notes(f"{on}, {what}")
+            found[name + suffix] = bootstrap_mean(values.numpy()).with_notes(f"{on}, posterior {what}")
     return found
 
 

@@ -137,7 +137,6 @@ def measure_classification(found: Classified, on: str, csv: Path) -> dict[str, M
     """Return the accuracy with its interval; write one row an image to `csv`: label, prediction, log-likelihoods."""
     num_classes = found.log_probs.shape[1]
     columns = {f"log_prob_{y}": found.log_probs[:, y] for y in range(num_classes)}
-    csv.parent.mkdir(parents=True, exist_ok=True)
     fixed = {"index": found.indices, "label": found.labels, "predicted": found.predicted}
     write_scores(csv, {**fixed, **columns})
     num_right = int((found.predicted == found.labels).sum())

@@ -81,7 +81,10 @@ class RunEvaluator:
         self.parts = checked_parts(loaded, request)
         if "classification" in self.parts:
             check_classifies(loaded)
-        self.loaded = with_sampling(loaded, request.sampling)
+        if request.sampling:
+            option = f"--sampling {' '.join(request.sampling)}"
+            loaded = with_sampling(loaded, dict(map(assignment, request.sampling)), option)
+        self.loaded = loaded
         self.request = request
         self.config = loaded.config
         self.batch_size = request.batch_size or loaded.config.sampling.batch_size
@@ -304,7 +307,6 @@ class RunEvaluator:
         scorer = Scorer(self.loaded.autoencoder, model, likelihood, self.request.posterior_samples)
         scorer = fit_control_variate(self.loaded, self.train, scorer, self.batch_size)
         folder, held_out = self.evaluation.folder, self._held_out()
-        folder.mkdir(parents=True, exist_ok=True)
         self.evaluation.metrics |= measure_likelihood(self.loaded, held_out, scorer, folder / "scores.csv")
         self.evaluation.details["num_held_out"] = held_out.num_measured
         if model.noise_std:
@@ -341,8 +343,10 @@ class RunEvaluator:
 def evaluation_settings(loaded: LoadedRun, request: EvaluationRequest) -> dict[str, Any]:
     """Return what decides a sample, in words that a report can show; equal settings share a folder.
 
-    A guide is told by its weights, wherever it is; `details` of the evaluation have its name.
+    A guide is named by its weights, wherever it is; `details` of the evaluation have its name.
 
+    Args:
+        loaded: with the sampling options of the request.
     Raises:
         ConfigError, CheckpointError: if there is no such guide.
     """
@@ -354,7 +358,7 @@ def evaluation_settings(loaded: LoadedRun, request: EvaluationRequest) -> dict[s
         **({} if loaded.ema_length is None else {"ema_length": loaded.ema_length}),
         "guidance": _guidance(loaded, request),
         **({} if guide is None else {"autoguidance": guide.digest()}),
-        "sampling": {**sampler_options(loaded.config.model), **dict(map(assignment, request.sampling))},
+        "sampling": sampler_options(loaded.config.model),
         "seed": request.seed,
         "precision": str(loaded.precision),
     }

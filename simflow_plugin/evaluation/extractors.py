@@ -11,6 +11,7 @@ measured: features at another size are other features.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -90,20 +91,12 @@ class Extractor:
         """Return the features of uint8 images (B, 3, H, W)."""
         device = next(self.network.parameters()).device
         spatial: list[Tensor] = []
-        hooks = []
-        if self.is_inception:
-            # `mixed_6/conv` of the TensorFlow graph names the last operation of that branch, its ReLU.
-            layer = self.network.Mixed_6d.branch1x1
-            hooks.append(layer.register_forward_hook(lambda _, __, output: spatial.append(output)))
-        try:
-            output = self.network.convert_features_tuple_to_dict(self.network(images.to(device)))
-        finally:
-            for hook in hooks:
-                hook.remove()
-        pooled, logits = (
-            output.get(key)
-            for key in (("2048", "logits_unbiased") if self.is_inception else ("pooled", "logits"))
-        )
+        with ExitStack() as hooks:
+            if self.is_inception:
+                # `mixed_6/conv` of the TensorFlow graph names the last operation of that branch, its ReLU.
+                layer = self.network.Mixed_6d.branch1x1
+                hooks.enter_context(layer.register_forward_hook(lambda _, __, out: spatial.append(out)))
+            pooled, logits = (*self.network(images.to(device)), None)[:2]
         rows = spatial[0][:, :SPATIAL_CHANNELS].flatten(1).float().cpu() if spatial else None
         return ImageFeatures(pooled.float().cpu(), logits.float().cpu() if logits is not None else None, rows)
 
@@ -129,8 +122,8 @@ class PooledFeatures(FeatureExtractorBase):
         """Return the network, its input size in pixels, and its normalisation for pixels in [0, 1]."""
         import timm
 
-        model, size = timm_model(name), input_size_of(name)
-        size = DINOV2_SIZE if size is None and "dinov2" in model else size
+        facts = extractor_facts(name.removeprefix("simflow-"))
+        model, size = facts.model, facts.size
         config = timm.get_pretrained_cfg(model)
         is_fixed = size is not None and (config is None or config.fixed_input_size)
         arguments: dict[str, Any] = {"img_size": size} if is_fixed else {}
@@ -174,6 +167,71 @@ class PretrainedFeatures(PooledFeatures):
         return network, int(card.architecture["img_size"]), card.mean, card.std
 
 
+@dataclass(frozen=True)
+class ExtractorFacts:
+    """Facts that an extractor's name stands for.
+
+    Args:
+        registered: its name with torch-fidelity.
+        part: class that is registered under it.
+        features: of an image to ask it for: pooled ones, then logits, if it has them.
+        origin: sentences that say where its weights come from.
+        model: timm's name of the network; empty for those that are not timm's.
+        size: pixels at which it sees the images; None: those that come with its weights.
+        file_name: of its weights in torch's cache.
+    """
+
+    registered: str
+    part: type[FeatureExtractorBase]
+    features: tuple[str, ...]
+    origin: str
+    model: str = ""
+    size: int | None = None
+    file_name: str | None = None
+
+
+FACTS_BY_NAME = {
+    "inception": ExtractorFacts(
+        "inception-v3-compat",
+        FeatureExtractorInceptionV3,
+        ("2048", "logits_unbiased"),
+        f"Published at {URL_INCEPTION_V3}. Or use another: --extractor none, pretrained, timm:MODEL.",
+        file_name=Path(URL_INCEPTION_V3).name,
+    ),
+    "pretrained": ExtractorFacts(
+        "simflow-pretrained",
+        PretrainedFeatures,
+        ("pooled", "logits"),
+        "Make it with `simflow pretrain-encoder`.",
+    ),
+}
+
+
+def extractor_facts(name: str) -> ExtractorFacts:
+    """Return the facts of an extractor; see `build_extractor`.
+
+    Raises:
+        EvaluationError: for an unknown name, or if what follows the `@` is not a size that it can have.
+    """
+    plain, separator, size = name.partition("@")
+    if separator and not (size.isdecimal() and int(size) > 0):
+        raise EvaluationError(f"--extractor {name}: `{size}` is not a size in pixels. Write timm:MODEL@96.")
+    if separator and plain in FACTS_BY_NAME:
+        raise EvaluationError(
+            f"--extractor {name}: `{plain}` sees images at its own size. Leave `@{size}` out."
+        )
+    if plain in FACTS_BY_NAME:
+        return FACTS_BY_NAME[plain]
+    model = TIMM_BY_NAME.get(plain, plain.removeprefix("timm:"))
+    if plain.startswith("timm:"):
+        check_timm_name(model, f"--extractor {name}", EvaluationError)
+    elif plain not in TIMM_BY_NAME:
+        known = [*FACTS_BY_NAME, "timm:MODEL", "timm:MODEL@SIZE", *TIMM_BY_NAME]
+        raise EvaluationError(f"--extractor: unknown `{name}`.{did_you_mean(name, known)}")
+    pixels = int(size) if separator else DINOV2_SIZE if "dinov2" in model else None
+    return ExtractorFacts(f"simflow-{name}", PooledFeatures, ("pooled",), published_at(model), model, pixels)
+
+
 def build_extractor(name: str, weights: Path | None, device: torch.device | str = "cpu") -> Extractor:
     """Load an extractor and register it with torch-fidelity.
 
@@ -186,101 +244,35 @@ def build_extractor(name: str, weights: Path | None, device: torch.device | str 
         WeightsError: if the file is missing (naming it, the option and the address) or holds something else.
     """
     path = find_extractor_weights(name, weights)
-    registered, part, features = _registration(name)
-    if registered not in FEATURE_EXTRACTORS_REGISTRY:
-        register_feature_extractor(registered, part)
-    if name == "inception":
+    facts = extractor_facts(name)
+    if facts.registered not in FEATURE_EXTRACTORS_REGISTRY:
+        register_feature_extractor(facts.registered, facts.part)
+    if facts.part is FeatureExtractorInceptionV3:
         # torch-fidelity itself would unpickle whatever the file holds, and compute with NaN.
         broken = not_finite(read_tensors(path))
         if broken:
             raise WeightsError(f"{path}: {len(broken)} tensors are not finite: {listed(broken)}")
     try:
-        network = part(registered, features, feature_extractor_weights_path=str(path))
+        network = facts.part(facts.registered, [*facts.features], feature_extractor_weights_path=str(path))
     except (RuntimeError, AttributeError, TypeError, AssertionError) as error:
         detail = str(error).splitlines()[0]
         raise WeightsError(
             f"{path}: not the weights of the extractor `{name}`: {detail} Name the right file with --weights. "
-            f"{published(name)}"
+            f"{facts.origin}"
         ) from error
     return Extractor(name, file_digest(path)[:16], network.eval().to(device))
 
 
 def find_extractor_weights(name: str, weights: Path | None) -> Path:
     """Return the file of an extractor's weights; see `build_extractor`."""
-    _registration(name)
-    if weights is not None:
-        path = weights.expanduser()
-        if path.is_file():
-            return path
-        raise WeightsError(f"{path}: no such file (--weights of the extractor `{name}`). {published(name)}")
-    if name == "inception":
-        cached = torch_cache() / Path(URL_INCEPTION_V3).name
-        if cached.is_file():
-            return cached
-        raise WeightsError(
-            f"{cached}: the Inception weights that FID is defined on are missing.{fetch_command(cached.name)} "
-            f"{published(name)} Or download them, and name the file with --weights or copy it there; or use another: "
-            "--extractor none, pretrained, timm:MODEL."
-        )
-    if name == "pretrained":
-        raise WeightsError(f"extractor `pretrained`: name its file with --weights. {published(name)}")
-    try:
-        return find_weights(timm_model(name), None)
-    except WeightsError as error:
-        raise WeightsError(
-            f"extractor `{name}`: the weights of {timm_model(name)} are not on this machine."
-            f"{fetch_command(timm_model(name))} Or name their file with --weights. {published(name)}"
-        ) from error
-
-
-def published(name: str) -> str:
-    """Return where the weights of an extractor come from."""
-    if name == "inception":
-        return f"Published at {URL_INCEPTION_V3}."
-    if name == "pretrained":
-        return "Make it with `simflow pretrain-encoder`."
-    return published_at(timm_model(name))
-
-
-def input_size_of(name: str) -> int | None:
-    """Return the pixels at which an extractor sees the images, as its name says; None for its own size.
-
-    Raises:
-        EvaluationError: if what follows the `@` is not a size.
-    """
-    _, separator, size = name.partition("@")
-    if not separator:
-        return None
-    if not size.isdecimal() or int(size) < 1:
-        raise EvaluationError(f"--extractor {name}: `{size}` is not a size in pixels. Write timm:MODEL@96.")
-    return int(size)
-
-
-def timm_model(name: str) -> str:
-    """Return timm's name of the network behind an extractor's name."""
-    name = name.removeprefix("simflow-").partition("@")[0]
-    return TIMM_BY_NAME.get(name, name.removeprefix("timm:"))
-
-
-def _registration(name: str) -> tuple[str, type[FeatureExtractorBase], list[str]]:
-    """Return the name in torch-fidelity's registry, the class, and the features to ask for.
-
-    Raises:
-        EvaluationError: for an unknown name.
-    """
-    plain, size = name.partition("@")[0], input_size_of(name)
-    if size is not None and plain in ("inception", "pretrained"):
-        raise EvaluationError(
-            f"--extractor {name}: `{plain}` sees images at its own size. Leave `@{size}` out."
-        )
-    if name == "inception":
-        return "inception-v3-compat", FeatureExtractorInceptionV3, ["2048", "logits_unbiased"]
-    if name == "pretrained":
-        return "simflow-pretrained", PretrainedFeatures, ["pooled", "logits"]
-    if plain in TIMM_BY_NAME:
-        return f"simflow-{name}", PooledFeatures, ["pooled"]
-    if name.startswith("timm:"):
-        check_timm_name(timm_model(name), f"--extractor {name}", EvaluationError)
-        return f"simflow-{name}", PooledFeatures, ["pooled"]
-    known = ["inception", "pretrained", "timm:MODEL", "timm:MODEL@SIZE", *TIMM_BY_NAME]
-    raise EvaluationError(f"--extractor: unknown `{name}`.{did_you_mean(name, known)}")
+    facts = extractor_facts(name)
+    if facts.model:
+        return find_weights(facts.model, str(weights) if weights is not None else None, "--weights")
+    if weights is None and facts.file_name is None:
+        raise WeightsError(f"extractor `{name}`: name its file with --weights. {facts.origin}")
+    path = weights.expanduser() if weights is not None else torch_cache() / str(facts.file_name)
+    if path.is_file():
+        return path
+    raise WeightsError(
+        f"{path}: no such file (--weights of the extractor `{name}`).{fetch_command(path.name)} {facts.origin}"
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -40,14 +40,6 @@ class Reference:
     statistics: FeatureStatistics | None
 
 
-@dataclass
-class FileEvaluation:
-    """Metrics by name, and what a reader must know of them."""
-
-    metrics: dict[str, Measured]
-    notes: list[str] = field(default_factory=list)
-
-
 def open_reference(path: Path) -> Reference:
     """Open a folder of images, an `.npz` of images, of statistics or of both, or torch-fidelity's `.pt` of statistics.
 
@@ -79,8 +71,8 @@ def shared_features(images: ImageSet, extractor: Extractor, batch_size: int) -> 
 
 def evaluate_files(
     samples: ImageSet, reference: Reference, extractor: Extractor, batch_size: int, seed: int = 0
-) -> FileEvaluation:
-    """Compare images with a reference.
+) -> tuple[dict[str, Measured], list[str]]:
+    """Compare images with a reference; return metrics by name, and notes on them.
 
     Fréchet distances are to the statistics where the reference has them, which may be of more images than it holds;
     kernel distance, precision and recall need images.
@@ -95,16 +87,14 @@ def evaluate_files(
         statistics.check_made_by(extractor, reference.path)
     found = features_of(samples, extractor, batch_size)
     _check_size(found, statistics, reference.path)
-    result = FileEvaluation({})
+    metrics: dict[str, Measured] = {}
     if reference.images is not None:
         real = features_of(reference.images, extractor, batch_size)
-        result.metrics |= fidelity(found, real, extractor, seed)
+        metrics |= fidelity(found, real, extractor, seed)
     if statistics is not None:
-        result.metrics |= _to_statistics(found, statistics, extractor, seed)
-        result.notes += _notes(reference)
+        metrics |= _to_statistics(found, statistics, extractor, seed)
     on = f"{samples.count:,} images of {samples.path.name} against {reference.path.name}"
-    result.metrics = {name: number.with_notes(on=on) for name, number in result.metrics.items()}
-    return result
+    return {name: number.with_notes(on=on) for name, number in metrics.items()}, _notes(reference)
 
 
 def _to_statistics(
@@ -140,7 +130,8 @@ def _check_size(samples: ImageFeatures, statistics: FeatureStatistics | None, pa
 
 def _notes(reference: Reference) -> list[str]:
     statistics, name = reference.statistics, reference.path.name
-    assert statistics is not None
+    if statistics is None:
+        return []
     notes = []
     if statistics.extractor is None:
         notes.append(

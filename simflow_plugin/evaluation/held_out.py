@@ -267,11 +267,10 @@ def measure_outliers(
 def _auroc_with_interval(inside: Tensor, outside: Tensor) -> Measured:
     """AUROC is a mean over outside images of the share of inside scores above: resample both ends' means."""
     above_outside, above_inside = _share_below(inside, outside), 1 - _share_below(outside, inside)
-    by_inside = bootstrap(above_outside.numpy(), lambda rows: rows.mean(axis=-1))
-    by_outside = bootstrap(above_inside.numpy(), lambda rows: rows.mean(axis=-1))
+    intervals = bootstrap(above_outside.numpy()), bootstrap(above_inside.numpy())
     value = auroc(inside.numpy(), outside.numpy())
     # The two sources of variance are independent and add (DeLong et al. 1988).
-    half = sum(((high - low) / 2) ** 2 for low, high in (by_inside, by_outside)) ** 0.5
+    half = sum(((high - low) / 2) ** 2 for low, high in intervals) ** 0.5
     return Measured(value, max(0.0, value - half), min(1.0, value + half), "bootstrap of both sets")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,34 +16,20 @@ LEVEL = 0.95
 NUM_RESAMPLES = 1000
 
 
-def bootstrap_mean(
-    values: Sequence[float] | NDArray[np.floating], unit: str = "images", seed: int = 0
-) -> Measured:
-    """Return the mean of per-image values with its percentile bootstrap interval.
+def bootstrap_mean(values: NDArray[np.floating]) -> Measured:
+    """Return the mean of per-image values (N,) with its percentile bootstrap interval.
 
-    Args:
-        values: (N,), one an image.
-        unit: what was resampled, for the note.
     Raises:
         EvaluationError: without values.
     """
     array = np.asarray(values, dtype=np.float64)
-    low, high = bootstrap(array, lambda rows: rows.mean(axis=-1), seed)
-    return Measured(float(array.mean()), low, high, f"bootstrap of {len(array)} {unit}")
+    low, high = bootstrap(array)
+    return Measured(float(array.mean()), low, high, f"bootstrap of {len(array)} images")
 
 
-def bootstrap(
-    values: NDArray[np.floating],
-    statistic: Callable[[NDArray[np.floating]], NDArray[np.floating]],
-    seed: int = 0,
-    num_resamples: int = NUM_RESAMPLES,
-) -> tuple[float, float]:
-    """Return the 95 % percentile bootstrap interval of a statistic.
+def bootstrap(values: NDArray[np.floating]) -> tuple[float, float]:
+    """Return the 95 % percentile bootstrap interval of the mean of values (N,).
 
-    Args:
-        values: (N,).
-        statistic: (R, N) -> (R,), one a row.
-        num_resamples: R.
     Raises:
         EvaluationError: without values.
     Reference:
@@ -51,12 +37,12 @@ def bootstrap(
     """
     if len(values) == 0:
         raise EvaluationError("an interval was asked for, but there are no values.")
-    generator = np.random.default_rng(derive_seed(seed, "bootstrap"))
+    generator = np.random.default_rng(derive_seed(0, "bootstrap"))
     found = []
-    # In parts: R x N indices of many images do not fit into memory.
-    for start in range(0, num_resamples, 100):
-        rows = generator.integers(0, len(values), (min(100, num_resamples - start), len(values)))
-        found.append(statistic(values[rows]))
+    # In parts: indices of all resamples of many images do not fit into memory.
+    for start in range(0, NUM_RESAMPLES, 100):
+        rows = generator.integers(0, len(values), (min(100, NUM_RESAMPLES - start), len(values)))
+        found.append(values[rows].mean(axis=-1))
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(np.concatenate(found), [tail, 1 - tail])
     return float(low), float(high)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar, Protocol
 
 from pydantic import Field
 
@@ -24,8 +24,8 @@ class EncoderJudgeOptions(Options):
     )
 
 
-class JudgeFacts:
-    """Facts of a judge that configurations are checked against before it is imported."""
+class JudgeFacts(Protocol):
+    """Facts of a judge that configurations are checked against."""
 
     Options: ClassVar[type[Options]]
 
@@ -33,7 +33,15 @@ class JudgeFacts:
     """Name of the only data set that it judges; None: any with labels."""
 
     num_classes: ClassVar[int | None] = None
-    """Number of classes that it knows whatever its options; None: its files tell."""
+    """Number of classes that it knows whatever its options; None: its files state it."""
+
+    @classmethod
+    def check_files(cls, options: Any, data: str) -> None:
+        """Refuse a missing file before a run on the data set `data` (by name) trains.
+
+        Raises:
+            ConfigError: naming the key, the file, and how to make it.
+        """
 
 
 @JUDGES.declare("digits", "simflow_plugin.evaluation.judges.digits_svc")

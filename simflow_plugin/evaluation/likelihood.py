@@ -28,7 +28,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import rankdata
+from scipy.stats import mannwhitneyu
 from torch import Tensor
 
 from simflow_plugin.contracts import Autoencoder, GenerativeModel, Posterior
@@ -273,14 +273,12 @@ def auroc(
     Raises:
         EvaluationError: if one of them is empty, or a score is not a number.
     """
-    both = np.concatenate([np.asarray(inside, dtype=np.float64), np.asarray(outside, dtype=np.float64)])
-    count = len(both) - len(outside)
-    if count == 0 or len(outside) == 0 or np.isnan(both).any():
+    if min(len(inside), len(outside)) == 0 or np.isnan(inside).any() or np.isnan(outside).any():
         raise EvaluationError(
-            f"AUROC of {count} against {len(outside)} scores: both need scores, and none may be NaN."
+            f"AUROC of {len(inside)} against {len(outside)} scores: both need scores, and none may be NaN."
         )
-    ranks = rankdata(both)[:count]
-    return float((ranks.sum() - count * (count + 1) / 2) / (count * len(outside)))
+    wins = mannwhitneyu(inside, outside, method="asymptotic").statistic
+    return float(wins / (len(inside) * len(outside)))
 
 
 def write_scores(path: Path, columns: Mapping[str, NDArray[np.generic] | Tensor]) -> None:

@@ -134,16 +134,7 @@ def _check_effects(request: EvaluationRequest, parts: Sequence[str]) -> None:
         )
 
 
-def with_sampling(loaded: LoadedRun, assignments: Sequence[str]) -> LoadedRun:
-    """Return the run with `key=value` options of its sampler; see `with_sampling_options`."""
-    if not assignments:
-        return loaded
-    return with_sampling_options(
-        loaded, dict(map(assignment, assignments)), f"--sampling {' '.join(assignments)}"
-    )
-
-
-def with_sampling_options(loaded: LoadedRun, changes: Mapping[str, Any], option: str) -> LoadedRun:
+def with_sampling(loaded: LoadedRun, changes: Mapping[str, Any], option: str) -> LoadedRun:
     """Return the run with other sampling options and the same weights.
 
     Args:

@@ -95,7 +95,6 @@ class Evaluation:
             "details": self.details,
             "notes": self.notes_by_part,
         }
-        self.folder.mkdir(parents=True, exist_ok=True)
         write_text_atomically(self.folder / "result.json", json.dumps(document, indent=1) + "\n")
 
 
@@ -108,10 +107,7 @@ def read_evaluation(folder: Path) -> Evaluation:
     try:
         document = read_json_object(folder / "result.json", EvaluationError)
         metrics = {name: Measured.from_json(values) for name, values in document["metrics"].items()}
-        notes = document["notes"]
-        # A list in earlier versions.
-        by_part = dict(notes) if isinstance(notes, dict) else {"data": list(notes)}
-        return Evaluation(folder, document["settings"], metrics, document.get("details", {}), by_part)
+        return Evaluation(folder, document["settings"], metrics, document["details"], dict(document["notes"]))
     except (EvaluationError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise EvaluationError(
             f"{folder / 'result.json'}: missing or damaged ({error}). Evaluate the run again."

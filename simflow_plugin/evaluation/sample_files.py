@@ -23,17 +23,16 @@ MAX_NAME_LENGTH = 60
 """Characters of a class's name in the name of a file."""
 
 
-def check_out(out: Path, option: str = "--out") -> None:
+def check_out(out: Path, option: str = "--out", overwrite: bool = True) -> None:
     """Refuse a place for samples before they are drawn.
 
+    Args:
+        overwrite: replace a `.npz` file that is there already.
     Raises:
         ConfigError: if `out` is neither a `.npz` name nor a folder that is new or empty.
     """
     if out.suffix == ".npz":
-        if out.is_dir():
-            raise ConfigError(
-                f"{option} {out}: is a folder. Name a file that ends in .npz, or another folder."
-            )
+        check_not_there(out, overwrite, option)
         return
     if out.suffix or out.is_file():
         raise ConfigError(f"{option} {out}: expected a name that ends in .npz, or a folder for PNG files.")
@@ -47,16 +46,6 @@ def check_out(out: Path, option: str = "--out") -> None:
         raise ConfigError(
             f"{option} {out}: holds files already, which would mix with the samples. Name a new or an empty folder."
         )
-
-
-def check_grid(path: Path) -> None:
-    """Refuse a place for a grid of samples before they are drawn.
-
-    Raises:
-        ConfigError: if `path` does not end in .png, or is a folder.
-    """
-    if path.suffix.lower() != ".png" or path.is_dir():
-        raise ConfigError(f"--grid {path}: expected the name of a file that ends in .png.")
 
 
 def save_grid(
@@ -81,7 +70,6 @@ def save_grid(
         order = np.concatenate([rows[:columns] for rows in by_class])
         names = [class_names[label] if class_names is not None else str(label) for label in classes]
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         save_image_grid(images[order], path, columns, names)
     except OSError as error:
         reason = error.strerror or error

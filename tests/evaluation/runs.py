@@ -2,6 +2,9 @@
 
 import shutil
 
+from simflow_plugin.evaluation.evaluator import RunEvaluator
+from simflow_plugin.evaluation.request import EvaluationRequest
+from simflow_plugin.runs.loaded_run import load_run
 from tests.training.tiny_runs import make_trainer, tiny_config, tiny_values
 
 
@@ -17,3 +20,15 @@ def make_run(path, model="simflow", **changes):
 def copy_run(run, path):
     """Copy a run that a test is going to change."""
     return shutil.copytree(run, path)
+
+
+def request(**changes):
+    """Ask for few samples and images, and no features."""
+    return EvaluationRequest(**{"num_samples": 24, "extractor": None, "num_held_out": 12, **changes})
+
+
+def evaluate(run, **changes):
+    """Measure what `request` asks for, with changes to it."""
+    evaluator = RunEvaluator(load_run(run, "cpu"), request(**changes))
+    evaluator.make_samples()
+    return evaluator.measure()

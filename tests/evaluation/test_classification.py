@@ -1,7 +1,6 @@
 """Classification by likelihood against Bayes' rule in closed form, and on a run."""
 
 import csv
-import shutil
 
 import pytest
 import torch
@@ -9,9 +8,7 @@ import torch
 import simflow_plugin
 from simflow_plugin.errors import EvaluationError
 from simflow_plugin.evaluation.classification import Classified, class_log_probs, measure_classification
-from simflow_plugin.evaluation.evaluator import RunEvaluator
-from simflow_plugin.evaluation.request import EvaluationRequest
-from simflow_plugin.runs.loaded_run import load_run
+from tests.evaluation.runs import copy_run, evaluate
 from tests.training.toys import DensityOnly
 
 MEANS = torch.tensor([-1.0, 0.0, 2.0])
@@ -48,14 +45,10 @@ def test_accuracy_has_its_interval_and_every_image_a_row(tmp_path):
 
 
 def test_run_is_classified_with_the_likelihood_of_the_evaluation(flow_run, tmp_path):
-    # The evaluation is written into it, and other tests read the original.
-    shutil.copytree(flow_run, tmp_path / "run")
-    loaded = load_run(tmp_path / "run", "cpu")
-    request = EvaluationRequest(("classification",), num_held_out=6, extractor=None, posterior_samples=1)
-    evaluation = RunEvaluator(loaded, request).measure()
-    assert evaluation.metrics["classification_accuracy"].interval == "Wilson's of 6 images"
-    likelihood = EvaluationRequest(("likelihood",), num_held_out=6, extractor=None, posterior_samples=1)
-    folder = RunEvaluator(loaded, likelihood).measure().folder
+    run = copy_run(flow_run, tmp_path / "run")
+    found = evaluate(run, parts=("classification", "likelihood"), num_held_out=6, posterior_samples=1)
+    assert found.metrics["classification_accuracy"].interval == "Wilson's of 6 images"
+    folder = found.folder
     by_class, scored = (
         list(csv.DictReader((folder / name).open())) for name in ("classification.csv", "scores.csv")
     )
@@ -73,6 +66,5 @@ def test_python_gives_the_likelihood_of_every_class(flow_run):
 
 
 def test_model_without_a_density_is_refused_at_once(diffusion_run):
-    request = EvaluationRequest(classify=True, extractor=None)
     with pytest.raises(EvaluationError, match=r"\(--classify\) needs a model with an exact density"):
-        RunEvaluator(load_run(diffusion_run, "cpu"), request)
+        evaluate(diffusion_run, classify=True)

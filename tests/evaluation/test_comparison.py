@@ -9,18 +9,8 @@ import yaml
 
 from simflow_plugin.errors import CheckpointError, ConfigError, EvaluationError
 from simflow_plugin.evaluation.comparison import _merge, add_costs, add_samples, check_comparable, read_runs
-from simflow_plugin.evaluation.evaluator import RunEvaluator
-from simflow_plugin.evaluation.request import EvaluationRequest
 from simflow_plugin.evaluation.result import Evaluation, Measured
-from simflow_plugin.runs.loaded_run import load_run
-from tests.evaluation.runs import copy_run, make_run
-
-
-def evaluate(run, seed=0, num_held_out=12):
-    request = EvaluationRequest(num_samples=20, extractor=None, num_held_out=num_held_out, seed=seed)
-    evaluator = RunEvaluator(load_run(run, "cpu"), request)
-    evaluator.make_samples()
-    return evaluator.measure()
+from tests.evaluation.runs import copy_run, evaluate, make_run
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +80,7 @@ def test_metrics_under_different_conditions_are_refused_unless_forced(pair, tmp_
 
 def test_repeated_seeds_give_an_interval_over_seeds(pair, tmp_path):
     run = copy_run(pair[0], tmp_path / "seeds")
-    values = [evaluate(run, seed).metrics["diversity_ratio"].value for seed in (0, 1)]
+    values = [evaluate(run, seed=seed).metrics["diversity_ratio"].value for seed in (0, 1)]
     metrics = read_runs([run, pair[1]])[0].metrics
     assert metrics["diversity_ratio"].value == pytest.approx(np.mean(values))
     assert metrics["diversity_ratio"].interval == "t interval of 2 seeds"

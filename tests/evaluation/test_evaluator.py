@@ -16,13 +16,12 @@ from simflow_plugin.evaluation.drawing import ImageSampler, to_uint8
 from simflow_plugin.evaluation.evaluator import RunEvaluator
 from simflow_plugin.evaluation.extractors import build_extractor
 from simflow_plugin.evaluation.report.metric_names import metrics_table
-from simflow_plugin.evaluation.request import EvaluationRequest
 from simflow_plugin.evaluation.result import read_evaluation
 from simflow_plugin.registry import Part
 from simflow_plugin.runs.loaded_run import load_run
 from simflow_plugin.runs.parts import build_dataset
 from tests.data.makers import png
-from tests.evaluation.runs import copy_run, make_run
+from tests.evaluation.runs import copy_run, evaluate, make_run, request
 
 
 @pytest.fixture
@@ -30,14 +29,9 @@ def run(flow_run, tmp_path):
     return copy_run(flow_run, tmp_path / "run")
 
 
-def request(**changes):
-    return EvaluationRequest(**{"num_samples": 24, "extractor": None, "num_held_out": 12, **changes})
-
-
-def evaluate(run, **changes):
-    evaluator = RunEvaluator(load_run(run, "cpu"), request(**changes))
-    evaluator.make_samples()
-    return evaluator.measure()
+@pytest.fixture
+def without_density(diffusion_run, tmp_path):
+    return copy_run(diffusion_run, tmp_path / "run")
 
 
 def test_everything_is_measured_on_held_out_images_with_averaged_weights(run):
@@ -68,13 +62,12 @@ def test_shards_hold_the_samples_of_the_sampler(run):
 
 
 def test_number_of_processes_does_not_change_the_samples(run):
-    evaluator = RunEvaluator(load_run(run, "cpu"), request(parts=("generation",), num_samples=300))
+    loaded, asked = load_run(run, "cpu"), {"parts": ("generation",), "num_samples": 300}
+    evaluator = RunEvaluator(loaded, request(**asked))
     for rank in (1, 0):
         evaluator.make_samples(rank, 2)
     together = [images for images, _ in evaluator.shards.read()]
-    alone = RunEvaluator(
-        load_run(run, "cpu"), request(parts=("generation",), num_samples=300, seed=0, batch_size=7)
-    )
+    alone = RunEvaluator(loaded, request(**asked, batch_size=7))
     assert alone.shards.folder == evaluator.shards.folder
     for shard in alone.shards.folder.glob("shard_*"):
         shard.unlink()
@@ -183,23 +176,6 @@ def test_images_that_were_added_since_training_are_told(tmp_path, caplog):
     assert "may hold images that it was trained on" in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"parts": ("reconstruction",), "reference": "train"}, "--reference train: .*part `generation`"),
-        ({"parts": ("generation",), "lpips_backbone": "x"}, "--lpips-backbone x: .*part `reconstruction`"),
-        (
-            {"parts": ("reconstruction",), "posterior_samples": 3},
-            "--posterior-samples 3: .*part .*`likelihood`",
-        ),
-        ({"weights": "x.pt"}, "--weights x.pt: has no effect with --extractor none"),
-    ],
-)
-def test_options_of_a_part_that_is_not_measured_are_refused(run, changes, message):
-    with pytest.raises(EvaluationError, match=message):
-        RunEvaluator(load_run(run, "cpu"), EvaluationRequest(num_samples=24, extractor=None, **changes))
-
-
 def test_training_split_as_reference_is_said(run, vit, monkeypatch):
     few = torch.randint(0, 256, (8, 3, 8, 8), dtype=torch.uint8)
     num_real = len(build_dataset(load_run(run).config, "train"))
@@ -228,28 +204,19 @@ def test_scores_of_every_image_are_written_with_the_error_of_their_draws(run):
     assert any("Monte-Carlo error" in cell.note for row in page for cell in row)
 
 
-def test_error_of_a_single_draw_is_not_known(run):
-    found = evaluate(run, parts=("likelihood",), posterior_samples=1)
+def test_a_data_set_is_not_told_apart_from_itself_and_one_draw_leaves_its_error_unknown(run):
+    found = evaluate(run, parts=("likelihood",), ood="digits", posterior_samples=1)
     assert found.metrics["image_bits_per_dim"].draws_error is None
-
-
-def test_a_data_set_is_not_told_apart_from_itself(run):
-    found = evaluate(run, parts=("likelihood",), ood="digits")
     assert found.metrics["auroc_image"].value == pytest.approx(0.5)
     assert (found.folder / "scores_ood.csv").exists()
 
 
-def test_likelihood_of_a_model_without_density_is_left_out_and_said(diffusion_run, tmp_path):
-    run = copy_run(diffusion_run, tmp_path / "run")
-    found = evaluate(run, parts=("likelihood",))
+def test_likelihood_of_a_model_without_density_is_left_out_and_tells_no_outliers(without_density):
+    found = evaluate(without_density, parts=("likelihood",))
     assert found.metrics == {}
     assert any("no exact density" in note for note in found.notes)
-
-
-def test_outliers_need_a_density(diffusion_run, tmp_path):
-    run = copy_run(diffusion_run, tmp_path / "run")
     with pytest.raises(EvaluationError, match="--ood digits: .*exact density"):
-        evaluate(run, parts=("likelihood",), ood="digits")
+        evaluate(without_density, parts=("likelihood",), ood="digits")
 
 
 def test_autoencoder_alone_is_measured_by_its_reconstructions(tmp_path):
@@ -257,9 +224,9 @@ def test_autoencoder_alone_is_measured_by_its_reconstructions(tmp_path):
     assert set(found.metrics) == {"psnr", "ssim"}
 
 
-def test_sampler_option_changes_the_sampler(diffusion_run, tmp_path):
-    run = copy_run(diffusion_run, tmp_path / "run")
-    evaluator = RunEvaluator(load_run(run, "cpu"), request(parts=("generation",), sampling=("num_steps=1",)))
+def test_sampler_option_changes_the_sampler(without_density):
+    loaded = load_run(without_density, "cpu")
+    evaluator = RunEvaluator(loaded, request(parts=("generation",), sampling=("num_steps=1",)))
     assert evaluator.loaded.model.options.sampling.num_steps == 1
     assert evaluator.evaluation.settings["sampling"]["num_steps"] == 1
 
@@ -273,6 +240,13 @@ def test_sampler_option_changes_the_sampler(diffusion_run, tmp_path):
         ({"sampling": ("steps=3",)}, "--sampling steps=3"),
         ({"sampling": ("fast",)}, "expected key=value"),
         ({"extractor": "inceptionn"}, "Did you mean `inception`"),
+        ({"parts": ("reconstruction",), "reference": "train"}, "--reference train: .*part `generation`"),
+        ({"parts": ("generation",), "lpips_backbone": "x"}, "--lpips-backbone x: .*part `reconstruction`"),
+        (
+            {"parts": ("reconstruction",), "posterior_samples": 3},
+            "--posterior-samples 3: .*part .*`likelihood`",
+        ),
+        ({"weights": "x.pt"}, "--weights x.pt: has no effect with --extractor none"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_at_once(flow_run, changes, message):

@@ -1,5 +1,7 @@
 """Extractors: found by name, loaded from files, strict about what is in them."""
 
+from pathlib import Path
+
 import pytest
 import timm
 import torch
@@ -7,10 +9,10 @@ import torch_fidelity
 from safetensors.torch import save_file
 from torch_fidelity import feature_extractor_inceptionv3
 
-from simflow_plugin.alignment.classifier import ClassifierCard, make_network, save_classifier
 from simflow_plugin.errors import EvaluationError, WeightsError
 from simflow_plugin.evaluation.extractors import build_extractor, find_extractor_weights
 from simflow_plugin.evaluation.fidelity import extract, fidelity
+from tests.evaluation.judges import make_judge
 
 SMALL = "test_vit"
 """timm's smallest vision transformer."""
@@ -33,14 +35,6 @@ def inception_file(tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module")
-def small_file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("weights") / "vit.safetensors"
-    torch.manual_seed(0)
-    save_file(timm.create_model(SMALL, pretrained=False).state_dict(), path)
-    return path
-
-
 def test_full_pipeline_with_inception_weights_from_a_file(inception_file):
     extractor = build_extractor("inception", inception_file)
     samples, real = extract(extractor, images(4).split(2)), extract(extractor, images(4, seed=1).split(2))
@@ -54,15 +48,19 @@ def test_full_pipeline_with_inception_weights_from_a_file(inception_file):
     assert all("samples" in number.warning for number in found.values())
 
 
-def test_missing_inception_weights_name_file_option_and_address(tmp_path):
-    with pytest.raises(WeightsError, match=r"none\.pth: no such file \(--weights.*https://github\.com"):
-        build_extractor("inception", tmp_path / "none.pth")
-
-
-def test_uncached_inception_weights_name_file_option_and_address(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "weights", "message"),
+    [
+        ("inception", Path("none.pth"), r"none\.pth: no such file \(--weights.*https://github\.com"),
+        ("inception", None, r"weights-inception-2015-12-05.*--weights.*https://"),
+        ("dinov2-b", None, r"--weights.*https://"),
+        ("pretrained", None, "--weights.*simflow pretrain-encoder"),
+    ],
+)
+def test_missing_weights_name_option_and_origin(tmp_path, monkeypatch, name, weights, message):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(WeightsError, match=r"weights-inception-2015-12-05.*https://.*--weights"):
-        find_extractor_weights("inception", None)
+    with pytest.raises(WeightsError, match=message):
+        build_extractor(name, weights)
 
 
 @pytest.mark.parametrize(
@@ -84,22 +82,26 @@ def test_file_with_something_else_is_refused(tmp_path, content, message):
         build_extractor("inception", path)
 
 
-def test_timm_model_gives_what_timm_pools(small_file):
-    extractor = build_extractor(f"timm:{SMALL}", small_file)
+def pooled_by_timm(extractor, batch):
     network = extractor.network.network
-    batch = images(2, size=extractor.network.input_size)
     pixels = (batch / 255 - extractor.network.mean) / extractor.network.std
-    expected = network.forward_head(network.forward_features(pixels), pre_logits=True)
+    return network.forward_head(network.forward_features(pixels), pre_logits=True)
+
+
+def test_timm_model_gives_what_timm_pools(vit):
+    extractor = build_extractor(f"timm:{SMALL}", vit)
+    batch = images(2, size=extractor.network.input_size)
+    expected = pooled_by_timm(extractor, batch)
     torch.testing.assert_close(extractor(batch).pooled, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_torch_fidelity_finds_the_registered_extractor(small_file):
-    extractor = build_extractor(f"timm:{SMALL}", small_file)
+def test_torch_fidelity_finds_the_registered_extractor(vit):
+    extractor = build_extractor(f"timm:{SMALL}", vit)
     found = torch_fidelity.calculate_metrics(
         input1=_Images(images(6)),
         input2=_Images(images(6, seed=1)),
         feature_extractor=f"simflow-timm:{SMALL}",
-        feature_extractor_weights_path=str(small_file),
+        feature_extractor_weights_path=str(vit),
         fid=True,
         cuda=False,
         verbose=False,
@@ -125,25 +127,9 @@ class _Images(torch.utils.data.Dataset):
 
 
 def test_pretrained_classifier_gives_features_and_logits(tmp_path):
-    architecture = {
-        "model": "vit_tiny_patch16_224",
-        "img_size": 16,
-        "patch_size": 4,
-        "embed_dim": 16,
-        "depth": 1,
-        "num_heads": 2,
-        "num_classes": 3,
-    }
-    card = ClassifierCard(architecture, (0.5,) * 3, (0.5,) * 3, ("a", "b", "c"), "toy", 0.5, 10, 1)
-    save_classifier(tmp_path / "classifier.safetensors", make_network(architecture), card)
-    features = build_extractor("pretrained", tmp_path / "classifier.safetensors")(images(2))
-    assert features.pooled.shape == (2, 16)
+    features = build_extractor("pretrained", Path(make_judge(tmp_path / "a.safetensors", 3)))(images(2))
+    assert features.pooled.shape == (2, 8)
     assert features.logits.shape == (2, 3)
-
-
-def test_missing_dinov2_weights_name_option_and_address():
-    with pytest.raises(WeightsError, match=r"--weights.*https://"):
-        find_extractor_weights("dinov2-b", None)
 
 
 def test_size_in_the_name_decides_what_the_network_sees(tmp_path):
@@ -153,15 +139,13 @@ def test_size_in_the_name_decides_what_the_network_sees(tmp_path):
     extractor = build_extractor("timm:test_resnet@64", path)
     assert (extractor.network.input_size, extractor.suffix) == (64, "test_resnet_64")
     batch = images(2, size=64)
-    pixels = (batch / 255 - extractor.network.mean) / extractor.network.std
-    network = extractor.network.network
-    expected = network.forward_head(network.forward_features(pixels), pre_logits=True)
+    expected = pooled_by_timm(extractor, batch)
     torch.testing.assert_close(extractor(batch).pooled, expected, atol=1e-4, rtol=1e-4)
     assert extractor(images(2, size=32)).pooled.shape == expected.shape
 
 
-def test_size_in_the_name_resamples_position_embeddings(small_file):
-    extractor = build_extractor(f"timm:{SMALL}@96", small_file)
+def test_size_in_the_name_resamples_position_embeddings(vit):
+    extractor = build_extractor(f"timm:{SMALL}@96", vit)
     assert extractor(images(2)).pooled.shape == (2, 64)
 
 

@@ -114,14 +114,12 @@ def test_enough_samples_get_no_warning():
     assert "2,100 real images" in few_samples_warning("fid", 50_000, 2_100, 2048)
 
 
-def test_one_sample_is_refused():
-    with pytest.raises(EvaluationError, match="1 samples against 50"):
-        fidelity(ImageFeatures(normal(1)), ImageFeatures(normal(50)), toy())
-
-
-def test_features_that_are_not_finite_are_refused():
-    with pytest.raises(EvaluationError, match="not finite"):
-        fidelity(ImageFeatures(normal(9) * math.nan), ImageFeatures(normal(9)), toy())
+@pytest.mark.parametrize(
+    ("features", "message"), [(normal(1), "1 samples against 50"), (normal(9) * math.nan, "not finite")]
+)
+def test_one_sample_and_features_that_are_not_finite_are_refused(features, message):
+    with pytest.raises(EvaluationError, match=message):
+        fidelity(ImageFeatures(features), ImageFeatures(normal(50)), toy())
 
 
 def test_features_do_not_depend_on_the_batches():

@@ -168,15 +168,11 @@ def test_written_statistics_give_the_distance_to_the_images_themselves(tmp_path,
     samples, real = tmp_path / "samples.npz", folder_of(pixels(24, seed=1), tmp_path / "real")
     np.savez(samples, arr_0=pixels(20))
     common = ("--extractor", EXTRACTOR, "--weights", vit)
-    status, output = simflow("statistics", real, "--out", tmp_path / "real.npz", *common)
-    assert status == 0, output
+    succeed("statistics", real, "--out", tmp_path / "real.npz", *common)
     numbers = []
     for reference in (real, tmp_path / "real.npz"):
         out = tmp_path / f"{reference.stem}{reference.suffix}.json"
-        status, output = simflow(
-            "evaluate", "--samples", samples, "--reference", reference, *common, "--json", out
-        )
-        assert status == 0, output
+        succeed("evaluate", "--samples", samples, "--reference", reference, *common, "--json", out)
         numbers.append(json.loads(out.read_text())["metrics"])
     to_images, to_statistics = numbers
     assert set(to_images) == {f"{name}_test_vit" for name in ("fd", "kd", "precision", "recall")}
@@ -197,10 +193,10 @@ def test_reference_of_images_and_statistics_uses_both(tmp_path, vit):
     np.savez(
         tmp_path / "both.npz", arr_0=pixels(9, seed=2), mu=np.full(dims, 100.0), sigma=np.eye(dims), **facts
     )
-    found = evaluate_files(samples, open_reference(tmp_path / "both.npz"), extractor, 8)
-    assert set(found.metrics) == {f"{name}_test_vit" for name in ("fd", "kd", "precision", "recall")}
-    assert found.metrics["fd_test_vit"].value > 9e3 * dims  # the statistics' mean, far from that of any image
-    assert any("its 9 images" in note for note in found.notes)
+    found, notes = evaluate_files(samples, open_reference(tmp_path / "both.npz"), extractor, 8)
+    assert set(found) == {f"{name}_test_vit" for name in ("fd", "kd", "precision", "recall")}
+    assert found["fd_test_vit"].value > 9e3 * dims  # the statistics' mean, far from that of any image
+    assert any("its 9 images" in note for note in notes)
 
 
 def test_statistics_of_other_features_are_refused(tmp_path, vit):

@@ -159,37 +159,28 @@ def test_cached_sampling_of_a_flow_costs_one_forward_pass(guidance: float) -> No
     assert counted == least_flops(model.flow.config, prefix_length=1, guided=guidance > 0)
 
 
-def test_sampling_flops_are_proportional_to_the_steps() -> None:
-    setting = ComputeSetting(IMAGE_SIZE, has_labels=True)
-    five, ten = (
-        sampling_flops(ToyAutoencoder("none"), build_sit(num_steps=steps), setting) - CODEC_FLOPS
-        for steps in (5, 10)
-    )
-    assert ten == 2 * five
-
-
-def test_guidance_doubles_the_samplers_flops_where_it_acts() -> None:
-    autoencoder = ToyAutoencoder("none")
-    free, guided, half = (
+@pytest.mark.parametrize(
+    ("sampling", "guidance", "passes"),
+    [
+        ({"num_steps": 10}, 0.0, 10),
+        ({"method": "heun"}, 0.0, 7),  # two a step but for the last one
+        ({}, 1.0, 8),
+        ({"guidance_rule": {"name": "classifier_free", "interval": (0.6, 1.0)}}, 1.0, 6),
+    ],
+)
+def test_sampling_of_a_diffusion_model_costs_its_passes(
+    sampling: dict[str, Any], guidance: float, passes: int
+) -> None:
+    plain, counted = (
         sampling_flops(
-            autoencoder,
-            build_sit(num_steps=4, guidance_rule={"name": "classifier_free", "interval": interval}),
+            ToyAutoencoder("none"),
+            build_sit(**{"method": "euler", "num_steps": 4, **options}),
             ComputeSetting(IMAGE_SIZE, has_labels=True, guidance=weight),
         )
         - CODEC_FLOPS
-        for weight, interval in ((0.0, (0.0, 1.0)), (1.0, (0.0, 1.0)), (1.0, (0.6, 1.0)))
+        for options, weight in (({}, 0.0), (sampling, guidance))
     )
-    assert guided == 2 * free
-    assert half == 1.5 * free
-
-
-def test_heun_costs_twice_euler_but_for_the_last_step() -> None:
-    autoencoder = ToyAutoencoder("none")
-    euler, heun = (
-        sampling_flops(autoencoder, build_sit(method=method, num_steps=4), SETTING) - CODEC_FLOPS
-        for method in ("euler", "heun")
-    )
-    assert 4 * heun == 7 * euler
+    assert 4 * counted == passes * plain
 
 
 def test_alignment_costs_more() -> None:

@@ -6,10 +6,7 @@ import pytest
 
 from simflow_plugin.config.checks import check_before_training
 from simflow_plugin.errors import ConfigError
-from simflow_plugin.evaluation.evaluator import RunEvaluator
-from simflow_plugin.evaluation.request import EvaluationRequest
-from simflow_plugin.runs.loaded_run import load_run
-from tests.evaluation.runs import make_run
+from tests.evaluation.runs import evaluate, make_run
 from tests.training.tiny_runs import tiny_config, tiny_values
 
 JUDGE_SOURCE = """
@@ -71,10 +68,7 @@ def test_judge_of_another_package_judges_by_name(tmp_path, install):
         check_before_training(config_with({"name": "lenient", "share": 2.0}), 10)
     evaluation = {"judge": {"name": "lenient", "share": 0.75}, "num_samples": 20}
     run = make_run(tmp_path / "run", evaluation=evaluation)
-    request = EvaluationRequest(parts=("generation",), num_samples=20, extractor=None)
-    evaluator = RunEvaluator(load_run(run, "cpu"), request)
-    evaluator.make_samples()
-    found = evaluator.measure()
+    found = evaluate(run, parts=("generation",))
     assert found.metrics["class_agreement"].value == 0.75
     assert "a lenient one" in found.metrics["class_agreement"].on
     assert found.details["judgement"]["diversity_by_class"] == {"0": 0.5}

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
-from torch import nn
 
 from simflow_plugin.errors import EvaluationError
 from simflow_plugin.evaluation.likelihood import (
@@ -23,13 +22,6 @@ from simflow_plugin.randomness import IndexedRandom
 from tests.training.toys import LinearAutoencoder, LinearModel, StandardNormal
 
 LEVELS = torch.arange(256, dtype=torch.float64) / 127.5 - 1
-
-
-def identity_autoencoder(std=0.5):
-    autoencoder = LinearAutoencoder(std=std)
-    for layer in (autoencoder.encoder, autoencoder.decoder):
-        layer.weight = nn.Parameter(torch.eye(3)[:, :, None, None])
-    return autoencoder
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "laplace"])
@@ -72,7 +64,7 @@ def test_bound_is_below_the_exact_likelihood_and_tight_for_the_true_posterior(no
     # that adds noise to what the encoder says, z is the noised latent, and the encoder's own share is smaller.
     std, count = 0.3, 400
     precision = 1 + 1 / std**2
-    autoencoder = identity_autoencoder(std=math.sqrt(1 / precision - noise_std**2))
+    autoencoder = LinearAutoencoder.identity(std=math.sqrt(1 / precision - noise_std**2))
     model = StandardNormal()
     model.noise_std = noise_std
     with torch.no_grad():
@@ -85,7 +77,7 @@ def test_bound_is_below_the_exact_likelihood_and_tight_for_the_true_posterior(no
     exact = 0.5 * (images.double() ** 2 / 1.09 + math.log(2 * math.pi * 1.09)) - math.log(2 / 255)
     exact = exact.flatten(1).mean(1) / math.log(2)
     assert float((found - exact).mean()) == pytest.approx(0, abs=0.01)
-    loose = Scorer(identity_autoencoder(0.5), model, scorer.likelihood)
+    loose = Scorer(LinearAutoencoder.identity(0.5), model, scorer.likelihood)
     worse = loose(images, None, IndexedRandom(0, tuple(range(count)))).image_bits_per_dim
     assert float((worse - exact).mean()) > 0.1
 
@@ -93,7 +85,7 @@ def test_bound_is_below_the_exact_likelihood_and_tight_for_the_true_posterior(no
 def test_image_is_decoded_from_latents_without_the_models_noise():
     images = LEVELS[torch.randint(0, 256, (3, 3, 4, 4))].float()
     likelihood = ReconstructionLikelihood("gaussian", 0.3)
-    plain, halving, autoencoder = StandardNormal(), StandardNormal(), identity_autoencoder()
+    plain, halving, autoencoder = StandardNormal(), StandardNormal(), LinearAutoencoder.identity()
     halving.remove_noise = lambda noisy_latents, labels: noisy_latents / 2
     expected = Scorer(autoencoder, plain, likelihood)(images, None, IndexedRandom(0, (0, 1, 2)))
     with torch.no_grad():
@@ -111,7 +103,7 @@ def test_latents_are_drawn_with_the_models_noise():
 @pytest.mark.parametrize("kind", ["gaussian", "laplace"])
 def test_parts_add_up_to_a_bound_that_does_not_depend_on_the_batch(kind):
     images = LEVELS[torch.randint(0, 256, (3, 3, 4, 4))].float()
-    scorer = Scorer(identity_autoencoder(), StandardNormal(), ReconstructionLikelihood(kind, 0.3))
+    scorer = Scorer(LinearAutoencoder.identity(), StandardNormal(), ReconstructionLikelihood(kind, 0.3))
     found = scorer(images, None, IndexedRandom(0, (0, 1, 2)))
     whole = found.image_bits_per_dim
     torch.testing.assert_close(whole, found.reconstruction_bits_per_dim + found.latent_cost_bits_per_dim)
@@ -121,7 +113,7 @@ def test_parts_add_up_to_a_bound_that_does_not_depend_on_the_batch(kind):
 
 def test_model_without_density_is_refused():
     images = torch.zeros(1, 3, 4, 4)
-    scorer = Scorer(identity_autoencoder(), LinearModel(), ReconstructionLikelihood("gaussian", 0.3))
+    scorer = Scorer(LinearAutoencoder.identity(), LinearModel(), ReconstructionLikelihood("gaussian", 0.3))
     with pytest.raises(EvaluationError, match="exact density"):
         scorer(images, None, IndexedRandom(0, (0,)))
 

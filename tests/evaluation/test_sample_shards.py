@@ -60,19 +60,13 @@ def test_interrupted_evaluation_resumes(tmp_path):
     assert drawer.drawn == list(range(20, 30))
 
 
-def test_more_samples_keep_the_first_ones(tmp_path):
+@pytest.mark.parametrize(("count", "drawn"), [(30, range(10, 30)), (12, [])])
+def test_more_samples_keep_the_first_ones_and_fewer_draw_nothing(tmp_path, count, drawn):
     SampleShards(tmp_path, 15, 10).make_missing(Drawer(), 10)
-    drawer = Drawer()
-    SampleShards(tmp_path, 30, 10).make_missing(drawer, 10)
-    assert drawer.drawn == list(range(10, 30))
-
-
-def test_fewer_samples_draw_nothing(tmp_path):
-    SampleShards(tmp_path, 15, 10).make_missing(Drawer(), 10)
-    drawer, fewer = Drawer(), SampleShards(tmp_path, 12, 10)
-    fewer.make_missing(drawer, 10)
-    assert drawer.drawn == []
-    assert len(read(fewer)[0]) == 12
+    drawer, other = Drawer(), SampleShards(tmp_path, count, 10)
+    other.make_missing(drawer, 10)
+    assert drawer.drawn == list(drawn)
+    assert len(read(other)[0]) == count
 
 
 def test_corrupted_shard_is_not_read_but_reported_and_made_again(tmp_path, caplog):

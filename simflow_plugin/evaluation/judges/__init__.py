@@ -12,14 +12,14 @@ agrees well and has ratio 0.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from simflow_plugin.contracts import ImageDataset
-from simflow_plugin.options import Options
+from simflow_plugin.evaluation.judge_options import JudgeFacts
 
 
 @dataclass(frozen=True)
@@ -49,22 +49,8 @@ class Judgement:
         return float(np.mean(ratios)) if ratios else float("nan")
 
 
-class Judge(Protocol):
+class Judge(JudgeFacts, Protocol):
     """A judge, built as `factory(options, DataContext)`: loading its files is part of being built."""
-
-    Options: ClassVar[type[Options]]
-    data: ClassVar[str | None]
-    """Name of the only data set that it judges; None: any with labels."""
-    num_classes: ClassVar[int | None]
-    """Number of classes that it knows whatever its options; None: its files tell."""
-
-    @classmethod
-    def check_files(cls, options: Any, data: str) -> None:
-        """Refuse a missing file before a run on the data set `data` (by name) trains.
-
-        Raises:
-            ConfigError: naming the key, the file, and how to make it.
-        """
 
     def __call__(self, samples: Tensor, labels: Tensor, train: ImageDataset, test: ImageDataset) -> Judgement:
         """Judge samples.

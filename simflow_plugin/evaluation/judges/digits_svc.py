@@ -27,10 +27,6 @@ class DigitsJudge(DigitsJudgeFacts):
     def __init__(self, options: DigitsJudgeOptions, context: DataContext) -> None:
         pass
 
-    @classmethod
-    def check_files(cls, options: DigitsJudgeOptions, data: str) -> None:
-        """It needs none."""
-
     def __call__(self, samples: Tensor, labels: Tensor, train: ImageDataset, test: ImageDataset) -> Judgement:
         real: list[NDArray[Any]] = []
         for dataset in (train, test):
