@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from pydantic import Field
 
+from simflow_plugin.errors import ConfigError
 from simflow_plugin.local_paths import LocalPath
 from simflow_plugin.options import Options
 from simflow_plugin.registry import JUDGES
@@ -58,3 +60,11 @@ class EncoderJudgeFacts(JudgeFacts):
     """Facts of `judge: encoder`."""
 
     Options: ClassVar[type[Options]] = EncoderJudgeOptions
+
+    @classmethod
+    def check_files(cls, options: EncoderJudgeOptions, data: str) -> None:
+        if not Path(options.checkpoint).expanduser().is_file():
+            raise ConfigError(
+                f"evaluation.judge.checkpoint: {options.checkpoint}: no such file. Make it with `simflow "
+                f"pretrain-encoder --data {data} --out {options.checkpoint}`, or set evaluation.judge: none."
+            )

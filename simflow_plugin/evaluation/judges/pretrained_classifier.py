@@ -6,8 +6,6 @@ is no longer independent of the samples, which a table must say.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,7 +16,7 @@ from simflow_plugin.contracts import NO_LABEL, DataContext, ImageDataset
 from simflow_plugin.data.labels import shortened
 from simflow_plugin.data.loader import evaluation_batches, to_float
 from simflow_plugin.data.order import sample_rows
-from simflow_plugin.errors import ConfigError, EvaluationError
+from simflow_plugin.errors import EvaluationError
 from simflow_plugin.evaluation.judge_options import EncoderJudgeFacts, EncoderJudgeOptions
 from simflow_plugin.evaluation.judges import Judgement, agreement_by_class, diversity_by_class
 
@@ -39,14 +37,6 @@ class EncoderJudge(EncoderJudgeFacts):
     def __init__(self, options: EncoderJudgeOptions, context: DataContext) -> None:
         self.options = options
         self.network = ClassifierEncoder(ClassifierEncoder.Options(checkpoint=options.checkpoint), context)
-
-    @classmethod
-    def check_files(cls, options: EncoderJudgeOptions, data: str) -> None:
-        if not Path(options.checkpoint).expanduser().is_file():
-            raise ConfigError(
-                f"evaluation.judge.checkpoint: {options.checkpoint}: no such file. Make it with `simflow "
-                f"pretrain-encoder --data {data} --out {options.checkpoint}`, or set evaluation.judge: none."
-            )
 
     def __call__(self, samples: Tensor, labels: Tensor, train: ImageDataset, test: ImageDataset) -> Judgement:
         card = self.network.card
