@@ -35,7 +35,10 @@ class TokenClassifier(nn.Module):
         fixed: dict[str, Any] = {"global_pool": "", "class_token": False, "embed_layer": ConvStem}
         check_timm_name(architecture["model"], "model of the classifier")
         try:
-            trunk: Any = timm.create_model(architecture["model"], num_classes=0, **fixed, **sizes)
+            # Named here: the description comes from a file, which must not have weights fetched or another file read.
+            trunk: Any = timm.create_model(
+                architecture["model"], pretrained=False, checkpoint_path=None, num_classes=0, **fixed, **sizes
+            )
         except (RuntimeError, TypeError, AssertionError) as error:
             raise ConfigError(
                 f"timm cannot build `{architecture['model']}` as a vision transformer with {sizes}: {error}. See "

@@ -217,9 +217,10 @@ class KLAutoencoder(KLFacts, Autoencoder):
         values = torch.as_tensor(numbers, dtype=torch.float32).reshape(-1, 1, 1)
         is_usable = bool(values.isfinite().all()) and (name == "shift" or bool((values > 0).all()))
         if values.numel() not in (1, self.latent_channels) or not is_usable:
+            shown = numbers.flatten().tolist() if isinstance(numbers, Tensor) else numbers
+            remedy = f" Set the option `{name}`." if isinstance(numbers, Tensor) else ""
             raise error(
-                f"{where}{name} of the latents is {values.flatten().tolist()}; expected one finite number, or one per "
-                f"latent channel ({self.latent_channels}){', above 0' if name == 'scale' else ''}. Set the option "
-                f"`{name}`"
+                f"{where}{name} of the latents is {shown}; expected one finite number of float32, or one per latent "
+                f"channel ({self.latent_channels}){', above 0' if name == 'scale' else ''}.{remedy}"
             )
         getattr(self, f"latent_{name}").copy_(values)

@@ -27,6 +27,10 @@ from simflow_plugin.weights import load_strictly, without_wrappers
 PEER = "repa-e"
 ANCHOR = "x_embedder.proj.weight"
 LABEL_TABLE = "backbone.label_embed.table.weight"
+REMEDY = (
+    "Check backbone.depth, size and patch_size, uses_qk_norm, latent channels and num_classes, and that these are the "
+    "weights of the SiT of REPA-E at 3ad8046, not of the autoencoder; a second projector is not supported."
+)
 POSITIONS_KEY = "pos_embed"
 POSITIONS_TOLERANCE = 1e-5
 """Of float32; a table in half precision is compared to the rounding error of its type."""
@@ -115,18 +119,14 @@ def from_repa_e(state_dict: Mapping[str, Tensor], options: SiTOptions, context: 
     left_out = tuple(prefix for prefix, part in parts.items() if part is None)
     converted = {
         name: tensor
-        for name, tensor in convert_tensors(host, RULES, PEER).items()
+        for name, tensor in convert_tensors(host, RULES, PEER, REMEDY).items()
         if not name.startswith(left_out)
     }
     table, expected = converted.get(LABEL_TABLE), model.state_dict().get(LABEL_TABLE)
     if table is not None and expected is not None and table.shape == expected[:-1].shape:
         # Trained without label dropout, it has no row for no label.
         converted[LABEL_TABLE] = functional.pad(table, (0, 0, 0, 1))
-    remedy = (
-        "Names are ours. Check backbone.depth, size and patch_size, uses_qk_norm, latent channels and num_classes, and "
-        "that these are not the weights of the autoencoder; a second projector is not supported."
-    )
-    load_strictly(model, converted, PEER, remedy)
+    load_strictly(model, converted, PEER, f"Names are ours. {REMEDY}")
     return model.eval()
 
 

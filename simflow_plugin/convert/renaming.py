@@ -78,11 +78,18 @@ def find_module(tensors: Mapping[str, Tensor], peer: str, anchor: str = ANCHOR) 
     }
 
 
-def convert_tensors(tensors: Mapping[str, Tensor], rules: Sequence[Rule], peer: str) -> dict[str, Tensor]:
+def convert_tensors(
+    tensors: Mapping[str, Tensor], rules: Sequence[Rule], peer: str, remedy: str = REMEDY
+) -> dict[str, Tensor]:
     """Return the tensors by our names, floating ones in float32; the first rule that matches a name wins.
 
+    Args:
+        tensors: by the peer's names.
+        rules: of all of them.
+        peer: for messages.
+        remedy: advice for names that no rule matches.
     Raises:
-        WeightsError: for names that no rule matches, or a tensor of a shape that its rule cannot take.
+        WeightsError: for such names, or a tensor of a shape or type that its rule cannot take.
     """
     converted, unknown, half = {}, [], set()
     for theirs, tensor in tensors.items():
@@ -93,10 +100,15 @@ def convert_tensors(tensors: Mapping[str, Tensor], rules: Sequence[Rule], peer: 
         rule, match = found
         if rule.ours is None:
             continue
+        if rule.transform is not unchanged and not tensor.is_floating_point():
+            raise WeightsError(
+                f"{peer}: `{theirs}` of {tensor.dtype} holds no weights of a network: expected floating-point numbers. "
+                "Is the checkpoint quantised?"
+            )
         if tensor.dtype in (torch.float16, torch.bfloat16):
             half.add(str(tensor.dtype).removeprefix("torch."))
         try:
-            # Integers stay what they are: they are counters, or refused when the weights are loaded.
+            # Integers that are taken as they are: counters, or refused when the weights are loaded.
             exact = tensor.detach().to(torch.float32) if tensor.is_floating_point() else tensor
             converted[rule.ours.format(**match.groupdict())] = rule.transform(exact)
         except (RuntimeError, IndexError) as error:
@@ -106,7 +118,7 @@ def convert_tensors(tensors: Mapping[str, Tensor], rules: Sequence[Rule], peer: 
     if unknown:
         raise WeightsError(
             f"{peer}: weights of another architecture: {len(unknown)} of {len(tensors)} tensors are unknown: "
-            f"{listed(unknown)}"
+            f"{listed(unknown)}. {remedy}"
         )
     if half:
         log.warning("%s: weights are %s; converted to float32", peer, " and ".join(sorted(half)))

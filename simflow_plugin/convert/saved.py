@@ -46,14 +46,16 @@ def save_converted(module: TransformerFlow | SiT, folder: Path, context: ModelCo
     description: Options
     if isinstance(module, TransformerFlow):
         kind, description = "flow", module.config
-    elif context is not None:
+    elif isinstance(module, SiT) and context is not None:
         shape, classes, alignment = context.latent_shape, context.num_classes, context.alignment
         kind, description = (
             "sit",
             SavedSiT(options=module.options, latent_shape=shape, num_classes=classes, alignment=alignment),
         )
     else:
-        raise TypeError("a SiT is saved with its context, found None")
+        raise TypeError(
+            f"expected a TransformerFlow, or a SiT with its context, found {type(module).__name__}"
+        )
     with filling(folder) as part:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
         save_file(tensors, part / f"{kind}.safetensors")

@@ -65,9 +65,13 @@ def t_quantile(count: int) -> float:
 def proportion(num_right: int, count: int, unit: str = "samples") -> Measured:
     """Return a share with Wilson's 95 % interval, which has a width at 0 and at 1 too.
 
+    Raises:
+        EvaluationError: of nothing.
     Reference:
         Wilson, Probable inference, the law of succession, and statistical inference, 1927.
     """
+    if count < 1:
+        raise EvaluationError(f"a share of {count} {unit} was asked for; one is the least.")
     interval = stats.binomtest(num_right, count).proportion_ci(LEVEL, "wilson")
     return Measured(
         num_right / count, float(interval.low), float(interval.high), f"Wilson's of {count} {unit}"

@@ -163,7 +163,10 @@ def build_guidance(rule: str | Mapping | GuidanceRule, context: GuidanceContext)
     try:
         part = Part.model_validate(rule if isinstance(rule, str) else dict(rule))
     except ValidationError as error:
-        raise ConfigError(f"guidance_rule: {error}") from error
+        known = ", ".join(GUIDANCE.names())
+        raise ConfigError(
+            f"guidance_rule: found {rule!r}, expected a name, or a mapping with `name` and options. Known: {known}."
+        ) from error
     return part.build(GUIDANCE, context)
 
 

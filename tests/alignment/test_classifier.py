@@ -90,6 +90,19 @@ def test_description_of_any_content_is_refused(trained, tmp_path, card):
         load_classifier(tmp_path / "a.safetensors")
 
 
+@pytest.mark.parametrize("argument", [{"pretrained": True}, {"checkpoint_path": "other.pth"}])
+def test_description_may_not_have_other_weights_read(trained, tmp_path, argument):
+    with safe_open(trained, "pt") as file:
+        metadata = file.metadata()
+    card = json.loads(metadata["card"])
+    card["architecture"] |= argument
+    save_file({"x": torch.zeros(1)}, tmp_path / "a.safetensors", {**metadata, "card": json.dumps(card)})
+    with pytest.raises(
+        (ConfigError, WeightsError), match=f"multiple values for keyword argument '{next(iter(argument))}'"
+    ):
+        load_classifier(tmp_path / "a.safetensors")
+
+
 def test_torn_file_is_refused(trained, tmp_path):
     (tmp_path / "torn.safetensors").write_bytes(trained.read_bytes()[:1000])
     with pytest.raises(WeightsError, match="not a readable safetensors"):

@@ -28,6 +28,10 @@ def count(size: str, patch_size: int, num_classes: int = 1000) -> int:
     return sum(p.numel() for p in model.parameters()) + model.positions.numel()
 
 
+def test_xl_2_has_675_111_184_parameters() -> None:
+    assert count("XL", 2) == 675_111_184
+
+
 @pytest.mark.parametrize("size", PUBLISHED_SIZES)
 def test_parameter_count_is_the_published_one(size: str) -> None:
     # The tables round some sizes up and some down: B/2 has 130,500,112.

@@ -170,9 +170,10 @@ def test_bad_option_is_refused(options: dict, message: str) -> None:
         rule_of("starflow", **options)
 
 
-def test_rule_without_a_name_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"guidance_rule: .*\n.*a name or a mapping with a name"):
-        build_guidance({"annealed": True}, GuidanceContext(3))
+@pytest.mark.parametrize("rule", [{"annealed": True}, {"name": 5}])
+def test_rule_without_a_name_lists_the_known_ones(rule: dict) -> None:
+    with pytest.raises(ConfigError, match=r"guidance_rule: found \{.*Known: linear, linear_sigma, starflow"):
+        build_guidance(rule, GuidanceContext(3))
 
 
 @pytest.mark.parametrize("where", [{"block_interval": (1, 1)}, {"token_interval": (0.5, 0.5)}])

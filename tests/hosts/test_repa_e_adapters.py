@@ -144,6 +144,12 @@ def test_a_state_dict_round_trip_samples_the_same(family):
     assert torch.equal(draw(model, cfg_scale=2.0), draw(other, cfg_scale=2.0))
 
 
+def test_sync_batch_norm_conversion_keeps_the_state_dicts_keys():
+    model = make()
+    keys = model.state_dict().keys()
+    assert nn.SyncBatchNorm.convert_sync_batchnorm(model).state_dict().keys() == keys
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_losses_stay_float32_under_autocast(dtype):
     model = make().train()
