@@ -80,6 +80,13 @@ def test_unsupported_arguments_and_weights_of_another_architecture_are_refused(
         from_ml_tarflow(CLASSES["peer"], {**CONFIG, **change})
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64])
+def test_numbers_of_which_floats_are_made_are_floats(dtype: torch.dtype) -> None:
+    case = TarflowCase(NAMES[1])
+    with pytest.raises(WeightsError, match=rf"`var` of {dtype} holds no weights"):
+        from_ml_tarflow({**case.weights, "var": case.weights["var"].to(dtype)}, case.config)
+
+
 @pytest.mark.parametrize(("name", "value"), [(NAMES[0], 0.5), (NAMES[1], 0.0)])
 def test_impossible_priors_are_refused(name: str, value: float) -> None:
     case = TarflowCase(name)

@@ -97,7 +97,7 @@ NAN_POSITIONS[0, 0, 0] = torch.nan
     [
         (
             {"decoder.conv_in.weight": torch.zeros(1)},
-            r"1 of \d+ tensors are unknown: decoder\.conv_in\.weight",
+            r"1 of \d+ tensors are unknown: decoder\.conv_in\.weight\. Check .*a second projector is not supported",
         ),
         ({"final_layer.linear.bias": None}, r"of \d+ tensors 1 missing: backbone\.head\.linear\.bias"),
         (

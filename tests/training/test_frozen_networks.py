@@ -1,5 +1,7 @@
 """What caches of frozen networks give is what the networks would have said, mirrored images included."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -15,7 +17,7 @@ from simflow_plugin.data.order import GlobalBatches
 from simflow_plugin.errors import ConfigError
 from simflow_plugin.registry import Part
 from simflow_plugin.training.distributed.processes import Processes
-from simflow_plugin.training.frozen_networks import build_feature_cache
+from simflow_plugin.training.frozen_networks import FrozenNetworks, build_feature_cache
 from simflow_plugin.training.interrupts import Interrupted
 from tests.data.makers import png
 from tests.training.tiny_runs import (
@@ -57,10 +59,13 @@ def digits(tmp_path, monkeypatch):
 def test_cached_features_equal_computed_ones(digits, flip):
     config = aligned_config(f"training.horizontal_flip={flip}")
     encoder = PixelEncoder()
-    cache = build_feature_cache(encoder, config, digits, Processes(1))
+    parts = SimpleNamespace(encoder=encoder, joint=SimpleNamespace(autoencoder=nn.Linear(1, 1)))
+    networks = FrozenNetworks(parts, config, digits, Processes(1))
+    calls = encoder.calls
     for batch in make_loader(digits, GlobalBatches(16), config.seed, range(3, 7), horizontal_flip=flip):
-        found, expected = cache.read(batch.indices, batch.flipped), encoder.encode(batch.images)
+        found, expected = networks.features(batch, batch.images), encoder.encode(batch.images)
         torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+    assert encoder.calls == calls + 4  # those of this test
 
 
 def test_cache_is_built_once(digits):
