@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from simflow_plugin.convert import from_ml_starflow, load_converted
+from simflow_plugin.contracts import ModelContext
+from simflow_plugin.convert import from_ml_starflow, load_converted, save_converted
 from simflow_plugin.convert.foreign_checkpoint import convert_checkpoint
 from simflow_plugin.errors import ConfigError, RunDirectoryError, WeightsError
 from simflow_plugin.flow import TransformerFlow
@@ -123,3 +124,8 @@ def test_sit_of_a_training_checkpoint_is_converted(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match=r"sit\.json: `options`: .*`latent_shape"):
         load_converted(tmp_path / "out")
+
+
+def test_another_module_is_not_saved_as_a_sit(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="found Linear"):
+        save_converted(torch.nn.Linear(1, 1), tmp_path / "out", ModelContext((1, 2, 2), None, None))
