@@ -197,7 +197,11 @@ def test_label_that_is_no_class_is_refused_for_any_data_set():
         (torch.zeros(2, 3, 4, 4), 2, r"images are torch\.float32 .* expected uint8"),
         (torch.zeros(2, 4, 4, dtype=torch.uint8), 2, r"\(2, 4, 4\), expected uint8 \(N, 1 or 3, H, W\)"),
         (torch.zeros(2, 4, 4, 3, dtype=torch.uint8), 2, r"\(2, 4, 4, 3\), expected"),
-        (torch.zeros(2, 1, 4, 4, dtype=torch.uint8), 3, r"labels are \(3,\), expected one for each of 2 images"),
+        (
+            torch.zeros(2, 1, 4, 4, dtype=torch.uint8),
+            3,
+            r"labels are \(3,\), expected one for each of 2 images",
+        ),
     ],
 )
 def test_images_in_memory_of_another_shape_or_type_are_refused(images, num_labels, said):
