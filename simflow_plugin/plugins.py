@@ -124,7 +124,7 @@ def blaming(part: str, distribution: str) -> Iterator[None]:
         ) from error
 
 
-def check_class(kind: str, part: Any, takes_options: bool = True) -> None:
+def check_class(kind: str, part: Any, distribution: str, takes_options: bool = True) -> None:
     """Refuse a factory without what the harness reads of it, or that was written for another version of the contracts.
 
     Raises:
@@ -141,7 +141,7 @@ def check_class(kind: str, part: Any, takes_options: bool = True) -> None:
     if takes_options and declared.contract_version not in (None, CONTRACT_VERSION):
         raise RegistryError(
             f"it was written for version {declared.contract_version} of simflow_plugin.contracts, and this is version "
-            f"{CONTRACT_VERSION}. Install its release for this one, or another simflow-plugin"
+            f"{CONTRACT_VERSION}. Install a release of {distribution} for this one, or another simflow-plugin"
         )
     missing = sorted(getattr(part, "__abstractmethods__", ()))
     if missing:

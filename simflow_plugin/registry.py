@@ -133,10 +133,11 @@ class Registry:
             if name not in self._builtin:
                 importlib.import_module(self._declared[name][0])
             return self._builtin[name]
-        with plugins.blaming(f"{self.kind}: entry point `{name}`", f"{owners[0]} ({claims[0].value})"):
+        owner, where = owners[0], f"{owners[0]} ({claims[0].value})"
+        with plugins.blaming(f"{self.kind}: entry point `{name}`", where):
             part = claims[0].load()
         self._check_contract(
-            name, owners[0], lambda: plugins.check_class(self.kind, part, self._takes_options)
+            name, where, lambda: plugins.check_class(self.kind, part, owner, self._takes_options)
         )
         return part
 

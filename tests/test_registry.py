@@ -61,7 +61,10 @@ def test_third_party_name_of_a_builtin_part_names_both(install):
 def test_part_without_options_names_its_distribution_and_what_to_add(install, options):
     source = f"class Bare:\n{options}    pass\n"
     install("bare-models", f"bare_models_{len(options)}", source, "bare", "Bare")
-    with pytest.raises(RegistryError, match=r"`bare` of distribution bare-models: .*Add `class Options\("):
+    with pytest.raises(
+        RegistryError,
+        match=r"`bare` of distribution bare-models \(bare_models_.*Bare\): .*Add `class Options\(",
+    ):
         MODELS.get("bare")
 
 

@@ -7,9 +7,10 @@ All images are scored without their label, since one that is uploaded has none. 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 from torch import Tensor
 
 from simflow_plugin.errors import DataError, SimflowError
@@ -28,6 +29,7 @@ from simflow_plugin.runs.parts import build_dataset
 FILE = "likelihood_reference.json"
 NUM_HELD_OUT = 256
 DRAWS = EvaluationRequest.posterior_samples
+Ascending = Annotated[tuple[float, ...], AfterValidator(lambda values: tuple(sorted(values)))]
 
 
 class LikelihoodReference(Options):
@@ -43,7 +45,7 @@ class LikelihoodReference(Options):
 
     scale: float = Field(gt=0)
     control: ControlVariate
-    bits_per_dim: tuple[float, ...] = Field(min_length=1)
+    bits_per_dim: Ascending = Field(min_length=1)
     held_out: str
     weights: str
 
@@ -67,7 +69,7 @@ class LikelihoodReference(Options):
         return cls(
             scale=likelihood.scale,
             control=scorer.control,
-            bits_per_dim=tuple(sorted(scores.image_bits_per_dim.tolist())),
+            bits_per_dim=tuple(scores.image_bits_per_dim.tolist()),
             held_out=f"{held_out.num_measured:,} held-out images of {held_out.name}",
             weights=weights,
         )

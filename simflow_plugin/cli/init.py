@@ -32,6 +32,8 @@ def init(
 
     path = out if out is not None else Path(f"{_name(folder)}.yaml")
     check_not_there(path, overwrite)
+    if not path.parent.is_dir():  # a typing error must not make a folder
+        raise ConfigError(f"--out {path}: there is no folder {path.parent}. Make it, or name another file.")
     facts = look_at(folder)
     typer.echo("\n".join(facts.lines()))
     typer.echo("timing a few steps ...", err=True)

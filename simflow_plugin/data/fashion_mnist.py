@@ -131,11 +131,13 @@ def read_idx(path: Path, shape: Sequence[int | None]) -> Tensor:
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: unreadable: {error}. {again}") from error
     magic, header = bytes((0, 0, UNSIGNED_BYTE, len(shape))), 4 + 4 * len(shape)
-    if content[:4] != magic or len(content) < header:
+    if content[:4] != magic[: len(content)]:
         raise DataError(
-            f"{path}: not an idx file of unsigned bytes with {len(shape)} axes: it has {len(content)} bytes and starts "
-            f"with {content[:4].hex() or '(nothing)'}, expected {magic.hex()}. {again}"
+            f"{path}: not an idx file of unsigned bytes with {len(shape)} axes: it starts with {content[:4].hex()}, "
+            f"expected {magic.hex()}. {again}"
         )
+    if len(content) < header:
+        raise DataError(f"{path}: cut off inside its header ({len(content)} bytes). {again}")
     found = struct.unpack_from(f">{len(shape)}I", content, 4)
     if any(want not in (None, have) for want, have in zip(shape, found, strict=True)):
         wanted = " x ".join("any" if size is None else str(size) for size in shape)

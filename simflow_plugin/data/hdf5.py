@@ -8,15 +8,16 @@ root/images_h5.json     a list of all names in it, groups included
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import h5py
 import numpy as np
 from PIL import Image
-from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from simflow_plugin import registry
 from simflow_plugin.contracts import DataContext
@@ -30,7 +31,6 @@ from simflow_plugin.errors import DataError
 
 IMAGES, NAMES, LABELS = "images.h5", "images_h5.json", "dataset.json"
 ARRAY = ".npy"
-Parsed = TypeVar("Parsed")
 
 
 @registry.DATASETS.register("hdf5")
@@ -172,15 +172,12 @@ def read_names(base: Path) -> list[str]:
         content = (base / NAMES).read_bytes()
     except OSError as error:
         raise DataError(f"{base / NAMES}: cannot be read: {error}") from error
-    entries = _parsed(TypeAdapter(list[str]), content, base / NAMES)
+    entries = _parsed(content, base / NAMES)
+    _check_list(entries, _is_name, "names", base / NAMES)
     twice = next((name for name, count in Counter(entries).items() if count > 1), None)
     if twice is not None:
         raise DataError(f"{base / NAMES}: lists {twice} twice. Write it anew.")
     return entries
-
-
-class _Labels(BaseModel):
-    labels: list[tuple[str, Any]] | None = None
 
 
 def read_labels(base: Path, names: list[str]) -> list[Key] | None:
@@ -197,9 +194,13 @@ def read_labels(base: Path, names: list[str]) -> list[Key] | None:
     # h5py raises OSError, KeyError, RuntimeError, TypeError, ... for damaged files.
     except Exception as error:
         raise DataError(f"{base}: {IMAGES} is damaged: {type(error).__name__}: {error}") from error
-    listed = _parsed(TypeAdapter(_Labels), content, place).labels
+    document = _parsed(content, place)
+    if not isinstance(document, dict):
+        raise DataError(f"{place}: holds {shown(document)}, expected a mapping with `labels`. Write it anew.")
+    listed = document.get("labels")
     if not listed:
         return None
+    _check_list(listed, _is_pair, "[name, label]", f"{place}: `labels`")
     label_of: dict[str, Key] = {}
     for written, value in listed:
         name = written.replace("\\", "/")
@@ -215,14 +216,27 @@ def read_labels(base: Path, names: list[str]) -> list[Key] | None:
     return [label_of[key] for key in keys]
 
 
-def _parsed(form: TypeAdapter[Parsed], content: bytes, place: Path | str) -> Parsed:
-    """Return JSON of the form that a file of the layout has."""
+def _parsed(content: bytes, place: Path | str) -> Any:
+    """Return what JSON holds. Python's parser reads names with a lone surrogate, which pydantic's does not."""
     try:
-        return form.validate_json(content, strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = f" at {'.'.join(map(str, first['loc']))}" if first["loc"] else ""
-        raise DataError(
-            f"{place}: not of the form that REPA-E's preprocessing writes{where}: {first['msg']}, found "
-            f"{shown(first['input'])}."
-        ) from error
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{place}: damaged: {type(error).__name__}: {error}. Write it anew.") from error
+
+
+def _check_list(listed: Any, is_entry: Callable[[Any], bool], entries: str, place: Path | str) -> None:
+    if not isinstance(listed, list):
+        raise DataError(f"{place}: holds {shown(listed)}, expected a list of {entries}. Write it anew.")
+    for number, entry in enumerate(listed):
+        if not is_entry(entry):
+            raise DataError(
+                f"{place}: entry {number} is {shown(entry)}, expected a list of {entries}. Write it anew."
+            )
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from simflow_plugin.contracts import Example
 from simflow_plugin.data.disk_cache import tensors_digest
-from simflow_plugin.errors import DataError
+from simflow_plugin.errors import DataError, ShapeError
 
 
 class InMemoryDataset:
@@ -22,10 +22,19 @@ class InMemoryDataset:
         class_names: one per class, in the order of the labels.
         name: of the data set, for messages and cache keys.
     Raises:
+        ShapeError: if images or labels have another shape or type.
         DataError: if a label is none of the classes.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, class_names: list[str], name: str) -> None:
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise ShapeError(
+                f"{name}: images are {images.dtype} {tuple(images.shape)}, expected uint8 (N, 1 or 3, H, W)."
+            )
+        if labels.shape != images.shape[:1]:
+            raise ShapeError(
+                f"{name}: labels are {tuple(labels.shape)}, expected one for each of {len(images)} images."
+            )
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(class_names):
             raise DataError(
                 f"{name}: labels from {int(labels.min())} to {int(labels.max())}, but there are {len(class_names)} "

@@ -49,7 +49,13 @@ def bootstrap(values: NDArray[np.floating]) -> tuple[float, float]:
 
 
 def repeated(values: Sequence[float]) -> Measured:
-    """Return the mean over repeated seeds with Student's 95 % interval; one value has no interval."""
+    """Return the mean over repeated seeds with Student's 95 % interval; one value has no interval.
+
+    Raises:
+        EvaluationError: without values.
+    """
+    if len(values) == 0:
+        raise EvaluationError("an interval was asked for, but there are no values.")
     mean = float(np.mean(values))
     if len(values) == 1:
         return Measured(mean)

@@ -107,7 +107,9 @@ def read_evaluation(folder: Path) -> Evaluation:
     try:
         document = read_json_object(folder / "result.json", EvaluationError)
         metrics = {name: Measured.from_json(values) for name, values in document["metrics"].items()}
-        return Evaluation(folder, document["settings"], metrics, document["details"], dict(document["notes"]))
+        notes = document["notes"]
+        by_part = {"data": notes} if isinstance(notes, list) else dict(notes)  # version 0.1.0 wrote a list
+        return Evaluation(folder, document["settings"], metrics, document.get("details", {}), by_part)
     except (EvaluationError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise EvaluationError(
             f"{folder / 'result.json'}: missing or damaged ({error}). Evaluate the run again."

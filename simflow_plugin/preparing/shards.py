@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
@@ -92,7 +92,7 @@ def finished(shard: Shard, folder: Path) -> ShardFacts | None:
 def write_missing(
     purpose: str, dataset: ImageDataset, shards: list[Shard], folder: Path, write: Write, num_workers: int = 1
 ) -> list[ShardFacts]:
-    """Write the shards that are not there, and return the facts of all.
+    """Write the shards that are not there, and return the facts of all in the order of `shards`.
 
     Args:
         purpose: shown with the progress.
@@ -122,16 +122,19 @@ def write_missing(
 
 @contextmanager
 def _workers(write: Write, count: int) -> Iterator[Callable[[list[Shard]], Iterable[ShardFacts]]]:
-    """Give a function that writes shards in this process or in several; after an error none starts another shard.
+    """Give a function that writes shards, here or in several processes, and returns facts as they are there.
 
-    Processes are sent `write`, and the data set in it, once: its part may have been registered by the caller alone.
+    After an error no process starts another shard. They are sent `write`, and the data set in it, once: its part may
+    have been registered by the caller alone.
     """
     if count < 2:
         yield lambda shards: map(write, shards)
         return
     pool = ProcessPoolExecutor(count, get_context("spawn"), initializer=_keep_in_worker, initargs=(write,))
     try:
-        yield lambda shards: pool.map(_write_in_worker, shards)
+        yield lambda shards: (
+            future.result() for future in as_completed([pool.submit(_write_in_worker, s) for s in shards])
+        )
     finally:
         pool.shutdown(cancel_futures=True)
 

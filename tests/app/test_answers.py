@@ -95,6 +95,12 @@ def test_share_of_less_likely_images_counts_ties_half():
     assert shares == [1.0, 0.875, 0.5, 0.25, 0.0]
 
 
+def test_scores_are_sorted_on_reading(tmp_path):
+    saved = {"scale": 0.1, "control": [1, 0], "bits_per_dim": [3, 1, 2], "held_out": "", "weights": "a"}
+    (tmp_path / FILE).write_text(json.dumps(saved))
+    assert LikelihoodReference.load(tmp_path, "a").bits_per_dim == (1, 2, 3)
+
+
 def test_title_names_run_step_and_weights(answers):
     assert f"**{answers.run.loaded.config.name}**" in answers.title
     assert f"step {answers.run.loaded.checkpoint.step}" in answers.title

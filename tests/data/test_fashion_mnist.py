@@ -87,12 +87,13 @@ def unpacked(change):
     ("file", "spoil", "message"),
     [
         (IMAGES, unpacked(lambda idx: b"\0\0\x0d\x03" + idx[4:]), "00000d03, expected 00000803"),
-        (IMAGES, unpacked(lambda idx: idx[:9]), "9 bytes"),
+        (IMAGES, unpacked(lambda idx: idx[:6]), r"cut off inside its header \(6 bytes\)"),
+        (IMAGES, unpacked(lambda idx: b""), r"cut off inside its header \(0 bytes\)"),
         (IMAGES, unpacked(lambda idx: idx[:-100]), "promises"),
         (LABELS, lambda content: content[:-6], "unreadable"),
         (LABELS, unpacked(lambda idx: idx[:7] + b"\x05" + idx[8:13]), "holds 5, expected 12"),
     ],
-    ids=["magic number", "header", "pixels", "compression", "number of labels"],
+    ids=["magic number", "header", "nothing", "pixels", "compression", "number of labels"],
 )
 def test_damaged_file_is_named(tmp_path, file, spoil, message):
     path = fashion_folder(tmp_path) / file

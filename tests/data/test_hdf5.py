@@ -8,7 +8,7 @@ import torch
 
 from simflow_plugin.contracts import NO_LABEL, DataContext
 from simflow_plugin.data.decoding import CorruptImage
-from simflow_plugin.data.hdf5 import Hdf5Images
+from simflow_plugin.data.hdf5 import Hdf5Images, read_labels, read_names
 from simflow_plugin.data.loader import make_loader
 from simflow_plugin.data.order import GlobalBatches
 from simflow_plugin.errors import DataError
@@ -110,21 +110,55 @@ def test_unknown_among_classes_is_refused_by_the_name_of_its_image(twenty):
         load(twenty)
 
 
-@pytest.mark.parametrize("labels", ['{"a": 1}', "[7]", '[["a"]]', "[[1, 2]]", '"x"', "{", None])
-def test_labels_of_another_form_are_refused(twenty, labels):
-    relabel(twenty, "[]" if labels is None else f'{{"labels": {labels}}}')
-    with pytest.raises(DataError, match=r"images\.h5:dataset\.json: not of the form"):
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        ('{"labels": {"a": 1}}', r"holds \{'a': 1\}, expected a list of \[name, label\]"),
+        ('{"labels": "x"}', r"holds 'x', expected a list of \[name, label\]"),
+        ('{"labels": [["a", 1], 7]}', r"entry 1 is 7, expected a list of \[name, label\]"),
+        ('{"labels": [["a"]]}', r"entry 0 is \['a'\], expected"),
+        ('{"labels": [[1, 2]]}', r"entry 0 is \[1, 2\], expected"),
+        ("[]", r"holds \[\], expected a mapping with `labels`"),
+        ('{"labels": {', "damaged: "),
+        ('{"labels": ' + "[" * 100_000, "damaged: "),
+    ],
+)
+def test_labels_of_another_form_are_refused(twenty, document, said):
+    relabel(twenty, document)
+    with pytest.raises(DataError, match=rf"images\.h5:dataset\.json: (`labels`: )?{said}"):
         load(twenty)
+
+
+@pytest.mark.parametrize("document", ["{}", '{"labels": null}', '{"labels": []}', '{"labels": {}}'])
+def test_empty_labels_are_none(twenty, document):
+    relabel(twenty, document)
+    assert read_labels(twenty, [FIRST]) is None
 
 
 @pytest.mark.parametrize(
-    "listing",
-    ["{}", "null", "[1, 2]", '[["a.png"]]', "[" * 100_000, '["a.png", "a.png"]', '["dataset.json"]'],
+    ("listing", "said"),
+    [
+        ("{}", r"holds \{\}, expected a list of names"),
+        ("null", "holds None, expected a list of names"),
+        ('["a.png", 2]', "entry 1 is 2, expected a list of names"),
+        ('[["a.png"]]', r"entry 0 is \['a.png'\], expected"),
+        ("[" * 100_000, "damaged: "),
+        ("", "damaged: "),
+        ('["a.png", "a.png"]', "lists a.png twice"),
+        ('["dataset.json"]', "lists no image"),
+    ],
 )
-def test_listing_of_another_form_or_without_images_is_refused(twenty, listing):
+def test_listing_of_another_form_or_without_images_is_refused(twenty, listing, said):
     (twenty / "images_h5.json").write_text(listing)
-    with pytest.raises(DataError, match=r"images_h5\.json: "):
+    with pytest.raises(DataError, match=rf"images_h5\.json: {said}"):
         load(twenty)
+
+
+def test_name_with_a_lone_surrogate_is_read(twenty):
+    (twenty / "images_h5.json").write_text(r'["\ud800.png"]')
+    relabel(twenty, r'{"labels": [["\ud800.png", 3]]}')
+    assert read_names(twenty) == ["\ud800.png"]
+    assert read_labels(twenty, ["\ud800.png"]) == [3]
 
 
 STORED = {

@@ -15,7 +15,7 @@ from simflow_plugin.data.digits import Digits
 from simflow_plugin.data.image_folder import ImageFolder
 from simflow_plugin.data.in_memory import InMemoryDataset
 from simflow_plugin.data.summary import content_digests, split_notes, summarize
-from simflow_plugin.errors import DataError
+from simflow_plugin.errors import DataError, ShapeError
 from tests.data.makers import CORRUPT, class_folders, png
 from tests.data.test_content_facts import SOURCES, ThirdParty, every_source
 
@@ -189,6 +189,24 @@ def test_label_that_is_no_class_is_refused_for_any_data_set():
     dataset.labels = torch.tensor([0, 1, 2, 0, 0])
     with pytest.raises(DataError, match="train: a label is 2, but there are 2 classes"):
         summarize("own", dataset, None)
+
+
+@pytest.mark.parametrize(
+    ("images", "num_labels", "said"),
+    [
+        (torch.zeros(2, 3, 4, 4), 2, r"images are torch\.float32 .* expected uint8"),
+        (torch.zeros(2, 4, 4, dtype=torch.uint8), 2, r"\(2, 4, 4\), expected uint8 \(N, 1 or 3, H, W\)"),
+        (torch.zeros(2, 4, 4, 3, dtype=torch.uint8), 2, r"\(2, 4, 4, 3\), expected"),
+        (
+            torch.zeros(2, 1, 4, 4, dtype=torch.uint8),
+            3,
+            r"labels are \(3,\), expected one for each of 2 images",
+        ),
+    ],
+)
+def test_images_in_memory_of_another_shape_or_type_are_refused(images, num_labels, said):
+    with pytest.raises(ShapeError, match=f"own: .*{said}"):
+        InMemoryDataset(images, torch.zeros(num_labels, dtype=torch.int64), ["a"], "own")
 
 
 def test_label_in_memory_that_is_no_class_is_refused():

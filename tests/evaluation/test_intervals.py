@@ -43,9 +43,18 @@ def test_one_seed_has_no_interval():
     assert repeated([1.0]) == Measured(1.0)
 
 
-def test_no_values_are_refused():
-    with pytest.raises(EvaluationError, match="no values"):
-        bootstrap_mean(np.array([]))
+@pytest.mark.parametrize(
+    ("interval", "said"),
+    [
+        (lambda: bootstrap_mean(np.array([])), "no values"),
+        (lambda: repeated([]), "no values"),
+        (lambda: proportion(0, 0), "a share of 0 samples"),
+    ],
+    ids=["bootstrap", "seeds", "share"],
+)
+def test_no_values_are_refused(interval, said):
+    with pytest.raises(EvaluationError, match=said):
+        interval()
 
 
 def test_numbers_survive_json():

@@ -17,3 +17,9 @@ def test_notes_of_an_earlier_evaluation_go_with_the_numbers_they_are_on(tmp_path
 
 def test_a_note_is_shown_once(tmp_path):
     assert evaluation(tmp_path, a=["same"], b=["same"]).notes == ["same"]
+
+
+def test_result_of_version_0_1_0_is_read(tmp_path):
+    (tmp_path / "result.json").write_text('{"settings": {}, "metrics": {}, "notes": ["old"]}')
+    found = read_evaluation(tmp_path)
+    assert (found.notes, found.details) == (["old"], {})

@@ -2,6 +2,8 @@
 
 import json
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -157,6 +159,21 @@ def test_refusal_of_damaged_images_comes_with_their_shard_and_ends_when_more_are
     )
     card = prepare(Preparation(part, 16, 3), tmp_path / "out", 1)
     assert len(card["splits"]["train"]["damaged"]) == 2
+
+
+def test_damaged_images_of_several_workers_are_counted_as_soon_as_they_are_found(tmp_path, monkeypatch):
+    """The first shard waits until the damage of the second has been counted."""
+    counted = threading.Event()
+
+    def write(shard):
+        damaged = ["a.png: no image"] if shard.name == "1" or not counted.wait(30) else []
+        return shards.ShardFacts(shard.name, 0, "", 0, damaged)
+
+    monkeypatch.setattr(shards, "ProcessPoolExecutor", lambda num, _, **of: ThreadPoolExecutor(num, **of))
+    monkeypatch.setattr(shards, "_in_worker", [])
+    monkeypatch.setattr(shards, "check_corrupt", lambda *_: counted.set())
+    found = shards.write_missing("", range(2), shards.shards_of("{}", 2, 1), tmp_path, write, num_workers=2)
+    assert [(facts.name, len(facts.damaged)) for facts in found] == [("0", 0), ("1", 1)]
 
 
 def test_image_that_could_not_be_read_for_a_while_is_read_again(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """`simflow init`: what is seen in a folder, and a configuration that loads, fits it and gives reasons."""
 
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -113,6 +114,17 @@ def test_existing_file_is_kept_unless_told_otherwise(tmp_path):
     assert "--overwrite" in output
     assert out.read_text() == "mine"
     assert initialise(root, tmp_path, "--overwrite")[0] == 0
+
+
+def test_missing_folder_of_the_file_is_refused_before_timing_and_not_made(tmp_path, monkeypatch):
+    root = make_images(tmp_path / "pictures")
+    timed = Mock()
+    monkeypatch.setattr(first, "time_here", timed)
+    status, output = simflow("init", root, "--out", tmp_path / "nodir" / "x.yaml")
+    assert status == 2
+    assert "there is no folder" in output
+    assert not timed.called
+    assert not (tmp_path / "nodir").exists()
 
 
 def test_folder_without_images_is_refused(tmp_path):
