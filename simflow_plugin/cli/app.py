@@ -26,7 +26,6 @@ from simflow_plugin.cli import (
 )
 from simflow_plugin.command_line import ReadableGroup, add_command
 
-
 app = typer.Typer(
     cls=ReadableGroup,
     help="SimFlow: train a VAE and a latent normalizing flow end to end, and compare them fairly.",

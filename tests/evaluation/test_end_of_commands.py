@@ -118,7 +118,11 @@ def test_reader_that_goes_away_ends_nothing(name: str, monkeypatch: pytest.Monke
     stream.close()
 
 
-PAGES = [["simflow_plugin", "--help"], ["simflow_plugin", "train", "--help"], ["simflow_plugin.train", "--help"]]
+PAGES = [
+    ["simflow_plugin", "--help"],
+    ["simflow_plugin", "train", "--help"],
+    ["simflow_plugin.train", "--help"],
+]
 
 
 @pytest.mark.parametrize("arguments", PAGES)
