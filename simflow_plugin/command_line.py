@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 from typer.models import ArgumentInfo, OptionInfo
 
-from simflow_plugin.exits import exit_on_user_error
+from simflow_plugin.exits import exit_on_full_disk, exit_on_user_error
 from simflow_plugin.option_groups import grouped
 from simflow_plugin.streams import surviving_readers
 
@@ -28,9 +28,24 @@ class ReadableCommand(TyperCommand):
     def get_params(self, ctx: Any) -> Any:
         return without_technical_types(super().get_params(ctx))
 
+    def main(self, *args: Any, **settings: Any) -> Any:
+        with exit_on_full_disk(), surviving_readers():  # pages of help are printed here, before `invoke`
+            return super().main(*args, **settings)
+
     def invoke(self, ctx: Any) -> Any:
-        with surviving_readers(), exit_on_user_error():
+        with exit_on_user_error():
             return super().invoke(ctx)
+
+
+class ReadableGroup(TyperGroup):
+    """A group of commands, with types in words."""
+
+    def get_params(self, ctx: Any) -> Any:
+        return without_technical_types(super().get_params(ctx))
+
+    def main(self, *args: Any, **settings: Any) -> Any:
+        with exit_on_full_disk(), surviving_readers():
+            return super().main(*args, **settings)
 
 
 def add_command(app: typer.Typer, function: Callable[..., None], name: str | None = None) -> None:

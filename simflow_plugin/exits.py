@@ -16,17 +16,10 @@ class ErrorExit(SystemExit):
 
 
 @contextmanager
-def exit_on_user_error() -> Iterator[None]:
-    """Within the block a `SimflowError` prints `error: <message>` and exits with its status; a full disk, with 3.
-
-    No command of ours leaves by `sys.exit`: code of a plugin that does is named, and is no success.
-    """
+def exit_on_full_disk() -> Iterator[None]:
+    """Within the block a full disk prints what to do and exits with status 3."""
     try:
         yield
-    except SimflowError as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = TrainingError.exit_status if _comes_from_a_full_disk(error) else error.exit_status
-        raise ErrorExit(status) from None
     except OSError as error:
         if not is_disk_full(error):
             raise
@@ -35,6 +28,21 @@ def exit_on_user_error() -> Iterator[None]:
             file=sys.stderr,
         )
         raise ErrorExit(TrainingError.exit_status) from None
+
+
+@contextmanager
+def exit_on_user_error() -> Iterator[None]:
+    """Within the block a `SimflowError` prints `error: <message>` and exits with its status; a full disk, with 3.
+
+    No command of ours leaves by `sys.exit`: code of a plugin that does is named, and is no success.
+    """
+    try:
+        with exit_on_full_disk():
+            yield
+    except SimflowError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = TrainingError.exit_status if _comes_from_a_full_disk(error) else error.exit_status
+        raise ErrorExit(status) from None
     except ErrorExit:
         raise
     except SystemExit as error:

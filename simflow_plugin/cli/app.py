@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import typer
-from typer.core import TyperGroup
 
 from simflow_plugin import __version__
 from simflow_plugin.cli import (
@@ -27,15 +24,7 @@ from simflow_plugin.cli import (
     statistics,
     study,
 )
-from simflow_plugin.command_line import add_command, without_technical_types
-
-
-class ReadableGroup(TyperGroup):
-    """The group of all commands, with types in words."""
-
-    def get_params(self, ctx: Any) -> Any:
-        return without_technical_types(super().get_params(ctx))
-
+from simflow_plugin.command_line import ReadableGroup, add_command
 
 app = typer.Typer(
     cls=ReadableGroup,

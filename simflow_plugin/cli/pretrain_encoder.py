@@ -84,7 +84,7 @@ def pretrain_encoder(
 
     check_not_there(out, overwrite)
     _check_effects(network, schedule)
-    part = resolve_data(images.data, "--data", images.data_option or [])
+    part = resolve_data(images.data, "--data", images.data_option or [], prefers_names=True)
     train, test = (
         part.build(DATASETS, DataContext(images.image_size, split, schedule.seed))
         for split in ("train", "test")

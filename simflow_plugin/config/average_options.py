@@ -66,6 +66,21 @@ def _with_kind(value: Any) -> Any:
     return {"kind": "exponential", **value} if isinstance(value, dict) else value
 
 
+def from_earlier_keys(training: Any) -> Any:
+    """Return the raw section `training` with `ema_decay`, its name in version 0.1.0, as `ema.decay`.
+
+    Raises:
+        ValueError: if both are given.
+    """
+    if not isinstance(training, dict) or "ema_decay" not in training:
+        return training
+    if "ema" in training:
+        raise ValueError("ema_decay is the earlier name of ema.decay: give one of them")
+    values = dict(training)
+    values["ema"] = {"decay": values.pop("ema_decay")}
+    return values
+
+
 Average = Annotated[
     ExponentialAverage | PowerAverage, Field(discriminator="kind"), BeforeValidator(_with_kind)
 ]

@@ -103,18 +103,23 @@ def resolve_part(part: Part, parts: Registry, source: YamlSource, path: KeyPath)
         return part.model_copy(update={"options": options.model_dump(mode="json")})
 
 
-def resolve_data(text: str, option: str, assignments: Sequence[str] = ()) -> Part:
+def resolve_data(
+    text: str, option: str, assignments: Sequence[str] = (), prefers_names: bool = False
+) -> Part:
     """Return the data set that an argument of the command line names, its options resolved.
 
     Args:
         text: a folder of images, the name of a data set, or a YAML mapping.
         option: where it was written, for messages.
         assignments: `key=value` options of the data set, given by `<option>-option`.
+        prefers_names: a registered name is that data set, also beside a folder of that name.
     Raises:
         ConfigError: if it is no folder and no data set, or has wrong options.
     """
     written = YamlSource({})
-    if os.path.isdir(os.path.expanduser(text)):  # unlike Path.is_dir, False for a mapping too long for a name
+    is_name = prefers_names and text in DATASETS.names()
+    # Unlike Path.is_dir, isdir is False for a mapping too long for a name.
+    if not is_name and os.path.isdir(os.path.expanduser(text)):
         written.values["data"] = {"name": "image_folder", "root": text}
     else:
         written.override(f"data={text}", option)

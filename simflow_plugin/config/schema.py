@@ -11,9 +11,9 @@ from pathlib import PurePosixPath
 from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from simflow_plugin.config.average_options import Average, ExponentialAverage
+from simflow_plugin.config.average_options import Average, ExponentialAverage, from_earlier_keys
 from simflow_plugin.local_paths import LocalPathOrName
 from simflow_plugin.losses.options import AdversarialOptions
 from simflow_plugin.options import MomentDecay, Options
@@ -191,6 +191,11 @@ class Training(Options):
         description="stop after this many steps in a row that are not finite, or whose gradients are all zero",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_earlier_keys(cls, value: Any) -> Any:
+        return from_earlier_keys(value)
+
 
 class Autoguidance(Options):
     """A weaker model in place of the unconditional half of guidance; written as `RUN[@step]`, or as a mapping."""
@@ -265,10 +270,27 @@ class Evaluation(Options):
         "by `simflow pretrain-encoder`; none",
     )
 
-    @field_validator("judge", mode="before")
+    judge_checkpoint: str | None = Field(
+        None, exclude=True, description="another way to write the judge's option `checkpoint`"
+    )
+
+    @model_validator(mode="before")
     @classmethod
-    def _none_is_null(cls, value: Any) -> Any:
-        return None if value == "none" else value
+    def _put_the_checkpoint_into_the_judge(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        values = {**values, "judge": None if values.get("judge") == "none" else values.get("judge")}
+        judge, checkpoint = values["judge"], values.pop("judge_checkpoint", None)
+        if checkpoint is None:
+            return values
+        if not isinstance(judge, (str, dict)):
+            raise ValueError(
+                "judge_checkpoint goes with a judge: set judge: encoder, or judge_checkpoint: null"
+            )
+        named = {"name": judge} if isinstance(judge, str) else judge
+        if named.get("checkpoint", checkpoint) != checkpoint:
+            raise ValueError("judge_checkpoint is another way to write judge.checkpoint: give one of them")
+        return {**values, "judge": {**named, "checkpoint": checkpoint}}
 
 
 def _folder_name(name: str) -> str:

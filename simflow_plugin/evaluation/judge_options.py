@@ -66,5 +66,6 @@ class EncoderJudgeFacts(JudgeFacts):
         if not Path(options.checkpoint).expanduser().is_file():
             raise ConfigError(
                 f"evaluation.judge.checkpoint: {options.checkpoint}: no such file. Make it with `simflow "
-                f"pretrain-encoder --data {data} --out {options.checkpoint}`, or set evaluation.judge: none."
+                f"pretrain-encoder --data {data} --out {options.checkpoint}`, or set evaluation.judge: none (and "
+                "judge_checkpoint: null)."
             )

@@ -80,6 +80,8 @@ class StudyRunner:
         if variant.name not in self.document["variants"]:
             measured = stages.measure_variant(run, self.settings, self.study.guidance)
             self.document["variants"][variant.name] = measured
+        # An earlier version measured without it.
+        self.document["variants"][variant.name].setdefault("batch_size", config.training.batch_size)
         self._write()
 
     def _train(self, config: RunConfig, run: RunDirectory) -> None:

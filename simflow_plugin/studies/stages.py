@@ -99,7 +99,7 @@ def study_config(name: str, settings: StudySettings, overrides: list[str]) -> Ru
         scaled["objective.adversarial.start_step"] = round(adversarial.start_step * settings.budget)
     encoder = json.dumps(str(settings.encoder))  # a JSON string is a YAML string, whatever is in it
     if config.evaluation.judge is not None and config.evaluation.judge.name == "encoder":
-        scaled["evaluation.judge.checkpoint"] = encoder
+        scaled["evaluation.judge_checkpoint"] = encoder
     if config.alignment is not None and config.alignment.encoder.name == "pretrained":
         scaled["alignment.encoder.checkpoint"] = encoder
     return load_config(name, [*overrides, *(f"{key}={value}" for key, value in scaled.items())])

@@ -118,8 +118,8 @@ def _rows(study: Study, document: dict[str, Any]) -> list[dict[str, str]]:
                 "model / VAE parameters": " / ".join(
                     f"{cost[f'{part}_parameters'] / 1e6:.2f} M" for part in ("model", "autoencoder")
                 ),
-                "MFLOPs/image: train": f"{cost['training_flops'] / 1e6:.0f}",
-                "sample": f"{cost['sampling_flops'] / 1e6:.0f}",
+                "MFLOPs/image: train": _number(cost.get("training_flops"), ".0f", 1e-6),
+                "sample": _number(cost.get("sampling_flops"), ".0f", 1e-6),
                 **_training(measured, cost, document["autoencoders"].get(variant.autoencoder)),
             }
             if study.published_as:
@@ -142,10 +142,12 @@ def _training(
 ) -> dict[str, str]:
     """Return steps, TFLOPs and seconds of a variant, those of the autoencoder it starts from named or included."""
     stages = [cost] if before is None else [cost, before]
-    flops = measured["batch_size"] * sum(stage["steps"] * stage["training_flops"] for stage in stages)
+    flops = None  # unknown for a study that an earlier version began, until it is run again
+    if "batch_size" in measured and all("training_flops" in stage for stage in stages):
+        flops = measured["batch_size"] * sum(stage["steps"] * stage["training_flops"] for stage in stages)
     return {
         "steps (+ VAE's before)": " + ".join(str(stage["steps"]) for stage in stages),
-        "TFLOPs of training, VAE's included": f"{flops / 1e12:.1f}",
+        "TFLOPs of training, VAE's included": _number(flops, ".1f", 1e-12),
         "train s (+ VAE's before)": " + ".join(f"{stage['train_seconds']:.0f}" for stage in stages),
     }
 
@@ -202,8 +204,8 @@ def _ranks(values: dict[str, Any]) -> dict[str, int]:
     return {name: place for place, name in enumerate(sorted(values, key=lambda n: values[n]), 1)}
 
 
-def _number(value: float | None, spec: str) -> str:
-    return "-" if value is None else format(value, spec)
+def _number(value: float | None, spec: str, scale: float = 1.0) -> str:
+    return "-" if value is None else format(scale * value, spec)
 
 
 def _with_interval(value: float | None, interval: list[float] | None) -> str:

@@ -44,6 +44,12 @@ def test_help_imports_no_numerical_package(arguments):
     assert len(modules) < 600
 
 
+def test_importing_the_package_leaves_torch_out():
+    code = "import sys, simflow_plugin, simflow_plugin.registry; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
 def test_an_option_of_a_section_is_explained_without_the_parts():
     assert not modules_after("config", "explain", "training.steps") & {*HEAVY, "torch", "numpy"}
 

@@ -16,6 +16,15 @@ def test_a_folder_is_a_folder_of_images(tmp_path):
     assert (part.name, part.options["root"]) == ("image_folder", str(tmp_path))
 
 
+@pytest.mark.parametrize(("prefers_names", "expected"), [(True, "digits"), (False, "image_folder")])
+def test_a_name_wins_over_a_folder_of_that_name_where_it_is_preferred(
+    tmp_path, monkeypatch, prefers_names, expected
+):
+    (tmp_path / "digits").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert resolve_data("digits", "DATA", prefers_names=prefers_names).name == expected
+
+
 def test_a_name_that_is_neither_folder_nor_data_set_is_refused():
     with pytest.raises(ConfigError, match="unknown name `nothing`"):
         resolve_data("nothing", "DATA")

@@ -405,6 +405,24 @@ def test_model_on_pretrained_latents_is_checked_before_they_are_read():
         load_config("studies/headline/sit_repa_e", ["alignment.layer=9"])
 
 
+def test_decay_of_the_average_under_its_earlier_name_is_read(write):
+    """Run directories of earlier versions hold it."""
+    config = load_config(write(MINIMAL), ["training.ema_decay=0.5"])
+    assert config.training.ema == load_config(write(MINIMAL), ["training.ema.decay=0.5"]).training.ema
+    assert "ema_decay" not in config.to_yaml()
+    with pytest.raises(ConfigError, match=r"ema_decay is the earlier name of ema\.decay: give one of them"):
+        load_config(write(MINIMAL), ["training.ema_decay=0.5", "training.ema.decay=0.5"])
+
+
+def test_judge_of_a_shipped_configuration_named_again_keeps_its_checkpoint():
+    assert load_config("fashion-mnist", ["evaluation.judge=encoder"]) == load_config("fashion-mnist")
+
+
+def test_judge_of_an_extended_file_is_removed_with_its_checkpoint(write):
+    child = "extends: fashion-mnist.yaml\nevaluation: {judge: none, judge_checkpoint: null}\n"
+    assert load_config(write(child)).evaluation.judge is None
+
+
 @pytest.mark.parametrize(
     ("wrong", "right"),
     [("quikstart", "quickstart"), ("image-folder", "image-folder-small"), ("repa_e", "repa_e")],

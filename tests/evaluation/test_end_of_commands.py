@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,32 @@ def test_reader_that_goes_away_ends_nothing(name: str, monkeypatch: pytest.Monke
             print("x" * 100_000, file=getattr(sys, name), flush=True)
     assert getattr(sys, name) is stream
     stream.close()
+
+
+PAGES = [
+    ["simflow_plugin", "--help"],
+    ["simflow_plugin", "train", "--help"],
+    ["simflow_plugin.train", "--help"],
+]
+
+
+@pytest.mark.parametrize("arguments", PAGES)
+def test_page_of_help_that_nobody_reads_ends_well(arguments: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe:
+        done = subprocess.run([sys.executable, "-m", *arguments], stdout=pipe, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("arguments", PAGES)
+def test_page_of_help_on_a_full_disk_is_status_3(arguments: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-m", *arguments], stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 3, done.stderr
+    assert b"the disk is full" in done.stderr
+    assert b"Traceback" not in done.stderr
 
 
 def test_other_errors_of_a_stream_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,27 +39,31 @@ def config_with(judge, **more):
     return tiny_config(values={**tiny_values(), "evaluation": {"judge": judge, "num_samples": 20, **more}})
 
 
-def test_file_of_a_judge_is_an_absolute_path():
-    config = config_with({"name": "encoder", "checkpoint": "judge.safetensors"})
-    assert config.evaluation.judge.options["checkpoint"] == str(Path("judge.safetensors").resolve())
+def test_file_of_a_judge_is_an_option_however_it_is_written():
+    beside = config_with("encoder", judge_checkpoint="judge.safetensors")
+    assert beside == config_with({"name": "encoder", "checkpoint": "judge.safetensors"})
+    assert beside.evaluation.judge.options["checkpoint"] == str(Path("judge.safetensors").resolve())
+    assert "judge_checkpoint" not in beside.to_yaml()
 
 
 def test_no_judge_is_written_as_none_or_null():
-    assert config_with("none") == config_with(None)
+    assert config_with("none") == config_with(None) == config_with("none", judge_checkpoint=None)
 
 
 @pytest.mark.parametrize(
-    ("judge", "message"),
+    ("judge", "checkpoint", "message"),
     [
-        ("encoder", r"evaluation\.judge\.checkpoint: required"),
-        ({"name": "digits", "checkpoint": "x"}, r"evaluation\.judge\.checkpoint: unknown key"),
-        ("digitz", r"evaluation\.judge: judges: unknown name `digitz`.*Did you mean `digits`"),
-        ({"name": "encoder", "checkpoint": "x", "nun_real": 3}, "Did you mean `num_real`"),
+        ("none", "x", "judge_checkpoint goes with a judge"),
+        ("encoder", None, r"evaluation\.judge\.checkpoint: required"),
+        ("digits", "x", r"evaluation\.judge\.checkpoint: unknown key"),
+        ("digitz", None, r"evaluation\.judge: judges: unknown name `digitz`.*Did you mean `digits`"),
+        ({"name": "encoder", "checkpoint": "x", "nun_real": 3}, None, "Did you mean `num_real`"),
+        ({"name": "encoder", "checkpoint": "x"}, "y", "give one of them"),
     ],
 )
-def test_mistake_in_a_judge_names_the_key(judge, message):
+def test_mistake_in_a_judge_names_the_key(judge, checkpoint, message):
     with pytest.raises(ConfigError, match=message):
-        config_with(judge)
+        config_with(judge, judge_checkpoint=checkpoint)
 
 
 def test_judge_of_another_package_judges_by_name(tmp_path, install):

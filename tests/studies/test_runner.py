@@ -54,7 +54,6 @@ class FakeStages:
             "metrics": {f"{w:g}": numbers for w in guidance},
             "intervals": {f"{w:g}": {} for w in guidance},
             "cost": {f"{w:g}": {**cost, "steps": 1, "train_seconds": 1.0} for w in guidance},
-            "batch_size": 8,
         }
 
     def autoencoder_cost(self, run, config):
@@ -86,6 +85,17 @@ def test_finished_study_is_not_run_again(fake, tmp_path):
     fake.forget()
     assert make_runner(tmp_path).run() == first
     assert fake.trained == fake.measured == fake.exported == []
+
+
+def test_size_of_a_batch_is_written_into_variants_that_were_measured_without_it(fake, tmp_path):
+    first = make_runner(tmp_path).run()
+    earlier = json.loads(json.dumps(first))
+    for variant in earlier["variants"].values():
+        del variant["batch_size"]
+    (tmp_path / "out" / "study.json").write_text(json.dumps(earlier))
+    fake.forget()
+    assert make_runner(tmp_path).run() == first
+    assert fake.measured == []
 
 
 def test_interrupted_study_continues_with_what_is_left(fake, tmp_path):

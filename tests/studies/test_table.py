@@ -80,6 +80,15 @@ def test_cost_of_training_includes_the_autoencoder_that_was_trained_before():
     assert cells_of(text, "end to end with noise")[13:16] == ["10", "0.6", "7"]
 
 
+def test_figure_that_an_earlier_version_left_out_is_a_dash():
+    content = document([6, 5, 4, 3, 2, 1])
+    with_noise, fixed = content["variants"]["end_to_end_noise"], content["variants"]["end_to_end_fixed"]
+    del with_noise["batch_size"], fixed["cost"]["0"]["training_flops"]
+    text = to_markdown(FIXED_VARIANCE, content)
+    assert cells_of(text, "end to end with noise")[11:16] == ["2", "3", "10", "-", "7"]
+    assert cells_of(text, "end to end, fixed variance (SimFlow)")[11:16] == ["-", "3", "10", "-", "7"]
+
+
 def test_missing_variants_are_named():
     text = to_markdown(FIXED_VARIANCE, document([6, 5]))
     assert "Not measured yet: frozen VAE, fixed variance, layer norm, frozen encoder with noise" in text
