@@ -168,6 +168,6 @@ def test_part_written_for_another_version_of_the_contracts_is_refused(install):
     )
     install("future-posterior", "future_posterior", source, "future", "PerToken", "posteriors")
     with pytest.raises(
-        ConfigError, match=r"future-posterior: it was written for version 2 .* this is version 1"
+        ConfigError, match=r"future-posterior .*: it was written for version 2 .* this is version 1"
     ):
         build_parts(tiny_config(values=values_with("future")), 10)
