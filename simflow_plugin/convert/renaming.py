@@ -26,6 +26,7 @@ WILD = {"i": r"\d+", "j": r"\d+", "w": "weight|bias"}
 
 
 def unchanged(tensor: Tensor) -> Tensor:
+    """Return the tensor as it is."""
     return tensor
 
 

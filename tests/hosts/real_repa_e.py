@@ -94,8 +94,11 @@ def make_weights(folder, name):
     channels = 64 if "f16d64" in name else 32 if "f16" in name else 4
     torch.manual_seed(0)
     torch.save(vae_models[name]().state_dict(), folder / "vae.pt")
-    ones = torch.ones(1, channels, 1, 1)
-    torch.save({"latents_scale": ones, "latents_bias": 0 * ones}, folder / "vae-latents-stats.pt")
+    statistics = {
+        "latents_scale": torch.ones(1, channels, 1, 1),
+        "latents_bias": torch.zeros(1, channels, 1, 1),
+    }
+    torch.save(statistics, folder / "vae-latents-stats.pt")
 
 
 def replace_the_heavy(folder, sit_width):
@@ -106,8 +109,11 @@ def replace_the_heavy(folder, sit_width):
     import utils
 
     loss.losses.PerceptualLoss = FlatPerception
-    encoders = [TinyEncoder()], ["dinov2"], ["vit"]
-    utils.load_encoders = lambda types, device, resolution=256: encoders
+    utils.load_encoders = lambda types, device, resolution=256: (
+        [TinyEncoder().to(device)],
+        ["dinov2"],
+        ["vit"],
+    )
     for part in (autoencoder.Encoder, autoencoder.Decoder):
         part.__init__.__kwdefaults__["ch"] = VAE_WIDTH
     if sit_width:  # the host's own model, small: the factories pass the published sizes
@@ -126,10 +132,14 @@ def replace_the_heavy(folder, sit_width):
     tracker = Tracker(folder / "log.jsonl")
     accelerate.Accelerator.init_trackers = lambda self, *args, **options: None
     accelerate.Accelerator.log = lambda self, values, step=None, **options: tracker.log(values, step)
-    randint = torch.randint
+    sample_count = torch.randint
 
-    def few(*args, **options):  # the loop draws 64 labels and noises to sample from
-        return randint(*args, **options | ({"size": (2,)} if options.get("size") == (64,) else {}))
+    def few(*args, size=None, **options):  # the loop draws 64 labels and noises to sample from
+        return (
+            sample_count(*args, size=(2,) if size == (64,) else size, **options)
+            if size
+            else sample_count(*args, **options)
+        )
 
     torch.randint = few
 
@@ -139,12 +149,15 @@ def without_cuda():
     import torch.distributed as dist
 
     torch.cuda.is_available = lambda: True
-    torch.cuda.device_count = dist.get_world_size = lambda: 1
+    torch.cuda.device_count = lambda: 1
+    torch.cuda.set_device = lambda device: None
+    torch.cuda.empty_cache = lambda: None
+    dist.init_process_group = lambda backend: None
     dist.get_rank = lambda: 0
-    torch.cuda.set_device = torch.cuda.empty_cache = lambda *args: None
-    dist.init_process_group = dist.broadcast = dist.barrier = dist.destroy_process_group = (
-        lambda *args, **options: None
-    )
+    dist.get_world_size = lambda: 1
+    dist.broadcast = lambda tensor, src: None
+    dist.barrier = lambda: None
+    dist.destroy_process_group = lambda: None
     load, tensor, randn, randint = torch.load, torch.tensor, torch.randn, torch.randint
 
     def on_cpu(function):
@@ -184,12 +197,16 @@ def main():
     parser.add_argument("--sit-width", type=int, default=0)
     parser.add_argument("--weights", default=None)
     parser.add_argument("--resume-from", default=None)
+    parser.add_argument("--compile-backend", default=None)  # inductor takes minutes on a CPU
     own, options = parser.parse_known_args(options)
     if not (folder / "images.h5").exists():
         make_data(folder)
     replace_the_heavy(folder, own.sit_width)
     if own.weights:
         make_weights(folder, own.weights)
+    if own.compile_backend:
+        compile_ = torch.compile
+        torch.compile = lambda model, backend, mode: compile_(model, backend=own.compile_backend)
     if own.resume_from:  # the host reads args.cont_dir, which no option of its own defines
         argparse.Namespace.cont_dir = own.resume_from
     torch.serialization.add_safe_globals([argparse.Namespace])
