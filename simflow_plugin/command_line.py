@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable
-from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -102,8 +101,6 @@ def type_name(kind: Any) -> str:
     """Return the word for a type: TEXT, INTEGER, NUMBER, PATH, the choices themselves, or nothing for a flag."""
     if get_origin(kind) is Literal:
         return "|".join(map(str, get_args(kind)))
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        return "|".join(str(choice.value) for choice in kind)
     return NAMES.get(kind, "VALUE")
 
 

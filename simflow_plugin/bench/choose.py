@@ -52,7 +52,7 @@ def make_setting(
         rounds=measuring.rounds,
         methods=tuple(map(_method, measuring.method or ())) or (*BenchSetting.methods, *eager),
         device=device,
-        autocast=None if measuring.dtype == "float32" else getattr(torch, measuring.dtype.value),
+        autocast=None if measuring.dtype == "float32" else getattr(torch, measuring.dtype),
         runs_naive=measuring.naive,
         log_scale_std=flow.log_scale_std,
         seed=measuring.seed,

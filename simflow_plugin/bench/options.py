@@ -3,18 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
-
-
-class ComputeType(str, Enum):
-    """Compute type of the bench; anything but float32 is autocast."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
 
 
 @dataclass(frozen=True)
@@ -55,7 +46,10 @@ class MeasuringOptions:
     ] = None
     rounds: Annotated[int, typer.Option(min=1, help="Runs of each; the median counts.")] = 3
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")] = None
-    dtype: Annotated[ComputeType, typer.Option(help="Compute type.")] = ComputeType.float32
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"],
+        typer.Option(help="Compute type; all but float32 by autocast."),
+    ] = "float32"
     seed: Annotated[int, typer.Option(help="Of weights and data.")] = 0
     cpu_time: Annotated[
         bool,

@@ -8,10 +8,8 @@ from typing import Annotated
 import typer
 
 from simflow_plugin.bench.options import FlowOptions, MeasuringOptions
-from simflow_plugin.option_groups import grouped
 
 
-@grouped
 def bench(
     compare_ml_starflow: Annotated[
         Path | None, typer.Option(help="A checkout of apple/ml-starflow, run on the same weights.")
